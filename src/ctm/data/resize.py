@@ -1,0 +1,46 @@
+"""One picture file to a square uint8 image, by a stated rule."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["fit", "is_colour", "normal_mode"]
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
+def is_colour(image: Image.Image) -> bool:
+    """Whether the file stores colour: anything but a grey mode (a palette counts as colour unless all its entries are grey)."""
+    if image.mode in _GREY_MODES:
+        return False
+    if image.mode == "P" and image.palette is not None:
+        used = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        return bool((used != used[:, :1]).any())
+    return True
+
+
+def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
+    """As L or RGB: 16-bit grey is divided by 257, alpha is laid over white, palettes and CMYK are expanded."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        scaled = values / 257 if image.mode.startswith("I") else values
+        image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB" if colour else "L")
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """size × size: halved with a box filter while the shorter side is at least 2·size, then resized bicubically so that the
+    shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM)."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,295 @@
+"""The models: TrajectoryModel, which jumps, and DiffusionModel, which only denoises. Both save as config.json and
+model.safetensors in the Hugging Face manner."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctm.noise import match_dims
+from ctm.parametrization import (
+    Inner,
+    Outer,
+    denoiser_multiple,
+    input_scaling,
+    jump_from_g,
+    outer_scaling,
+    output_scalings,
+)
+
+__all__ = ["DiffusionModel", "TrajectoryModel", "build_network", "load_model"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Self = TypeVar("Self", bound="_Model")
+
+
+def build_network(spec: Mapping[str, Any], **extra: Any) -> nn.Module:
+    """The network described by {"class_path": "package.Class", "init_args": {…}}, with `extra` arguments added.
+
+    Only subclasses of torch.nn.Module are called, so that a config.json cannot run anything else. Raises ValueError where
+    the class is missing, is no Module, or refuses its arguments.
+    """
+    path = spec.get("class_path") if isinstance(spec, Mapping) else None
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {spec!r}")
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        network_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network class {path} cannot be imported ({error}): check class_path") from error
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise ValueError(f"network class {path} is not a torch.nn.Module: class_path must name one")
+    try:
+        return network_class(**{**(spec.get("init_args") or {}), **extra})
+    except TypeError as error:
+        raise ValueError(f"network class {path} does not take these init_args: {error}") from error
+
+
+class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit"):
+    """What both models share: the network, its settings, the EDM denoiser interface, and files."""
+
+    def __init__(
+        self,
+        network: nn.Module | Mapping[str, Any],
+        *,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_min < sigma_max or sigma_data <= 0:
+            raise ValueError(
+                f"a model needs 0 < sigma_min < sigma_max and sigma_data > 0, got {sigma_min}, {sigma_max}, {sigma_data}"
+            )
+        self.shape = tuple(int(side) for side in shape)
+        self.num_classes = int(num_classes)
+        self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
+        if isinstance(network, nn.Module):
+            self.network = network
+            init_args = getattr(network, "init_args", None)
+            path = f"{type(network).__module__}.{type(network).__qualname__}"
+            self._network_spec = None if init_args is None else {"class_path": path, "init_args": init_args}
+        else:
+            self.network = build_network(network)
+            self._network_spec = {"class_path": network["class_path"], "init_args": dict(network.get("init_args") or {})}
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Calling a model means denoise."""
+        return self.denoise(x, t, labels)
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, t) = E[x_0 | x_t = x] as the model knows it; shapes as in `g`."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
+        return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
+
+    def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        """F, with the network in the precision of its weights and the scalings in that of x."""
+        scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
+        weights = next(self.network.parameters(), x)
+        level_dtype = torch.promote_types(weights.dtype, torch.float32)
+        levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
+        return self.network(scaled.to(weights.dtype), *levels, labels).to(x.dtype)
+
+    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
+        """The public boundary's checks on shapes and dtypes."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, got {x.dtype}: images are in [-1, 1]")
+        if t.shape != (len(x),):
+            raise ValueError(f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}")
+        if labels is not None:
+            if labels.shape != (len(x),) or labels.dtype != torch.int64:
+                raise ValueError(
+                    f"labels must be int64 of shape ({len(x)},), got {labels.dtype} of shape {tuple(labels.shape)}"
+                )
+            if len(labels) and int(labels.max()) >= max(self.num_classes, 1):
+                known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
+                raise ValueError(f"label {int(labels.max())} is not known to this model (classes: {known}); −1 is no label")
+
+    def _settings(self) -> dict[str, Any]:
+        """The constructor's arguments other than the network."""
+        names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
+        return {name: getattr(self, name) for name in names}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self._network_spec is None:
+            raise ValueError(
+                f"cannot save this model: its network is a {type(self.network).__name__} object, which config.json cannot "
+                "describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
+            )
+        config = {"model": type(self).__name__, "network": self._network_spec, **self._settings()}
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[Self],
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **model_kwargs: Any,
+    ) -> Self:
+        """Builds from config.json's settings and loads model.safetensors, never a pickle; eval mode."""
+        if Path(model_id).is_dir():
+            weights = Path(model_id) / WEIGHTS
+            if not weights.is_file() or "network" not in model_kwargs:
+                raise FileNotFoundError(f"{model_id} is no model directory: it needs {CONFIG} and {WEIGHTS}")
+        else:
+            options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download}
+            options |= {"local_files_only": local_files_only, "token": token}
+            weights = Path(hf_hub_download(model_id, WEIGHTS, **options))
+        model = cls(**model_kwargs)
+        model.load_state_dict(load_file(weights), strict=strict)
+        return model.to(map_location).eval()
+
+
+class DiffusionModel(_Model):
+    """An EDM denoiser: D(x, t) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, labels), EDM eq. 7. It has no `jump`.
+
+    Arguments as TrajectoryModel's. The network is called as network(x, t, None, labels).
+    """
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, t): x (B, *shape) at levels t (B,) > 0, labels int64 (B,) with −1 = unconditional, or None -> like x.
+
+        Raises ValueError for unfitting shapes, dtypes and labels."""
+        self._check(x, t, labels)
+        level = t.to(x.dtype)
+        c_skip, c_out = output_scalings("edm", level, self.sigma_data, self.sigma_min)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
+
+
+class TrajectoryModel(_Model):
+    """A consistency trajectory model (CTM, arXiv 2310.02279): jumps from any noise level to any lower one.
+
+    network: F(x, t, s, labels) -> like x, a module or {"class_path": …, "init_args": …}; it gets c_in·x and the levels
+    themselves. shape: of one sample. num_classes: 0 = unconditional. sigma_min, sigma_max: the ends of the trajectory.
+    sigma_data: the data's standard deviation that the scalings assume. inner: "edm", "cm" or "no" scaling of g. outer:
+    "euler" (the paper's), "variance" or "euler_variance_mixed" form of the jump.
+    Raises ValueError for levels out of order and for unknown inner and outer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Mapping[str, Any],
+        *,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        inner: Inner = "edm",
+        outer: Outer = "euler",
+    ) -> None:
+        super().__init__(
+            network,
+            shape=shape,
+            num_classes=num_classes,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_data=sigma_data,
+        )
+        one = torch.ones(1)
+        output_scalings(inner, one, self.sigma_data, self.sigma_min)
+        outer_scaling(outer, one, one, self.sigma_data, self.sigma_min)
+        self.inner, self.outer = inner, outer
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "inner": self.inner, "outer": self.outer}
+
+    def _g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
+        c_skip, c_out = output_scalings(self.inner, t, self.sigma_data, self.sigma_min)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, t, s, labels)
+
+    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network represents, in data space: g = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s, labels).
+
+        x (B, *shape) at levels t (B,); s (B,) the level aimed at; labels int64 (B,) with −1 = unconditional, or None.
+        Returns like x. Raises ValueError for unfitting shapes, dtypes and labels."""
+        self._check(x, t, labels)
+        return self._g(x, t.to(x.dtype), s.to(x.dtype), labels)
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (paper eq. 5); x where s = t.
+
+        Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
+        self._check(x, t, labels)
+        t, s = t.to(x.dtype), s.to(x.dtype)
+        lowest = torch.tensor(self.sigma_min, dtype=s.dtype, device=s.device)
+        if s.shape != t.shape or bool(((s > t) | (s < lowest)).any()):
+            raise ValueError(
+                f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {_brief(t)}, s = {_brief(s)}"
+            )
+        g = self._g(x, t, s, labels)
+        return jump_from_g(self.outer, x, g, match_dims(t, x), match_dims(s, x), self.sigma_data, self.sigma_min)
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, t): g(x, t, t), plus for the outers other than euler the multiple of x that makes ∂G/∂s at s = t equal
+        (x − D)/t. Shapes as in `g`."""
+        self._check(x, t, labels)
+        level = t.to(x.dtype)
+        multiple = match_dims(denoiser_multiple(self.outer, level, self.sigma_data, self.sigma_min), x)
+        return self._g(x, level, level, labels) + multiple * x
+
+
+def _brief(levels: Tensor) -> str:
+    """A few of the levels, for an error."""
+    shown = ", ".join(f"{value:g}" for value in levels.flatten()[:4].tolist())
+    return f"[{shown}{', …' if levels.numel() > 4 else ''}]"
+
+
+MODELS: dict[str, type[_Model]] = {"DiffusionModel": DiffusionModel, "TrajectoryModel": TrajectoryModel}
+
+
+def load_model(source: str | Path) -> DiffusionModel | TrajectoryModel:
+    """The model, of either kind, in a model directory, a run directory (its model/) or a hub repository; eval mode.
+
+    Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        found = next((d for d in (directory, directory / "model") if (d / CONFIG).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"no {CONFIG} in {source} nor in {directory / 'model'}. Give a model or run directory, or a hub id."
+            )
+        config_file, place = found / CONFIG, str(found)
+    else:
+        try:
+            config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
+        except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
+            raise FileNotFoundError(
+                f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
+                "Give a model or run directory, or a hub id."
+            ) from error
+    try:
+        kind = json.loads(config_file.read_text()).get("model", "TrajectoryModel")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{config_file} is not a model's configuration: {error}") from error
+    if kind not in MODELS:
+        raise ValueError(f"{config_file} names the model {kind!r}; this version reads {', '.join(MODELS)}")
+    try:
+        return MODELS[kind].from_pretrained(place)  # type: ignore[return-value]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{place}: the weights or settings do not fit the network: {error}") from error

@@ -1,0 +1,80 @@
+"""A residual perceptron for vectors and very small images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ctm.networks.base import LabelEmbedding, LevelEmbedding, Network, add_s
+
+__all__ = ["MLP"]
+
+
+class MLP(Network):
+    """F for data of any shape, flattened: `blocks` residual blocks of norm, (scale, shift) from t, s and label, two layers.
+
+    shape: of one sample, without batch. num_classes: 0 = no labels. width: of the hidden layers. embedding: size of the
+    level embeddings. s_embedding: whether there is an s branch (CTM) or none (a diffusion model). dropout: inside blocks.
+    With the s branch freshly made its affines are zero, so that F does not depend on s until it is trained: a student
+    copied from a teacher starts as its teacher.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        *,
+        width: int = 256,
+        blocks: int = 4,
+        embedding: int = 128,
+        s_embedding: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.t_embedding = LevelEmbedding(embedding, embedding)
+        self.s_embedding = LevelEmbedding(embedding, embedding) if s_embedding else None
+        self.label_embedding = LabelEmbedding(num_classes, embedding) if num_classes else None
+        self.first = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width, embedding, s_embedding, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.last
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """x (B, *shape), levels t and s (B,), labels int64 (B,) or None -> like x. s is ignored without an s branch."""
+        label_row = self.label_embedding(labels, len(x)) if self.label_embedding is not None else None
+        t_vector = self.t_embedding(t, label_row)
+        s_vector = self.s_embedding(s, label_row) if self.s_embedding is not None and s is not None else None
+        hidden = self.first(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, t_vector, s_vector)
+        return self.last(self.norm(hidden)).reshape(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, embedding: int, s_embedding: bool, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.t_affine = nn.Linear(embedding, 2 * width)
+        self.s_affine = nn.Linear(embedding, 2 * width) if s_embedding else None
+        self.rise = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.fall = nn.Linear(width, width)
+        nn.init.zeros_(self.fall.weight)
+        nn.init.zeros_(self.fall.bias)
+        if self.s_affine is not None:
+            nn.init.zeros_(self.s_affine.weight)
+            nn.init.zeros_(self.s_affine.bias)
+
+    def forward(self, hidden: Tensor, t_vector: Tensor, s_vector: Tensor | None) -> Tensor:
+        scale, shift = add_s(self.t_affine(t_vector), self.s_affine, s_vector).chunk(2, dim=1)
+        modulated = self.norm(hidden) * (1 + scale) + shift
+        return hidden + self.fall(self.dropout(nn.functional.silu(self.rise(modulated))))

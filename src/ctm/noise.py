@@ -1,0 +1,188 @@
+"""Noise levels: the Karras coordinate, grids on it, and the random draws of times used in training.
+
+The noise level *is* the time (x_t = x_0 + t·ε, EDM's convention). The Karras coordinate ξ in [0, 1] runs from sigma_max
+(ξ = 0) to sigma_min (ξ = 1). Everything here is a pure function of numbers, tensors and a generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Times",
+    "continuous_times",
+    "draw_solver_steps",
+    "edm_weight",
+    "grid_times",
+    "half_lognormal",
+    "karras_grid",
+    "karras_level",
+    "lognormal",
+    "match_dims",
+]
+
+
+def match_dims(t: Tensor, x: Tensor) -> Tensor:
+    """t (B,) as (B, 1, …, 1) in x's dtype, so that it multiplies x (B, …)."""
+    return t.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def karras_level(xi: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Noise level at the Karras coordinate xi: (M^(1/ρ) + ξ·(m^(1/ρ) − M^(1/ρ)))^ρ   (EDM, arXiv 2206.00364, eq. 5).
+
+    xi any shape, values in [0, 1]: 0 gives sigma_max = M, 1 gives sigma_min = m. Returns the shape and dtype of xi.
+    """
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (top + xi * (bottom - top)) ** rho
+
+
+def karras_grid(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (EDM eq. 5).
+
+    steps ≥ 1 is the number of intervals, rho ≥ 1 bends the grid towards small levels. Computed in float64 with both ends
+    exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, or
+    unless 0 < sigma_min < sigma_max.
+    """
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps}: a grid needs one interval or more")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
+    if rho < 1:
+        raise ValueError(f"rho must be at least 1, got {rho}: 7 is EDM's, 1 spaces the levels evenly")
+    levels = karras_level(torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64), sigma_min, sigma_max, rho)
+    levels[0], levels[-1] = sigma_max, sigma_min
+    return levels.to(dtype=dtype or torch.get_default_dtype(), device=device)
+
+
+def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """w(σ) = (σ² + σ_d²)/(σ·σ_d)², the denoising loss weight of EDM (table 1); same shape as sigma."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of one matching step. path (k + 1, B): the levels the solver visits, from t = path[0] to u = path[-1];
+    s (B,): where both jumps end, s ≤ u < t for each sample."""
+
+    path: Tensor
+    s: Tensor
+
+    @property
+    def t(self) -> Tensor:
+        return self.path[0]
+
+    @property
+    def u(self) -> Tensor:
+        return self.path[-1]
+
+    def rows(self, part: slice) -> Times:
+        """The times of a part of the batch."""
+        return Times(self.path[:, part], self.s[part])
+
+
+def draw_solver_steps(max_steps: int, power: float = 1.0, *, generator: torch.Generator | None = None) -> int:
+    """Number k of solver steps, one for the whole batch: P(k) ∝ k^power on 1 … max_steps (CTM code: 'weighted'; power 0
+    is its 'uniform')."""
+    device = generator.device if generator is not None else None
+    weights = torch.arange(1, max_steps + 1, dtype=torch.float64, device=device) ** power
+    return int(torch.multinomial(weights, 1, generator=generator)) + 1
+
+
+def grid_times(
+    n: int, grid: Tensor, solver_steps: int, *, s_from_u: bool = False, generator: torch.Generator | None = None
+) -> Times:
+    """Times on a grid (CTM code, cm/resample.py): index of t uniform on 0 … N−1−k, u = t's index + k, index of s uniform
+    on u … N−1, where N = len(grid) and k = solver_steps.
+
+    n samples; grid (N,) decreasing; s_from_u sets s = u (global matching). Returns Times in grid's dtype and device.
+    Raises ValueError unless 1 ≤ k ≤ N − 1.
+    """
+    last = len(grid) - 1
+    if not 1 <= solver_steps <= last:
+        raise ValueError(f"solver_steps must be in 1 … {last} on a grid of {len(grid)} levels, got {solver_steps}")
+    device = generator.device if generator is not None else grid.device
+    i = torch.randint(0, last - solver_steps + 1, (n,), generator=generator, device=device).to(grid.device)
+    fraction = torch.rand(n, generator=generator, dtype=torch.float64, device=device).to(grid.device)
+    u = i + solver_steps
+    s = u if s_from_u else u + (fraction * (last - u + 1)).long()
+    path = i + torch.arange(solver_steps + 1, device=grid.device)[:, None]
+    return Times(grid[path], grid[s])
+
+
+def continuous_times(
+    n: int,
+    solver_steps: int,
+    span: float,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    *,
+    s_from_u: bool = False,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> Times:
+    """Times with real-valued Karras coordinates (CTM code, continuous variant): ξ_t uniform on [0, 1 − span],
+    ξ_u = ξ_t + span, ξ_s uniform on [ξ_u, 1]; the solver walks t → u in solver_steps equal steps of the coordinate.
+
+    span in (0, 1] is one draw for the whole batch, U(0, M/N) in the official code. Returns Times of n samples on the
+    generator's device. Raises ValueError for span outside (0, 1].
+    """
+    if not 0 < span <= 1:
+        raise ValueError(f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks")
+    device = generator.device if generator is not None else None
+    draws = torch.rand(2, n, generator=generator, dtype=torch.float64, device=device)
+    start = draws[0] * (1 - span)
+    end = start + span
+    s = end if s_from_u else end + draws[1] * (1 - end)
+    walk = torch.linspace(0, 1, solver_steps + 1, dtype=torch.float64, device=device)[:, None]
+    levels = karras_level(torch.cat([start + walk * span, s[None]]).clamp(max=1), sigma_min, sigma_max, rho)
+    levels = levels.clamp(sigma_min, sigma_max).to(dtype or torch.get_default_dtype())
+    return Times(levels[:-1], levels[-1])
+
+
+def lognormal(
+    n: int,
+    *,
+    mean: float = -1.2,
+    std: float = 1.2,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """n noise levels with ln σ ~ N(mean, std²) (EDM's training levels). The bounds are not applied: EDM has none.
+
+    Returns (n,) on the generator's device."""
+    device = generator.device if generator is not None else None
+    return (mean + std * torch.randn(n, generator=generator, device=device)).exp()
+
+
+def half_lognormal(
+    n: int,
+    *,
+    mean: float = -1.2,
+    std: float = 1.2,
+    high: float = 0.7,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """n noise levels, the first n//2 log-normal(mean, std), the rest uniform in the Karras coordinate on [0, high]: the
+    high-noise part (CTM paper §2.2 of our summary; code: cm/karras_diffusion.py 'halflognormal', high = 0.7).
+
+    Returns (n,) on the generator's device."""
+    device = generator.device if generator is not None else None
+    z = torch.randn(n // 2, generator=generator, device=device)
+    xi = high * torch.rand(n - n // 2, generator=generator, device=device)
+    return torch.cat([(mean + std * z).exp(), karras_level(xi, sigma_min, sigma_max, rho)])

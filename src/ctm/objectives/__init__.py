@@ -1,0 +1,8 @@
+"""Training objectives: each a small frozen object, called on the networks and a batch."""
+
+from ctm.objectives.balance import balance
+from ctm.objectives.denoising import DenoisingScoreMatching
+from ctm.objectives.distances import PseudoHuber, Squared
+from ctm.objectives.matching import Matching
+
+__all__ = ["DenoisingScoreMatching", "Matching", "PseudoHuber", "Squared", "balance"]

@@ -1,0 +1,47 @@
+"""Denoising score matching (CTM §2.2): keeps g(x, t, t) the denoiser, and trains diffusion teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctm.noise import edm_weight, half_lognormal, match_dims
+
+__all__ = ["DenoisingDraw", "DenoisingScoreMatching"]
+
+
+@dataclass(frozen=True)
+class DenoisingDraw:
+    """The random numbers of one step: sigma (B,), noise (B, …) standard normal."""
+
+    sigma: Tensor
+    noise: Tensor
+
+    def rows(self, part: slice) -> DenoisingDraw:
+        return DenoisingDraw(self.sigma[part], self.noise[part])
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    """w(σ)·|x₀ − D(x₀ + σε, σ)|², w = (σ² + σ_d²)/(σ·σ_d)², averaged over coordinates: a loss per sample.
+
+    levels: how σ is drawn, (n, sigma_min=, sigma_max=, generator=) -> (n,): `ctm.noise.half_lognormal` (CTM students) or
+    `ctm.noise.lognormal` (EDM teachers).
+    """
+
+    levels: Callable[..., Tensor] = half_lognormal
+
+    def draw(self, model: torch.nn.Module, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
+        """The random numbers for a batch like `like` (B, …)."""
+        sigma = self.levels(len(like), sigma_min=model.sigma_min, sigma_max=model.sigma_max, generator=generator)
+        noise = torch.randn(like.shape, generator=generator, device=generator.device)
+        return DenoisingDraw(sigma.to(like), noise.to(like))
+
+    def __call__(self, model: torch.nn.Module, x0: Tensor, labels: Tensor | None, draw: DenoisingDraw) -> Tensor:
+        """x0 (B, …) in data space -> (B,)."""
+        x = x0 + match_dims(draw.sigma, x0) * draw.noise
+        error = x0 - model.denoise(x, draw.sigma, labels)
+        return edm_weight(draw.sigma, model.sigma_data) * error.square().flatten(1).mean(1)

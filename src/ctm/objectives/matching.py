@@ -1,0 +1,103 @@
+"""Consistency matching (CTM §2.1): a jump t → s must agree with the solver's walk t → u followed by the jump u → s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ctm.noise import Times, continuous_times, draw_solver_steps, grid_times, karras_grid, match_dims
+from ctm.objectives.distances import Squared
+from ctm.solvers import heun_step, walk
+
+__all__ = ["Matching", "MatchingDraw", "Networks"]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who takes part: the student (trained), the target (its EMA, frozen) and the teacher (anything with denoise)."""
+
+    student: Any
+    target: Any = None
+    teacher: Any = None
+
+
+@dataclass(frozen=True)
+class MatchingDraw:
+    """The random numbers of one step: times of B samples and noise (B, …), standard normal."""
+
+    times: Times
+    noise: Tensor
+
+    def rows(self, part: slice) -> MatchingDraw:
+        return MatchingDraw(self.times.rows(part), self.noise[part])
+
+
+@dataclass(frozen=True)
+class Matching:
+    """d(estimate, target), compared in data space after one more jump by the EMA target network (paper eq. 10–12):
+
+        x_t = x₀ + t·ε;   estimate = G_ema(G_student(x_t, t, s), s, σ_min), gradient through the outer network's input
+        x_u = Solver(x_t, t → u);   target = stopgrad G_ema(G_student(x_u, u, s), s, σ_min)
+
+    kind: "soft" draws the number k of solver steps, "local" takes one, "global" lets the solver walk all the way, u = s.
+    grid_points: N levels of the Karras grid. max_solver_steps: largest k (N − 1 where None). solver_steps_power:
+    P(k) ∝ k^power; 0 is uniform. continuous: times at real-valued Karras coordinates. distance: (a, b) -> (B,).
+    Raises ValueError for settings out of range.
+    """
+
+    kind: Literal["soft", "local", "global"] = "soft"
+    grid_points: int = 18
+    max_solver_steps: int | None = None
+    solver_steps_power: float = 1.0
+    rho: float = 7.0
+    continuous: bool = False
+    distance: Callable[[Tensor, Tensor], Tensor] = field(default_factory=Squared)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("soft", "local", "global"):
+            raise ValueError(f"kind must be soft, local or global, got {self.kind!r}")
+        if self.grid_points < 2:
+            raise ValueError(f"grid_points must be at least 2, got {self.grid_points}")
+        if self.max_solver_steps is not None and not 1 <= self.max_solver_steps < self.grid_points:
+            raise ValueError(
+                f"max_solver_steps must be in 1 … grid_points − 1 = {self.grid_points - 1}, got {self.max_solver_steps}"
+            )
+
+    @property
+    def largest(self) -> int:
+        """The largest number of solver steps a draw can give."""
+        if self.kind == "local":
+            return 1
+        return self.grid_points - 1 if self.max_solver_steps is None else self.max_solver_steps
+
+    def draw(self, model: torch.nn.Module, like: Tensor, generator: torch.Generator) -> MatchingDraw:
+        """The random numbers for a batch like `like` (B, …); one k for the whole batch."""
+        n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
+        s_from_u = self.kind == "global"
+        if self.continuous:
+            span = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).item()
+            span = max(span, 1e-3) * self.largest / self.grid_points
+            steps = max(1, round(span * self.grid_points))
+            times = continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
+        else:
+            grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype, device=like.device)
+            steps = draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
+            times = grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
+        noise = torch.randn(like.shape, generator=generator, device=generator.device)
+        return MatchingDraw(Times(times.path.to(like), times.s.to(like)), noise.to(like))
+
+    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
+        """x0 (B, …) in data space -> (B,)."""
+        student, outer = networks.student, networks.target
+        times = draw.times
+        x_t = x0 + match_dims(times.t, x0) * draw.noise
+        end = torch.full_like(times.s, student.sigma_min)
+        with torch.no_grad():
+            x_u = walk(lambda x, t: networks.teacher.denoise(x, t, labels), x_t, times.path, heun_step)
+            target = outer.jump(student.jump(x_u, times.u, times.s, labels), times.s, end, labels)
+        estimate = outer.jump(student.jump(x_t, times.t, times.s, labels), times.s, end, labels)
+        return self.distance(estimate, target)

@@ -1,0 +1,26 @@
+"""Samplers: each is f(model, x, grid, *, labels=None, noise=None, callback=None, …) -> x, and `generate` around them.
+
+x is *at* level grid[0] (draw grid[0]·ε), the result at grid[-1]. A final 0 in the grid is allowed for the samplers that
+use only `denoise`.
+"""
+
+from ctm.sampling.common import Cancelled, Step
+from ctm.sampling.generation import class_labels, generate, starting_noise, stream
+from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
+from ctm.sampling.ode import dpmpp_2m, euler, heun
+
+__all__ = [
+    "Cancelled",
+    "Step",
+    "class_labels",
+    "consistency",
+    "dpmpp_2m",
+    "euler",
+    "gamma",
+    "gamma_plan",
+    "generate",
+    "heun",
+    "starting_noise",
+    "stream",
+    "two_level",
+]

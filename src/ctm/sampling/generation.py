@@ -1,0 +1,150 @@
+"""From seeds to samples: every random number of image i comes from (seed, i) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.noise import karras_grid
+from ctm.sampling.jumps import gamma as gamma_sampler
+
+__all__ = ["ImageNoise", "class_labels", "generate", "starting_noise", "stream"]
+
+_NOISE, _LABEL = 0, 1
+
+
+def _generator(seed: int, image: int, purpose: int) -> torch.Generator:
+    """The CPU generator of image `image` under `seed`, for one purpose."""
+    state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+class ImageNoise:
+    """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
+    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument."""
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._generators = [_generator(seed, index, _NOISE) for index in indices]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        rows = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(like)
+
+
+def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int = 0) -> Tensor:
+    """The first draw, ε with x_T = sigma_max·ε, of the images `indices`: float32 (len(indices), *shape) on the CPU."""
+    return ImageNoise(seed, indices)(torch.empty(len(indices), *shape))
+
+
+def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed: int = 0) -> Tensor | None:
+    """The label of each of num images: the given ones, or one class for all, or where None and the model is conditional
+    a class drawn for each image from (seed, i); None for an unconditional model.
+
+    Returns int64 (num,) or None. Raises ValueError for a label the model does not know or another number of labels."""
+    classes = int(getattr(model, "num_classes", 0) or 0)
+    if labels is None:
+        if classes == 0:
+            return None
+        drawn = [torch.randint(classes, (), generator=_generator(seed, i, _LABEL)).item() for i in range(num)]
+        return torch.tensor(drawn, dtype=torch.int64)
+    chosen = torch.as_tensor(labels)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise ValueError(f"labels must be whole numbers (int64), got {chosen.dtype}")
+    chosen = chosen.to(device="cpu", dtype=torch.int64)
+    chosen = chosen.expand(num) if chosen.dim() == 0 else chosen
+    if chosen.shape != (num,):
+        raise ValueError(f"labels must be one int or {num} of them, one for each image, got shape {tuple(chosen.shape)}")
+    if num and (int(chosen.max()) >= classes or int(chosen.min()) < -1):
+        bad = int(chosen.max()) if int(chosen.max()) >= classes else int(chosen.min())
+        known = f"0 … {classes - 1}, or −1 for none" if classes else "none, the model is unconditional"
+        raise ValueError(f"label {bad} is not known to this model (classes: {known})")
+    return chosen
+
+
+def stream(
+    model: Any,
+    num: int,
+    *,
+    steps: int = 1,
+    gamma: float = 0.0,
+    labels: int | Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    grid: Tensor | None = None,
+    sampler: Callable[..., Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """What `generate` returns, in batches (float32, CPU) in the order of the images. Arguments as there; they are checked
+    when `stream` is called, before the first batch is asked for.
+
+    sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid.
+    """
+    if num < 1 or batch_size < 1:
+        raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
+    chosen = class_labels(model, num, labels, seed)
+    sigma_min, sigma_max = (getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)))
+    levels = karras_grid(steps, sigma_min, sigma_max, dtype=torch.float32) if grid is None else grid
+    if sampler is None:
+        if not hasattr(model, "jump"):
+            raise ValueError(
+                f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
+            )
+        if not 0 <= gamma <= 1:
+            raise ValueError(
+                f"gamma must be in [0, 1], got {gamma}: 0 jumps deterministically, 1 is consistency-model multistep"
+            )
+    place = torch.device(device) if device is not None else _device_of(model)
+    if isinstance(model, torch.nn.Module) and device is not None:
+        model = model.to(place)
+
+    def batches() -> Iterator[Tensor]:
+        for first in range(0, num, batch_size):
+            indices = range(first, min(first + batch_size, num))
+            noise = ImageNoise(seed, indices)
+            rows = None if chosen is None else chosen[first : first + batch_size].to(place)
+            with torch.no_grad():
+                x = levels[0].float().to(place) * noise(torch.empty(len(indices), *model.shape, device=place))
+                if sampler is None:
+                    x = gamma_sampler(model, x, levels, gamma=gamma, labels=rows, noise=noise)
+                else:
+                    x = sampler(model, x, levels, labels=rows, noise=noise)
+            yield x.float().cpu()
+
+    return batches()
+
+
+def generate(
+    model: Any,
+    num: int,
+    *,
+    steps: int = 1,
+    gamma: float = 0.0,
+    labels: int | Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    grid: Tensor | None = None,
+    sampler: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
+
+    labels: None, an int, or int64 (num,) with −1 = unconditional; None on a conditional model draws a class for each image.
+    seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
+    that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
+    device: where to compute, None for where the model is. grid: levels instead of karras_grid(steps) between the model's
+    sigma_max and sigma_min. sampler: see `stream`. Raises ValueError for arguments out of range.
+    """
+    options = {"steps": steps, "gamma": gamma, "labels": labels, "seed": seed, "batch_size": batch_size}
+    return torch.cat(list(stream(model, num, device=device, grid=grid, sampler=sampler, **options)))
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where the model's tensors are; the CPU for a model without any."""
+    if isinstance(model, torch.nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,141 @@
+"""Samplers made of jumps. Each is a plan, a generator of (t, stop, fresh): jump from t to stop, then add noise of standard
+deviation fresh; one loop drives them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise
+
+__all__ = ["Plan", "consistency", "consistency_plan", "gamma", "gamma_plan", "two_level", "two_level_plan"]
+
+Plan = Iterator[tuple[float, float, float]]
+Form = Literal["paper", "code"]
+
+
+def _paper_stop(level: float, share: float, lowest: float) -> float:
+    """max(√(1−γ²)·t₊, t_N)."""
+    return max(share * level, lowest)
+
+
+def _code_stop(level: float, share: float, lowest: float) -> float:
+    """√(1−γ²)·(t₊ − t_N) + t_N   (sony/ctm, cm/sample_util.py: sample_gamma_multistep, with t_N = 0.002)."""
+    return share * (level - lowest) + lowest
+
+
+_STOPS: dict[str, Callable[[float, float, float], float]] = {"paper": _paper_stop, "code": _code_stop}
+
+
+def gamma_plan(grid: Iterable[float], gamma: float, form: Form = "paper") -> Plan:
+    """The jumps of γ-sampling on the levels of `grid`. Raises ValueError for gamma outside [0, 1] or an unknown form."""
+    if not 0 <= gamma <= 1:
+        raise ValueError(
+            f"gamma must be in [0, 1], got {gamma}: 0 jumps deterministically, 1 is consistency-model multistep"
+        )
+    if form not in _STOPS:
+        raise ValueError(f"form must be one of {', '.join(_STOPS)}, got {form!r}")
+    levels = [float(level) for level in grid]
+    share, lowest = math.sqrt(1 - gamma**2), levels[-1]
+
+    def jumps() -> Plan:
+        for t, level in zip(levels[:-2], levels[1:-1], strict=True):
+            stop = level if gamma == 0 else _STOPS[form](level, share, lowest)
+            yield t, stop, math.sqrt(max(level**2 - stop**2, 0.0))
+        yield levels[-2], lowest, 0.0
+
+    return jumps()
+
+
+def consistency_plan(grid: Iterable[float]) -> Plan:
+    """Jump to the last level each time, add noise up to the next: consistency models' multistep (arXiv 2303.01469, alg. 1)."""
+    return gamma_plan(grid, 1.0)
+
+
+def two_level_plan(grid: Iterable[float]) -> Plan:
+    """grid (t0, s, s', t_end): jump t0 → s, add noise up to s' ≥ s, jump to t_end. Raises ValueError for other grids."""
+    levels = [float(level) for level in grid]
+    if len(levels) != 4 or not levels[0] > levels[1] or not levels[0] >= levels[2] >= levels[1] >= levels[3] > 0:
+        raise ValueError(f"two_level needs four levels t0 > s ≤ s' with t0 ≥ s' and s ≥ t_end > 0, got {levels}")
+    t0, s, up, end = levels
+    return iter([(t0, s, math.sqrt(up**2 - s**2)), (up, end, 0.0)])
+
+
+@torch.no_grad()
+def follow(
+    plan: Plan,
+    model: Any,
+    x: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Drive a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump."""
+    draw = fresh_noise(noise)
+    for index, (t, stop, fresh) in enumerate(plan):
+        t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))
+        x = model.jump(x, t_now, s_now, labels)
+        if fresh > 0:
+            x = x + fresh * draw(x)
+        if callback is not None:
+            callback(Step(index, t_now[0], s_now[0], x, denoised=None))
+    return x
+
+
+def gamma(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    gamma: float = 0.0,
+    form: Form = "paper",
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """γ-sampling (CTM, arXiv 2310.02279, alg. 3): jump below each grid point, add noise up to it. N calls of the model.
+
+        t' = max(√(1−γ²)·t₊, t_N);   x ← G(x, t, t');   x ← x + √(t₊² − t'²)·ε;   none after the last jump, to t_N
+
+    x (B, *shape) at noise level grid[0]; grid (N + 1,) decreasing levels, e.g. karras_grid(N); gamma: 0 jumps
+    deterministically, 1 is consistency-model multistep; form: "paper" as above, "code" the official repository's
+    t' = √(1−γ²)·(t₊ − t_N) + t_N; labels int64 (B,) or None; noise(x) -> standard normal like x (torch.randn_like where
+    None), called for each jump that adds noise; callback(Step) after each.
+    Returns x at grid[-1], like x. Raises ValueError for gamma outside [0, 1], an unknown form or an unfitting grid.
+    """
+    levels = check_start(x, grid, zero_end=False)
+    return follow(gamma_plan(levels.tolist(), gamma, form), model, x, labels=labels, noise=noise, callback=callback)
+
+
+def consistency(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Consistency-model multistep: jump to grid[-1], add noise up to the next level, again. Arguments as in `gamma`."""
+    levels = check_start(x, grid, zero_end=False)
+    return follow(consistency_plan(levels.tolist()), model, x, labels=labels, noise=noise, callback=callback)
+
+
+def two_level(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """grid (t0, s, s', t_end): jump t0 → s, add noise up to s' ≥ s, jump to t_end (sony/ctm: sample_gamma). Two calls.
+
+    Other arguments as in `gamma`. Raises ValueError for a grid that is not of that form."""
+    return follow(two_level_plan(grid.tolist()), model, x, labels=labels, noise=noise, callback=callback)

@@ -1,0 +1,71 @@
+"""Steps of the probability-flow ODE  dx/dt = (x − D(x, t))/t  (EDM eq. 1 in the variance-exploding convention).
+
+A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t; `denoise` is D(x, t) -> like x. Levels may differ between
+samples. s = 0 is allowed: there a step is one Euler step, x ← D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ctm.noise import match_dims
+
+__all__ = ["Denoise", "dpmpp_2m_step", "euler_step", "heun_step", "walk"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def toward(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler's step with the denoised image known: (s/t)·x + (1 − s/t)·D, exact when D is constant (= DDIM)."""
+    ratio = match_dims(s / t, x)
+    return ratio * x + (1 - ratio) * denoised
+
+
+def euler_step(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler's method, order 1, one evaluation."""
+    return toward(x, denoise(x, t), t, s)
+
+
+def heun_step(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, denoised: Tensor | None = None) -> Tensor:
+    """Heun's method, order 2, two evaluations (EDM algorithm 1); one Euler step where s = 0, with one evaluation if s is
+    0 for all. `denoised` is D(x, t) where the caller has it."""
+    first = denoise(x, t) if denoised is None else denoised
+    guess = toward(x, first, t, s)
+    ends = s == 0
+    if bool(ends.all()):
+        return guess
+    safe = torch.where(ends, t, s)
+    slope = (x - first) / match_dims(t, x)
+    slope_end = (guess - denoise(guess, safe)) / match_dims(safe, x)
+    corrected = x + match_dims(s - t, x) * (slope + slope_end) / 2
+    return torch.where(match_dims(ends, x).bool(), guess, corrected)
+
+
+def dpmpp_2m_step(
+    x: Tensor, t: Tensor, s: Tensor, denoised: Tensor, previous: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """DPM-Solver++ (2M), order 2 with one evaluation a step (arXiv 2211.01095, algorithm 2), in this convention:
+
+        λ = −ln t,  h = λ_s − λ_t,  r = h_previous/h
+        D' = (1 + 1/(2r))·D − 1/(2r)·D_previous;   x ← (s/t)·x + (1 − s/t)·D'
+
+    denoised: D(x, t). previous: (t, D) of the step before, None in the first step (then it is Euler's). The step to s = 0
+    is Euler's.
+    """
+    if previous is None or bool((s == 0).all()):
+        return toward(x, denoised, t, s)
+    t_previous, denoised_previous = previous
+    half_inverse = match_dims((t / s).log() / (t_previous / t).log() / 2, x)
+    return toward(x, (1 + half_inverse) * denoised - half_inverse * denoised_previous, t, s)
+
+
+def walk(
+    denoise: Denoise, x: Tensor, path: Tensor, step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
+) -> Tensor:
+    """Take x along the levels path (k + 1, B) in k steps."""
+    for t, s in zip(path[:-1], path[1:], strict=True):
+        x = step(denoise, x, t, s)
+    return x
