@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctm.networks.base import Network
 from ctm.noise import match_dims
 from ctm.parametrization import (
     Inner,
@@ -25,14 +27,14 @@ from ctm.parametrization import (
     output_scalings,
 )
 
-__all__ = ["DiffusionModel", "TrajectoryModel", "build_network", "load_model"]
+__all__ = ["DiffusionModel", "TrajectoryModel", "build", "describe", "load_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Self = TypeVar("Self", bound="_Model")
 
 
-def build_network(spec: Mapping[str, Any], **extra: Any) -> nn.Module:
-    """The network described by {"class_path": "package.Class", "init_args": {…}}, with `extra` arguments added.
+def build(spec: Mapping[str, Any]) -> nn.Module:
+    """The module described by {"class_path": "package.Class", "init_args": {…}}.
 
     Only subclasses of torch.nn.Module are called, so that a config.json cannot run anything else. Raises ValueError where
     the class is missing, is no Module, or refuses its arguments.
@@ -42,15 +44,29 @@ def build_network(spec: Mapping[str, Any], **extra: Any) -> nn.Module:
         raise ValueError(f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {spec!r}")
     module_name, _, class_name = path.rpartition(".")
     try:
-        network_class = getattr(importlib.import_module(module_name), class_name)
+        built_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"network class {path} cannot be imported ({error}): check class_path") from error
-    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ValueError(f"network class {path} is not a torch.nn.Module: class_path must name one")
+        raise ValueError(f"class {path} cannot be imported ({error}): check class_path") from error
+    if not (isinstance(built_class, type) and issubclass(built_class, nn.Module)):
+        raise ValueError(f"class {path} is not a torch.nn.Module: class_path must name one")
+    arguments = dict(spec.get("init_args") or {})
     try:
-        return network_class(**{**(spec.get("init_args") or {}), **extra})
+        module = built_class(**arguments)
     except TypeError as error:
-        raise ValueError(f"network class {path} does not take these init_args: {error}") from error
+        raise ValueError(f"class {path} does not take these init_args: {error}") from error
+    module.__dict__["description"] = {"class_path": path, "init_args": arguments}
+    return module
+
+
+def describe(network: nn.Module) -> dict[str, Any] | None:
+    """class_path and init_args of a network made by `build` or one of ctm.networks; None for any other."""
+    described = network.__dict__.get("description")
+    if described is not None or not isinstance(network, Network):
+        return described
+    module, name = type(network).__module__, type(network).__qualname__
+    package = module.rpartition(".")[0]
+    public = getattr(sys.modules.get(package), name, None) is type(network)
+    return {"class_path": f"{package if public else module}.{name}", "init_args": network.init_args}
 
 
 class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit"):
@@ -74,14 +90,7 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         self.shape = tuple(int(side) for side in shape)
         self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
-        if isinstance(network, nn.Module):
-            self.network = network
-            init_args = getattr(network, "init_args", None)
-            path = f"{type(network).__module__}.{type(network).__qualname__}"
-            self._network_spec = None if init_args is None else {"class_path": path, "init_args": init_args}
-        else:
-            self.network = build_network(network)
-            self._network_spec = {"class_path": network["class_path"], "init_args": dict(network.get("init_args") or {})}
+        self.network = network if isinstance(network, nn.Module) else build(network)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Calling a model means denoise."""
@@ -126,12 +135,13 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         return {name: getattr(self, name) for name in names}
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self._network_spec is None:
+        described = describe(self.network)
+        if described is None:
             raise ValueError(
                 f"cannot save this model: its network is a {type(self.network).__name__} object, which config.json cannot "
                 "describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
             )
-        config = {"model": type(self).__name__, "network": self._network_spec, **self._settings()}
+        config = {"model": type(self).__name__, "network": described, **self._settings()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
@@ -237,7 +247,7 @@ class TrajectoryModel(_Model):
         self._check(x, t, labels)
         t, s = t.to(x.dtype), s.to(x.dtype)
         lowest = torch.tensor(self.sigma_min, dtype=s.dtype, device=s.device)
-        if s.shape != t.shape or bool(((s > t) | (s < lowest)).any()):
+        if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
             raise ValueError(
                 f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {_brief(t)}, s = {_brief(s)}"
             )
@@ -292,4 +302,5 @@ def load_model(source: str | Path) -> DiffusionModel | TrajectoryModel:
     try:
         return MODELS[kind].from_pretrained(place)  # type: ignore[return-value]
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{place}: the weights or settings do not fit the network: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error

@@ -148,7 +148,7 @@ def continuous_times(
     walk = torch.linspace(0, 1, solver_steps + 1, dtype=torch.float64, device=device)[:, None]
     levels = karras_level(torch.cat([start + walk * span, s[None]]).clamp(max=1), sigma_min, sigma_max, rho)
     levels = levels.clamp(sigma_min, sigma_max).to(dtype or torch.get_default_dtype())
-    return Times(levels[:-1], levels[-1])
+    return Times(levels[:-1], torch.minimum(levels[-1], levels[-2]))  # rounding must not lift s above u
 
 
 def lognormal(

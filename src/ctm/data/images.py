@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Images", "epoch_order", "to_model_range", "to_uint8"]
+__all__ = ["Images", "epoch_order", "to_model_range"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Images:
 def to_model_range(pixels: Tensor) -> Tensor:
     """uint8 (B, H, W, C) -> float32 (B, C, H, W): v/127.5 − 1."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """float (B, C, H, W) -> uint8 (B, H, W, C): (x + 1)·127.5, rounded and clamped to 0 … 255."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def epoch_order(length: int, start: int, count: int, seed: int) -> np.ndarray:

@@ -104,17 +104,15 @@ _NAMED = {"digits": _digits, "mnist5k": _mnist5k, "fashion-mnist": _fashion_mnis
 def _npz(path: Path) -> Images:
     try:
         with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files if name in ("images", "labels", "arr_0", "arr_1")}
             names = stored.files
-            image_key = next((key for key in ("images", "arr_0") if key in names), None)
-            label_key = next((key for key in ("labels", "arr_1") if key in names), None)
-            if image_key is None:
-                raise ValueError(f"{path} holds the arrays {', '.join(names)}: the images must be called images or arr_0")
-            pixels = stored[image_key]
-            labels = stored[label_key] if label_key is not None else None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {path}") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    pixels, labels = arrays.get("images", arrays.get("arr_0")), arrays.get("labels", arrays.get("arr_1"))
+    if pixels is None:
+        raise ValueError(f"{path} holds the arrays {', '.join(names)}: the images must be called images or arr_0")
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or len(pixels) == 0:
         raise ValueError(

@@ -1,8 +1,9 @@
 """Training objectives: each a small frozen object, called on the networks and a batch."""
 
 from ctm.objectives.balance import balance
+from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
-from ctm.objectives.distances import PseudoHuber, Squared
+from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.matching import Matching
 
-__all__ = ["DenoisingScoreMatching", "Matching", "PseudoHuber", "Squared", "balance"]
+__all__ = ["DenoisingScoreMatching", "Distance", "Matching", "Networks", "Objective", "PseudoHuber", "Squared", "balance"]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.noise import edm_weight, half_lognormal, match_dims
+from ctm.objectives.base import Draw, Networks, Objective
 
 __all__ = ["DenoisingDraw", "DenoisingScoreMatching"]
 
 
 @dataclass(frozen=True)
-class DenoisingDraw:
+class DenoisingDraw(Draw):
     """The random numbers of one step: sigma (B,), noise (B, …) standard normal."""
 
     sigma: Tensor
@@ -25,7 +27,7 @@ class DenoisingDraw:
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
+class DenoisingScoreMatching(Objective):
     """w(σ)·|x₀ − D(x₀ + σε, σ)|², w = (σ² + σ_d²)/(σ·σ_d)², averaged over coordinates: a loss per sample.
 
     levels: how σ is drawn, (n, sigma_min=, sigma_max=, generator=) -> (n,): `ctm.noise.half_lognormal` (CTM students) or
@@ -34,14 +36,15 @@ class DenoisingScoreMatching:
 
     levels: Callable[..., Tensor] = half_lognormal
 
-    def draw(self, model: torch.nn.Module, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
+    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
         """The random numbers for a batch like `like` (B, …)."""
         sigma = self.levels(len(like), sigma_min=model.sigma_min, sigma_max=model.sigma_max, generator=generator)
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
         return DenoisingDraw(sigma.to(like), noise.to(like))
 
-    def __call__(self, model: torch.nn.Module, x0: Tensor, labels: Tensor | None, draw: DenoisingDraw) -> Tensor:
+    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: DenoisingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
+        model = networks.student
         x = x0 + match_dims(draw.sigma, x0) * draw.noise
         error = x0 - model.denoise(x, draw.sigma, labels)
         return edm_weight(draw.sigma, model.sigma_data) * error.square().flatten(1).mean(1)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["PseudoHuber", "Squared"]
+__all__ = ["Distance", "PseudoHuber", "Squared"]
+
+
+class Distance(ABC):
+    """d(a, b) of two batches (B, …), one number for each sample (B,)."""
+
+    @abstractmethod
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Squared:
+class Squared(Distance):
     """Mean over coordinates of (a − b)²: L2 in data space."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
@@ -19,11 +27,11 @@ class Squared:
 
 
 @dataclass(frozen=True)
-class PseudoHuber:
-    """√(‖a − b‖² + κ²) − κ with κ = c·√D for D coordinates (arXiv 2310.14189, eq. 7), divided by √D.
+class PseudoHuber(Distance):
+    """√(r² + c²) − c, r the root mean square of a − b over coordinates: the pseudo-Huber distance of arXiv 2310.14189
+    (eq. 7), ‖·‖ and its constant divided by √D for D coordinates.
 
-    c: where the distance turns from quadratic to linear, in units of the root mean square difference; 0.03 in that paper,
-    whose κ is 0.00054·√D for images in [-1, 1] at CIFAR-10's size… the fraction is the user's to choose.
+    c > 0: where the distance turns from quadratic to linear, in the data's units. That paper's 0.00054·√D is c = 0.00054.
     """
 
     c: float = 0.03

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ctm.noise import Times, continuous_times, draw_solver_steps, grid_times, karras_grid, match_dims
-from ctm.objectives.distances import Squared
+from ctm.objectives.base import Draw, Networks, Objective
+from ctm.objectives.distances import Distance, Squared
 from ctm.solvers import heun_step, walk
 
-__all__ = ["Matching", "MatchingDraw", "Networks"]
+__all__ = ["Matching", "MatchingDraw"]
 
 
 @dataclass(frozen=True)
-class Networks:
-    """Who takes part: the student (trained), the target (its EMA, frozen) and the teacher (anything with denoise)."""
-
-    student: Any
-    target: Any = None
-    teacher: Any = None
-
-
-@dataclass(frozen=True)
-class MatchingDraw:
+class MatchingDraw(Draw):
     """The random numbers of one step: times of B samples and noise (B, …), standard normal."""
 
     times: Times
@@ -37,7 +28,7 @@ class MatchingDraw:
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Objective):
     """d(estimate, target), compared in data space after one more jump by the EMA target network (paper eq. 10–12):
 
         x_t = x₀ + t·ε;   estimate = G_ema(G_student(x_t, t, s), s, σ_min), gradient through the outer network's input
@@ -49,13 +40,16 @@ class Matching:
     Raises ValueError for settings out of range.
     """
 
+    needs_target: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
+
     kind: Literal["soft", "local", "global"] = "soft"
     grid_points: int = 18
     max_solver_steps: int | None = None
     solver_steps_power: float = 1.0
     rho: float = 7.0
     continuous: bool = False
-    distance: Callable[[Tensor, Tensor], Tensor] = field(default_factory=Squared)
+    distance: Distance = field(default_factory=Squared)
 
     def __post_init__(self) -> None:
         if self.kind not in ("soft", "local", "global"):
@@ -74,7 +68,7 @@ class Matching:
             return 1
         return self.grid_points - 1 if self.max_solver_steps is None else self.max_solver_steps
 
-    def draw(self, model: torch.nn.Module, like: Tensor, generator: torch.Generator) -> MatchingDraw:
+    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> MatchingDraw:
         """The random numbers for a batch like `like` (B, …); one k for the whole batch."""
         n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
         s_from_u = self.kind == "global"
@@ -101,3 +95,7 @@ class Matching:
             target = outer.jump(student.jump(x_u, times.u, times.s, labels), times.s, end, labels)
         estimate = outer.jump(student.jump(x_t, times.t, times.s, labels), times.s, end, labels)
         return self.distance(estimate, target)
+
+    def teacher_evaluations(self, draw: MatchingDraw) -> int:
+        """Two for each Heun step."""
+        return 2 * (len(draw.times.path) - 1)

@@ -1,0 +1,54 @@
+# The README's commands. Each makes the virtual environment and installs what it needs, then does its job.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-all lint format check clean
+
+help:
+	@echo "make demo      train a teacher and a CTM on real digits, compare them, write runs/demo/report.html"
+	@echo "make test      the tests (under eight minutes on two cores)"
+	@echo "make test-all  the tests and the slow ones"
+	@echo "make lint      ruff, format check, mypy"
+	@echo "make format    bring the sources into form"
+	@echo "make check     what CI runs: lint and test"
+
+$(BIN)/activate:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.core: pyproject.toml $(BIN)/activate
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(BIN)/activate
+	$(BIN)/pip install --quiet -e ".[test,datasets,mnist5k]"
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.lint: pyproject.toml $(BIN)/activate
+	$(BIN)/pip install --quiet -e ".[lint]"
+	@touch $@ $(VENV)/.core
+
+demo: $(VENV)/.core
+	$(BIN)/ctm demo
+
+# One thread for each of the two workers: more threads than cores slow the networks down many times.
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

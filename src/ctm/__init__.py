@@ -1,0 +1,22 @@
+"""Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
+
+from ctm import objectives, sampling, teachers
+from ctm.model import DiffusionModel, TrajectoryModel, load_model
+from ctm.noise import karras_grid
+from ctm.sampling import Cancelled, generate
+from ctm.teachers import load_teacher
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Cancelled",
+    "DiffusionModel",
+    "TrajectoryModel",
+    "generate",
+    "karras_grid",
+    "load_model",
+    "load_teacher",
+    "objectives",
+    "sampling",
+    "teachers",
+]

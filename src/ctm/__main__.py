@@ -1,0 +1,7 @@
+"""`python -m ctm` is the command `ctm`."""
+
+import sys
+
+from ctm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `ctm`, one file each: `parser()` and `run(settings)`."""

@@ -1,0 +1,24 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+__all__ = ["Parser"]
+
+
+class Parser(ArgumentParser):
+    """A parser whose mistakes are one sentence on stderr and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+        print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def command_parser(name: str, description: str, example: str, **options: Any) -> Parser:
+    """The parser of one command, its example shown under --help."""
+    return Parser(prog=f"ctm {name}", description=description, epilog=f"Example: {example}", **options)

@@ -1,0 +1,74 @@
+"""Train a diffusion teacher or a CTM by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from rich.console import Console
+
+from ctm.commands.common import Parser, command_parser
+from ctm.training import Recipe, train
+from ctm.training.recipe import NetworkDescription
+
+__all__ = ["parse_recipe", "parser", "run"]
+
+_OWN = ("config", "out")
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class _RecipeFile(ActionConfigFile):
+    """--config: a path, or the name of a recipe that ships with the package."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> Any:
+        shipped = _RECIPES / str(values)
+        found = str(shipped) if not Path(str(values)).exists() and shipped.is_file() else values
+        return super().__call__(parser, cfg, found, option_string)
+
+
+def parser() -> Parser:
+    result = command_parser(
+        "train",
+        "Train by a recipe: a diffusion teacher, or a CTM that learns from one. The same command goes on where it stopped.",
+        "ctm train --config recipes/digits-ctm.yaml --teacher runs/digits-teacher --data.name my-pictures --data.size 32",
+    )
+    result.add_argument("--config", action=_RecipeFile, help="recipe file (YAML), or the name of a shipped one")
+    result.add_argument("--out", type=str, default=None, help="run directory (default: runs/NAME of the recipe)")
+    result.add_class_arguments(Recipe, nested_key=None, as_group=False)
+    return result
+
+
+def _settings_text(arguments: ArgumentParser, settings: Namespace) -> str:
+    """The recipe alone as YAML: what config.yaml keeps."""
+    kept = settings.clone()
+    for name in (*_OWN, "__default_config__"):
+        kept.pop(name, None)
+    return arguments.dump(kept, skip_unset=False, skip_validation=True)
+
+
+def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
+    """A recipe and its text from the arguments of `ctm train`."""
+    own = parser()
+    settings = own.parse_args(arguments)
+    return _instantiate(own, settings), _settings_text(own, settings)
+
+
+def _instantiate(own: Parser, settings: Namespace) -> Recipe:
+    built = own.instantiate(settings)
+    values: dict[str, Any] = {key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")}
+    values["network"] = NetworkDescription(**settings.network.as_dict())
+    return Recipe(**values)
+
+
+def run(settings: Namespace) -> None:
+    """Train, then say where the model and the newest picture are."""
+    own = parser()
+    recipe = _instantiate(own, settings)
+    configs = settings.get("config") or []
+    name = Path(str(configs[-1])).stem if configs else "run"
+    out = Path(settings.out or f"runs/{name}")
+    directory = train(recipe, out, _settings_text(own, settings), title=out.name)
+    pictures = sorted(directory.samples.glob("*.png"))
+    shown = f", newest samples: {pictures[-1]}" if pictures else ""
+    Console().print(f"trained {recipe.steps} steps; model: {directory.model}{shown}", highlight=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""What every objective is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draw", "Networks", "Objective"]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who takes part: the student (trained), the target (its EMA, frozen) and the teacher (anything with denoise)."""
+
+    student: Any
+    target: Any = None
+    teacher: Any = None
+
+
+class Draw(ABC):
+    """The random numbers of one objective in one step, for a whole batch over all processes."""
+
+    @abstractmethod
+    def rows(self, part: slice) -> Draw:
+        """Those of a part of the batch."""
+
+
+class Objective(ABC):
+    """A loss for each sample. Randomness and computation are apart: `draw` makes the random numbers of a global batch, from
+    which each process takes its rows, and the call is a deterministic function of them."""
+
+    needs_target: bool = False
+    needs_teacher: bool = False
+
+    @abstractmethod
+    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:
+        """The random numbers for a batch like `like` (B, …); model gives sigma_min and sigma_max."""
+
+    @abstractmethod
+    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: Any) -> Tensor:
+        """x0 (B, …) in data space, labels int64 (B,) or None, draw from `draw` -> losses (B,)."""
+
+    def teacher_evaluations(self, draw: Any) -> int:
+        """How often the teacher was evaluated on each sample."""
+        return 0

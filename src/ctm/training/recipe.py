@@ -1,0 +1,139 @@
+"""A recipe: everything that decides what a training run computes, as typed settings read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ctm.model import DiffusionModel, TrajectoryModel, build
+from ctm.objectives import Objective
+from ctm.parametrization import Inner, Outer
+
+__all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
+
+NetworkBuilder = Callable[[Sequence[int], int], torch.nn.Module]
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """What to train on.
+
+    Args:
+        name: digits, mnist5k, fashion-mnist, the path of an image folder, .npz or .parquet file, or a hub id.
+        size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
+        channels: 1 (grey) or 3 (colour) converts; unset: as the images are.
+        split: train or test, where the set has both.
+        batch_size: images in a step, over all processes together.
+    """
+
+    name: str
+    size: int | None = None
+    channels: int | None = None
+    split: str = "train"
+    batch_size: int = 128
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The model around the network.
+
+    Args:
+        kind: trajectory (a CTM) or diffusion (a teacher, which cannot jump).
+        sigma_min: lowest noise level.
+        sigma_max: highest noise level.
+        sigma_data: standard deviation of the data that the scalings assume.
+        inner: scaling of g in a CTM.
+        outer: form of the jump in a CTM.
+    """
+
+    kind: Literal["trajectory", "diffusion"] = "trajectory"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    inner: Inner = "edm"
+    outer: Outer = "euler"
+
+    def build(self, network: NetworkBuilder, shape: Sequence[int], num_classes: int) -> TrajectoryModel | DiffusionModel:
+        """The model around a network made for this data."""
+        settings = asdict(self)
+        about = {"shape": shape, "num_classes": num_classes}
+        if settings.pop("kind") == "trajectory":
+            return TrajectoryModel(network(shape, num_classes), **about, **settings)
+        levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
+        return DiffusionModel(network(shape, num_classes), **about, **levels)
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """A network by class_path and init_args; called with the data's shape and number of classes, it makes one that a
+    model's config.json can describe."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+    def __call__(self, shape: Sequence[int], num_classes: int) -> torch.nn.Module:
+        arguments = {"shape": list(shape), "num_classes": num_classes, **self.init_args}
+        return build({"class_path": self.class_path, "init_args": arguments})
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A training run.
+
+    Args:
+        data: what to train on.
+        network: class_path and init_args of the network; shape and num_classes are filled in from the data.
+        model: the model around the network.
+        objectives: the losses; the first is the reference to which the others are balanced.
+        optimizer: class_path and init_args of a torch.optim optimiser.
+        teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
+        steps: optimiser steps of the whole run.
+        target_ema: decay of the target network, the EMA that matching compares with.
+        ema: decay of the published weights; it is lowered to (1 + n)/(10 + n) in the first steps n.
+        label_dropout: share of labels replaced by −1 (unconditional).
+        warmup_steps: the learning rate rises linearly over these first steps.
+        decay_fraction: share of the steps, at the end, over which the learning rate falls linearly to 0.
+        seed: of every random number in the run.
+        log_every: steps between lines of metrics.jsonl.
+        sample_every: steps between sample grids.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    data: DataSettings
+    network: NetworkBuilder
+    objectives: list[Objective]
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    model: ModelSettings = field(default_factory=ModelSettings)
+    teacher: str | None = None
+    steps: int = 10_000
+    target_ema: float = 0.999
+    ema: float = 0.999
+    label_dropout: float = 0.1
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    seed: int = 0
+    log_every: int = 50
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("log_every", 1), ("sample_every", 1), ("checkpoint_every", 1), ("warmup_steps", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("target_ema", "ema", "label_dropout", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.data.batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {self.data.batch_size}")
+        if not self.objectives:
+            raise ValueError("a recipe needs at least one objective")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The multiple of the optimiser's learning rate in step `step` (from 0)."""
+        rise = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
+        tail = self.decay_fraction * self.steps
+        fall = (self.steps - step) / tail if tail > 0 else 1.0
+        return min(rise, fall, 1.0)

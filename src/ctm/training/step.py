@@ -1,0 +1,93 @@
+"""One training step: draw, losses, balance, backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctm.objectives import Networks, Objective, balance
+
+__all__ = ["Batch", "LossModule", "backward", "draw_batch", "step_generator"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective."""
+
+    x0: Tensor
+    labels: Tensor | None
+    draws: list[Any]
+
+
+class LossModule(nn.Module):
+    """The student and the objectives as one module, so that a data-parallel wrapper sees each step as one forward call.
+
+    `outputs` holds what the student's last layer returned with gradient in the last forward."""
+
+    def __init__(self, student: Any, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.student = student
+        self.objectives = list(objectives)
+        self.outputs: list[Tensor] = []
+        self.last_layer.register_forward_hook(self._keep)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The network's own word for it, else the last module that holds a weight."""
+        network = self.student.network
+        named = getattr(network, "last_layer", None)
+        if isinstance(named, nn.Module):
+            return named
+        return [m for m in network.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)][-1]
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            self.outputs.append(output)
+
+    def forward(self, batch: Batch, target: Any, teacher: Any) -> list[Tensor]:
+        """The mean of each objective over the batch."""
+        self.outputs.clear()
+        networks = Networks(self.student, target, teacher)
+        pairs = zip(self.objectives, batch.draws, strict=True)
+        return [objective(networks, batch.x0, batch.labels, draw).mean() for objective, draw in pairs]
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of all random numbers of one step, from (seed, step) alone: a resumed run needs no generator's state,
+    and processes that draw the whole batch and take their rows agree with one process that takes all."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state) >> 1)
+
+
+def draw_batch(
+    objectives: Sequence[Objective],
+    model: Any,
+    x0: Tensor,
+    labels: Tensor | None,
+    *,
+    total: int,
+    part: slice,
+    label_dropout: float,
+    generator: torch.Generator,
+) -> Batch:
+    """The batch of one process: x0 and labels are its rows, `part` of the `total` that all processes have together."""
+    like = x0.new_empty(total, *x0.shape[1:])
+    if labels is not None and label_dropout > 0:
+        dropped = torch.rand(total, generator=generator, device=generator.device)[part] < label_dropout
+        labels = labels.masked_fill(dropped.to(labels.device), -1)
+    draws = [objective.draw(model, like, generator).rows(part) for objective in objectives]
+    return Batch(x0, labels, draws)
+
+
+def backward(
+    module: LossModule, losses: list[Tensor], reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient
+) -> list[Tensor]:
+    """Gradients of the balanced sum of losses, added to the student's parameters. Returns the weights of the losses."""
+    weights, gradients = balance(losses, module.outputs, module.last_layer.weight, reduce=reduce)
+    torch.autograd.backward(module.outputs, gradients)
+    return weights

@@ -1,0 +1,210 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctm import DiffusionModel, generate
+from ctm.cli import main
+from ctm.commands.sample import parse_labels
+from ctm.networks import MLP
+from ctm.pictures import to_uint8
+
+from ..conftest import random_weights
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `ctm …` in this process."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def sentence(capsys, *arguments) -> str:
+    """The one sentence of a user's mistake."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    return err
+
+
+@pytest.fixture
+def model(small_ctm, tmp_path) -> Path:
+    small_ctm.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["sample"]])
+def test_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert "usage: ctm" in out
+    assert not command or "Example: ctm" in out
+
+
+def test_sample_to_a_directory(capsys, model, small_ctm, tmp_path):
+    out = tmp_path / "pictures"
+    code, printed, _ = run(
+        capsys, "sample", model, "--num", 5, "--steps", 2, "--gamma", 0.3, "--labels", "3,3,7", "--seed", 4, "--out", out
+    )
+    assert code == 0
+    assert "5 samples" in printed
+    assert sorted(p.name for p in out.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "sample.json"]
+    about = json.loads((out / "sample.json").read_text())
+    assert about["labels"] == [3, 3, 7, 3, 3]
+    assert (about["steps"], about["gamma"], about["seed"], about["sampler"]) == (2, 0.3, 4, "gamma")
+    expected = to_uint8(generate(small_ctm, 5, steps=2, gamma=0.3, seed=4, labels=torch.tensor([3, 3, 7, 3, 3])))
+    seen = np.stack([np.asarray(Image.open(out / f"{i:06d}.png")) for i in range(5)])
+    assert np.abs(seen.astype(int) - expected[..., 0].numpy().astype(int)).max() <= 1
+
+
+def test_sample_to_npz_and_to_one_picture(capsys, model, tmp_path):
+    assert run(capsys, "sample", model, "--num", 7, "--labels", "0-9", "--batch_size", 3, "--out", tmp_path / "s.npz")[0] == 0
+    with np.load(tmp_path / "s.npz") as stored:
+        assert stored["arr_0"].shape == (7, 8, 8, 1)
+        assert stored["arr_0"].dtype == np.uint8
+        assert stored["arr_1"].tolist() == list(range(7))
+    assert run(capsys, "sample", model, "--labels", "0-9", "--out", tmp_path / "grid.png")[0] == 0
+    assert Image.open(tmp_path / "grid.png").width > 400
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_other_samplers_through_denoise(capsys, model, tmp_path, sampler):
+    assert run(capsys, "sample", model, "--sampler", sampler, "--steps", 4, "--num", 3, "--out", tmp_path / "x.npz")[0] == 0
+    with np.load(tmp_path / "x.npz") as stored:
+        assert stored["arr_0"].shape == (3, 8, 8, 1)
+
+
+def test_a_diffusion_model_is_sampled_with_heun(capsys, tmp_path):
+    network = random_weights(MLP((1, 8, 8), width=16, blocks=1, embedding=8, s_embedding=False))
+    DiffusionModel(network, shape=(1, 8, 8)).save_pretrained(tmp_path / "run" / "model")
+    assert run(capsys, "sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "out")[0] == 0
+    assert json.loads((tmp_path / "out" / "sample.json").read_text())["sampler"] == "heun"
+    err = sentence(capsys, "sample", tmp_path / "run", "--sampler", "gamma")
+    assert "is a diffusion model and cannot jump: use --sampler heun" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gamma", "1.2"], "ctm: gamma must be in [0, 1], got 1.2: 0 jumps deterministically"),
+        (["--labels", "12"], "label 12 is not known to this model (classes: 0 … 9"),
+        (["--labels", "a"], "--labels takes classes such as 0-9 or 3,3,7, got 'a'"),
+        (["--steps", "0.5"], "steps"),
+        (["--num", "0"], "num and batch_size must be at least 1"),
+        (["--form", "other"], "form must be one of paper, code"),
+        (["--sampler", "magic"], "--sampler must be one of gamma, euler, heun, dpmpp_2m"),
+        (["--unheard-of", "1"], "unheard-of"),
+    ],
+)
+def test_sample_mistakes_are_one_sentence(capsys, model, tmp_path, arguments, message):
+    assert message in sentence(capsys, "sample", model, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_the_contracts_sentence(capsys, tmp_path):
+    (tmp_path / "a").mkdir()
+    err = sentence(capsys, "sample", tmp_path / "a")
+    where = tmp_path / "a"
+    assert err.strip() == f"ctm: no config.json in {where} nor in {where}/model. Give a model or run directory, or a hub id."
+
+
+def test_labels_are_parsed():
+    assert parse_labels("0-3") == [0, 1, 2, 3]
+    assert parse_labels("3,3,7") == [3, 3, 7]
+    assert parse_labels("9,0-1") == [9, 0, 1]
+    for wrong in ("", "3-1", "1;2", "-1"):
+        with pytest.raises(ValueError, match="--labels takes classes"):
+            parse_labels(wrong)
+
+
+NETWORK = '{"width": 16, "blocks": 1, "embedding": 8, "s_embedding": false}'
+SMALL = ["--network.init_args", NETWORK, "--steps", "3", "--data.batch_size", "8"]
+
+
+def test_train_on_ones_own_folder_and_sample(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.jpg")
+    data = ["--data.name", tmp_path / "mine", "--data.size", 8]
+    out = tmp_path / "run"
+    code, printed, _ = run(capsys, "train", "--config", RECIPES / "digits-teacher.yaml", *data, *SMALL, "--out", out)
+    assert code == 0
+    assert str(out / "model") in printed
+    student = ["--network.init_args", '{"width": 16, "blocks": 1, "embedding": 8}', *SMALL[2:], "--teacher", out]
+    made = run(capsys, "train", "--config", RECIPES / "digits-ctm.yaml", *data, *student, "--out", tmp_path / "ctm")
+    assert made[0] == 0
+    assert run(capsys, "sample", tmp_path / "ctm", "--labels", "0,1", "--out", tmp_path / "x.npz")[0] == 0
+    with np.load(tmp_path / "x.npz") as stored:
+        assert stored["arr_0"].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.name", "EMPTY"], "holds no pictures"),
+        (["--data.name", "BAD"], "bad.png cannot be read as a picture"),
+        (["--data.name", "nothing-of-that-name"], "nothing-of-that-name"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--steps", "many"], "steps"),
+        (["--objectives", "[{class_path: ctm.objectives.Matching, init_args: {kind: hard}}]"], "kind"),
+        (["--network.class_path", "ctm.networks.Nothing"], "ctm.networks.Nothing"),
+        (["--network.class_path", "pathlib.Path"], "pathlib.Path"),
+        (["--teacher", "EMPTY"], "no config.json in"),
+    ],
+)
+def test_train_mistakes_are_one_sentence(capsys, tmp_path, arguments, message):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "BAD").mkdir()
+    (tmp_path / "BAD" / "bad.png").write_bytes(b"not a picture")
+    given = [str(tmp_path / a) if a in ("EMPTY", "BAD") else a for a in arguments]
+    err = sentence(capsys, "train", "--config", RECIPES / "digits-teacher.yaml", *SMALL, *given, "--out", tmp_path / "run")
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_config_and_shipped_recipe_by_name(capsys):
+    code, out, _ = run(capsys, "train", "--config", "digits-ctm.yaml", "--print_config")
+    assert code == 0
+    assert "grid_points: 10" in out
+
+
+def test_a_recipe_that_is_not_there(capsys):
+    assert "absent.yaml" in sentence(capsys, "train", "--config", "absent.yaml")
+
+
+def test_the_installed_command_and_its_exit_codes(tmp_path):
+    """The real process: exit 2 without a traceback, and with one under --debug."""
+    command = [sys.executable, "-m", "ctm"]
+    mistake = subprocess.run([*command, "sample", str(tmp_path)], capture_output=True, text=True)
+    assert (mistake.returncode, "Traceback" in mistake.stderr) == (2, False)
+    shown = subprocess.run([*command, "--debug", "sample", str(tmp_path)], capture_output=True, text=True)
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+    assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("ctm-torch ")
+
+
+def test_our_own_fault_exits_with_one(capsys, model, monkeypatch):
+    from ctm.commands import sample
+
+    def broken(source):
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(sample, "load_model", broken)
+    code, _, err = run(capsys, "sample", model)
+    assert code == 1
+    assert "ZeroDivisionError: inside" in err
+    assert "Traceback" not in err

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from ctm.noise import karras_grid
+from ctm.sampling import dpmpp_2m, euler, heun
+from ctm.teachers import GaussianMixture
+
+from ..conftest import mixture
+
+ALL = [euler, heun, dpmpp_2m]
+
+
+def test_eighteen_levels_and_zero_make_35_evaluations():
+    calls = []
+
+    def denoiser(x, t, labels=None):
+        calls.append(t[0].item())
+        return x / (1 + t[:, None] ** 2)
+
+    grid = torch.cat([karras_grid(17), torch.zeros(1)])
+    heun(denoiser, torch.randn(3, 2), grid)
+    assert len(calls) == 35
+    assert min(calls) > 0
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_a_bare_callable_and_labels(sampler):
+    teacher, grid = mixture(2), karras_grid(6, dtype=torch.float64)
+    x, labels = 80 * torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    by_model = sampler(teacher, x, grid, labels=labels)
+    by_call = sampler(lambda x, t, labels=None: teacher.denoise(x, t, labels), x, grid, labels=labels)
+    assert torch.equal(by_model, by_call)
+    assert not torch.allclose(by_model, sampler(teacher, x, grid))
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_callback_sees_the_denoised_image(sampler):
+    teacher, grid, seen = mixture(2), karras_grid(3, dtype=torch.float64), []
+    x = 80 * torch.randn(4, 2, dtype=torch.float64)
+    result = sampler(teacher, x, grid, callback=seen.append)
+    assert [step.index for step in seen] == [0, 1, 2]
+    torch.testing.assert_close(seen[0].denoised, teacher.denoise(x, grid[:1].expand(4)))
+    assert torch.equal(seen[-1].x, result)
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_a_final_zero_gives_the_denoised_image(sampler):
+    teacher = mixture(2)
+    x = 80 * torch.randn(4, 2, dtype=torch.float64)
+    grid = karras_grid(5, dtype=torch.float64)
+    to_end = sampler(teacher, x, grid)
+    to_zero = sampler(teacher, x, torch.cat([grid, torch.zeros(1, dtype=torch.float64)]))
+    torch.testing.assert_close(to_zero, teacher.denoise(to_end, grid[-1:].expand(4)))
+
+
+def test_churn_keeps_the_distribution_and_raises_the_level():
+    """One Gaussian: with churn the variance at the end is still c² + σ_min², up to Heun's error."""
+    c, n = 0.5, 100_000
+    teacher = GaussianMixture(torch.zeros(1, 1).double(), c, torch.ones(1))
+    x = math.sqrt(80**2 + c**2) * torch.randn(n, 1, dtype=torch.float64)
+    levels = []
+    result = heun(teacher, x, karras_grid(256, dtype=torch.float64), churn=40, callback=lambda step: levels.append(step.t))
+    assert result.var().item() == pytest.approx(c**2 + 0.002**2, rel=0.03)
+    draws = []
+    grid = karras_grid(4, dtype=torch.float64)
+    heun(teacher, x, grid, churn=2, churn_min=0.1, churn_max=50, noise=lambda x: draws.append(1) or torch.randn_like(x))
+    assert len(draws) == int(((grid[:-1] >= 0.1) & (grid[:-1] <= 50)).sum())
+
+
+def test_churn_noise_is_the_formulas():
+    """t̂ = t + min(churn/N, √2 − 1)·t; the noise added is √(t̂² − t²)·ε."""
+    seen = []
+
+    def denoiser(x, t, labels=None):
+        seen.append((x.clone(), t[0].item()))
+        return torch.zeros_like(x)
+
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    x, grid = torch.randn(3, 2, dtype=torch.float64), torch.tensor([2.0, 1.0], dtype=torch.float64)
+    heun(denoiser, x, grid, churn=100, churn_noise=1.1, noise=lambda like: noise)
+    raised = 2 * math.sqrt(2)
+    assert seen[0][1] == pytest.approx(raised)
+    torch.testing.assert_close(seen[0][0], x + 1.1 * math.sqrt(raised**2 - 4) * noise)
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_float32_in_float32_out(sampler):
+    assert sampler(mixture(2), 80 * torch.randn(4, 2), karras_grid(4)).dtype == torch.float32
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ValueError, match="a model has denoise"):
+        euler(3, torch.zeros(1, 2), karras_grid(2))

@@ -1,0 +1,241 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ctm import load_model
+from ctm.commands.train import parse_recipe
+from ctm.data import Images
+from ctm.training import DataSettings, Recipe, train
+from ctm.training.ema import frozen_copy, move_average, warmed_decay
+from ctm.training.step import step_generator
+from ctm.training.trainer import TrainingDiverged
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = ["--network.init_args", '{"width": 24, "blocks": 1, "embedding": 16}', "--data.batch_size", "16"]
+
+
+def recipe(name: str, *extra: str):
+    return parse_recipe(["--config", str(RECIPES / name), *extra])
+
+
+def teacher_recipe(*extra: str):
+    network = '{"width": 24, "blocks": 1, "embedding": 16, "s_embedding": false}'
+    return recipe("digits-teacher.yaml", "--network.init_args", network, "--data.batch_size", "16", *extra)
+
+
+@pytest.fixture
+def teacher(tmp_path) -> Path:
+    out = tmp_path / "teacher"
+    train(*[teacher_recipe("--steps", "5")[0], out, teacher_recipe("--steps", "5")[1]])
+    return out
+
+
+def student_arguments(teacher: Path, *extra: str) -> list[str]:
+    return ["--config", str(RECIPES / "digits-ctm.yaml"), *SMALL, "--teacher", str(teacher), *extra]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_directory_holds_what_the_contract_says(teacher, tmp_path):
+    out = tmp_path / "student"
+    train(*_with_out(parse_recipe(student_arguments(teacher, "--steps", "6", "--log_every", "2", "--sample_every", "3")), out))
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events")) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+        "samples",
+    ]
+    assert list(out.glob("events.out.tfevents.*"))
+    assert [p.name for p in sorted((out / "samples").iterdir())] == ["000003.png", "000006.png"]
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["00000006"]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    expected = {"loss/Matching", "loss/DenoisingScoreMatching", "weight/DenoisingScoreMatching", "images_per_second"}
+    assert expected | {"seconds", "teacher_evaluations_per_image", "learning_rate"} <= rows[0].keys()
+    model = load_model(out)
+    assert model.num_classes == 10
+    assert not list(out.rglob("*.pkl"))
+
+
+def _with_out(pair, out):
+    return pair[0], out, pair[1]
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(teacher, tmp_path, monkeypatch):
+    arguments = student_arguments(teacher, "--steps", "12", "--checkpoint_every", "4", "--log_every", "2")
+    train(*_with_out(parse_recipe(arguments), tmp_path / "whole"))
+
+    from ctm.training import trainer
+
+    original, count = trainer._step, []
+
+    def interrupted(run, step):
+        count.append(step)
+        if len(count) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(*_with_out(parse_recipe(arguments), tmp_path / "parts"))
+    assert max(int(p.name) for p in (tmp_path / "parts" / "checkpoints").iterdir()) == 7
+    train(*_with_out(parse_recipe(arguments), tmp_path / "parts"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "parts")
+    )
+    assert [row["step"] for row in parts] == [row["step"] for row in whole]
+    for a, b in zip(whole[4:], parts[4:], strict=True):
+        assert a["loss/Matching"] == b["loss/Matching"]
+
+
+def test_a_killed_run_ends_with_the_same_bits(teacher, tmp_path):
+    """SIGKILL of the real command at some moment after its first checkpoint; the same command then finishes the run."""
+    arguments = student_arguments(teacher, "--steps", "120", "--checkpoint_every", "5", "--sample_every", "500")
+    command = [sys.executable, "-m", "ctm", "train", *arguments, "--out", str(tmp_path / "parts")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(checkpoints.glob("0*")):
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = max(int(p.name) for p in checkpoints.glob("0*"))
+    assert 5 <= reached < 120, "the run was over before it was killed"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    train(*_with_out(parse_recipe(arguments), tmp_path / "whole"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        train(*_with_out(teacher_recipe("--steps", "3", "--seed", seed), tmp_path / name))
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not torch.equal(weights(tmp_path / "a")["network.first.weight"], weights(tmp_path / "c")["network.first.weight"])
+
+
+def test_other_settings_in_a_used_directory_are_named(tmp_path):
+    train(*_with_out(teacher_recipe("--steps", "2"), tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(seed: 0 there, 1 here\). Use another --out"):
+        train(*_with_out(teacher_recipe("--steps", "2", "--seed", "1"), tmp_path / "run"))
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="is not a run directory"):
+        train(*_with_out(teacher_recipe("--steps", "2"), tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_matching_without_a_teacher_is_a_sentence(tmp_path):
+    arguments = ["--config", str(RECIPES / "digits-ctm.yaml"), *SMALL, "--teacher", "null"]
+    with pytest.raises(ValueError, match="names none: give --teacher MODEL"):
+        train(*_with_out(parse_recipe(arguments), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_shape_is_a_sentence(teacher, tmp_path):
+    with pytest.raises(ValueError, match=r"the teacher makes samples of shape \(1, 8, 8\), the data are \(1, 6, 6\)"):
+        train(*_with_out(parse_recipe(student_arguments(teacher, "--data.size", "6")), tmp_path / "run"))
+
+
+def test_a_student_starts_from_its_teachers_weights(tmp_path):
+    made, text = teacher_recipe("--steps", "3")
+    train(made, tmp_path / "teacher", text)
+    student = parse_recipe(student_arguments(tmp_path / "teacher", "--steps", "1", "--optimizer.init_args.lr", "0"))
+    train(*_with_out(student, tmp_path / "student"))
+    from_teacher, kept = weights(tmp_path / "teacher"), weights(tmp_path / "student")
+    for name, value in from_teacher.items():
+        torch.testing.assert_close(kept[name], value)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    made, text = teacher_recipe("--steps", "50", "--optimizer.init_args.lr", "1e30")
+    with pytest.raises(TrainingDiverged, match=r"step \d+: a loss is not a number"):
+        train(made, tmp_path / "run", text)
+
+
+def test_training_on_unlabelled_images_in_memory(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    made, text = teacher_recipe("--steps", "2")
+    train(made, tmp_path / "run", text, images=Images(pixels))
+    model = load_model(tmp_path / "run")
+    assert (model.shape, model.num_classes) == ((3, 4, 4), 0)
+
+
+def test_labels_are_dropped_at_the_stated_rate(tmp_path):
+    from ctm.training.step import draw_batch
+
+    labels, x0 = torch.arange(10).repeat(2000), torch.zeros(20_000, 1)
+    generator = step_generator(0, 0, torch.device("cpu"))
+    batch = draw_batch([], None, x0, labels, total=20_000, part=slice(0, 20_000), label_dropout=0.1, generator=generator)
+    dropped = batch.labels < 0
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(batch.labels[~dropped], labels[~dropped])
+
+
+def test_processes_take_the_rows_of_one_common_batch():
+    """What two processes draw is what one draws, cut in two."""
+    from ctm.objectives import DenoisingScoreMatching, Matching
+    from ctm.teachers import GaussianMixture
+    from ctm.training.step import draw_batch
+
+    model = GaussianMixture(torch.zeros(1, 2), 0.5, torch.ones(1))
+    objectives, x0, labels = [Matching(), DenoisingScoreMatching()], torch.randn(8, 2), torch.zeros(8).long()
+
+    def draw(part):
+        generator = step_generator(5, 17, torch.device("cpu"))
+        rows = x0[part], labels[part]
+        return draw_batch(objectives, model, *rows, total=8, part=part, label_dropout=0.5, generator=generator)
+
+    whole, halves = draw(slice(0, 8)), [draw(slice(0, 4)), draw(slice(4, 8))]
+    assert torch.equal(torch.cat([half.labels for half in halves]), whole.labels)
+    for index in (0, 1):
+        assert torch.equal(torch.cat([half.draws[index].noise for half in halves]), whole.draws[index].noise)
+    assert torch.equal(torch.cat([half.draws[0].times.path for half in halves], dim=1), whole.draws[0].times.path)
+
+
+def test_learning_rate_rises_and_falls():
+    made = Recipe(
+        data=DataSettings(name="digits"),
+        network=lambda shape, classes: None,
+        objectives=[object()],
+        optimizer=torch.optim.SGD,
+        steps=100,
+        warmup_steps=10,
+        decay_fraction=0.2,
+    )
+    assert made.learning_rate_factor(0) == pytest.approx(0.1)
+    assert made.learning_rate_factor(50) == 1
+    assert made.learning_rate_factor(90) == pytest.approx(0.5)
+    assert made.learning_rate_factor(99) == pytest.approx(0.05)
+
+
+def test_moving_average_is_the_formula():
+    model, average = torch.nn.Linear(2, 2), frozen_copy(torch.nn.Linear(2, 2))
+    before = average.weight.clone()
+    move_average(average, model, 0.9)
+    torch.testing.assert_close(average.weight, 0.9 * before + 0.1 * model.weight.detach())
+    assert not average.weight.requires_grad
+    assert [warmed_decay(0.999, n) for n in (0, 90)] == [0.1, 0.91]
+    assert warmed_decay(0.5, 1000) == 0.5
