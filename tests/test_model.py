@@ -117,11 +117,20 @@ def test_save_and_load_give_the_same_bits(tmp_path, small_ctm):
     assert loaded.shape == (1, 8, 8)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["network"]["class_path"] == "ctm.networks.MLP"
-    assert config["network"]["init_args"] == {"shape": [1, 8, 8], "num_classes": 10, "width": 32, "blocks": 2, "embedding": 16}
+    assert config["network"]["init_args"] == {
+        "shape": [1, 8, 8],
+        "num_classes": 10,
+        "width": 32,
+        "blocks": 2,
+        "embedding": 16,
+    }
 
 
 def test_a_network_given_by_class_path_is_built_and_saved(tmp_path):
-    spec = {"class_path": "ctm.networks.DDPMpp", "init_args": {"shape": [3, 8, 8], "channels": 8, "channel_mult": [1, 1]}}
+    spec = {
+        "class_path": "ctm.networks.DDPMpp",
+        "init_args": {"shape": [3, 8, 8], "channels": 8, "channel_mult": [1, 1]},
+    }
     model = TrajectoryModel(spec, shape=(3, 8, 8), sigma_data=0.7, outer="variance")
     model.save_pretrained(tmp_path)
     loaded = ctm.load_model(tmp_path)

@@ -130,7 +130,9 @@ def test_continuous_times_are_ordered(span, steps, seed, same):
     assert bool((times.s >= 0.002).all())
     assert bool((times.t <= 80).all())
     walked = times.t ** (1 / 7) - times.u ** (1 / 7)
-    torch.testing.assert_close(walked, torch.full_like(walked, span * (80 ** (1 / 7) - 0.002 ** (1 / 7))), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        walked, torch.full_like(walked, span * (80 ** (1 / 7) - 0.002 ** (1 / 7))), rtol=1e-9, atol=0
+    )
 
 
 def test_lognormal_levels():

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_error_falls_with_the_order(sampler, order):
     errors = [
         float((sampler(teacher, x, karras_grid(n, dtype=torch.float64)) - truth).abs().max()) for n in (128, 256, 512)
     ]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
 
@@ -34,7 +35,8 @@ def test_error_falls_with_the_order_on_a_mixture(dimensions, sampler, order):
     x = 80 * torch.randn(64, dimensions, dtype=torch.float64)
     truth = teacher.jump(x, torch.full((64,), 80.0), torch.full((64,), 0.002))
     errors = [
-        (sampler(teacher, x, karras_grid(n, dtype=torch.float64)) - truth).norm(dim=1).median().item() for n in (256, 512)
+        (sampler(teacher, x, karras_grid(n, dtype=torch.float64)) - truth).norm(dim=1).median().item()
+        for n in (256, 512)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
     assert errors[1] < (0.02 if order == 1 else 5e-4)

@@ -119,7 +119,9 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point, got {x.dtype}: images are in [-1, 1]")
         if t.shape != (len(x),):
-            raise ValueError(f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}")
+            raise ValueError(
+                f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}"
+            )
         if labels is not None:
             if labels.shape != (len(x),) or labels.dtype != torch.int64:
                 raise ValueError(
@@ -127,7 +129,9 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
                 )
             if len(labels) and int(labels.max()) >= max(self.num_classes, 1):
                 known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
-                raise ValueError(f"label {int(labels.max())} is not known to this model (classes: {known}); −1 is no label")
+                raise ValueError(
+                    f"label {int(labels.max())} is not known to this model (classes: {known}); −1 is no label"
+                )
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments other than the network."""
@@ -166,9 +170,17 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
             if not weights.is_file() or "network" not in model_kwargs:
                 raise FileNotFoundError(f"{model_id} is no model directory: it needs {CONFIG} and {WEIGHTS}")
         else:
-            options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download}
-            options |= {"local_files_only": local_files_only, "token": token}
-            weights = Path(hf_hub_download(model_id, WEIGHTS, **options))
+            weights = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
         model = cls(**model_kwargs)
         model.load_state_dict(load_file(weights), strict=strict)
         return model.to(map_location).eval()

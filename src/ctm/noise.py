@@ -139,7 +139,9 @@ def continuous_times(
     generator's device. Raises ValueError for span outside (0, 1].
     """
     if not 0 < span <= 1:
-        raise ValueError(f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks")
+        raise ValueError(
+            f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks"
+        )
     device = generator.device if generator is not None else None
     draws = torch.rand(2, n, generator=generator, dtype=torch.float64, device=device)
     start = draws[0] * (1 - span)

@@ -83,7 +83,9 @@ def outer_scaling(outer: Outer, t: Tensor, s: Tensor, sigma_data: float, sigma_m
     return _look_up(_OUTER, outer, "outer")(t, s, sigma_data, sigma_min)
 
 
-def jump_from_g(outer: Outer, x: Tensor, g: Tensor, t: Tensor, s: Tensor, sigma_data: float, sigma_min: float) -> Tensor:
+def jump_from_g(
+    outer: Outer, x: Tensor, g: Tensor, t: Tensor, s: Tensor, sigma_data: float, sigma_min: float
+) -> Tensor:
     """G = C(t, s)·x + (1 − s/t)·g, and x itself where s = t. t and s broadcast against x."""
     jumped = outer_scaling(outer, t, s, sigma_data, sigma_min) * x + (1 - s / t) * g
     return torch.where(s == t, x, jumped)

@@ -6,6 +6,7 @@ samples. s = 0 is allowed: there a step is one Euler step, x ← D.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -66,6 +67,6 @@ def walk(
     denoise: Denoise, x: Tensor, path: Tensor, step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
 ) -> Tensor:
     """Take x along the levels path (k + 1, B) in k steps."""
-    for t, s in zip(path[:-1], path[1:], strict=True):
+    for t, s in itertools.pairwise(path):
         x = step(denoise, x, t, s)
     return x

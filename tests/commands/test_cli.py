@@ -55,7 +55,21 @@ def test_help_with_an_example(capsys, command):
 def test_sample_to_a_directory(capsys, model, small_ctm, tmp_path):
     out = tmp_path / "pictures"
     code, printed, _ = run(
-        capsys, "sample", model, "--num", 5, "--steps", 2, "--gamma", 0.3, "--labels", "3,3,7", "--seed", 4, "--out", out
+        capsys,
+        "sample",
+        model,
+        "--num",
+        5,
+        "--steps",
+        2,
+        "--gamma",
+        0.3,
+        "--labels",
+        "3,3,7",
+        "--seed",
+        4,
+        "--out",
+        out,
     )
     assert code == 0
     assert "5 samples" in printed
@@ -69,7 +83,10 @@ def test_sample_to_a_directory(capsys, model, small_ctm, tmp_path):
 
 
 def test_sample_to_npz_and_to_one_picture(capsys, model, tmp_path):
-    assert run(capsys, "sample", model, "--num", 7, "--labels", "0-9", "--batch_size", 3, "--out", tmp_path / "s.npz")[0] == 0
+    assert (
+        run(capsys, "sample", model, "--num", 7, "--labels", "0-9", "--batch_size", 3, "--out", tmp_path / "s.npz")[0]
+        == 0
+    )
     with np.load(tmp_path / "s.npz") as stored:
         assert stored["arr_0"].shape == (7, 8, 8, 1)
         assert stored["arr_0"].dtype == np.uint8
@@ -80,7 +97,10 @@ def test_sample_to_npz_and_to_one_picture(capsys, model, tmp_path):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_other_samplers_through_denoise(capsys, model, tmp_path, sampler):
-    assert run(capsys, "sample", model, "--sampler", sampler, "--steps", 4, "--num", 3, "--out", tmp_path / "x.npz")[0] == 0
+    assert (
+        run(capsys, "sample", model, "--sampler", sampler, "--steps", 4, "--num", 3, "--out", tmp_path / "x.npz")[0]
+        == 0
+    )
     with np.load(tmp_path / "x.npz") as stored:
         assert stored["arr_0"].shape == (3, 8, 8, 1)
 
@@ -116,7 +136,10 @@ def test_a_missing_model_is_the_contracts_sentence(capsys, tmp_path):
     (tmp_path / "a").mkdir()
     err = sentence(capsys, "sample", tmp_path / "a")
     where = tmp_path / "a"
-    assert err.strip() == f"ctm: no config.json in {where} nor in {where}/model. Give a model or run directory, or a hub id."
+    assert (
+        err.strip()
+        == f"ctm: no config.json in {where} nor in {where}/model. Give a model or run directory, or a hub id."
+    )
 
 
 def test_labels_are_parsed():
@@ -171,7 +194,9 @@ def test_train_mistakes_are_one_sentence(capsys, tmp_path, arguments, message):
     (tmp_path / "BAD").mkdir()
     (tmp_path / "BAD" / "bad.png").write_bytes(b"not a picture")
     given = [str(tmp_path / a) if a in ("EMPTY", "BAD") else a for a in arguments]
-    err = sentence(capsys, "train", "--config", RECIPES / "digits-teacher.yaml", *SMALL, *given, "--out", tmp_path / "run")
+    err = sentence(
+        capsys, "train", "--config", RECIPES / "digits-teacher.yaml", *SMALL, *given, "--out", tmp_path / "run"
+    )
     assert message in err
     assert not (tmp_path / "run").exists()
 

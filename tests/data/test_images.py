@@ -21,7 +21,9 @@ def test_digits_are_shipped():
 
 
 def test_digits_are_scikit_learns():
-    sklearn_digits = pytest.importorskip("sklearn.datasets", reason="compares with scikit-learn's copy where it is installed")
+    sklearn_digits = pytest.importorskip(
+        "sklearn.datasets", reason="compares with scikit-learn's copy where it is installed"
+    )
     reference = sklearn_digits.load_digits()
     digits = load_images("digits")
     assert np.array_equal(np.round(digits.pixels[..., 0] / 15.9375), reference.images)
@@ -67,6 +69,11 @@ def test_grid_picture_places_images():
     x = torch.stack([torch.full((1, 2, 2), v) for v in (-1.0, 1.0, 0.0)])
     picture = grid_picture(x, columns=2, scale=1)
     assert picture.size == (7, 7)
-    assert [picture.getpixel((1, 1)), picture.getpixel((4, 1)), picture.getpixel((1, 4)), picture.getpixel((5, 5))] == [0, 255, 128, 32]
+    assert [picture.getpixel((1, 1)), picture.getpixel((4, 1)), picture.getpixel((1, 4)), picture.getpixel((5, 5))] == [
+        0,
+        255,
+        128,
+        32,
+    ]
     with pytest.raises(ValueError, match="1 or 3 channels"):
         grid_picture(torch.zeros(1, 2, 4, 4))

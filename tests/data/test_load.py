@@ -84,7 +84,9 @@ def test_pictures_at_two_depths_are_refused(tmp_path):
 def test_mixed_channels_name_the_file_and_can_be_converted(tmp_path):
     save(tmp_path / "a.png", grey(7))
     save(tmp_path / "b.png", colour(7))
-    with pytest.raises(ValueError, match=r"b\.png is in colour but .*a\.png is grey: mixed channels need --data.channels"):
+    with pytest.raises(
+        ValueError, match=r"b\.png is in colour but .*a\.png is grey: mixed channels need --data.channels"
+    ):
         load_images(str(tmp_path), size=8)
     assert load_images(str(tmp_path), size=8, channels=3).shape == (3, 8, 8)
     assert load_images(str(tmp_path), size=8, channels=1).shape == (1, 8, 8)
@@ -220,7 +222,9 @@ def test_parquet_through_datasets(tmp_path):
         load_images(str(tmp_path / "absent.parquet"))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"size": 0}, "data.size"), ({"channels": 2}, "data.channels must be 1")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"size": 0}, "data.size"), ({"channels": 2}, "data.channels must be 1")]
+)
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         load_images("digits", **options)

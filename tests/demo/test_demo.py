@@ -17,7 +17,9 @@ from ctm.evaluation.classifier import Classifier
 def short(monkeypatch):
     """The demo as it is, with 30 steps of training in each run."""
     original = demo_module.parse_recipe
-    monkeypatch.setattr(demo_module, "parse_recipe", lambda arguments: original([*arguments, "--steps", "30", "--log_every", "10"]))
+    monkeypatch.setattr(
+        demo_module, "parse_recipe", lambda arguments: original([*arguments, "--steps", "30", "--log_every", "10"])
+    )
 
 
 def test_the_demo_end_to_end_and_again(short, tmp_path, capsys):
@@ -29,7 +31,13 @@ def test_the_demo_end_to_end_and_again(short, tmp_path, capsys):
     assert "trained for" in printed
     result = json.loads((out / "result.json").read_text())
     rows = result["rows"]
-    assert [(row["steps"], row["evaluations"]) for row in rows if row["gamma"] == 0] == [(18, 35), (1, 1), (2, 2), (4, 4), (8, 8)]
+    assert [(row["steps"], row["evaluations"]) for row in rows if row["gamma"] == 0] == [
+        (18, 35),
+        (1, 1),
+        (2, 2),
+        (4, 4),
+        (8, 8),
+    ]
     assert {row["gamma"] for row in rows} == {0.0, 0.5, 1.0}
     assert rows[0]["mse_to_teacher"] == 0
     assert all(row["frechet"] > 0 and row["ms_per_image"] > 0 for row in rows)

@@ -18,7 +18,11 @@ def test_frechet_distance_of_a_set_with_itself_is_zero():
 
 def test_frechet_distance_is_the_closed_form_on_gaussians():
     """Diagonal covariances: |Δμ|² + Σ(σ_a − σ_b)², up to the sampling error of 200,000 rows."""
-    mean, a, b = torch.tensor([1.0, -2, 0.5]).double(), torch.tensor([1.0, 2, 3]).double(), torch.tensor([2.0, 2, 1]).double()
+    mean, a, b = (
+        torch.tensor([1.0, -2, 0.5]).double(),
+        torch.tensor([1.0, 2, 3]).double(),
+        torch.tensor([2.0, 2, 1]).double(),
+    )
     found = frechet_distance(gaussian(torch.zeros(3), a, 200_000, 0), gaussian(mean, b, 200_000, 1))
     assert found == pytest.approx(mean.square().sum().item() + (a - b).square().sum().item(), rel=0.02)
 

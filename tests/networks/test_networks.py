@@ -14,7 +14,8 @@ def image_arguments(n: int, channels: int, size: int):
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "mult"), [(1, 8, (1, 2)), (3, 16, (1, 2)), (1, 28, (1, 2, 2)), (4, 32, (1, 1)), (3, 64, (1, 1, 2))]
+    ("channels", "size", "mult"),
+    [(1, 8, (1, 2)), (3, 16, (1, 2)), (1, 28, (1, 2, 2)), (4, 32, (1, 1)), (3, 64, (1, 1, 2))],
 )
 @pytest.mark.parametrize("num_classes", [0, 7])
 def test_ddpmpp_takes_any_size_and_channel_count(channels, size, mult, num_classes):

@@ -183,7 +183,9 @@ def test_the_exact_denoiser_minimises_denoising():
         assert objective(Networks(Off(teacher, factor)), x0, None, draw).mean() > best
 
 
-@pytest.mark.parametrize(("first", "second", "weight"), [(3.0, 1.5, 2.0), (1.0, 0.0, 1e4), (0.0, 2.0, 0.0), (1e9, 1e-9, 1e4)])
+@pytest.mark.parametrize(
+    ("first", "second", "weight"), [(3.0, 1.5, 2.0), (1.0, 0.0, 1e4), (0.0, 2.0, 0.0), (1e9, 1e-9, 1e4)]
+)
 def test_adaptive_weight_is_the_clamped_ratio_of_norms(first, second, weight):
     a, b = torch.tensor([first, 0.0]), torch.tensor([0.0, second])
     assert adaptive_weight(a, b).item() == pytest.approx(weight, rel=1e-3)

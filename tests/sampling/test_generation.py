@@ -15,7 +15,9 @@ def test_an_image_depends_on_seed_and_index_alone(small_ctm, gamma):
     options = {"steps": 4, "gamma": gamma, "seed": 7, "labels": 3}
     together = generate(small_ctm, 11, batch_size=11, **options)
     for batch_size in (1, 4):
-        torch.testing.assert_close(generate(small_ctm, 11, batch_size=batch_size, **options), together, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            generate(small_ctm, 11, batch_size=batch_size, **options), together, rtol=0, atol=1e-4
+        )
     torch.testing.assert_close(generate(small_ctm, 5, **options), together[:5], rtol=0, atol=1e-4)
     assert not torch.allclose(generate(small_ctm, 11, **{**options, "seed": 8}), together)
 
@@ -42,7 +44,9 @@ def test_noise_of_images_and_seeds_is_independent():
 
 def test_one_step_is_one_jump_from_the_starting_noise(small_ctm):
     labels = torch.tensor([1, 2, 3])
-    expected = small_ctm.jump(80 * starting_noise((1, 8, 8), range(3)), torch.full((3,), 80.0), torch.full((3,), 0.002), labels)
+    expected = small_ctm.jump(
+        80 * starting_noise((1, 8, 8), range(3)), torch.full((3,), 80.0), torch.full((3,), 0.002), labels
+    )
     torch.testing.assert_close(generate(small_ctm, 3, labels=labels), expected, rtol=0, atol=1e-5)
 
 

@@ -66,7 +66,9 @@ def test_the_exact_flow_reproduces_the_mixture_at_every_gamma(dimensions, share,
     start = teacher.sample(n, seed=50) + 80 * torch.randn(size, dtype=torch.float64)
     made = gamma(teacher, start, karras_grid(4, dtype=torch.float64), gamma=share, form=form)
     truth = teacher.sample(n, seed=51)
-    null = torch.tensor([energy_distance(teacher.sample(n, 60 + 2 * i), teacher.sample(n, 61 + 2 * i)) for i in range(12)])
+    null = torch.tensor(
+        [energy_distance(teacher.sample(n, 60 + 2 * i), teacher.sample(n, 61 + 2 * i)) for i in range(12)]
+    )
     assert energy_distance(made, truth) < (null.mean() + 4 * null.std()).item()
     shifted = made + 0.2 * teacher.sigma_data
     assert energy_distance(shifted, truth) > (null.mean() + 4 * null.std()).item()  # the test can fail
@@ -104,7 +106,13 @@ def test_noise_is_drawn_once_for_each_noisy_step():
     teacher, grid = mixture(2), karras_grid(4, dtype=torch.float64)
     for share, expected in ((0.0, 0), (0.5, 3), (1.0, 3)):
         draws = []
-        gamma(teacher, torch.randn(2, 2).double(), grid, gamma=share, noise=lambda x, d=draws: d.append(1) or torch.zeros_like(x))
+        gamma(
+            teacher,
+            torch.randn(2, 2).double(),
+            grid,
+            gamma=share,
+            noise=lambda x, d=draws: d.append(1) or torch.zeros_like(x),
+        )
         assert len(draws) == expected
 
 
@@ -126,7 +134,9 @@ def test_callback_sees_steps_and_can_cancel():
 
 @pytest.mark.parametrize("value", [-0.1, 1.2, float("nan")])
 def test_gamma_out_of_range_is_refused(value):
-    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got .*: 0 jumps deterministically, 1 is consistency"):
+    with pytest.raises(
+        ValueError, match=r"gamma must be in \[0, 1\], got .*: 0 jumps deterministically, 1 is consistency"
+    ):
         gamma(mixture(2), torch.zeros(1, 2), karras_grid(2), gamma=value)
 
 

@@ -61,7 +61,9 @@ def test_churn_keeps_the_distribution_and_raises_the_level():
     teacher = GaussianMixture(torch.zeros(1, 1).double(), c, torch.ones(1))
     x = math.sqrt(80**2 + c**2) * torch.randn(n, 1, dtype=torch.float64)
     levels = []
-    result = heun(teacher, x, karras_grid(256, dtype=torch.float64), churn=40, callback=lambda step: levels.append(step.t))
+    result = heun(
+        teacher, x, karras_grid(256, dtype=torch.float64), churn=40, callback=lambda step: levels.append(step.t)
+    )
     assert result.var().item() == pytest.approx(c**2 + 0.002**2, rel=0.03)
     draws = []
     grid = karras_grid(4, dtype=torch.float64)

@@ -55,7 +55,11 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_a_run_directory_holds_what_the_contract_says(teacher, tmp_path):
     out = tmp_path / "student"
-    train(*_with_out(parse_recipe(student_arguments(teacher, "--steps", "6", "--log_every", "2", "--sample_every", "3")), out))
+    train(
+        *_with_out(
+            parse_recipe(student_arguments(teacher, "--steps", "6", "--log_every", "2", "--sample_every", "3")), out
+        )
+    )
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events")) == [
         "checkpoints",
         "config.yaml",
@@ -101,7 +105,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(teacher, tmp_path, monkeypat
     train(*_with_out(parse_recipe(arguments), tmp_path / "parts"))
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     whole, parts = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "parts")
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
     )
     assert [row["step"] for row in parts] == [row["step"] for row in whole]
     for a, b in zip(whole[4:], parts[4:], strict=True):
@@ -131,12 +136,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         train(*_with_out(teacher_recipe("--steps", "3", "--seed", seed), tmp_path / name))
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not torch.equal(weights(tmp_path / "a")["network.first.weight"], weights(tmp_path / "c")["network.first.weight"])
+    assert not torch.equal(
+        weights(tmp_path / "a")["network.first.weight"], weights(tmp_path / "c")["network.first.weight"]
+    )
 
 
 def test_other_settings_in_a_used_directory_are_named(tmp_path):
     train(*_with_out(teacher_recipe("--steps", "2"), tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"holds a run with other settings \(seed: 0 there, 1 here\). Use another --out"):
+    with pytest.raises(
+        ValueError, match=r"holds a run with other settings \(seed: 0 there, 1 here\). Use another --out"
+    ):
         train(*_with_out(teacher_recipe("--steps", "2", "--seed", "1"), tmp_path / "run"))
 
 
@@ -188,7 +197,9 @@ def test_labels_are_dropped_at_the_stated_rate(tmp_path):
 
     labels, x0 = torch.arange(10).repeat(2000), torch.zeros(20_000, 1)
     generator = step_generator(0, 0, torch.device("cpu"))
-    batch = draw_batch([], None, x0, labels, total=20_000, part=slice(0, 20_000), label_dropout=0.1, generator=generator)
+    batch = draw_batch(
+        [], None, x0, labels, total=20_000, part=slice(0, 20_000), label_dropout=0.1, generator=generator
+    )
     dropped = batch.labels < 0
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert torch.equal(batch.labels[~dropped], labels[~dropped])

@@ -13,7 +13,7 @@ __all__ = ["Parser"]
 class Parser(ArgumentParser):
     """A parser whose mistakes are one sentence on stderr and exit code 2."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip() for line in str(message).splitlines() if line.strip()]
         print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)

@@ -35,7 +35,9 @@ def parser() -> Parser:
         "ctm sample models/digits-ctm --num 100 --steps 2 --labels 0-9 --out digits.png",
     )
     result.add_argument("model", type=str, help="model directory, run directory or hub id")
-    result.add_argument("--num", type=int, default=None, help="number of samples (default: 16, or one for each label given)")
+    result.add_argument(
+        "--num", type=int, default=None, help="number of samples (default: 16, or one for each label given)"
+    )
     result.add_argument(
         "--steps", type=int, default=None, help="jumps, or noise levels of the other samplers (default: 1, or 18)"
     )
@@ -49,7 +51,9 @@ def parser() -> Parser:
     )
     result.add_argument("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9 or 3,3,7")
     result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
-    result.add_argument("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
+    result.add_argument(
+        "--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz"
+    )
     result.add_argument("--batch_size", type=int, default=64, help="samples computed together")
     result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     return result
@@ -114,7 +118,9 @@ def _sampler(model: Any, name: str, steps: int, settings: Namespace) -> tuple[Te
     ends = (model.sigma_min, model.sigma_max)
     if name == "gamma":
         if not hasattr(model, "jump"):
-            raise ValueError(f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m")
+            raise ValueError(
+                f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m"
+            )
         sampling.gamma_plan([1.0, 0.5], settings.gamma, settings.form)  # checks both before anything is computed
         return karras_grid(steps, *ends), partial(sampling.gamma, gamma=settings.gamma, form=settings.form)
     if steps < 2:

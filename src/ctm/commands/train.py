@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from rich.console import Console
 
 from ctm.commands.common import Parser, command_parser
@@ -56,7 +56,9 @@ def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
 
 def _instantiate(own: Parser, settings: Namespace) -> Recipe:
     built = own.instantiate(settings)
-    values: dict[str, Any] = {key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")}
+    values: dict[str, Any] = {
+        key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
+    }
     values["network"] = NetworkDescription(**settings.network.as_dict())
     return Recipe(**values)
 

@@ -18,7 +18,18 @@ from ctm.data.resize import fit, is_colour, normal_mode
 __all__ = ["NAMES", "load_images"]
 
 FASHION_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
-FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_CLASSES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 NAMES = ("digits", "mnist5k", "fashion-mnist")
 
 
@@ -45,7 +56,9 @@ def load_images(name: str, size: int | None = None, channels: int | None = None,
     elif path.suffix == ".parquet" or not path.exists():
         return _through_datasets(name, size, channels, split)
     else:
-        raise ValueError(f"{name} is neither a folder, an .npz nor a .parquet file: give one of those, a hub id, or {_names()}")
+        raise ValueError(
+            f"{name} is neither a folder, an .npz nor a .parquet file: give one of those, a hub id, or {_names()}"
+        )
     return _fit_array(images, size, channels)
 
 
@@ -129,11 +142,15 @@ def _fit_array(images: Images, size: int | None, channels: int | None) -> Images
     """The same set at another size or channel count, each image through the rule of `ctm.data.resize`."""
     own, height, width = images.shape
     if size is None and height != width:
-        raise ValueError(f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them")
+        raise ValueError(
+            f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them"
+        )
     wanted = own if channels is None else channels
     if size in (None, height) and height == width and wanted == own:
         return images
-    pixels = [_picture(Image.fromarray(p.squeeze(-1) if own == 1 else p), size or height, wanted) for p in images.pixels]
+    pixels = [
+        _picture(Image.fromarray(p.squeeze(-1) if own == 1 else p), size or height, wanted) for p in images.pixels
+    ]
     return Images(np.stack(pixels), images.labels, images.class_names, images.name, images.source)
 
 
@@ -185,7 +202,9 @@ def _from_table(table: Any, name: str, size: int | None, channels: int | None, d
             colour = is_colour(image) if colour is None else colour
             if is_colour(image) != colour:
                 raise ValueError(f"{name}: image {row} differs in channels from image 0: give --data.channels 1 or 3")
-        if size is None and (image.width != image.height or image.size != (pixels[0].shape[:2] if pixels else image.size)):
+        if size is None and (
+            image.width != image.height or image.size != (pixels[0].shape[:2] if pixels else image.size)
+        ):
             raise ValueError(f"{name}: image {row} is {image.width}×{image.height}: sizes differ, give --data.size")
         pixels.append(_picture(image, size or image.width, 3 if colour else 1))
     labels = None if label_column is None else np.asarray(table[label_column]).astype(np.int64)

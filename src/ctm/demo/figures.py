@@ -65,7 +65,9 @@ def quality_against_steps(rows: list[Row], floor: float) -> Figure:
     for gamma in GAMMAS:
         line = [one_step] + [row for row in rows[1:] if row.gamma == gamma and row.steps > 1]
         spread = [row.frechet_spread for row in line]
-        axes.errorbar([row.steps for row in line], [row.frechet for row in line], spread, marker="o", label=f"CTM, γ = {gamma:g}")
+        axes.errorbar(
+            [row.steps for row in line], [row.frechet for row in line], spread, marker="o", label=f"CTM, γ = {gamma:g}"
+        )
     axes.axhline(teacher.frechet, color="black", linestyle="--", label=f"teacher, {teacher.evaluations} evaluations")
     axes.set_xscale("log", base=2)
     axes.set_xticks([row.steps for row in rows[1:] if row.gamma == 0], [str(r.steps) for r in rows[1:] if r.gamma == 0])
@@ -82,7 +84,9 @@ def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     figure, panels = plt.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 3.6), squeeze=False)
     for axes, (name, rows) in zip(panels[0], metrics.items(), strict=True):
         for key in [key for key in rows[0] if key.startswith("loss/")]:
-            axes.plot([row["step"] for row in rows], np.array([row[key] for row in rows]), label=key.removeprefix("loss/"))
+            axes.plot(
+                [row["step"] for row in rows], np.array([row[key] for row in rows]), label=key.removeprefix("loss/")
+            )
         axes.set_yscale("log")
         axes.set_title(name)
         axes.set_xlabel("step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,9 +16,9 @@ from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.frechet import frechet_distance
 from ctm.noise import karras_grid
 from ctm.pictures import to_uint8
-from ctm.sampling import generate, heun
+from ctm.sampling import generate, heun, starting_noise
 
-__all__ = ["GAMMAS", "STEPS", "Judge", "Row", "jump_path", "measure"]
+__all__ = ["GAMMAS", "STEPS", "Judge", "Row", "as_json", "jump_path", "labelled", "measure"]
 
 STEPS = (1, 2, 4, 8)
 GAMMAS = (0.0, 0.5, 1.0)
@@ -41,15 +42,20 @@ class Row:
     ms_per_image: float
 
 
+def labelled(images: Images) -> tuple[Tensor, Tensor]:
+    """All images in [-1, 1] and their labels. Raises ValueError for a set without labels."""
+    x, labels = images.all()
+    if labels is None:
+        raise ValueError(f"{images.name} has no labels, by which samples are judged here")
+    return x, labels
+
+
 class Judge:
     """The real images under a classifier trained on them, and what it says of samples (N, C, H, W)."""
 
     def __init__(self, images: Images, classifier: Classifier) -> None:
         self.classifier = classifier
-        self.real, labels = images.all()
-        if labels is None:
-            raise ValueError("the demo compares labels and needs a labelled data set")
-        self.labels = labels
+        self.real, self.labels = labelled(images)
         self.features = self._features(self.real)
 
     @torch.no_grad()
@@ -91,7 +97,8 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
         for steps in STEPS:
             if steps > 1 or gamma == 0:  # one jump adds no noise: the same for every γ
                 plans.append(("CTM", steps, gamma, steps, partial(generate, student, steps=steps, gamma=gamma)))
-    rows, references = [], {}
+    rows: list[Row] = []
+    references: dict[int, Tensor] = {}
     for name, steps, gamma, evaluations, draw in progress(plans):
         found = []
         for seed in _SEEDS:
@@ -111,13 +118,11 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
 def jump_path(student: Any, label: int, steps: int, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
     """One sample's way from noise in `steps` jumps: the levels, the states divided by √(t² + σ_d²), and from each state
     what one jump to the end gives. (steps + 1 levels; states and ends (steps + 1, C, H, W).)"""
-    from ctm.sampling import starting_noise
-
     grid = karras_grid(steps, student.sigma_min, student.sigma_max)
     labels = torch.tensor([label])
     x = grid[0] * starting_noise(student.shape, [0], seed)
     states, ends = [x], []
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in itertools.pairwise(grid):
         ends.append(student.jump(x, t[None], grid[-1:], labels))
         x = student.jump(x, t[None], s[None], labels)
         states.append(x)

@@ -33,7 +33,16 @@ def html_table(rows: list[Row]) -> str:
     """The rows at γ = 0 and the teacher's, ratios against the teacher's distance."""
     head = "".join(
         f"<th>{name}</th>"
-        for name in ("model", "steps", "evaluations", "Fréchet distance", "× teacher", "label agreement", "MSE to teacher", "ms/image")
+        for name in (
+            "model",
+            "steps",
+            "evaluations",
+            "Fréchet distance",
+            "× teacher",
+            "label agreement",
+            "MSE to teacher",
+            "ms/image",
+        )
     )
     lines = []
     for row in rows:

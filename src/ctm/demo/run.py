@@ -16,7 +16,7 @@ from ctm import __version__
 from ctm.commands.train import parse_recipe
 from ctm.data import Images, load_images
 from ctm.demo import figures
-from ctm.demo.measure import STEPS, TEACHER_LEVELS, Judge, Row, as_json, jump_path, measure
+from ctm.demo.measure import STEPS, TEACHER_LEVELS, Judge, Row, as_json, jump_path, labelled, measure
 from ctm.demo.report import report
 from ctm.evaluation.classifier import train_classifier
 from ctm.model import load_model
@@ -42,17 +42,24 @@ def run_demo(out: Path) -> None:
     }
     seconds = {name: run.read_metrics()[-1]["seconds"] for name, run in runs.items()}
     started = time.monotonic()
-    real, labels = images.all()
     console.print("training the classifier whose features measure the Fréchet distance")
-    judge = Judge(images, train_classifier(real, labels))
+    judge = Judge(images, train_classifier(*labelled(images)))
     teacher, student = load_model(out / "teacher"), load_model(out / "student")
     terminal = console.is_terminal
-    rows = measure(teacher, student, judge, lambda plans: track(plans, "measuring", console=console, disable=not terminal))
+    rows = measure(
+        teacher, student, judge, lambda plans: track(plans, "measuring", console=console, disable=not terminal)
+    )
     floor = judge.floor()
     pictures = _pictures(teacher, student, rows, floor, runs)
     seconds["measuring"] = time.monotonic() - started
     lead, notes = _words(images, judge, rows, floor, seconds, runs)
-    result = {"rows": as_json(rows), "floor": floor, "seconds": seconds, "version": __version__, "torch": torch.__version__}
+    result = {
+        "rows": as_json(rows),
+        "floor": floor,
+        "seconds": seconds,
+        "version": __version__,
+        "torch": torch.__version__,
+    }
     result |= {"threads": torch.get_num_threads(), "classifier_accuracy": judge.accuracy()}
     write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     write_whole(out / "report.html", report(lead, rows, notes, pictures).encode())
@@ -122,7 +129,17 @@ def _words(
 
 def _print_table(console: Console, rows: list[Row]) -> None:
     table = Table()
-    for name in ("model", "γ", "steps", "evaluations", "Fréchet", "× teacher", "agreement", "MSE to teacher", "ms/image"):
+    for name in (
+        "model",
+        "γ",
+        "steps",
+        "evaluations",
+        "Fréchet",
+        "× teacher",
+        "agreement",
+        "MSE to teacher",
+        "ms/image",
+    ):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
         table.add_row(

@@ -31,7 +31,9 @@ class Classifier(nn.Module):
         return self.head(self.trunk(x))
 
 
-def train_classifier(images: Tensor, labels: Tensor, *, steps: int = 600, batch: int = 128, seed: int = 0) -> Classifier:
+def train_classifier(
+    images: Tensor, labels: Tensor, *, steps: int = 600, batch: int = 128, seed: int = 0
+) -> Classifier:
     """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,), shifted by up to one pixel and lightly blurred by
     noise; the same seed gives the same weights on one machine. Returns the classifier in eval mode."""
     with torch.random.fork_rng(devices=[]):

@@ -6,4 +6,13 @@ from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.matching import Matching
 
-__all__ = ["DenoisingScoreMatching", "Distance", "Matching", "Networks", "Objective", "PseudoHuber", "Squared", "balance"]
+__all__ = [
+    "DenoisingScoreMatching",
+    "Distance",
+    "Matching",
+    "Networks",
+    "Objective",
+    "PseudoHuber",
+    "Squared",
+    "balance",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -38,5 +37,3 @@ class PseudoHuber(Distance):
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return ((a - b).square().flatten(1).mean(1) + self.c**2).sqrt() - self.c
-
-

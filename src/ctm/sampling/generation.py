@@ -57,7 +57,9 @@ def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed:
     chosen = chosen.to(device="cpu", dtype=torch.int64)
     chosen = chosen.expand(num) if chosen.dim() == 0 else chosen
     if chosen.shape != (num,):
-        raise ValueError(f"labels must be one int or {num} of them, one for each image, got shape {tuple(chosen.shape)}")
+        raise ValueError(
+            f"labels must be one int or {num} of them, one for each image, got shape {tuple(chosen.shape)}"
+        )
     if num and (int(chosen.max()) >= classes or int(chosen.min()) < -1):
         bad = int(chosen.max()) if int(chosen.max()) >= classes else int(chosen.min())
         known = f"0 … {classes - 1}, or −1 for none" if classes else "none, the model is unconditional"
@@ -86,7 +88,9 @@ def stream(
     if num < 1 or batch_size < 1:
         raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
     chosen = class_labels(model, num, labels, seed)
-    sigma_min, sigma_max = (getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)))
+    sigma_min, sigma_max = (
+        getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
+    )
     levels = karras_grid(steps, sigma_min, sigma_max, dtype=torch.float32) if grid is None else grid
     if sampler is None:
         if not hasattr(model, "jump"):
@@ -138,8 +142,22 @@ def generate(
     device: where to compute, None for where the model is. grid: levels instead of karras_grid(steps) between the model's
     sigma_max and sigma_min. sampler: see `stream`. Raises ValueError for arguments out of range.
     """
-    options = {"steps": steps, "gamma": gamma, "labels": labels, "seed": seed, "batch_size": batch_size}
-    return torch.cat(list(stream(model, num, device=device, grid=grid, sampler=sampler, **options)))
+    return torch.cat(
+        list(
+            stream(
+                model,
+                num,
+                steps=steps,
+                gamma=gamma,
+                labels=labels,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                grid=grid,
+                sampler=sampler,
+            )
+        )
+    )
 
 
 def _device_of(model: Any) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -29,7 +30,7 @@ def euler(
     x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; labels int64 (B,) or None; noise is not
     used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
     levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
-    for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all, s_all = t.expand(len(x)), s.expand(len(x))
         denoised = denoise(x, t_all)
         x = toward(x, denoised, t_all, s_all)
@@ -60,7 +61,7 @@ def heun(
     """
     levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
         raised = t
         if rate > 0 and churn_min <= float(t) <= churn_max:
             raised = t + rate * t
@@ -86,7 +87,7 @@ def dpmpp_2m(
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2); order 2, one evaluation a step. Arguments as in `euler`."""
     levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
     previous: tuple[Tensor, Tensor] | None = None
-    for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))
         denoised = denoise(x, t_all)
         x = dpmpp_2m_step(x, t_all, s.expand(len(x)), denoised, previous)

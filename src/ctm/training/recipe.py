@@ -56,10 +56,12 @@ class ModelSettings:
     inner: Inner = "edm"
     outer: Outer = "euler"
 
-    def build(self, network: NetworkBuilder, shape: Sequence[int], num_classes: int) -> TrajectoryModel | DiffusionModel:
+    def build(
+        self, network: NetworkBuilder, shape: Sequence[int], num_classes: int
+    ) -> TrajectoryModel | DiffusionModel:
         """The model around a network made for this data."""
-        settings = asdict(self)
-        about = {"shape": shape, "num_classes": num_classes}
+        settings: dict[str, Any] = asdict(self)
+        about: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
         if settings.pop("kind") == "trajectory":
             return TrajectoryModel(network(shape, num_classes), **about, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
@@ -120,7 +122,13 @@ class Recipe:
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("log_every", 1), ("sample_every", 1), ("checkpoint_every", 1), ("warmup_steps", 0)):
+        for name, low in (
+            ("steps", 1),
+            ("log_every", 1),
+            ("sample_every", 1),
+            ("checkpoint_every", 1),
+            ("warmup_steps", 0),
+        ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("target_ema", "ema", "label_dropout", "decay_fraction"):

@@ -121,7 +121,9 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     """Settings that differ, as 'name: before → now'."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+        return [
+            d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [d for i, pair in enumerate(zip(before, now, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
     return [] if before == now else [f"{path}: {before} there, {now} here"]

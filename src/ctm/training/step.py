@@ -88,6 +88,7 @@ def backward(
     module: LossModule, losses: list[Tensor], reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient
 ) -> list[Tensor]:
     """Gradients of the balanced sum of losses, added to the student's parameters. Returns the weights of the losses."""
-    weights, gradients = balance(losses, module.outputs, module.last_layer.weight, reduce=reduce)
+    weight = module.last_layer.get_parameter("weight")
+    weights, gradients = balance(losses, module.outputs, weight, reduce=reduce)
     torch.autograd.backward(module.outputs, gradients)
     return weights

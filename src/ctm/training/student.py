@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 __all__ = ["check_teacher", "start_from_teacher"]
 
 
@@ -22,7 +20,7 @@ def check_teacher(teacher: Any, student: Any) -> None:
         )
 
 
-def start_from_teacher(student: nn.Module, teacher: nn.Module) -> list[str]:
+def start_from_teacher(student: Any, teacher: Any) -> list[str]:
     """Copy every tensor of the teacher's network that the student's network has under the same name and shape.
 
     Returns the names the teacher did not have (the student's own layers: the s branch). Copies nothing and returns all

@@ -55,7 +55,9 @@ class _Run:
         return {name: module for name, module in kept.items() if module is not None}
 
 
-def train(recipe: Recipe, out: Path, settings: str, *, images: Images | None = None, title: str = "train") -> RunDirectory:
+def train(
+    recipe: Recipe, out: Path, settings: str, *, images: Images | None = None, title: str = "train"
+) -> RunDirectory:
     """Train by `recipe` in the run directory `out`, going on from its newest checkpoint where there is one.
 
     settings: the recipe as YAML; it is kept as config.yaml and tells whether a used directory holds the same run.
