@@ -29,7 +29,8 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: means over seeds, and the largest deviation of the Fréchet distance from its mean."""
+    """One line of the table. frechet: the mean over seeds, each with as many samples as real images, and frechet_spread
+    its largest deviation; frechet_pooled: of the samples of all seeds together, less biased; the rest are means."""
 
     model: str
     steps: int
@@ -37,6 +38,7 @@ class Row:
     evaluations: int
     frechet: float
     frechet_spread: float
+    frechet_pooled: float
     label_agreement: float
     mse_to_teacher: float
     ms_per_image: float
@@ -92,7 +94,7 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
     labels, count = judge.labels, len(judge.labels)
     teacher_grid = torch.cat([karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max), torch.zeros(1)])
     draw_teacher = partial(generate, teacher, grid=teacher_grid, sampler=heun)
-    plans = [("teacher, Heun", TEACHER_LEVELS, 0.0, 2 * TEACHER_LEVELS - 1, draw_teacher)]
+    plans = [("teacher", TEACHER_LEVELS, 0.0, 2 * TEACHER_LEVELS - 1, draw_teacher)]
     for gamma in GAMMAS:
         for steps in STEPS:
             if steps > 1 or gamma == 0:  # one jump adds no noise: the same for every γ
@@ -100,24 +102,26 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
     rows: list[Row] = []
     references: dict[int, Tensor] = {}
     for name, steps, gamma, evaluations, draw in progress(plans):
-        found = []
+        found, drawn = [], []
         for seed in _SEEDS:
             started = time.perf_counter()
             samples = draw(count, labels=labels, seed=seed, batch_size=_BATCH)
             seconds = time.perf_counter() - started
             references.setdefault(seed, samples)
+            drawn.append(samples)
             difference = float((samples - references[seed]).square().mean())
             found.append((judge.frechet(samples), judge.agreement(samples), difference, 1000 * seconds / count))
         means = [sum(values) / len(values) for values in zip(*found, strict=True)]
         spread = max(abs(values[0] - means[0]) for values in found)
-        rows.append(Row(name, steps, gamma, evaluations, means[0], spread, *means[1:]))
+        pooled = judge.frechet(torch.cat(drawn))
+        rows.append(Row(name, steps, gamma, evaluations, means[0], spread, pooled, *means[1:]))
     return rows
 
 
 @torch.no_grad()
 def jump_path(student: Any, label: int, steps: int, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
-    """One sample's way from noise in `steps` jumps: the levels, the states divided by √(t² + σ_d²), and from each state
-    what one jump to the end gives. (steps + 1 levels; states and ends (steps + 1, C, H, W).)"""
+    """One sample's way from noise in `steps` jumps: the levels, the states divided by √(1 + t²), and from each state what
+    one jump to the end gives. (steps + 1 levels; states and ends (steps + 1, C, H, W).)"""
     grid = karras_grid(steps, student.sigma_min, student.sigma_max)
     labels = torch.tensor([label])
     x = grid[0] * starting_noise(student.shape, [0], seed)
@@ -127,7 +131,7 @@ def jump_path(student: Any, label: int, steps: int, seed: int = 0) -> tuple[list
         x = student.jump(x, t[None], s[None], labels)
         states.append(x)
     ends.append(x)
-    scaled = [state / (t**2 + student.sigma_data**2).sqrt() for state, t in zip(states, grid, strict=True)]
+    scaled = [state / (1 + t**2).sqrt() for state, t in zip(states, grid, strict=True)]
     return grid.tolist(), torch.cat(scaled), torch.cat(ends)
 
 

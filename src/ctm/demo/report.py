@@ -14,10 +14,12 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>ctm demo: digits in one step</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; background: #fff; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b1b1b; background: #fff; }
 h1 { line-height: 1.2; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; } figcaption { color: #444; } .scroll { overflow-x: auto; }
 </style></head><body>
 <h1>Digits in one step</h1>
@@ -39,6 +41,8 @@ def html_table(rows: list[Row]) -> str:
             "evaluations",
             "Fréchet distance",
             "× teacher",
+            "pooled",
+            "× teacher",
             "label agreement",
             "MSE to teacher",
             "ms/image",
@@ -54,6 +58,8 @@ def html_table(rows: list[Row]) -> str:
             str(row.evaluations),
             f"{row.frechet:.2f} ± {row.frechet_spread:.2f}",
             f"{row.frechet / rows[0].frechet:.2f}",
+            f"{row.frechet_pooled:.2f}",
+            f"{row.frechet_pooled / rows[0].frechet_pooled:.2f}",
             f"{100 * row.label_agreement:.1f} %",
             "–" if row is rows[0] else f"{row.mse_to_teacher:.4f}",
             f"{row.ms_per_image:.3f}",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 __all__ = ["RunDirectory"]
 
@@ -56,7 +56,7 @@ class RunDirectory:
         temporary.mkdir(parents=True)
         for name, module in modules.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
+            (temporary / f"{name}.safetensors").write_bytes(save(tensors))
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({"step": step, "elapsed_seconds": elapsed}) + "\n")
         _sync(temporary)
