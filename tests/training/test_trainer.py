@@ -250,3 +250,23 @@ def test_moving_average_is_the_formula():
     assert not average.weight.requires_grad
     assert [warmed_decay(0.999, n) for n in (0, 90)] == [0.1, 0.91]
     assert warmed_decay(0.5, 1000) == 0.5
+
+
+def test_steps_leave_no_tensors_behind(teacher):
+    """The target and the average are copies of the student and must not keep what the student's hook keeps."""
+    import gc
+
+    from accelerate import Accelerator
+
+    from ctm.training import trainer
+
+    made, _ = parse_recipe(student_arguments(teacher))
+    run = trainer._prepare(made, Accelerator(), trainer._load(made))
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    counts = []
+    for step in range(9):
+        trainer._step(run, step)
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert counts[-1] <= counts[2] + 5
