@@ -74,8 +74,7 @@ _CARD = """---
 ---
 
 A model of ctm-torch, Consistency Trajectory Models ([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json`
- names its network, sizes and noise levels; the weights are
-`model.safetensors`.
+names its network, sizes and noise levels; the weights are `model.safetensors`.
 
 ```python
 import ctm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from rich.console import Console
 
@@ -71,6 +72,8 @@ def run(settings: Namespace) -> None:
     name = Path(str(configs[-1])).stem if configs else "run"
     out = Path(settings.out or f"runs/{name}")
     directory = train(recipe, out, _settings_text(own, settings), title=out.name)
+    if not PartialState().is_main_process:
+        return
     pictures = sorted(directory.samples.glob("*.png"))
     shown = f", newest samples: {pictures[-1]}" if pictures else ""
     Console().print(f"trained {recipe.steps} steps; model: {directory.model}{shown}", highlight=False, soft_wrap=True)

@@ -66,7 +66,7 @@ def train(
     Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged for a loss that is not a
     number, KeyboardInterrupt (after a checkpoint) for Ctrl-C.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # so that processes on CPUs find each other
     run = _prepare(recipe, accelerator, images or _load(recipe))
     directory = RunDirectory(out)
     if accelerator.is_main_process:
