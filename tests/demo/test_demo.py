@@ -2,6 +2,10 @@ import base64
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -73,3 +77,20 @@ def test_the_judge_knows_the_real_images():
     assert judge.frechet(judge.real) == pytest.approx(0, abs=1e-6)
     assert judge.floor() > 0
     assert judge.frechet(judge.real + 0.3 * torch.randn_like(judge.real)) > judge.floor() / 10
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_continues(tmp_path):
+    """The real command, interrupted in its teacher: exit code 130, a checkpoint, no traceback."""
+    command = [sys.executable, "-m", "ctm", "demo", "--out", str(tmp_path / "demo")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "demo" / "teacher" / "metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on from here" in err
+    assert "Traceback" not in err
+    (checkpoint,) = (tmp_path / "demo" / "teacher" / "checkpoints").iterdir()
+    assert 50 <= int(checkpoint.name) < 2000
