@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ctm import __version__
-from ctm.commands import demo, sample, train
+from ctm.commands.common import Parser
 
 __all__ = ["main"]
 
-_COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "sample": sample}
+_COMMANDS = {
+    "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
+    "train": "Train a diffusion teacher or a CTM by a recipe.",
+    "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
+}
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")
+def _command(name: str) -> Any:
+    """The module of a command. Only the one that runs is imported: training brings much that sampling does not need."""
+    return importlib.import_module(f"ctm.commands.{name}")
+
+
+def _parser(chosen: str | None) -> ArgumentParser:
+    from ctm import __version__
+
+    parser = Parser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")
     parser.add_argument("--version", action="version", version=f"ctm-torch {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(required=True, dest="command")
-    for name, module in _COMMANDS.items():
-        commands.add_subcommand(name, module.parser(), help=module.__doc__.split("\n")[0])
+    for name, words in _COMMANDS.items():
+        commands.add_subcommand(name, _command(name).parser() if name == chosen else Parser(), help=words)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; argparse's own errors exit with 2."""
+    """Run one command. Returns the exit code; mistakes in the arguments themselves exit with 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    settings = _parser().parse_args(given)
-    run: Callable[[Any], None] = _COMMANDS[settings.command].run
+    chosen = next((argument for argument in given if argument in _COMMANDS), None)
+    settings = _parser(chosen).parse_args(given)
     try:
-        run(settings[settings.command])
+        _command(settings.command).run(settings[settings.command])
     except KeyboardInterrupt:
         print("ctm: stopped by Ctrl-C. The same command goes on from here.", file=sys.stderr)
         return 130

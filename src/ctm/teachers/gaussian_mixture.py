@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from ctm.noise import match_dims
 
@@ -103,6 +102,8 @@ class GaussianMixture(nn.Module):
 
     def _integrate(self, x: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """The flow of unlabelled samples from r = start to r = stop (each (B,)), all on one clock in [0, 1]."""
+        from torchdiffeq import odeint  # here, because it brings scipy, which no sampler needs
+
         span = stop - start
 
         def slope(clock: Tensor, y: Tensor) -> Tensor:

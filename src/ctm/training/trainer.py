@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
@@ -194,6 +193,8 @@ class _Log:
     """Means of the numbers between two lines of metrics.jsonl; the same numbers go to TensorBoard."""
 
     def __init__(self, run: _Run, directory: RunDirectory, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
+
         self._run, self._directory = run, directory
         self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
         self._names = [type(objective).__name__ for objective in run.recipe.objectives]
