@@ -44,7 +44,6 @@ def directory() -> Path:
     return next((place for place in FALLBACKS if (place / "manifest.json").is_file()), FALLBACKS[-1])
 
 
-@lru_cache(maxsize=1)
 def manifest() -> dict[str, dict[str, Any]]:
     """File name (with its ending) to the manifest's entry; empty where there is no fallback directory.
 
@@ -52,6 +51,11 @@ def manifest() -> dict[str, dict[str, Any]]:
     path = directory() / "manifest.json"
     if not path.is_file() and not os.environ.get("CTM_VECTORS"):
         return {}
+    return _entries(path)
+
+
+@lru_cache
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text())["files"]
 
 
