@@ -69,7 +69,25 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
     return {"class_path": f"{package if public else module}.{name}", "init_args": network.init_args}
 
 
-class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit"):
+_CARD = """---
+{{ card_data }}
+---
+
+A model of ctm-torch, Consistency Trajectory Models ([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json`
+ names its network, sizes and noise levels; the weights are
+`model.safetensors`.
+
+```python
+import ctm
+
+model = ctm.load_model("directory or hub id")
+```
+
+`ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun.
+"""
+
+
+class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
     """What both models share: the network, its settings, the EDM denoiser interface, and files."""
 
     def __init__(

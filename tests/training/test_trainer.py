@@ -250,3 +250,37 @@ def test_moving_average_is_the_formula():
     assert not average.weight.requires_grad
     assert [warmed_decay(0.999, n) for n in (0, 90)] == [0.1, 0.91]
     assert warmed_decay(0.5, 1000) == 0.5
+
+
+def test_steps_leave_no_tensors_behind(teacher):
+    """The target and the average are copies of the student and must not keep what the student's hook keeps."""
+    import gc
+
+    from accelerate import Accelerator
+
+    from ctm.training import trainer
+
+    made, _ = parse_recipe(student_arguments(teacher))
+    run = trainer._prepare(made, Accelerator(), trainer._load(made))
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    counts = []
+    for step in range(9):
+        trainer._step(run, step)
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert counts[-1] <= counts[2] + 5
+
+
+def test_two_processes_make_the_step_of_one(teacher, tmp_path):
+    """The same global batch in one process and, through torchrun and gloo, in two: weights agree to float tolerance."""
+    arguments = student_arguments(teacher, "--steps", "4", "--seed", "2")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731"]
+    command = [*launch, "-m", "ctm", "train", *arguments, "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    train(*_with_out(parse_recipe(arguments), tmp_path / "one"))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1

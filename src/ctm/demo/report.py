@@ -18,7 +18,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
   color: #1b1b1b; background: #fff; }
 h1 { line-height: 1.2; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; } th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; } figcaption { color: #444; } .scroll { overflow-x: auto; }
 </style></head><body>

@@ -130,8 +130,10 @@ def _words(
 
 
 def _print_table(console: Console, rows: list[Row]) -> None:
-    table = Table(box=SIMPLE, pad_edge=False, title="teacher: Heun, 35 evaluations of its network; CTM: one a jump")
-    for name in ("", "γ", "jumps", "Fréchet", "× teacher", "pooled ×", "labels", "MSE", "ms/image"):
+    table = Table(
+        box=SIMPLE, padding=(0, 1, 0, 0), title="teacher: Heun, 35 evaluations; CTM: one a jump; ×: the teacher's"
+    )
+    for name in ("", "γ", "jumps", "Fréchet", "×", "pooled ×", "labels", "MSE", "ms"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     for row in rows:
         table.add_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class Objective(ABC):
     """A loss for each sample. Randomness and computation are apart: `draw` makes the random numbers of a global batch, from
     which each process takes its rows, and the call is a deterministic function of them."""
 
-    needs_target: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = False
+    needs_target = False
+    needs_teacher = False
 
     @abstractmethod
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:

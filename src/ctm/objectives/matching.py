@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class Matching(Objective):
     Raises ValueError for settings out of range.
     """
 
-    needs_target: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = True
+    needs_target = True
+    needs_teacher = True
 
     kind: Literal["soft", "local", "global"] = "soft"
     grid_points: int = 18

@@ -44,7 +44,7 @@ def gamma_plan(grid: Iterable[float], gamma: float, form: Form = "paper") -> Pla
     share, lowest = math.sqrt(1 - gamma**2), levels[-1]
 
     def jumps() -> Plan:
-        for t, level in itertools.pairwise(levels):
+        for t, level in itertools.pairwise(levels[:-1]):
             stop = level if gamma == 0 else _STOPS[form](level, share, lowest)
             yield t, stop, math.sqrt(max(level**2 - stop**2, 0.0))
         yield levels[-2], lowest, 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,6 @@ class LossModule(nn.Module):
         self.student = student
         self.objectives = list(objectives)
         self.outputs: list[Tensor] = []
-        self.last_layer.register_forward_hook(self._keep)
 
     @property
     def last_layer(self) -> nn.Module:
@@ -54,7 +54,18 @@ class LossModule(nn.Module):
         self.outputs.clear()
         networks = Networks(self.student, target, teacher)
         pairs = zip(self.objectives, batch.draws, strict=True)
-        return [objective(networks, batch.x0, batch.labels, draw).mean() for objective, draw in pairs]
+        with self.watching():
+            return [objective(networks, batch.x0, batch.labels, draw).mean() for objective, draw in pairs]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep the outputs of the last layer meanwhile. The hook is gone afterwards: a copy of the student must not carry
+        it, or each of its calls would be kept for good."""
+        hook = self.last_layer.register_forward_hook(self._keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
