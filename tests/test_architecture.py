@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
-    {"noise", "parametrization", "solvers"},
+    {"noise", "weighting", "parametrization", "solvers"},
     {"networks", "model", "teachers"},
-    {"objectives", "sampling"},
+    {"objectives", "sampling", "likelihood"},
     {"data", "pictures", "evaluation", "training"},
     {"cli", "commands", "demo", "__main__"},
 ]

@@ -3,15 +3,17 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctm.noise import karras_grid
-from ctm.sampling import dpmpp_2m, euler, heun
-from ctm.solvers import euler_step, heun_step, walk
+from ctm.sampling import dpmpp_2m, euler, heun, midpoint
+from ctm.solvers import ancestral_levels, euler_step, heun_step, midpoint_step, walk
 from ctm.teachers import GaussianMixture
 
 from .conftest import mixture
 
-METHODS = [(euler, 1), (heun, 2), (dpmpp_2m, 2)]
+METHODS = [(euler, 1), (heun, 2), (midpoint, 2), (dpmpp_2m, 2)]
 
 
 @pytest.mark.parametrize(("sampler", "order"), METHODS)
@@ -42,7 +44,7 @@ def test_error_falls_with_the_order_on_a_mixture(dimensions, sampler, order):
     assert errors[1] < (0.02 if order == 1 else 5e-4)
 
 
-@pytest.mark.parametrize("step", [euler_step, heun_step])
+@pytest.mark.parametrize("step", [euler_step, heun_step, midpoint_step])
 def test_levels_may_differ_between_samples(step):
     teacher = mixture(2)
     x = torch.randn(3, 2, dtype=torch.float64)
@@ -77,3 +79,21 @@ def test_float32_and_float64_walk_alike():
     double, single = walk(teacher.denoise, x, path), walk(teacher.denoise, x.float(), path.float())
     assert single.dtype == torch.float32
     assert (double - single).abs().median().item() < 1e-4
+
+
+@given(t=st.floats(0.002, 80), share=st.floats(0, 1), eta=st.floats(0, 1))
+def test_ancestral_levels_add_up_to_the_next_level(t, share, eta):
+    t = torch.tensor(t, dtype=torch.float64)
+    down, up = ancestral_levels(t, share * t, eta)
+    torch.testing.assert_close(down**2 + up**2, (share * t) ** 2)
+    assert 0 <= float(down) <= float(t)
+    if eta == 0:
+        assert float(up) == 0
+
+
+def test_ancestral_levels_of_eta_one_are_the_posterior():
+    """x_s given x_t and x_0 has the variance s²(t² − s²)/t² (DDPM's posterior in this convention)."""
+    t, s = torch.tensor(3.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    down, up = ancestral_levels(t, s)
+    assert float(up**2) == pytest.approx(4 * (9 - 4) / 9)
+    assert float(down) == pytest.approx(4 / 3)

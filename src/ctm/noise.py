@@ -18,9 +18,11 @@ __all__ = [
     "edm_weight",
     "grid_times",
     "half_lognormal",
+    "half_lognormal_levels",
     "karras_grid",
     "karras_level",
     "lognormal",
+    "lognormal_levels",
     "match_dims",
 ]
 
@@ -166,7 +168,12 @@ def lognormal(
 
     Returns (n,) on the generator's device."""
     device = generator.device if generator is not None else None
-    return (mean + std * torch.randn(n, generator=generator, device=device)).exp()
+    return lognormal_levels(torch.randn(n, generator=generator, device=device), mean, std)
+
+
+def lognormal_levels(z: Tensor, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """σ = exp(mean + std·z) of z standard normal, any shape."""
+    return (mean + std * z).exp()
 
 
 def half_lognormal(
@@ -186,5 +193,20 @@ def half_lognormal(
     Returns (n,) on the generator's device."""
     device = generator.device if generator is not None else None
     z = torch.randn(n // 2, generator=generator, device=device)
-    xi = high * torch.rand(n - n // 2, generator=generator, device=device)
-    return torch.cat([(mean + std * z).exp(), karras_level(xi, sigma_min, sigma_max, rho)])
+    u = torch.rand(n - n // 2, generator=generator, device=device)
+    return half_lognormal_levels(z, u, mean, std, high, sigma_min, sigma_max, rho)
+
+
+def half_lognormal_levels(
+    z: Tensor,
+    u: Tensor,
+    mean: float = -1.2,
+    std: float = 1.2,
+    high: float = 0.7,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Tensor:
+    """The levels that `half_lognormal` makes of z (A,) standard normal and u (C,) uniform in [0, 1): exp(mean + std·z), and
+    the level at the Karras coordinate high·u. Returns (A + C,)."""
+    return torch.cat([lognormal_levels(z, mean, std), karras_level(high * u, sigma_min, sigma_max, rho)])

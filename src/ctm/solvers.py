@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctm.noise import match_dims
 
-__all__ = ["Denoise", "dpmpp_2m_step", "euler_step", "heun_step", "walk"]
+__all__ = ["Denoise", "ancestral_levels", "dpmpp_2m_step", "euler_step", "heun_step", "midpoint_step", "walk"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,6 +43,31 @@ def heun_step(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, denoised: Tenso
     slope_end = (guess - denoise(guess, safe)) / match_dims(safe, x)
     corrected = x + match_dims(s - t, x) * (slope + slope_end) / 2
     return torch.where(match_dims(ends, x).bool(), guess, corrected)
+
+
+def midpoint_step(
+    denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, denoised: Tensor | None = None, power: float = 3.0
+) -> Tensor:
+    """The midpoint method (DPM-Solver-2), order 2, two evaluations: Euler to the level m between t and s, then the whole
+    step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv 2206.00364,
+    appendix; k-diffusion and sony/ctm: sample_dpm_2). A step to s = 0 too has two evaluations, the second at t/2^power.
+    `denoised` is D(x, t) where the caller has it."""
+    first = denoise(x, t) if denoised is None else denoised
+    middle = ((t ** (1 / power) + s ** (1 / power)) / 2) ** power
+    guess = toward(x, first, t, middle)
+    slope = (guess - denoise(guess, middle)) / match_dims(middle, x)
+    return x + match_dims(s - t, x) * slope
+
+
+def ancestral_levels(t: Tensor, s: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(down, up): an ancestral step from t to s goes down the flow to the level `down`, then adds noise of standard
+    deviation `up`, with down² + up² = s² (k-diffusion: get_ancestral_step; DDPM's posterior for eta = 1, DDIM for 0).
+
+        up = min(s, eta·√(s²·(t² − s²)/t²)),   down = √(s² − up²)
+
+    s = 0 gives (0, 0). t, s of any one shape, s ≤ t."""
+    up = torch.minimum(s, eta * s * (t**2 - s**2).clamp(min=0).sqrt() / t)
+    return (s**2 - up**2).clamp(min=0).sqrt(), up
 
 
 def dpmpp_2m_step(

@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from ctm.noise import karras_grid
-from ctm.sampling import dpmpp_2m, euler, heun
+from ctm.sampling import ancestral, dpmpp_2m, euler, heun, midpoint
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
 
-ALL = [euler, heun, dpmpp_2m]
+
+def flow(model, x, grid, **options):
+    """`ancestral` without its noise, for the tests of what is the same twice."""
+    return ancestral(model, x, grid, eta=0.0, **options)
+
+
+ALL = [euler, heun, midpoint, dpmpp_2m, flow]
 
 
 def test_eighteen_levels_and_zero_make_35_evaluations():
@@ -45,12 +51,14 @@ def test_callback_sees_the_denoised_image(sampler):
     assert torch.equal(seen[-1].x, result)
 
 
-@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ancestral])
 def test_a_final_zero_gives_the_denoised_image(sampler):
     teacher = mixture(2)
     x = 80 * torch.randn(4, 2, dtype=torch.float64)
     grid = karras_grid(5, dtype=torch.float64)
+    torch.manual_seed(1)
     to_end = sampler(teacher, x, grid)
+    torch.manual_seed(1)
     to_zero = sampler(teacher, x, torch.cat([grid, torch.zeros(1, dtype=torch.float64)]))
     torch.testing.assert_close(to_zero, teacher.denoise(to_end, grid[-1:].expand(4)))
 
@@ -95,3 +103,39 @@ def test_float32_in_float32_out(sampler):
 def test_what_is_no_model_is_refused():
     with pytest.raises(ValueError, match="a model has denoise"):
         euler(3, torch.zeros(1, 2), karras_grid(2))
+
+
+def test_the_midpoint_method_goes_to_zero_by_way_of_an_eighth():
+    seen = []
+
+    def denoiser(x, t, labels=None):
+        seen.append(t[0].item())
+        return torch.zeros_like(x)
+
+    result = midpoint(denoiser, torch.ones(2, 3), torch.tensor([2.0, 0.0]))
+    assert seen == pytest.approx([2.0, 2.0 / 8])
+    assert float(result.abs().max()) < 1e-6
+
+
+def test_ancestral_without_noise_is_euler_and_with_it_keeps_the_distribution():
+    """One Gaussian: the variance at the end is c² + σ_min², up to the Euler steps' error."""
+    c, n = 0.5, 50_000
+    teacher = GaussianMixture(torch.zeros(1, 1).double(), c, torch.ones(1))
+    x, grid = math.sqrt(80**2 + c**2) * torch.randn(n, 1, dtype=torch.float64), karras_grid(512, dtype=torch.float64)
+    assert torch.equal(ancestral(teacher, x, grid, eta=0.0), euler(teacher, x, grid))
+    result = ancestral(teacher, x, grid)
+    assert result.var().item() == pytest.approx(c**2 + 0.002**2, rel=0.03)
+    assert not torch.allclose(result, euler(teacher, x, grid), atol=0.1)
+
+
+def test_ancestral_draws_once_for_each_noisy_step():
+    draws = []
+    grid = torch.cat([karras_grid(4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    x = torch.randn(3, 2, dtype=torch.float64)
+    ancestral(mixture(2), x, grid, noise=lambda like: draws.append(1) or torch.randn_like(like))
+    assert len(draws) == 4
+
+
+def test_eta_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1.5: 0 adds no noise"):
+        ancestral(mixture(2), torch.zeros(1, 2), karras_grid(2), eta=1.5)

@@ -7,11 +7,12 @@ use only `denoise`.
 from ctm.sampling.common import Cancelled, Step
 from ctm.sampling.generation import class_labels, generate, starting_noise, stream
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
-from ctm.sampling.ode import dpmpp_2m, euler, heun
+from ctm.sampling.ode import ancestral, dpmpp_2m, euler, heun, midpoint
 
 __all__ = [
     "Cancelled",
     "Step",
+    "ancestral",
     "class_labels",
     "consistency",
     "dpmpp_2m",
@@ -20,6 +21,7 @@ __all__ = [
     "gamma_plan",
     "generate",
     "heun",
+    "midpoint",
     "starting_noise",
     "stream",
     "two_level",

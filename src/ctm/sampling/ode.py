@@ -1,18 +1,19 @@
-"""Samplers that follow the probability flow with a denoiser: Euler, Heun with EDM's churn, DPM-Solver++ (2M)."""
+"""Samplers that need only a denoiser: Euler, Heun and the midpoint method with EDM's churn, DPM-Solver++ (2M), ancestral."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
-from ctm.solvers import dpmpp_2m_step, heun_step, toward
+from ctm.solvers import ancestral_levels, dpmpp_2m_step, heun_step, midpoint_step, toward
 
-__all__ = ["dpmpp_2m", "euler", "heun"]
+__all__ = ["ancestral", "dpmpp_2m", "euler", "heun", "midpoint"]
 
 
 @torch.no_grad()
@@ -59,6 +60,42 @@ def heun(
     standard deviation churn_noise·√(t̂² − t²), N being the number of steps. The step to 0 is Euler's: 18 levels and a 0
     make 35 evaluations. Arguments as in `euler`; noise(x) -> standard normal like x, called for each step that churns.
     """
+    churns = (churn, churn_min, churn_max, churn_noise)
+    return _churned(heun_step, model, x, grid, churns, labels, noise, callback)
+
+
+@torch.no_grad()
+def midpoint(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The midpoint method (DPM-Solver-2; sony/ctm and k-diffusion: sample_dpm_2), with EDM's churn; order 2, two
+    evaluations a step, also in the step to 0, whose second is at an eighth of the level. Arguments as in `heun`."""
+    churns = (churn, churn_min, churn_max, churn_noise)
+    return _churned(midpoint_step, model, x, grid, churns, labels, noise, callback)
+
+
+def _churned(
+    step: Callable[..., Tensor],
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    churns: tuple[float, float, float, float],
+    labels: Tensor | None,
+    noise: Noise | None,
+    callback: Callback | None,
+) -> Tensor:
+    """The loop of `heun` and `midpoint`: raise the level where the churn says so, then step down."""
+    churn, churn_min, churn_max, churn_noise = churns
     levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
@@ -68,7 +105,38 @@ def heun(
             x = x + churn_noise * (raised**2 - t**2).sqrt() * draw(x)
         t_all, s_all = raised.expand(len(x)), s.expand(len(x))
         denoised = denoise(x, t_all)
-        x = heun_step(denoise, x, t_all, s_all, denoised)
+        x = step(denoise, x, t_all, s_all, denoised)
+        if callback is not None:
+            callback(Step(index, t, s, x, denoised))
+    return x
+
+
+@torch.no_grad()
+def ancestral(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    eta: float = 1.0,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling: an Euler step below the next level, then noise up to it; one evaluation a step.
+
+    eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
+    standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
+    Raises ValueError for eta outside [0, 1] or an unfitting grid."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
+    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
+        t_all = t.expand(len(x))
+        denoised = denoise(x, t_all)
+        down, up = ancestral_levels(t, s, eta)
+        x = toward(x, denoised, t_all, down.expand(len(x)))
+        if float(up) > 0:
+            x = x + up * draw(x)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
     return x
