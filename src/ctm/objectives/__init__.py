@@ -5,6 +5,7 @@ from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.matching import Matching
+from ctm.objectives.walks import TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
     "DenoisingScoreMatching",
@@ -14,5 +15,8 @@ __all__ = [
     "Objective",
     "PseudoHuber",
     "Squared",
+    "TargetJump",
+    "TargetJumps",
+    "TeacherWalk",
     "balance",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["adaptive_weight", "balance"]
+__all__ = ["adaptive_weight", "balance", "balance_chained"]
 
 
 def adaptive_weight(
@@ -22,25 +22,47 @@ def balance(
     outputs: Sequence[Tensor],
     weight: Tensor,
     *,
+    factors: Sequence[float] | None = None,
+    adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights for losses and the gradient of their weighted sum at the last layer's outputs.
+    """Adaptive weights λ of losses (the first is the reference, λ = 1), and the gradient of Σ factor·λ·loss at the outputs.
 
-    losses: scalars, the first the reference (its weight is 1). outputs: what the student's last layer returned in each
-    of its calls with gradient. weight: that layer's weight. reduce: averages a gradient over processes.
-    Returns (weights, gradients): `torch.autograd.backward(outputs, gradients)` then finishes the backward pass, so each
-    loss goes back once to the outputs, and everything below them is passed once for all losses.
+    losses: scalars. outputs: what the student's last layer returned in each of its calls with gradient; none may depend on
+    another (see `balance_chained`). weight: that layer's weight. factors: constant, 1 where None. adaptive: False leaves all
+    λ = 1. reduce: averages a gradient over processes.
+    Returns (λ, gradients): `torch.autograd.backward(outputs, gradients)` then finishes the backward pass, so each loss goes
+    back once to the outputs, and everything below them is passed once for all losses.
     """
     at_outputs = [torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True) for loss in losses]
-    weights = [torch.ones_like(losses[0])]
-    if len(losses) > 1:
+    weights = [torch.ones_like(loss) for loss in losses]
+    if adaptive and len(losses) > 1:
         at_weight = [reduce(_at_weight(outputs, gradients, weight)) for gradients in at_outputs]
-        weights += [adaptive_weight(at_weight[0], other) for other in at_weight[1:]]
+        weights[1:] = [adaptive_weight(at_weight[0], other) for other in at_weight[1:]]
+    scales = [w * factor for w, factor in zip(weights, factors or [1.0] * len(losses), strict=True)]
     total = []
     for index, output in enumerate(outputs):
-        parts = [w * g[index] for w, g in zip(weights, at_outputs, strict=True) if g[index] is not None]
+        parts = [scale * g[index] for scale, g in zip(scales, at_outputs, strict=True) if g[index] is not None]
         total.append(torch.stack(parts).sum(0) if parts else torch.zeros_like(output))
     return weights, total
+
+
+def balance_chained(
+    losses: Sequence[Tensor],
+    weight: Tensor,
+    *,
+    factors: Sequence[float] | None = None,
+    adaptive: bool = True,
+    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> tuple[list[Tensor], Tensor]:
+    """`balance` for losses in which the student's output goes through the student again: (λ, Σ factor·λ·loss), at the price
+    of one more pass back to the first call for each loss. Arguments as there."""
+    weights = [torch.ones_like(loss) for loss in losses]
+    if adaptive and len(losses) > 1:
+        at_weight = [reduce(torch.autograd.grad(loss, weight, retain_graph=True)[0]) for loss in losses]
+        weights[1:] = [adaptive_weight(at_weight[0], other) for other in at_weight[1:]]
+    scaled = zip(losses, weights, factors or [1.0] * len(losses), strict=True)
+    return weights, torch.stack([factor * w * loss for loss, w, factor in scaled]).sum()
 
 
 def _at_weight(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Objective(ABC):
 
     needs_target = False
     needs_teacher = False
+    chains_student = False  # whether the student's output goes through the student again, with gradient
 
     @abstractmethod
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.noise import edm_weight, half_lognormal, match_dims
+from ctm.noise import half_lognormal, match_dims
 from ctm.objectives.base import Draw, Networks, Objective
+from ctm.weighting import karras
 
 __all__ = ["DenoisingDraw", "DenoisingScoreMatching"]
 
@@ -28,13 +29,14 @@ class DenoisingDraw(Draw):
 
 @dataclass(frozen=True)
 class DenoisingScoreMatching(Objective):
-    """w(σ)·|x₀ − D(x₀ + σε, σ)|², w = (σ² + σ_d²)/(σ·σ_d)², averaged over coordinates: a loss per sample.
+    """w(σ)·|x₀ − D(x₀ + σε, σ)|², averaged over coordinates: a loss per sample.
 
     levels: how σ is drawn, (n, sigma_min=, sigma_max=, generator=) -> (n,): `ctm.noise.half_lognormal` (CTM students) or
-    `ctm.noise.lognormal` (EDM teachers).
+    `ctm.noise.lognormal` (EDM teachers). weight: w(t, s, σ_d) at t = s = σ, EDM's (σ² + σ_d²)/(σ·σ_d)² by default.
     """
 
     levels: Callable[..., Tensor] = half_lognormal
+    weight: Callable[[Tensor, Tensor, float], Tensor] = karras
 
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
         """The random numbers for a batch like `like` (B, …)."""
@@ -47,4 +49,4 @@ class DenoisingScoreMatching(Objective):
         model = networks.student
         x = x0 + match_dims(draw.sigma, x0) * draw.noise
         error = x0 - model.denoise(x, draw.sigma, labels)
-        return edm_weight(draw.sigma, model.sigma_data) * error.square().flatten(1).mean(1)
+        return self.weight(draw.sigma, draw.sigma, model.sigma_data) * error.square().flatten(1).mean(1)

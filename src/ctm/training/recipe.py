@@ -92,6 +92,8 @@ class Recipe:
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
+        adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
+        loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
         target_ema: decay of the target network, the EMA that matching compares with.
         ema: decay of the published weights; it is lowered to (1 + n)/(10 + n) in the first steps n.
@@ -110,6 +112,8 @@ class Recipe:
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
     model: ModelSettings = field(default_factory=ModelSettings)
     teacher: str | None = None
+    adaptive_balance: bool = True
+    loss_factors: list[float] | None = None
     steps: int = 10_000
     target_ema: float = 0.999
     ema: float = 0.999
@@ -136,6 +140,10 @@ class Recipe:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.data.batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {self.data.batch_size}")
+        if self.loss_factors is not None and len(self.loss_factors) != len(self.objectives):
+            raise ValueError(
+                f"loss_factors must be {len(self.objectives)}, one for each objective, got {self.loss_factors}"
+            )
         if not self.objectives:
             raise ValueError("a recipe needs at least one objective")
 

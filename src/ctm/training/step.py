@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm.objectives import Networks, Objective, balance
+from ctm.objectives.balance import balance_chained
 
 __all__ = ["Batch", "LossModule", "backward", "draw_batch", "step_generator"]
 
@@ -96,10 +97,22 @@ def draw_batch(
 
 
 def backward(
-    module: LossModule, losses: list[Tensor], reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient
+    module: LossModule,
+    losses: list[Tensor],
+    *,
+    factors: Sequence[float] | None = None,
+    adaptive: bool = True,
+    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> list[Tensor]:
-    """Gradients of the balanced sum of losses, added to the student's parameters. Returns the weights of the losses."""
+    """Gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive weights.
+
+    factors, adaptive, reduce: as of `ctm.objectives.balance`."""
     weight = module.last_layer.get_parameter("weight")
-    weights, gradients = balance(losses, module.outputs, weight, reduce=reduce)
+    options: dict[str, Any] = {"factors": factors, "adaptive": adaptive, "reduce": reduce}
+    if any(objective.chains_student for objective in module.objectives):
+        weights, total = balance_chained(losses, weight, **options)
+        total.backward()
+        return weights
+    weights, gradients = balance(losses, module.outputs, weight, **options)
     torch.autograd.backward(module.outputs, gradients)
     return weights

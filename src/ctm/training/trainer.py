@@ -179,7 +179,13 @@ def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
     run.module.train()
     losses = run.wrapped(batch, run.target, run.teacher)
     run.optimizer.zero_grad()
-    weights = backward(run.module, losses, lambda gradient: accelerator.reduce(gradient, "mean"))
+    weights = backward(
+        run.module,
+        losses,
+        factors=recipe.loss_factors,
+        adaptive=recipe.adaptive_balance,
+        reduce=lambda gradient: accelerator.reduce(gradient, "mean"),
+    )
     run.optimizer.step()
     move_average(run.published, run.student, warmed_decay(recipe.ema, step))
     if run.target is not None:
