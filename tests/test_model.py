@@ -206,3 +206,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path, small_ctm):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"do not fit the network: .*blocks\.2"):
         load_model(tmp_path)
+
+
+def test_a_float32_grid_serves_a_float64_state():
+    """float32(0.01) is below 0.01: the last jump must not be refused for that."""
+    model = TrajectoryModel(MLP((2,), width=8, blocks=1, embedding=8), shape=(2,), sigma_min=0.01).double()
+    grid = ctm.karras_grid(2, sigma_min=0.01, dtype=torch.float32)
+    assert float(grid[-1]) < 0.01
+    assert ctm.sampling.gamma(model, torch.randn(3, 2, dtype=torch.float64), grid).dtype == torch.float64

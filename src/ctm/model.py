@@ -274,7 +274,7 @@ class TrajectoryModel(_Model):
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
         self._check(x, t, labels)
-        lowest = torch.tensor(self.sigma_min, dtype=s.dtype, device=s.device).to(x.dtype)  # rounded as s has been
+        lowest = self.sigma_min * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
         t, s = t.to(x.dtype), s.to(x.dtype)
         if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
             raise ValueError(

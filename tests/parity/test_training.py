@@ -260,5 +260,5 @@ def test_every_tensor_of_the_networks_is_read():
     for name in vectors.names("train_nets"):
         file = vectors.VectorFile(name)
         known = ("model/param/", "target/param/", "teacher/param/")
-        rest = [key for key in file.keys() if not key.startswith(known)]
+        rest = [key for key in file.tensors if not key.startswith(known)]
         assert set(rest) <= {"in/x_start", "in/noise", "in/dsm_noise", "in/dsm_sigmas"}
