@@ -14,10 +14,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Inner", "Outer", "denoiser_multiple", "input_scaling", "jump_from_g", "outer_scaling", "output_scalings"]
+__all__ = [
+    "Inner",
+    "Outer",
+    "denoiser_multiple",
+    "input_scaling",
+    "jump_from_g",
+    "outer_scaling",
+    "output_scalings",
+    "rescaled_time",
+]
 
 Inner = Literal["edm", "cm", "no"]
 Outer = Literal["euler", "variance", "euler_variance_mixed"]
+
+
+def rescaled_time(t: Tensor) -> Tensor:
+    """τ(t) = 250·ln(t + 1e-44), the time that ADM networks embed (consistency models and sony/ctm: rescaling_t). EDM's
+    networks embed ¼·ln t."""
+    return 250 * (t + 1e-44).log()
 
 
 def input_scaling(t: Tensor, sigma_data: float) -> Tensor:

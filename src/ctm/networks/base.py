@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctm.parametrization import rescaled_time
+
 __all__ = [
     "FourierFeatures",
     "LabelEmbedding",
@@ -73,7 +75,7 @@ def adm_features(level: Tensor, channels: int) -> Tensor:
     """(B,) -> (B, channels): [cos, sin] of 250·ln(t + 1e-44) at frequencies 10000^(−i/half), as consistency models."""
     half = channels // 2
     exponent = torch.arange(half, dtype=level.dtype, device=level.device) / half
-    angle = (250 * (level + 1e-44).log())[:, None] * (-math.log(10000) * exponent).exp()
+    angle = rescaled_time(level)[:, None] * (-math.log(10000) * exponent).exp()
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 

@@ -1,22 +1,35 @@
 """Training objectives: each a small frozen object, called on the networks and a batch."""
 
+from ctm.objectives.adversarial_losses import (
+    hinge_discriminator,
+    hinge_generator,
+    log_discriminator,
+    log_generator,
+)
 from ctm.objectives.balance import balance
 from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
+from ctm.objectives.features import FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
 from ctm.objectives.walks import TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
     "DenoisingScoreMatching",
     "Distance",
+    "FeatureDistance",
     "Matching",
     "Networks",
     "Objective",
+    "PerceptualDistance",
     "PseudoHuber",
     "Squared",
     "TargetJump",
     "TargetJumps",
     "TeacherWalk",
     "balance",
+    "hinge_discriminator",
+    "hinge_generator",
+    "log_discriminator",
+    "log_generator",
 ]

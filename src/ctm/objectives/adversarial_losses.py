@@ -1,0 +1,48 @@
+"""Losses of discriminators and generators from lists of logits, one list entry for each discriminator (CTM §2.3).
+
+Logits are (B, …): the first dimension is the batch, the rest are positions of one discriminator's map. A row is averaged
+over its positions, and all rows of all discriminators over each other, as in the official code: a discriminator counts the
+same whatever the size of its map. All return a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = ["adopted", "hinge_discriminator", "hinge_generator", "log_discriminator", "log_generator"]
+
+Logits = Sequence[Tensor]
+
+
+def _mean(logits: Logits, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over rows of each row's mean loss."""
+    return torch.cat([loss(entry).flatten(1).mean(dim=1) for entry in logits]).mean()
+
+
+def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """mean max(0, 1 − D(real)) + mean max(0, 1 + D(fake)) (official code)."""
+    return _mean(real, lambda logits: (1 - logits).relu()) + _mean(fake, lambda logits: (1 + logits).relu())
+
+
+def hinge_generator(fake: Logits) -> Tensor:
+    """−mean D(fake) (official code)."""
+    return -_mean(fake, lambda logits: logits)
+
+
+def log_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """−mean ln σ(D(real)) − mean ln(1 − σ(D(fake))), σ the logistic function: the paper's loss."""
+    return _mean(real, lambda logits: softplus(-logits)) + _mean(fake, softplus)
+
+
+def log_generator(fake: Logits) -> Tensor:
+    """−mean ln σ(D(fake)): the paper's loss in its non-saturating form."""
+    return _mean(fake, lambda logits: softplus(-logits))
+
+
+def adopted(weight: Tensor | float, step: int, start: int, before: float = 0.0) -> Tensor | float:
+    """The weight from step `start` on, and `before` until then (official code: adopt_weight)."""
+    return weight if step >= start else before

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from ctm.objectives import FeatureDistance, PerceptualDistance
+from ctm.objectives.features import IMAGENET, Backbone
+
+
+def image(value):
+    return torch.full((2, 3, 8, 8), value)
+
+
+def test_a_perceptual_distance_sees_images_in_zero_to_one_at_its_side():
+    seen = []
+
+    def distance(a, b):
+        seen.extend((a, b))
+        return (a - b).abs().mean(dim=(1, 2, 3)).reshape(-1, 1, 1, 1)
+
+    result = PerceptualDistance(distance, side=20)(image(-1.0), image(1.0))
+    assert result.tolist() == pytest.approx([1.0, 1.0])
+    assert seen[0].shape == (2, 3, 20, 20)
+    assert (float(seen[0].min()), float(seen[1].max())) == (0.0, 1.0)
+
+
+def test_features_are_compared_by_direction():
+    """Channels of unit length: a map scaled by any factor is the same, an orthogonal one is at distance 2."""
+    first, second = torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3)
+    first[:, 0], second[:, 1] = 5.0, 0.1
+    maps = {0.0: [first], 0.5: [second], 1.0: [3 * first]}
+    network = Backbone(lambda images: maps[round(float(images.mean()), 3)], mean=(0.5,) * 3, std=(1.0,) * 3, side=4)
+    distance = FeatureDistance((network,))
+    assert distance(image(0.0), image(2.0)).tolist() == pytest.approx([0, 0], abs=1e-7)
+    assert distance(image(0.0), image(1.0)).tolist() == pytest.approx([2, 2])
+
+
+def test_the_input_is_normalised_for_the_network():
+    seen = []
+    Backbone(lambda images: seen.append(images) or [images], *IMAGENET, side=8)(image(0.0))
+    expected = [(0.5 - mean) / std for mean, std in zip(*IMAGENET, strict=True)]
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected)
+
+
+def test_gradients_go_through_features():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    FeatureDistance((Backbone(lambda images: [images, images[:, :2] ** 2], side=16),))(x, image(0.3)).sum().backward()
+    assert float(x.grad.abs().sum()) > 0

@@ -1,0 +1,123 @@
+"""Adaptive weights, schedules, averages, GAN losses, DiffAugment and feature distances against the official numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import conv2d
+
+from ctm.noise import match_dims
+from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
+from ctm.objectives.augmentation import AugmentationDraw, augment
+from ctm.objectives.balance import adaptive_weight
+from ctm.objectives.features import IMAGENET, Backbone, FeatureDistance, PerceptualDistance
+from ctm.training.ema import ema_scales, move_average
+
+from . import vectors
+from .vectors import VectorFile
+
+KINDS = ("math_losses_ema_gan",)
+
+
+def hold_adaptive_weights(file: VectorFile) -> None:
+    """The gradients are those of sc1·mean((Wa)²) and sc2·mean(sin(Wb)²)."""
+    for name, (first, second) in file.config["adaptive_scales"].items():
+        weight = file["adaptive/W"].clone().requires_grad_()
+        losses = (
+            first * (weight @ file["adaptive/a"]).square().mean(),
+            second * (weight @ file["adaptive/b"]).sin().square().mean(),
+        )
+        g1, g2 = (torch.autograd.grad(loss, weight)[0] for loss in losses)
+        file.compare(f"adaptive/{name}/g1", g1)
+        file.compare(f"adaptive/{name}/g2", g2)
+        file.compare(f"adaptive/{name}/weight", adaptive_weight(g1, g2))
+        file.compare(f"adaptive/{name}/gan_clipped", adaptive_weight(g1, g2, low=0.01, high=10.0))
+
+
+def hold_adoption(file: VectorFile) -> None:
+    for key in file.keys("adopt/threshold"):
+        start, before, weight = (
+            float(part.strip("abcdefghijklmnopqrstuvwxyz")) for part in key.split("/")[1].split("_")
+        )
+        ours = [adopted(weight, int(step), int(start), before) for step in file["adopt/step"]]
+        file.compare(key, torch.tensor(ours, dtype=torch.float64))
+
+
+def hold_schedules(file: VectorFile) -> None:
+    """The start decay, which no configuration names, is that of the fixed schedule."""
+    start_decay = float(file["ema_scales/fixed_fixed/ema"][0])
+    for key in file.keys("ema_scales/"):
+        parts = key.split("/")
+        if parts[-1] != "ema":
+            continue
+        decay_mode, points_mode = parts[1].split("_")
+        start = 2 if points_mode == "progressive" else 18
+        ours = [
+            ema_scales(
+                int(step),
+                decay_mode=decay_mode,
+                points_mode=points_mode,
+                start_decay=start_decay,
+                start_points=start,
+                end_points=150,
+                total_steps=1000,
+                stage_steps=100,
+            )
+            for step in file["ema_scales/step"]
+        ]
+        file.compare(key, torch.tensor([decay for decay, _ in ours], dtype=torch.float64))
+        file.compare(f"ema_scales/{parts[1]}/scales", torch.tensor([points for _, points in ours]))
+
+
+def hold_averages(file: VectorFile) -> None:
+    for key in file.keys("ema/rate"):
+        average, model = (torch.nn.ParameterList(list(file[f"ema/{name}"])) for name in ("target", "source"))
+        average = torch.nn.ParameterList([parameter.detach().clone() for parameter in average])
+        move_average(average, model, float(key.removeprefix("ema/rate")))
+        file.compare(key, torch.stack([parameter.detach() for parameter in average]))
+
+
+def hold_gan_losses(file: VectorFile) -> None:
+    real, fake = ([file[key] for key in file.keys(f"gan/logits_{which}_")] for which in ("real", "fake"))
+    file.compare("gan/d_loss", hinge_discriminator(real, fake))
+    file.compare("gan/g_loss", hinge_generator(fake))
+    before = adopted(hinge_generator(fake), step=0, start=1)
+    file.compare("gan/g_loss_before_start", torch.as_tensor(before, dtype=torch.float64))
+
+
+def hold_augmentation(file: VectorFile) -> None:
+    shift, offset = (
+        torch.stack([file[f"diffaug/{name}_{axis}"].flatten() for axis in "xy"], dim=1)
+        for name in ("translation", "offset")
+    )
+    colours = (file[f"diffaug/{name}"].flatten() for name in ("brightness", "saturation", "contrast"))
+    size = file.config["diffaug"]["cutout_ratio"]
+    file.compare("diffaug/out", augment(file["diffaug/x"], AugmentationDraw(*colours, shift, offset), size))
+
+
+def hold_feature_distances(file: VectorFile) -> None:
+    first, second = file["feat/W1"], file["feat/W2"]
+    estimate, target = file["feat/estimate"], file["feat/target"]
+
+    def stand_in(a, b):
+        return (conv2d(a, first, stride=32) - conv2d(b, first, stride=32)).square().mean(dim=(1, 2, 3))
+
+    def maps(images):
+        return [conv2d(images, first, stride=32), conv2d(images, second, stride=16)]
+
+    perceptual = PerceptualDistance(stand_in)(estimate, target)
+    file.compare("feat/lpips_branch_loss", match_dims(file["feat/weights"], perceptual) * perceptual)
+    backbones = (Backbone(maps, *IMAGENET), Backbone(maps))
+    file.compare("feat/cnn_vit_branch_loss", FeatureDistance(backbones)(estimate, target))
+
+
+@pytest.mark.parametrize("which", vectors.names("math_losses_ema_gan"))
+def test_losses_averages_and_augmentation(which):
+    with vectors.open_file(which) as file:
+        hold_adaptive_weights(file)
+        hold_adoption(file)
+        hold_schedules(file)
+        hold_averages(file)
+        hold_gan_losses(file)
+        hold_augmentation(file)
+        hold_feature_distances(file)
