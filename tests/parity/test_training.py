@@ -11,11 +11,15 @@ from ctm.noise import Times, karras_grid
 from ctm.objectives import (
     DenoisingScoreMatching,
     Matching,
+    Networks,
     TargetJump,
     TargetJumps,
     TeacherWalk,
 )
+from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
+from ctm.objectives.balance import adaptive_weight
 from ctm.objectives.denoising import DenoisingDraw
+from ctm.objectives.features import IMAGENET, Backbone, PerceptualDistance
 from ctm.objectives.matching import MatchingDraw
 from ctm.teachers.official import from_official, recognise, to_official
 from ctm.training.ema import frozen_copy, move_average
@@ -23,7 +27,7 @@ from ctm.training.step import Batch, LossModule, backward
 
 from . import vectors
 
-KINDS = ("train_ctm_*", "train_nets", "train_run")
+KINDS = ("train_ctm_*", "train_gan_*", "train_nets", "train_run")
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 WEIGHTS = {
     "uniform": weighting.uniform,
@@ -42,8 +46,13 @@ KNOWN_OVERRIDES = {
     "ctm_target_inner_type",
     "ctm_target_matching",
     "ctm_target_outer_type",
+    "data_augment",
     "denoising_weight",
     "diffusion_weight_schedule",
+    "g_learning_period",
+    "gan_fake_inner_type",
+    "gan_fake_outer_type",
+    "gan_training",
     "inner_parametrization",
     "outer_parametrization",
     "self_learn",
@@ -112,18 +121,14 @@ def times_of(grid: torch.Tensor, index: torch.Tensor, s_index: torch.Tensor, sol
     return Times(grid[index + torch.arange(solver_steps + 1)[:, None]], grid[s_index])
 
 
-class StandIn:
-    """The stand-in for LPIPS in the reference: images bilinear to 224 and in [0, 1], one strided convolution, mean square."""
+def stand_in_distance(kernel: torch.Tensor) -> PerceptualDistance:
+    """The reference's stand-in for LPIPS: one strided convolution on images in [0, 1], mean square."""
 
-    def __init__(self, kernel: torch.Tensor) -> None:
-        self.kernel = kernel
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        one, two = (torch.nn.functional.conv2d(x, kernel.to(x.dtype), stride=kernel.shape[-1]) for x in (a, b))
+        return (one - two).square().flatten(1).mean(1)
 
-    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        def features(x: torch.Tensor) -> torch.Tensor:
-            large = torch.nn.functional.interpolate(x, size=224, mode="bilinear", align_corners=False)
-            return torch.nn.functional.conv2d((large + 1) / 2, self.kernel.to(x.dtype), stride=32)
-
-        return (features(a) - features(b)).square().flatten(1).mean(1)
+    return PerceptualDistance(distance)
 
 
 def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatching]:
@@ -147,7 +152,7 @@ def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatc
         estimate_at="u" if overrides.get("ctm_target_matching") else "s",
     )
     if file.config.get("lpips"):
-        matching = Matching(**{**vars(matching), "distance": StandIn(file["in/feat_W"])})
+        matching = Matching(**{**vars(matching), "distance": stand_in_distance(file["in/feat_W"])})
     denoising = DenoisingScoreMatching(weight=WEIGHTS[overrides.get("diffusion_weight_schedule", "karras_weight")])
     return matching, denoising
 
@@ -189,8 +194,6 @@ def test_one_step_of_training(name, precision):
 
 def _compare_parts(compare, nets, matching, denoising, draws, denoising_weight):
     """Where the solver arrives, the two sides of matching, and both losses for each sample."""
-    from ctm.objectives import Networks
-
     networks, times = Networks(nets.student, nets.target, nets.teacher), draws[0].times
     with torch.no_grad():
         x_t = nets.x0 + times.t[:, None, None, None] * draws[0].noise
@@ -249,9 +252,7 @@ def test_a_run_of_training(name, precision):
                 file.compare(key, named[key.removeprefix(f"{precision}/{who}/")].detach())
 
 
-def _networks(nets: Official):
-    from ctm.objectives import Networks
-
+def _networks(nets: Official) -> Networks:
     return Networks(nets.student, nets.target, nets.teacher)
 
 
@@ -262,3 +263,96 @@ def test_every_tensor_of_the_networks_is_read():
         known = ("model/param/", "target/param/", "teacher/param/")
         rest = [key for key in file.tensors if not key.startswith(known)]
         assert set(rest) <= {"in/x_start", "in/noise", "in/dsm_noise", "in/dsm_sigmas"}
+
+
+class StandInDiscriminators:
+    """The reference's discriminators: bias-free convolutions with stride = kernel on the normalised image at 224 pixels."""
+
+    def __init__(self, file: vectors.VectorFile, dtype: torch.dtype) -> None:
+        keys = file.keys("in/disc_W_")
+        self.kernels = {key.removeprefix("in/disc_W_"): file[key].to(dtype).requires_grad_() for key in keys}
+        self.input = Backbone(lambda x: [x], *IMAGENET)
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        prepared = self.input.prepare(images)
+        return [torch.nn.functional.conv2d(prepared, k, stride=k.shape[-1]) for k in self.kernels.values()]
+
+
+def adversarial_case(file: vectors.VectorFile, precision: str):
+    """What both phases share: networks, discriminators, objectives, draws."""
+    dtype, levels = DTYPES[precision], settings_of(file.config)
+    overrides = file.config["overrides"]
+    assert (overrides["gan_fake_inner_type"], overrides["gan_fake_outer_type"]) == ("model", "target_model_sg")
+    assert not overrides["data_augment"]
+    nets, critics = Official(dtype, levels=levels), StandInDiscriminators(file, dtype)
+    grid = grid_of(file.config, dtype, levels)
+    times = times_of(grid, file["in/idx"], file["in/s_idx"], file.config["u"])
+    return nets, critics, *objective_of(file), MatchingDraw(times, nets.noise)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", vectors.names("train_gan_generator"))
+def test_the_generators_phase(name, precision):
+    """All losses, the adversarial one weighted by the clipped ratio, once its start step is reached."""
+    other = "f64" if precision == "f32" else "f32"
+    with vectors.open_file(name, ignore=(f"{other}/*",)) as file:
+        nets, critics, matching, denoising, draw = adversarial_case(file, precision)
+        assert file.config["step"] % file.config["overrides"]["g_learning_period"] == 0
+        networks, times = _networks(nets), draw.times
+        consistency = matching(networks, nets.x0, None, draw)
+        score = denoising(networks, nets.x0, None, DenoisingDraw(nets.dsm_sigma, nets.dsm_noise))
+        x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
+        fake = matching.estimate(networks, x_t, times, None)
+        adversarial = hinge_generator(critics(fake))
+        last = nets.student.network.last.weight
+        gradients = [
+            torch.autograd.grad(loss, last, retain_graph=True)[0]
+            for loss in (consistency.mean(), score.mean(), adversarial)
+        ]
+        ratios = [adaptive_weight(gradients[0], gradient) for gradient in gradients[1:]]
+        clipped = adopted(ratios[1].clamp(0.01, 10), file.config["step"], file.config["init_step"])
+        loss = consistency.mean() + ratios[0] * score.mean() + clipped * adversarial
+        loss.backward()
+
+        def compare(key, value):
+            if f"{precision}/{key}" in file:
+                file.compare(f"{precision}/{key}", value.detach())
+
+        compare("adaptive_weights", torch.stack(ratios))
+        compare("consistency_loss", consistency)
+        compare("denoising_loss", ratios[0] * score)
+        compare("d_loss", clipped * adversarial)
+        compare("loss", loss)
+        with torch.no_grad():
+            x_u = matching.solver(networks, x_t, times.path, None)
+        compare("x_t_dt", x_u)
+        compare("estimate", fake)
+        compare("target", matching.target(networks, x_u, times, None))
+        for key, value in (("t", times.t), ("t_dt", times.u), ("s", times.s)):
+            compare(key, value)
+        found = {key: p.grad for key, p in nets.student.network.named_parameters()}
+        compare("grad_norms", nets.norms(found))
+        named = nets.official(nets.student.network, found)
+        for key in file.keys(f"{precision}/grad/"):
+            compare(key.removeprefix(f"{precision}/"), named[key.removeprefix(f"{precision}/grad/")])
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", vectors.names("train_gan_discriminator"))
+def test_the_discriminators_phase(name, precision):
+    """Only the discriminators learn: hinge on the detached estimate and the data."""
+    other = "f64" if precision == "f32" else "f32"
+    with vectors.open_file(name, ignore=(f"{other}/*",)) as file:
+        nets, critics, matching, _, draw = adversarial_case(file, precision)
+        assert file.config["step"] % file.config["overrides"]["g_learning_period"] != 0
+        times = draw.times
+        with torch.no_grad():
+            x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
+            fake = matching.estimate(_networks(nets), x_t, times, None)
+        loss = hinge_discriminator(critics(nets.x0), critics(fake))
+        loss.backward()
+        values = {"d_loss": loss, "loss": loss, "estimate": fake, "t": times.t, "t_dt": times.u, "s": times.s}
+        values |= {f"disc_grad/{key}": kernel.grad for key, kernel in critics.kernels.items()}
+        for key, value in values.items():
+            if f"{precision}/{key}" in file:
+                file.compare(f"{precision}/{key}", value.detach())

@@ -49,10 +49,14 @@ class Backbone:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     side: int = 224
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input from images in [−1, 1]: normalised, then resized."""
+        mean, std = (images.new_tensor(value).reshape(1, 3, 1, 1) for value in (self.mean, self.std))
+        return _resized(((images + 1) / 2 - mean) / std, self.side)
+
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Maps whose channel vectors have length 1, of images in [−1, 1]."""
-        mean, std = (images.new_tensor(value).reshape(1, 3, 1, 1) for value in (self.mean, self.std))
-        maps = self.features(_resized(((images + 1) / 2 - mean) / std, self.side))
+        maps = self.features(self.prepare(images))
         return [found / (found.norm(dim=1, keepdim=True) + 1e-10) for found in maps]
 
 
