@@ -12,13 +12,13 @@ from torch import Tensor
 from ctm.noise import karras_grid
 from ctm.sampling.jumps import gamma as gamma_sampler
 
-__all__ = ["ImageNoise", "class_labels", "generate", "starting_noise", "stream"]
+__all__ = ["ImageNoise", "class_labels", "generate", "image_generator", "starting_noise", "stream"]
 
-_NOISE, _LABEL = 0, 1
+NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
 
-def _generator(seed: int, image: int, purpose: int) -> torch.Generator:
-    """The CPU generator of image `image` under `seed`, for one purpose."""
+def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
+    """The CPU generator of image number `image` under `seed`, for one purpose: NOISE, LABEL, DEQUANTISATION or PROBE."""
     state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
@@ -28,7 +28,7 @@ class ImageNoise:
     draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self._generators = [_generator(seed, index, _NOISE) for index in indices]
+        self._generators = [image_generator(seed, index, NOISE) for index in indices]
 
     def __call__(self, like: Tensor) -> Tensor:
         rows = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
@@ -49,7 +49,7 @@ def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed:
     if labels is None:
         if classes == 0:
             return None
-        drawn = [torch.randint(classes, (), generator=_generator(seed, i, _LABEL)).item() for i in range(num)]
+        drawn = [torch.randint(classes, (), generator=image_generator(seed, i, LABEL)).item() for i in range(num)]
         return torch.tensor(drawn, dtype=torch.int64)
     chosen = torch.as_tensor(labels)
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
