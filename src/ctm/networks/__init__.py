@@ -1,6 +1,7 @@
 """Networks: F(x, t, s, labels) -> like x. They receive c_in·x and the noise levels themselves, and embed those."""
 
-from ctm.networks.ddpmpp import DDPMpp
+from ctm.networks.adm import ADM, DhariwalUNet
 from ctm.networks.mlp import MLP
+from ctm.networks.song import DDPMpp, NCSNpp
 
-__all__ = ["MLP", "DDPMpp"]
+__all__ = ["ADM", "MLP", "DDPMpp", "DhariwalUNet", "NCSNpp"]

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LevelEmbedding", "Network", "add_s", "one_hot_labels"]
+__all__ = [
+    "FourierFeatures",
+    "LabelEmbedding",
+    "LevelEmbedding",
+    "Network",
+    "add_s",
+    "adm_features",
+    "dhariwal_features",
+    "one_hot_labels",
+    "song_features",
+]
 
 
 class Network(nn.Module):
@@ -43,41 +53,78 @@ def one_hot_labels(labels: Tensor | None, n: int, num_classes: int, like: Tensor
     return rows.scatter_(1, labels.clamp(min=0)[:, None], known[:, None].to(like.dtype))
 
 
-class LevelEmbedding(nn.Module):
-    """Noise level and label to a vector, as EDM's DDPM++: [sin, cos] of ¼·ln t at frequencies 10000^(−i/(half−1)), the
-    label's row added, then two linear layers, each followed by SiLU.
+def song_features(level: Tensor, channels: int) -> Tensor:
+    """(B,) -> (B, channels): [sin, cos] of ¼·ln t at frequencies 10000^(−i/(half−1)), as EDM's DDPM++."""
+    half = channels // 2
+    exponent = torch.arange(half, dtype=level.dtype, device=level.device) / max(half - 1, 1)
+    angle = (level.log() / 4)[:, None] * (1 / 10000) ** exponent
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
-    The frequencies are computed in the level's own precision (float32 at least). `label` is a Linear over √K·one-hot that
-    the t and the s embedding share.
+
+def dhariwal_features(level: Tensor, channels: int) -> Tensor:
+    """(B,) -> (B, channels): [cos, sin] of ¼·ln t at frequencies 10000^(−i/half), as EDM's ADM network."""
+    half = channels // 2
+    exponent = torch.arange(half, dtype=level.dtype, device=level.device) / half
+    angle = (level.log() / 4)[:, None] * (1 / 10000) ** exponent
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def adm_features(level: Tensor, channels: int) -> Tensor:
+    """(B,) -> (B, channels): [cos, sin] of 250·ln(t + 1e-44) at frequencies 10000^(−i/half), as consistency models."""
+    half = channels // 2
+    exponent = torch.arange(half, dtype=level.dtype, device=level.device) / half
+    angle = (250 * (level + 1e-44).log())[:, None] * (-math.log(10000) * exponent).exp()
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class FourierFeatures(nn.Module):
+    """(B,) -> (B, channels): [sin, cos] of ¼·ln t at random frequencies 2π·N(0, 16²), drawn once, as EDM's NCSN++."""
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 16 * torch.randn(channels // 2))
+
+    def forward(self, level: Tensor) -> Tensor:
+        angle = (level.log() / 4)[:, None] * (2 * math.pi * self.frequencies.to(level.dtype))
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class LevelEmbedding(nn.Module):
+    """Features of a noise level to a vector: two linear layers, each followed by SiLU.
+
+    The features come in the level's own precision (float32 at least). Rows of numbers made from labels are added to the
+    features (`early`) or to the second layer's output (`late`), as the network's family has it.
     """
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.channels = channels
         self.first = nn.Linear(channels, out)
         self.second = nn.Linear(out, out)
 
-    def forward(self, level: Tensor, label_row: Tensor | None) -> Tensor:
-        half = self.channels // 2
-        exponent = torch.arange(half, dtype=level.dtype, device=level.device) / max(half - 1, 1)
-        angle = (level.log() / 4)[:, None] * (1 / 10000) ** exponent
-        embedded = torch.cat([angle.sin(), angle.cos()], dim=1).to(self.first.weight.dtype)
-        if label_row is not None:
-            embedded = embedded + label_row
-        return nn.functional.silu(self.second(nn.functional.silu(self.first(embedded))))
+    def forward(self, features: Tensor, early: Tensor | None = None, late: Tensor | None = None) -> Tensor:
+        """features (B, channels), early like them, late (B, out) -> (B, out)."""
+        hidden = features.to(self.first.weight.dtype)
+        hidden = self.second(nn.functional.silu(self.first(hidden if early is None else hidden + early)))
+        return nn.functional.silu(hidden if late is None else hidden + late)
 
 
 class LabelEmbedding(nn.Module):
-    """Label to a row of `channels` numbers: a linear layer over √K·one-hot, zero input for an unconditional sample."""
+    """Label to a row of `channels` numbers: a linear layer over one-hot rows, zero input for an unconditional sample.
 
-    def __init__(self, num_classes: int, channels: int) -> None:
+    scaled: rows of √K·one-hot, as EDM's Song networks have them.
+    """
+
+    def __init__(self, num_classes: int, channels: int, *, scaled: bool = True, bias: bool = True) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.linear = nn.Linear(num_classes, channels)
+        self.scale = math.sqrt(num_classes) if scaled else 1.0
+        self.linear = nn.Linear(num_classes, channels, bias=bias)
 
     def forward(self, labels: Tensor | None, n: int) -> Tensor:
-        rows = one_hot_labels(labels, n, self.num_classes, self.linear.weight)
-        return self.linear(rows * math.sqrt(self.num_classes))
+        """labels int64 (n,) with −1 = unconditional, or None -> (n, channels)."""
+        return self.linear(one_hot_labels(labels, n, self.num_classes, self.linear.weight) * self.scale)
 
 
 def add_s(from_t: Tensor, s_affine: nn.Module | None, s_vector: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ctm.networks.base import LabelEmbedding, LevelEmbedding, Network, add_s
+from ctm.networks.base import LabelEmbedding, LevelEmbedding, Network, add_s, song_features
 
 __all__ = ["MLP"]
 
@@ -34,6 +34,7 @@ class MLP(Network):
     ) -> None:
         super().__init__()
         size = math.prod(shape)
+        self.features = embedding
         self.t_embedding = LevelEmbedding(embedding, embedding)
         self.s_embedding = LevelEmbedding(embedding, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, embedding) if num_classes else None
@@ -51,8 +52,10 @@ class MLP(Network):
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """x (B, *shape), levels t and s (B,), labels int64 (B,) or None -> like x. s is ignored without an s branch."""
         label_row = self.label_embedding(labels, len(x)) if self.label_embedding is not None else None
-        t_vector = self.t_embedding(t, label_row)
-        s_vector = self.s_embedding(s, label_row) if self.s_embedding is not None and s is not None else None
+        t_vector = self.t_embedding(song_features(t, self.features), label_row)
+        s_vector = None
+        if self.s_embedding is not None and s is not None:
+            s_vector = self.s_embedding(song_features(s, self.features), label_row)
         hidden = self.first(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, t_vector, s_vector)
