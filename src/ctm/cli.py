@@ -9,11 +9,11 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ctm import __version__
-from ctm.commands import demo, sample, train
+from ctm.commands import convert, demo, sample, train
 
 __all__ = ["main"]
 
-_COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "sample": sample}
+_COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "sample": sample, "convert": convert}
 
 
 def _parser() -> ArgumentParser:
