@@ -56,6 +56,15 @@ def test_no_label_is_label_minus_one(small_ctm):
     assert not torch.allclose(small_ctm.denoise(x, t), small_ctm.denoise(x, t, torch.tensor([3, 4])))
 
 
+@pytest.mark.parametrize("sigma_min", [0.01, 0.003, 0.7])
+def test_a_float32_grid_ends_at_sigma_min_for_a_float64_state(sigma_min):
+    """float32's 0.01 is below 0.01; a level is judged in the precision that it comes in."""
+    model = TrajectoryModel(MLP((3,), width=8, blocks=1, embedding=8), shape=(3,), sigma_min=sigma_min)
+    grid = ctm.karras_grid(3, sigma_min=sigma_min)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    assert model.jump(x, grid[:1].expand(2), grid[-1:].expand(2)).isfinite().all()
+
+
 def test_float64_state_over_a_float32_network(small_ctm):
     x, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), levels(4, 1)
     result = small_ctm.denoise(x, t)

@@ -281,8 +281,8 @@ class TrajectoryModel(_Model):
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
         self._check(x, t, labels)
+        lowest = torch.tensor(self.sigma_min, dtype=s.dtype, device=s.device).to(x.dtype)  # rounded as s has been
         t, s = t.to(x.dtype), s.to(x.dtype)
-        lowest = torch.tensor(self.sigma_min, dtype=s.dtype, device=s.device)
         if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
             raise ValueError(
                 f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {_brief(t)}, s = {_brief(s)}"

@@ -10,6 +10,7 @@ The error measure is max|a − b| / max|b|. Bounds (`VectorFile.tolerance`):
     our float64, reference float64                      max(1e-9, the manifest's rtol)
     our float64, reference stored or noted as float32   max(1e-6, the manifest's float32 hint or rtol)
     our float32                                         max(4 × the same hint, 2e-6 for tensors, 5e-6 for single numbers)
+    our float64, reference from float32 code            as our float32 (`float32_code`: the rounding is the reference's)
     whole numbers and truth values                      equal
 
 CTM_VECTORS names the directory; without it the one beside the repository is used, else the part kept in tests/data.
@@ -43,7 +44,6 @@ def directory() -> Path:
     return next((place for place in FALLBACKS if (place / "manifest.json").is_file()), FALLBACKS[-1])
 
 
-@lru_cache(maxsize=1)
 def manifest() -> dict[str, dict[str, Any]]:
     """File name (with its ending) to the manifest's entry; empty where there is no fallback directory.
 
@@ -51,6 +51,11 @@ def manifest() -> dict[str, dict[str, Any]]:
     path = directory() / "manifest.json"
     if not path.is_file() and not os.environ.get("CTM_VECTORS"):
         return {}
+    return _entries(path)
+
+
+@lru_cache
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text())["files"]
 
 
@@ -113,6 +118,14 @@ class VectorFile:
         found = {key.removeprefix(prefix): self[key] for key in self.keys(prefix)}
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in found.items()}
 
+    def stated(self, name: str, default: float) -> list[float]:
+        """The setting of this name: what the file's configuration says, else every value that another file's says, and the
+        default. Where there are several, the tensors themselves must tell which it was."""
+        if name in self.config:
+            return [float(self.config[name])]
+        elsewhere = {float(entry["config"][name]) for entry in manifest().values() if name in entry["config"]}
+        return sorted(elsewhere | {default})
+
     def hint(self, key: str) -> float:
         """The manifest's relative tolerance for float32 of this tensor: the entry of `fp32_vs_f64_max_rel` or of
         `<what>_fp32_vs_f64_max_rel` whose name the key contains, else the largest such, else `f32_rtol` or `rtol`, else 0."""
@@ -131,16 +144,18 @@ class VectorFile:
         """Whether the tensor is stored as float32, or a note of the manifest says fp32 of it or of the whole file."""
         return self.tensors[key].dtype == torch.float32 or "fp32" in self.tensor_notes.get(key, "") + self.notes
 
-    def tolerance(self, key: str, dtype: torch.dtype, hint: float | None = None) -> float:
+    def tolerance(
+        self, key: str, dtype: torch.dtype, hint: float | None = None, *, float32_code: bool = False
+    ) -> float:
         """The bound on the relative error of our result of this dtype (the module's docstring). hint replaces the manifest's."""
         own = self.hint(key) if hint is None else hint
-        if dtype != torch.float64:
+        if dtype != torch.float64 or float32_code:
             return max(4 * own, 5e-6 if self.tensors[key].numel() == 1 else 2e-6)
         if self.noted_as_float32(key):
             return max(1e-6, own)
         return max(1e-9, self.tolerances.get("rtol", 0.0) if hint is None else hint)
 
-    def compare(self, key: str, ours: Tensor, *, hint: float | None = None) -> None:
+    def compare(self, key: str, ours: Tensor, *, hint: float | None = None, float32_code: bool = False) -> None:
         """Hold our result against the tensor; a disagreement is collected and raised at the end of the block."""
         reference = self[key]
         if tuple(ours.shape) != tuple(reference.shape):
@@ -149,14 +164,23 @@ class VectorFile:
         error = relative_error(ours, reference)
         label = f"{key} in {str(ours.dtype).removeprefix('torch.')}"
         self.errors[label] = max(error, self.errors.get(label, 0.0))
-        bound = self.tolerance(key, ours.dtype, hint) if reference.is_floating_point() else 0.0
+        bound = (
+            self.tolerance(key, ours.dtype, hint, float32_code=float32_code) if reference.is_floating_point() else 0.0
+        )
         if not error <= bound:
             self.failures.append(f"{label}: relative error {error:.2e}, allowed {bound:.2e}")
 
-    def compare_both(self, key: str, compute: Callable[[torch.dtype], Tensor], *, hint: float | None = None) -> None:
+    def compare_both(
+        self,
+        key: str,
+        compute: Callable[[torch.dtype], Tensor],
+        *,
+        hint: float | None = None,
+        float32_code: bool = False,
+    ) -> None:
         """`compare` with what `compute` gives in float32 and in float64."""
         for dtype in (torch.float32, torch.float64):
-            self.compare(key, compute(dtype), hint=hint)
+            self.compare(key, compute(dtype), hint=hint, float32_code=float32_code)
 
     def finish(self, ignore: tuple[str, ...] = ()) -> None:
         """AssertionError for every disagreement and for tensors that nothing read (but those fitting `ignore`)."""

@@ -143,7 +143,7 @@ class ADM(_ADMBase):
             project_resampled=False,
             dropout=dropout,
         )
-        widths = [int(channels * mult) for mult in channel_mult]
+        widths = [round(channels * mult) for mult in channel_mult]
         self._build(
             shape,
             style,

@@ -77,12 +77,13 @@ def recognise_adm(
     embedding, channels = state["time_embed.0.weight"].shape
     first, in_channels = state["input_blocks.0.0.weight"].shape[:2]
     _refuse_other_forms(state, in_channels)
-    groups = 1 + max(int(m[1]) for name in state if (m := re.match(r"output_blocks\.(\d+)\.", name)))
+    groups = 1 + max((int(m[1]) for name in state if (m := re.match(r"output_blocks\.(\d+)\.", name))), default=-1)
     ends = [int(m[1]) for name in state if (m := re.match(r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight", name))]
     per_level = 1 + min(ends, default=groups - 1)  # one more than the blocks of a level on the way down
-    starts = range(1, groups, per_level)
-    widths = [state[f"input_blocks.{start}.0.in_layers.2.weight"].shape[0] for start in starts]
-    if groups % per_level or widths[0] != first or embedding % channels:
+    starts = range(1, groups, max(per_level, 1))
+    entrances = [state.get(f"input_blocks.{start}.0.in_layers.2.weight") for start in starts]
+    widths = [0 if entrance is None else len(entrance) for entrance in entrances]
+    if not groups or groups % per_level or 0 in widths or widths[:1] != [first] or embedding % channels:
         raise ValueError(
             f"this looks like the ADM U-Net, but {groups} groups on the way up, {per_level} a level, widths {widths} and "
             f"{channels} channels do not make one"
