@@ -50,7 +50,14 @@ class Persistent:
         return _reconstruct_persistent_obj, (meta,), None
 
 
-def _module(class_name: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any] | None, **attributes: Any):
+def _module(
+    class_name: str,
+    tensors: Mapping[str, Tensor],
+    arguments: Mapping[str, Any] | None,
+    *,
+    head_channels: int | None = None,
+    **attributes: Any,
+) -> Persistent:
     """A tree of persistent modules from dotted names. A network's enc and dec are torch's own ModuleDict."""
     children: dict[str, dict[str, Tensor]] = {}
     parameters: dict[str, Any] = OrderedDict(bias=None)
@@ -65,7 +72,9 @@ def _module(class_name: str, tensors: Mapping[str, Tensor], arguments: Mapping[s
             parameters[head] = nn.Parameter(value)
     modules: dict[str, Any] = OrderedDict(skip=None)
     for name, inside in children.items():
-        modules[name] = _module_dict(inside) if name in ("enc", "dec") else _module("Linear", inside, None)
+        modules[name] = (
+            _module_dict(inside, head_channels) if name in ("enc", "dec") else _module("Linear", inside, None)
+        )
     return Persistent(
         class_name,
         training=False,
@@ -81,33 +90,44 @@ def _module(class_name: str, tensors: Mapping[str, Tensor], arguments: Mapping[s
     )
 
 
-def _module_dict(tensors: Mapping[str, Tensor]) -> nn.ModuleDict:
+def _module_dict(tensors: Mapping[str, Tensor], head_channels: int | None) -> nn.ModuleDict:
+    """Blocks know their heads, as EDM's do: one, or one for every head_channels channels."""
     made = nn.ModuleDict()
     inside: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         head, _, rest = name.partition(".")
         inside.setdefault(head, {})[rest] = value
     for name, values in inside.items():
-        made._modules[name] = _module("UNetBlock", values, None)
+        qkv = values.get("qkv.weight")
+        width = 0 if qkv is None else qkv.shape[1]
+        heads = 0 if qkv is None else 1 if head_channels is None else width // head_channels
+        made._modules[name] = _module("UNetBlock", values, None, out_channels=width, num_heads=heads)
     return made
 
 
-def edm_object(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], precond: str = "EDMPrecond") -> Persistent:
+def edm_object(
+    tensors: Mapping[str, Tensor],
+    arguments: Mapping[str, Any],
+    precond: str = "EDMPrecond",
+    *,
+    head_channels: int | None = None,
+    sigma_data: float = 0.5,
+) -> Persistent:
     """The preconditioned network with these tensors ("model.…") and the arguments it was made with."""
     inner = {name.removeprefix("model."): value for name, value in tensors.items()}
     given = dict(arguments)
     own = {k: given.pop(k) for k in ("img_resolution", "img_channels", "label_dim", "model_type") if k in given}
     model = {"img_resolution": own["img_resolution"], "label_dim": own.get("label_dim", 0), **given}
-    made = _module(precond, {}, arguments, use_fp16=False, sigma_min=0, sigma_max=float("inf"), sigma_data=0.5)
+    made = _module(precond, {}, arguments, use_fp16=False, sigma_min=0, sigma_max=float("inf"), sigma_data=sigma_data)
     made.state.update(own, label_dim=own.get("label_dim", 0))
-    made.state["_modules"] = OrderedDict(model=_module(own["model_type"], inner, model))
+    made.state["_modules"] = OrderedDict(model=_module(own["model_type"], inner, model, head_channels=head_channels))
     return made
 
 
-def write_edm(path: Path, tensors, arguments, *, protocol: int = 4, precond: str = "EDMPrecond") -> Path:
+def write_edm(path: Path, tensors, arguments, *, protocol: int = 4, precond: str = "EDMPrecond", **more: Any) -> Path:
     """An EDM network file: {"ema": network, "loss_fn": …, "augment_pipe": None, "dataset_kwargs": …}."""
     contents = {
-        "ema": edm_object(tensors, arguments, precond),
+        "ema": edm_object(tensors, arguments, precond, **more),
         "loss_fn": Persistent("EDMLoss", P_mean=-1.2, P_std=1.2, sigma_data=0.5),
         "augment_pipe": None,
         "dataset_kwargs": {"class_name": "training.dataset.ImageFolderDataset", "path": "data.zip"},

@@ -63,11 +63,13 @@ def run(settings: Namespace) -> None:
     if out.suffix in _OFFICIAL:
         raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
     checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)
-    for title, lines in (
-        ("found", checkpoint.found),
-        ("told by the file", checkpoint.told),
-        ("assumed", checkpoint.assumed),
-    ):
+    said = {
+        "found": checkpoint.found,
+        "told by the file": checkpoint.told,
+        "set": checkpoint.chosen,
+        "assumed": checkpoint.assumed,
+    }
+    for title, lines in said.items():
         for line in lines:
             print(f"{title}: {line}")
     _write_directory(checkpoint.model, out)
@@ -93,7 +95,9 @@ def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     write_official(model, out, qkv_order=order)
     if order is not None:
-        print(f"assumed: qkv_order = {order} ({'set by you' if 'qkv_order' in given else f'preset {preset}'})")
+        print(
+            f"set: qkv_order = {order}" if "qkv_order" in given else f"assumed: qkv_order = {order} (preset {preset})"
+        )
     print(f"written: {out}, the weights under their official names. Its users must know what it does not hold:")
     for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer"):
         if hasattr(model, name):

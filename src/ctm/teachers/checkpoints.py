@@ -33,11 +33,12 @@ _NETWORK = ("image_size", "head_channels", "qkv_order", "resample_filter")  # wh
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as a model in eval mode; found: sentences on what the file is; told: settings that the file itself gives;
-    assumed: settings that came from elsewhere, each with where from."""
+    chosen: settings that the caller gave; assumed: settings that came from elsewhere, each with where from."""
 
     model: Model
     found: list[str]
     told: list[str]
+    chosen: list[str]
     assumed: list[str]
 
 
@@ -86,7 +87,7 @@ def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, Any]) 
         raise ValueError(_untold(seen, whole.missing))
     model = _build(whole, state, _MODELS[kind], about)
     found = [*state.notes, _description(whole, model, kind)]
-    return Checkpoint(model, found, choice.told, choice.assumed)
+    return Checkpoint(model, found, choice.told, choice.chosen, choice.assumed)
 
 
 @dataclass
@@ -100,12 +101,13 @@ class _Choice:
     taken: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
 
     def take(self, name: str) -> Any:
         self.taken.add(name)
         if name in self.given:
-            self.assumed.append(f"{name} = {self.given[name]} (set by you)")
+            self.chosen.append(f"{name} = {self.given[name]}")
             return self.given[name]
         if name in self.stored:
             self.told.append(f"{name} = {self.stored[name]}")
