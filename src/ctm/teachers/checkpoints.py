@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ _MODELS: dict[str, type[Model]] = {
 }
 _KINDS = {"song": "EDM's SongUNet", "dhariwal": "EDM's DhariwalUNet (ADM)", "adm": "the ADM U-Net"}
 _RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}  # EDM's networks store 0 and ∞, and are sampled in this range
+_RANKS = {
+    r"(time_embed|map_layer|map_label|emb_layers|affine)\w*\..*weight$": 2,
+    r"(_conv|conv[01]|s\.0\.0)\.weight$": 4,
+}
 _NETWORK = ("image_size", "head_channels", "qkv_order", "resample_filter")  # what `recognise` may still need
 
 
@@ -67,7 +72,19 @@ def read_checkpoint(
         ) from error
 
 
+def _check_ranks(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError where the layers that sizes are read from are no matrices or convolutions."""
+    for name, tensor in tensors.items():
+        rank = next((rank for pattern, rank in _RANKS.items() if re.search(pattern, name)), tensor.ndim)
+        if tensor.ndim != rank:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, where an official network has {rank} axes: "
+                "the file is damaged or of another kind"
+            )
+
+
 def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, Any]) -> Checkpoint:
+    _check_ranks(state.tensors)
     seen = recognise(state.tensors)
     choice = _Choice(given, _stored(state, seen), PRESETS[preset].settings if preset else {}, f"preset {preset}")
     _check_kind(seen, preset, choice)
