@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctm.networks.base import Network
@@ -148,7 +148,10 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         config = {"model": type(self).__name__, "network": described, **self._settings()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (save_directory / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+        save_file(
+            weights, save_directory / WEIGHTS, metadata={"format": "pt"}
+        )  # no second copy in memory, but mode 0600
+        (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
 
     @classmethod
     def _from_pretrained(

@@ -208,6 +208,11 @@ class TestLoadTeacher:
         assert teacher.denoise(x, t).shape == x.shape
         assert teacher.score(x, t).isfinite().all()
 
+    def test_a_consistency_model_is_no_denoiser_and_that_is_said(self, tmp_path, caplog):
+        path = saved(tmp_path / "cd.pt", official(adm(s=False)))
+        ctm.load_teacher(path, preset="cm-imagenet64", settings=ADM_SET)
+        assert "its weights can start a CTM, but its output is no denoiser" in caplog.text
+
     def test_settings_are_for_files(self, small_ctm, tmp_path):
         small_ctm.save_pretrained(tmp_path / "m")
         assert isinstance(ctm.load_teacher(tmp_path / "m"), ctm.TrajectoryModel)

@@ -57,9 +57,7 @@ def run(settings: Namespace) -> None:
         _to_official(settings, given, out)
         return
     if source.is_dir():
-        raise ValueError(
-            f"{source} is a directory: give --out ending in .pt to write its model as an official checkpoint"
-        )
+        raise ValueError(f"{source} is a directory: OUT must end in .pt, to write its model as an official checkpoint")
     if out.suffix in _OFFICIAL:
         raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
     checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)

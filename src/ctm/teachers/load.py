@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ctm.model import load_model
+from ctm.model import ConsistencyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint
 
 __all__ = ["load_teacher"]
@@ -34,9 +34,13 @@ def load_teacher(
         checkpoint = read_checkpoint(path, preset=preset, settings=settings)
         for assumed in checkpoint.assumed:
             _LOG.warning("%s: assumed %s", path, assumed)
-        return checkpoint.model.requires_grad_(False)
-    if preset is not None or settings:
+        model = checkpoint.model
+    elif preset is not None or settings:
         raise ValueError(
             f"{source} is no checkpoint file: a model directory holds its settings, leave preset and settings away"
         )
-    return load_model(source).requires_grad_(False)
+    else:
+        model = load_model(source)
+    if isinstance(model, ConsistencyModel):
+        _LOG.warning("%s is a consistency model: its weights can start a CTM, but its output is no denoiser", source)
+    return model.requires_grad_(False)
