@@ -10,7 +10,7 @@ from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.official import to_official
 
 from ..conftest import random_weights
-from .edm_files import write_edm, write_pickle
+from .edm_files import Persistent, edm_object, write_edm, write_pickle
 
 SMALL = {"channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
 ADM_SET = {"image_size": 8, "head_channels": 16}
@@ -66,6 +66,24 @@ def test_heads_come_from_the_pickles_blocks(tmp_path):
     chosen = read_checkpoint(tmp_path / "net.pkl", settings={"head_channels": 32, "sigma_max": 40})
     assert chosen.chosen == ["head_channels = 32", "sigma_max = 40"]
     assert chosen.model.sigma_max == 40
+
+
+def test_an_edm_pickle_that_says_little(tmp_path):
+    """Only the tree of modules: the defaults of EDM's classes, each said."""
+    wide = random_weights(DhariwalUNet((3, 8, 8), **{**SMALL, "channels": 64}, s_embedding=False))
+    given = {"img_resolution": 8, "img_channels": 3, "model_type": "DhariwalUNet"}
+    bare = edm_object(official(wide), given)
+    waiting = [bare]
+    while waiting:
+        module = waiting.pop()
+        inside = module.state if isinstance(module, Persistent) else module.__dict__
+        for name in set(inside) & {"num_heads", "sigma_data", "sigma_min", "sigma_max", "_init_kwargs", "_init_args"}:
+            del inside[name]
+        waiting += [child for child in inside["_modules"].values() if child is not None]
+    read = read_checkpoint(write_pickle(tmp_path / "net.pkl", {"ema": bare}))
+    assert same_network(read.model, wide)
+    assert "head_channels = 64 (DhariwalUNet's own)" in read.assumed
+    assert "sigma_data = 0.5 (EDMPrecond's default)" in read.assumed
 
 
 def test_a_preset_gives_what_a_state_dict_lacks(tmp_path):
@@ -188,7 +206,13 @@ class TestMistakes:
 
     def test_settings_without_meaning(self, tmp_path):
         path = saved(tmp_path / "m.pt", official(song()))
-        self.says(path, "image_size cannot be set for this file", preset="ctm-cifar10", settings={"image_size": 64})
+        say = "image_size = 64 was set, but the file's names and shapes say 8"
+        self.says(path, say, preset="ctm-cifar10", settings={"image_size": 64})
+        read_checkpoint(path, preset="ctm-cifar10", settings={"image_size": 8, "resample_filter": [1, 1]})
+        said = "head_channels has no meaning for EDM's SongUNet as this kind of model"
+        self.says(path, said, preset="ctm-cifar10", settings={"head_channels": 8})
+        plain = saved(tmp_path / "p.pt", official(song(s=False)))
+        self.says(plain, "outer has no meaning for EDM's SongUNet", preset="edm-cifar10", settings={"outer": "euler"})
         with pytest.raises(ValueError, match="there is no preset 'best': presets are edm-cifar10, "):
             read_checkpoint(path, preset="best")
         with pytest.raises(ValueError, match="'speed' is no setting"):

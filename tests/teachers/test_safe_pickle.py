@@ -4,7 +4,9 @@ import os
 import pickle
 import pickletools
 import struct
+import sys
 import tracemalloc
+import types
 from collections import OrderedDict
 from importlib import import_module
 
@@ -259,6 +261,17 @@ def test_bytes_changed_anywhere_never_run_and_are_a_sentence(tmp_path):
         damaged.write_bytes(changed)
         with contextlib.suppress(ValueError):
             read_pickle(damaged)
+
+
+def test_the_dictionaries_of_edm(tmp_path, monkeypatch):
+    """dnnlib.util.EasyDict, a dict whose items are attributes, is a dict here."""
+    module = types.ModuleType("dnnlib.util")
+    module.EasyDict = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
+    monkeypatch.setitem(sys.modules, "dnnlib", types.ModuleType("dnnlib"))
+    monkeypatch.setitem(sys.modules, "dnnlib.util", module)
+    read = read_pickle(write_pickle(tmp_path / "a.pkl", module.EasyDict(a=1, b=module.EasyDict())))
+    assert read == {"a": 1, "b": {}}
+    assert type(read) is type(read["b"]) is dict
 
 
 @pytest.mark.parametrize(

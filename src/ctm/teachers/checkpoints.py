@@ -27,7 +27,12 @@ _MODELS: dict[str, type[Model]] = {
     "trajectory": TrajectoryModel,
 }
 _KINDS = {"song": "EDM's SongUNet", "dhariwal": "EDM's DhariwalUNet (ADM)", "adm": "the ADM U-Net"}
-_RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}  # EDM's networks store 0 and ∞, and are sampled in this range
+_EDM: dict[str, tuple[float, str]] = {  # what holds for EDM pickles that do not say otherwise
+    "sigma_min": (0.002, "EDM's sampling range; the file gives no end"),
+    "sigma_max": (80.0, "EDM's sampling range; the file gives no end"),
+    "sigma_data": (0.5, "EDMPrecond's default"),
+    "head_channels": (64, "DhariwalUNet's own"),
+}
 _RANKS = {
     r"(time_embed|map_layer|map_label|emb_layers|affine)\w*\..*weight$": 2,
     r"(_conv|conv[01]|s\.0\.0)\.weight$": 4,
@@ -94,11 +99,7 @@ def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, Any]) 
     about = {name: choice.take(name) for name in names}
     if choice.missing:
         raise ValueError(_untold(seen, choice.missing))
-    unused = [name for name in given if name not in choice.taken]
-    if unused:
-        raise ValueError(
-            f"{', '.join(unused)} cannot be set for this file: its names and shapes say it, or it has no meaning there"
-        )
+    _check_unused({name: value for name, value in given.items() if name not in choice.taken}, seen)
     whole = recognise(state.tensors, **network)
     if whole.missing:
         raise ValueError(_untold(seen, whole.missing))
@@ -132,9 +133,10 @@ class _Choice:
         if name in self.preset:
             self.assumed.append(f"{name} = {self.preset[name]} ({self.preset_name})")
             return self.preset[name]
-        if name in _RANGE and self.stored.get("edm"):
-            self.assumed.append(f"{name} = {_RANGE[name]:g} (EDM's sampling range; the file gives no end)")
-            return _RANGE[name]
+        if name in _EDM and self.stored.get("edm"):
+            value, reason = _EDM[name]
+            self.assumed.append(f"{name} = {value:g} ({reason})")
+            return value
         self.missing.append(name)
         return None
 
@@ -152,15 +154,8 @@ def _stored(state: StateFile, seen: OfficialNetwork) -> dict[str, Any]:
             stored[name] = float(value)
     if isinstance(arguments.get("resample_filter"), list):
         stored["resample_filter"] = arguments["resample_filter"]
-    widths = {
-        width // heads
-        for width, heads in arguments.get("block_heads", {}).values()
-        if isinstance(width, int) and width % heads == 0
-    }
-    if len(widths) == 1:
-        stored["head_channels"] = widths.pop()
-    elif not widths and isinstance(arguments.get("channels_per_head"), int):
-        stored["head_channels"] = arguments["channels_per_head"]
+    if len(arguments["head_channels"]) == 1:
+        stored["head_channels"] = arguments["head_channels"][0]
     return stored
 
 
@@ -186,6 +181,17 @@ def _check_kind(seen: OfficialNetwork, preset: str | None, choice: _Choice) -> N
         )
     if said == "consistency" and choice.stored.get("edm"):
         raise ValueError(f"this EDM pickle holds a diffusion model, not the consistency model that {where} says")
+
+
+def _check_unused(given: Mapping[str, Any], seen: OfficialNetwork) -> None:
+    """Raises ValueError for settings that were given and not needed, unless they are what names and shapes say."""
+    shape = seen.init_args.get("shape")
+    said = {"image_size": shape and shape[1], "resample_filter": seen.init_args.get("resample_filter")}
+    for name, value in given.items():
+        if said.get(name) is None:
+            raise ValueError(f"{name} has no meaning for {_KINDS[seen.kind]} as this kind of model: leave it away")
+        if said[name] != value:
+            raise ValueError(f"{name} = {value} was set, but the file's names and shapes say {said[name]}")
 
 
 def _fitting(seen: OfficialNetwork) -> str:

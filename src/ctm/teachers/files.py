@@ -132,15 +132,11 @@ def _edm_state(path: Path, part: str | None) -> StateFile:
             "(VP, VE and iDDPM baselines scale their network otherwise)"
         )
     state = network.state
-    arguments = {**_keywords(inner), "model_type": inner.class_name}
+    arguments = {**_keywords(network), **_keywords(inner), "model_type": inner.class_name}
     for name in ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data"):
         if isinstance(state.get(name), int | float):
             arguments[name] = state[name]
-    arguments["block_heads"] = {
-        name: (module.state.get("out_channels"), heads)
-        for name, module in _walk(inner)
-        if isinstance(heads := module.state.get("num_heads"), int) and heads > 0
-    }
+    arguments["head_channels"] = sorted({width for _, module in _walk(inner) if (width := _head_channels(module))})
     tensors = {
         f"{name}.{own}": value
         for name, module in _walk(network)
@@ -160,6 +156,15 @@ def _child(module: Stored, name: str) -> Stored | None:
 def _keywords(module: Stored) -> dict[str, Any]:
     given = module.state.get("_init_kwargs")
     return dict(given) if isinstance(given, dict) else {}
+
+
+def _head_channels(block: Stored) -> int | None:
+    """Channels of one attention head of a block that attends, from what it was made with or has become."""
+    heads, width = block.state.get("num_heads"), block.state.get("out_channels")
+    if type(heads) is int and type(width) is int and heads > 0 and width % heads == 0:
+        return width // heads
+    told = _keywords(block).get("channels_per_head")
+    return told if heads is None and type(told) is int and told > 0 else None
 
 
 def _walk(module: Stored) -> Iterator[tuple[str, Stored]]:
