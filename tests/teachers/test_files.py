@@ -141,3 +141,22 @@ def test_modules_that_hold_themselves_end(tmp_path):
     precond.state["_modules"]["model"].state["_modules"]["loop"] = Persistent("Loop", _modules=children)
     write_pickle(tmp_path / "a.pkl", {"ema": precond})
     assert len(read_state(tmp_path / "a.pkl").tensors) == len(example_tensors()) + 1
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bytes_changed_anywhere_are_data_or_a_sentence(tmp_path, zipped):
+    torch.save(example_tensors(), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(whole), (250,), generator=generator).tolist() + list(range(1, 120)):
+        at = place - 120 if place < 120 else place  # the last bytes are a zip file's table of contents
+        changed = bytearray(whole)
+        changed[at] ^= 1 + place % 255
+        (tmp_path / "x.pt").write_bytes(changed)
+        try:
+            read_state(tmp_path / "x.pt")
+        except ValueError as error:
+            message = str(error)
+        else:
+            continue
+        assert "\n" not in message

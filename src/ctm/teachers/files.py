@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,7 @@ def read_state(path: str | Path, part: str | None = None) -> StateFile:
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_TORCH))
     if start.startswith(b"PK") or start == _LEGACY_TORCH:
-        return _torch_state(path, part)
+        return _torch_state(path, part, mapped=start.startswith(b"PK"))
     if not start.startswith(b"\x80"):
         raise ValueError(
             f"{path} is neither an EDM pickle nor a file of torch.save ({_looks_like(start)}): "
@@ -59,9 +58,8 @@ def _looks_like(start: bytes) -> str:
     return f"it begins with the bytes {start.hex(' ')}"
 
 
-def _torch_state(path: Path, part: str | None) -> StateFile:
+def _torch_state(path: Path, part: str | None, *, mapped: bool) -> StateFile:
     """A state dict written by torch.save, through torch's weights-only reader; of a zip file the weights stay mapped."""
-    mapped = zipfile.is_zipfile(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files and refusals are many kinds
