@@ -1,7 +1,7 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
 from ctm import objectives, sampling, teachers
-from ctm.model import DiffusionModel, TrajectoryModel, load_model
+from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import Cancelled, generate
 from ctm.teachers import load_teacher
@@ -10,6 +10,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Cancelled",
+    "ConsistencyModel",
     "DiffusionModel",
     "TrajectoryModel",
     "generate",

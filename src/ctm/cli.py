@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
+    "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 
 

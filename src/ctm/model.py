@@ -1,5 +1,5 @@
-"""The models: TrajectoryModel, which jumps, and DiffusionModel, which only denoises. Both save as config.json and
-model.safetensors in the Hugging Face manner."""
+"""The models: TrajectoryModel, which jumps anywhere, ConsistencyModel, which jumps to the end, and DiffusionModel, which only
+denoises. All save as config.json and model.safetensors in the Hugging Face manner."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctm.networks.base import Network
@@ -27,7 +27,7 @@ from ctm.parametrization import (
     output_scalings,
 )
 
-__all__ = ["DiffusionModel", "TrajectoryModel", "build", "describe", "load_model"]
+__all__ = ["ConsistencyModel", "DiffusionModel", "TrajectoryModel", "build", "describe", "load_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Self = TypeVar("Self", bound="_Model")
@@ -165,7 +165,10 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         config = {"model": type(self).__name__, "network": described, **self._settings()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (save_directory / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+        save_file(
+            weights, save_directory / WEIGHTS, metadata={"format": "pt"}
+        )  # no second copy in memory, but mode 0600
+        (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
 
     @classmethod
     def _from_pretrained(
@@ -217,6 +220,30 @@ class DiffusionModel(_Model):
         level = t.to(x.dtype)
         c_skip, c_out = output_scalings("edm", level, self.sigma_data, self.sigma_min)
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
+
+
+class ConsistencyModel(_Model):
+    """A consistency model (arXiv 2303.01469): f(x, t) = c_skip·x + c_out·F with the "cm" scalings, so that f(x, σ_min) = x.
+
+    It jumps from any level to sigma_min and to no other. f is an end of the trajectory, not the mean E[x_0 | x_t]: its
+    `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
+    """
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """f(x, t): shapes and errors as DiffusionModel's."""
+        self._check(x, t, labels)
+        level = t.to(x.dtype)
+        c_skip, c_out = output_scalings("cm", level, self.sigma_data, self.sigma_min)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        """f(x, t) where s = sigma_min. Raises ValueError for any other s, and for shapes as `denoise`."""
+        if not bool(torch.isclose(s.double(), torch.full_like(s, self.sigma_min).double(), rtol=1e-6, atol=0).all()):
+            raise ValueError(
+                f"a consistency model jumps to sigma_min = {self.sigma_min} only, got s = {_brief(s)}: sample it in one "
+                "step, with gamma = 1, or with sampling.consistency"
+            )
+        return self.denoise(x, t, labels)
 
 
 class TrajectoryModel(_Model):
@@ -298,11 +325,16 @@ def _brief(levels: Tensor) -> str:
     return f"[{shown}{', …' if levels.numel() > 4 else ''}]"
 
 
-MODELS: dict[str, type[_Model]] = {"DiffusionModel": DiffusionModel, "TrajectoryModel": TrajectoryModel}
+Model: TypeAlias = DiffusionModel | ConsistencyModel | TrajectoryModel
+MODELS: dict[str, type[_Model]] = {
+    "DiffusionModel": DiffusionModel,
+    "ConsistencyModel": ConsistencyModel,
+    "TrajectoryModel": TrajectoryModel,
+}
 
 
-def load_model(source: str | Path) -> DiffusionModel | TrajectoryModel:
-    """The model, of either kind, in a model directory, a run directory (its model/) or a hub repository; eval mode.
+def load_model(source: str | Path) -> Model:
+    """The model, of any kind, in a model directory, a run directory (its model/) or a hub repository; eval mode.
 
     Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit.
     """

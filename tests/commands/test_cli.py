@@ -44,7 +44,7 @@ def model(small_ctm, tmp_path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["sample"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["sample"], ["convert"]])
 def test_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, *command, "--help")
     assert code == 0

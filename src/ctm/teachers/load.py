@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from ctm.model import load_model
+from ctm.model import ConsistencyModel, load_model
+from ctm.teachers.checkpoints import read_checkpoint
 
 __all__ = ["load_teacher"]
 
+_LOG = logging.getLogger(__name__)
+_FILES = (".pkl", ".pickle", ".pt", ".pth")
 
-def load_teacher(source: str | Path) -> nn.Module:
+
+def load_teacher(
+    source: str | Path, *, preset: str | None = None, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A frozen model in eval mode with denoise, score, shape, num_classes, sigma_min, sigma_max and sigma_data.
 
-    source: a model directory, a run directory (its model/) or a hub id; a CTM may teach too. Raises FileNotFoundError and
-    ValueError as `ctm.load_model`."""
-    return load_model(source).requires_grad_(False)
+    source: a model directory, a run directory (its model/) or a hub id, of any kind of model; or a checkpoint file: an EDM
+    pickle, an OpenAI consistency-model .pt, an official CTM .pt. Of a file, nothing is run; what neither it nor its names and
+    shapes tell comes from a preset or settings (docs/checkpoints.md), and what is assumed goes to the log as a warning.
+    Raises FileNotFoundError and ValueError as `ctm.load_model`, and ValueError for a checkpoint that is damaged, refused, of
+    no known kind, or needs a setting that is not given.
+    """
+    path = Path(source)
+    if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
+        checkpoint = read_checkpoint(path, preset=preset, settings=settings)
+        for assumed in checkpoint.assumed:
+            _LOG.warning("%s: assumed %s", path, assumed)
+        model = checkpoint.model
+    elif preset is not None or settings:
+        raise ValueError(
+            f"{source} is no checkpoint file: a model directory holds its settings, leave preset and settings away"
+        )
+    else:
+        model = load_model(source)
+    if isinstance(model, ConsistencyModel):
+        _LOG.warning("%s is a consistency model: its weights can start a CTM, but its output is no denoiser", source)
+    return model.requires_grad_(False)

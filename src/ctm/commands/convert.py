@@ -1,0 +1,116 @@
+"""Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from ctm.commands.common import Parser, command_parser
+from ctm.model import Model, load_model
+from ctm.teachers.checkpoints import read_checkpoint, write_official
+from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
+
+__all__ = ["parser", "run"]
+
+_OFFICIAL = (".pt", ".pth")
+
+
+def parser() -> Parser:
+    result = command_parser(
+        "convert",
+        "Read an EDM network pickle, an OpenAI consistency-model .pt or an official CTM .pt, running nothing in it, and write "
+        "a model directory (config.json, model.safetensors); or write a model directory as an official .pt, when OUT ends so.",
+        "ctm convert edm-cifar10-32x32-cond-vp.pkl models/edm-cifar10",
+    )
+    result.add_argument(
+        "checkpoint", type=str, help="a .pkl or .pt file; or, to write a .pt, a model directory or hub id"
+    )
+    result.add_argument("out", type=str, help="the model directory to make, or a file ending in .pt")
+    result.add_argument(
+        "--preset",
+        type=str,
+        default=None,
+        help=f"settings that names and shapes cannot tell, of a released checkpoint: {', '.join(PRESETS)}",
+    )
+    result.add_argument(
+        "--set",
+        action="append",
+        default=None,
+        metavar="KEY=VALUE",
+        help=f"one such setting, before the file's and the preset's: {', '.join(SETTINGS)}",
+    )
+    result.add_argument(
+        "--part", type=str, default=None, help="which weights, where a file holds several: ema_0.9999, target, model …"
+    )
+    return result
+
+
+def run(settings: Namespace) -> None:
+    """Convert one way or the other; say what was found, what the file told, and each value assumed."""
+    source, out = Path(settings.checkpoint), Path(settings.out)
+    _check_target(out)
+    given = parse_settings(settings["set"] or ())
+    if not source.is_file() and out.suffix in _OFFICIAL:
+        _to_official(settings, given, out)
+        return
+    if source.is_dir():
+        raise ValueError(f"{source} is a directory: OUT must end in .pt, to write its model as an official checkpoint")
+    if out.suffix in _OFFICIAL:
+        raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
+    checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)
+    said = {
+        "found": checkpoint.found,
+        "told by the file": checkpoint.told,
+        "set": checkpoint.chosen,
+        "assumed": checkpoint.assumed,
+    }
+    for title, lines in said.items():
+        for line in lines:
+            print(f"{title}: {line}")
+    _write_directory(checkpoint.model, out)
+    print(f"written: {out}")
+
+
+def _check_target(out: Path) -> None:
+    """Nothing that is there is written over."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir()) and out.suffix not in _OFFICIAL):
+        raise ValueError(f"{out} is there already: give a new name, or remove it first")
+
+
+def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> None:
+    preset = settings.preset
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}: presets are {', '.join(PRESETS)}")
+    others = [name for name in given if name != "qkv_order"]
+    if others or settings.part is not None:
+        raise ValueError("only --set qkv_order=… and --preset have a meaning when a model directory is written as .pt")
+    order = given.get("qkv_order", PRESETS[preset].settings.get("qkv_order") if preset else None)
+    model = load_model(settings.checkpoint)
+    order = order if type(model.network).__name__ == "ADM" else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_official(model, out, qkv_order=order)
+    if order is not None:
+        print(
+            f"set: qkv_order = {order}" if "qkv_order" in given else f"assumed: qkv_order = {order} (preset {preset})"
+        )
+    print(f"written: {out}, the weights under their official names. Its users must know what it does not hold:")
+    for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer"):
+        if hasattr(model, name):
+            print(f"  {name} = {getattr(model, name)}")
+
+
+def _write_directory(model: Model, out: Path) -> None:
+    """The model directory, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        (temporary / "model").mkdir()  # with the permissions of any new directory
+        model.save_pretrained(temporary / "model")
+        if out.is_dir():
+            out.rmdir()
+        (temporary / "model").rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
