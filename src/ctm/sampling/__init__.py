@@ -5,12 +5,14 @@ use only `denoise`.
 """
 
 from ctm.sampling.common import Cancelled, Step
+from ctm.sampling.editing import Projection, luma, patch_means, restore
 from ctm.sampling.generation import class_labels, generate, starting_noise, stream
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
 from ctm.sampling.ode import ancestral, dpmpp_2m, euler, heun, midpoint
 
 __all__ = [
     "Cancelled",
+    "Projection",
     "Step",
     "ancestral",
     "class_labels",
@@ -21,7 +23,10 @@ __all__ = [
     "gamma_plan",
     "generate",
     "heun",
+    "luma",
     "midpoint",
+    "patch_means",
+    "restore",
     "starting_noise",
     "stream",
     "two_level",

@@ -75,12 +75,16 @@ def follow(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
+    correct: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Drive a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump."""
+    """Drive a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump. `correct`
+    changes what each jump gave, before the noise."""
     draw = fresh_noise(noise)
     for index, (t, stop, fresh) in enumerate(plan):
         t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))
         x = model.jump(x, t_now, s_now, labels)
+        if correct is not None:
+            x = correct(x)
         if fresh > 0:
             x = x + fresh * draw(x)
         if callback is not None:
