@@ -44,11 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     chosen = next((argument for argument in given if argument in _COMMANDS), None)
-    settings = _parser(chosen).parse_args(given)
     try:
+        settings = _parser(chosen).parse_args(given)
         _command(settings.command).run(settings[settings.command])
     except KeyboardInterrupt:
-        print("ctm: stopped by Ctrl-C. The same command goes on from here.", file=sys.stderr)
+        more = " The same command goes on from here." if chosen in ("train", "demo") else ""
+        print(f"ctm: stopped by Ctrl-C.{more}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         if debug:

@@ -158,6 +158,8 @@ def log_density(
         raise ValueError(
             f"x must be floating point at the model's scale, got {x.dtype}: bits_per_dim takes uint8 images"
         )
+    if len(x) == 0:
+        return x.new_zeros(0, dtype=torch.float64)
     method = exact_trace if trace == "exact" else hutchinson_trace(_probes(x, probes, seed))
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
     return flow_log_density(denoiser_of(model, labels), x, sigma_min, sigma_max, method, rtol=rtol, atol=atol)
@@ -181,6 +183,8 @@ def bits_per_dim(
     precision (float32 for a model without any). Raises ValueError for images that are not uint8."""
     if images_uint8.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 in 0 … 255, got {images_uint8.dtype}: log_density takes floats")
+    if len(images_uint8) == 0:
+        return torch.zeros(0, dtype=torch.float64)
     rows = [
         torch.rand(images_uint8.shape[1:], generator=image_generator(seed, i, DEQUANTISATION))
         for i in range(len(images_uint8))

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -144,25 +146,34 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
                 raise ValueError(
                     f"labels must be int64 of shape ({len(x)},), got {labels.dtype} of shape {tuple(labels.shape)}"
                 )
-            if len(labels) and int(labels.max()) >= max(self.num_classes, 1):
+            if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < max(self.num_classes, 0):
+                bad = int(labels.max()) if int(labels.max()) >= self.num_classes else int(labels.min())
                 known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
-                raise ValueError(
-                    f"label {int(labels.max())} is not known to this model (classes: {known}); −1 is no label"
-                )
+                raise ValueError(f"label {bad} is not known to this model (classes: {known}); −1 is no label")
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments other than the network."""
         names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
         return {name: getattr(self, name) for name in names}
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json, model.safetensors and a card; options as of PyTorchModelHubMixin (push_to_hub …). Raises
+        ValueError, writing nothing, for a network that config.json cannot describe."""
+        self._description()
+        return super().save_pretrained(save_directory, **options)
+
+    def _description(self) -> dict[str, Any]:
+        """class_path and init_args of the network. Raises ValueError where there are none."""
         described = describe(self.network)
         if described is None:
             raise ValueError(
                 f"cannot save this model: its network is a {type(self.network).__name__} object, which config.json cannot "
                 "describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
             )
-        config = {"model": type(self).__name__, "network": described, **self._settings()}
+        return described
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {"model": type(self).__name__, "network": self._description(), **self._settings()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(
@@ -182,9 +193,14 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         token: str | bool | None,
         map_location: str = "cpu",
         strict: bool = True,
+        config: dict[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> Self:
-        """Builds from config.json's settings and loads model.safetensors, never a pickle; eval mode."""
+        """Builds from config.json's settings and loads model.safetensors, never a pickle; eval mode. Raises ValueError for the
+        configuration of another kind of model."""
+        kind = (config or {}).get("model", cls.__name__)
+        if kind != cls.__name__:
+            raise ValueError(f"{model_id} holds a {kind}, not a {cls.__name__}: use ctm.{kind} or ctm.load_model")
         if Path(model_id).is_dir():
             weights = Path(model_id) / WEIGHTS
             if not weights.is_file() or "network" not in model_kwargs:
@@ -347,7 +363,12 @@ def load_model(source: str | Path) -> Model:
             )
         config_file, place = found / CONFIG, str(found)
     else:
+        if str(source).startswith((".", "/", "~", "runs/", "models/")) or (
+            directory.parent.is_dir() and directory.parent != Path()
+        ):
+            raise FileNotFoundError(f"there is no directory {source}. Give a model or run directory, or a hub id.")
         try:
+            hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
             config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
         except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
             raise FileNotFoundError(
@@ -362,6 +383,6 @@ def load_model(source: str | Path) -> Model:
         raise ValueError(f"{config_file} names the model {kind!r}; this version reads {', '.join(MODELS)}")
     try:
         return MODELS[kind].from_pretrained(place)  # type: ignore[return-value]
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error

@@ -146,7 +146,8 @@ def test_labels_are_parsed():
     assert parse_labels("0-3") == [0, 1, 2, 3]
     assert parse_labels("3,3,7") == [3, 3, 7]
     assert parse_labels("9,0-1") == [9, 0, 1]
-    for wrong in ("", "3-1", "1;2", "-1"):
+    assert parse_labels("-1,2") == [-1, 2]
+    for wrong in ("", "3-1", "1;2", "-2"):
         with pytest.raises(ValueError, match="--labels takes classes"):
             parse_labels(wrong)
 

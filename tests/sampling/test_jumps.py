@@ -144,7 +144,7 @@ def test_gamma_out_of_range_is_refused(value):
     ("grid", "message"),
     [
         (torch.tensor([80.0]), "at least two noise levels"),
-        (torch.tensor([1.0, 2.0]), "grid must decrease strictly"),
+        (torch.tensor([1.0, 2.0]), "that decrease strictly"),
         (torch.tensor([1.0, 0.0]), "jumps end at sigma_min, not at 0"),
         ([1.0, 0.5], "grid must be a tensor"),
     ],

@@ -63,6 +63,9 @@ def parse_labels(text: str) -> list[int]:
     """'0-9' or '3,3,7', or both mixed, as a list. Raises ValueError for anything else."""
     chosen: list[int] = []
     for part in text.split(","):
+        if part.strip() == "-1":  # no class
+            chosen.append(-1)
+            continue
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
             raise ValueError(f"--labels takes classes such as 0-9 or 3,3,7, got {text!r}")
@@ -74,15 +77,15 @@ def run(settings: Namespace) -> None:
     """Sample and write, batch by batch."""
     model = load_model(settings.model)
     name = settings.sampler or ("gamma" if hasattr(model, "jump") else "heun")
-    steps = settings.steps or (1 if name == "gamma" else 18)
+    steps = settings.steps if settings.steps is not None else (1 if name == "gamma" else 18)
     grid, sampler = _sampler(model, name, steps, settings)
     cycle = None if settings.labels is None else parse_labels(settings.labels)
     num = settings.num if settings.num is not None else len(cycle or [0] * 16)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     labels = sampling.class_labels(model, num, asked, settings.seed)
     out = Path(settings.out)
-    _check_target(out, model.shape)
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_target(out, model.shape, num)
+    device = _device(settings.device)
     batches = sampling.stream(
         model,
         num,
@@ -116,6 +119,8 @@ def _sampler(model: Any, name: str, steps: int, settings: Namespace) -> tuple[Te
     if name not in _SAMPLERS:
         raise ValueError(f"--sampler must be one of {', '.join(_SAMPLERS)}, got {name!r}")
     ends = (model.sigma_min, model.sigma_max)
+    if name != "gamma" and settings.gamma != 0:
+        raise ValueError(f"--gamma belongs to jumps, and the sampler here is {name}: leave it out")
     if name == "gamma":
         if not hasattr(model, "jump"):
             raise ValueError(
@@ -128,9 +133,27 @@ def _sampler(model: Any, name: str, steps: int, settings: Namespace) -> tuple[Te
     return torch.cat([karras_grid(steps - 1, *ends), torch.zeros(1)]), getattr(sampling, name)
 
 
-def _check_target(out: Path, shape: tuple[int, ...]) -> None:
+def _device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device {chosen} cannot be used here ({reason}): leave it out, or give cpu") from error
+
+
+def _check_target(out: Path, shape: tuple[int, ...], num: int) -> None:
+    """Raises ValueError for a target that cannot hold the samples, before any is made."""
+    if out.suffix in (".npz", ".png") and out.is_dir():
+        raise ValueError(f"--out {out} is a directory: give another name for the file")
+    if out.suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
+        raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
     if out.suffix == ".npz":
         return
+    others = [p.name for p in out.glob("*.png") if p.stem.isdigit() and int(p.stem) >= num] if out.is_dir() else []
+    if others:
+        raise ValueError(f"--out {out} holds more samples than --num {num} (e.g. {others[0]}): use another directory")
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"samples of shape {shape} are no pictures: give --out FILE.npz")
     if out.suffix != ".png" and out.is_file():
@@ -139,7 +162,7 @@ def _check_target(out: Path, shape: tuple[int, ...]) -> None:
 
 def _write(out: Path, batches: Iterator[Tensor] | Any, labels: Tensor | None, about: dict[str, Any]) -> None:
     """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1."""
-    (out if not out.suffix else out.parent).mkdir(parents=True, exist_ok=True)
+    (out.parent if out.suffix in (".png", ".npz") else out).mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         columns = 10 if about["labels"] and len(about["labels"]) % 10 == 0 else None
         grid_picture(torch.cat(list(batches)), columns=columns).save(out)

@@ -53,6 +53,8 @@ def load_images(name: str, size: int | None = None, channels: int | None = None,
         return load_folder(path, size, channels)
     elif path.suffix == ".npz":
         images = _npz(path)
+    elif not path.exists() and name.startswith((".", "/", "~")) and path.suffix != ".parquet":
+        raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     elif path.suffix == ".parquet" or not path.exists():
         return _through_datasets(name, size, channels, split)
     else:
@@ -122,7 +124,7 @@ def _npz(path: Path) -> Images:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {path}") from error
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+        raise ValueError(f"{path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays") from error
     pixels, labels = arrays.get("images", arrays.get("arr_0")), arrays.get("labels", arrays.get("arr_1"))
     if pixels is None:
         raise ValueError(f"{path} holds the arrays {', '.join(names)}: the images must be called images or arr_0")
@@ -177,6 +179,8 @@ def _through_datasets(name: str, size: int | None, channels: int | None, split: 
     except FileNotFoundError:
         raise
     except Exception as error:  # the library raises its own, the hub's and arrow's errors
+        if Path(name).is_file():
+            raise ValueError(f"{name} cannot be read as a parquet file: {_first_line(error)}") from error
         raise FileNotFoundError(
             f"{name} is no existing path nor {_names()}, and the hub does not give it: {_first_line(error)}"
         ) from error

@@ -39,7 +39,8 @@ class TeacherWalk(Walk):
     step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
 
     def __call__(self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None) -> Tensor:
-        return walk(lambda x, t: networks.teacher.denoise(x, t, labels), x, path, self.step)
+        known = None if getattr(networks.teacher, "num_classes", None) == 0 else labels  # an unconditional teacher
+        return walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path, self.step)
 
     def teacher_evaluations(self, steps: int) -> int:
         return steps * (2 if self.step is heun_step else 1)

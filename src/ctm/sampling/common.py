@@ -42,8 +42,10 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
         raise ValueError(f"grid must be a tensor of at least two noise levels, e.g. karras_grid(4), got {shape}")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point at level grid[0], got {x.dtype}")
-    if bool((grid[1:] >= grid[:-1]).any()):
-        raise ValueError(f"grid must decrease strictly, got {[round(v, 6) for v in grid.tolist()]}")
+    if not bool(grid.isfinite().all()) or bool((grid[1:] >= grid[:-1]).any()):
+        raise ValueError(
+            f"grid must hold finite levels that decrease strictly, got {[round(v, 6) for v in grid.tolist()]}"
+        )
     if float(grid[-1]) < 0 or (float(grid[-1]) == 0 and not zero_end):
         allowed = "or 0" if zero_end else "(jumps end at sigma_min, not at 0)"
         raise ValueError(f"the last level of the grid must be positive {allowed}, got {float(grid[-1])}")

@@ -45,7 +45,10 @@ def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed:
     a class drawn for each image from (seed, i); None for an unconditional model.
 
     Returns int64 (num,) or None. Raises ValueError for a label the model does not know or another number of labels."""
-    classes = int(getattr(model, "num_classes", 0) or 0)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    known_classes = getattr(model, "num_classes", None)  # None: a model that does not say
+    classes = int(known_classes or 0)
     if labels is None:
         if classes == 0:
             return None
@@ -60,8 +63,9 @@ def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed:
         raise ValueError(
             f"labels must be one int or {num} of them, one for each image, got shape {tuple(chosen.shape)}"
         )
-    if num and (int(chosen.max()) >= classes or int(chosen.min()) < -1):
-        bad = int(chosen.max()) if int(chosen.max()) >= classes else int(chosen.min())
+    too_large = known_classes is not None and num > 0 and int(chosen.max()) >= classes
+    if num and (too_large or int(chosen.min()) < -1):
+        bad = int(chosen.max()) if too_large else int(chosen.min())
         known = f"0 … {classes - 1}, or −1 for none" if classes else "none, the model is unconditional"
         raise ValueError(f"label {bad} is not known to this model (classes: {known})")
     return chosen
@@ -87,6 +91,8 @@ def stream(
     """
     if num < 1 or batch_size < 1:
         raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
+    if grid is not None and not isinstance(grid, Tensor):
+        raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
     chosen = class_labels(model, num, labels, seed)
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))

@@ -60,6 +60,8 @@ def consistency_plan(grid: Iterable[float]) -> Plan:
 def two_level_plan(grid: Iterable[float]) -> Plan:
     """grid (t0, s, s', t_end): jump t0 → s, add noise up to s' ≥ s, jump to t_end. Raises ValueError for other grids."""
     levels = [float(level) for level in grid]
+    if not all(math.isfinite(level) for level in levels):
+        raise ValueError(f"two_level needs finite levels, got {levels}")
     if len(levels) != 4 or not levels[0] > levels[1] or not levels[0] >= levels[2] >= levels[1] >= levels[3] > 0:
         raise ValueError(f"two_level needs four levels t0 > s ≤ s' with t0 ≥ s' and s ≥ t_end > 0, got {levels}")
     t0, s, up, end = levels
@@ -79,6 +81,8 @@ def follow(
 ) -> Tensor:
     """Drive a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump. `correct`
     changes what each jump gave, before the noise."""
+    if not hasattr(model, "jump"):
+        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): use a sampler of denoisers, e.g. heun")
     draw = fresh_noise(noise)
     for index, (t, stop, fresh) in enumerate(plan):
         t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))

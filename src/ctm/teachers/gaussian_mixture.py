@@ -54,8 +54,17 @@ class GaussianMixture(nn.Module):
         logits = weights.log() + inner / variance.reshape(-1, 1)
         if labels is None:
             return logits
+        self._check_labels(labels)
         other = torch.arange(len(weights), device=x.device) != labels[:, None]
         return logits.masked_fill(other & (labels >= 0)[:, None], -math.inf)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Raises ValueError for a component there is not."""
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(
+                f"labels must be components 0 … {self.num_classes - 1}, or −1 for none, "
+                f"got {int(labels.min())} … {int(labels.max())}"
+            )
 
     def _posterior_mean(self, x: Tensor, variance: Tensor, labels: Tensor | None) -> Tensor:
         """Σ_k p_k μ_k with p = softmax_k(logits), like x; variance (B,) is c² + t²."""
@@ -86,6 +95,8 @@ class GaussianMixture(nn.Module):
         label) keeps p constant: x_s = μ + (x − μ)·√((s²+c²)/(t²+c²)). The other samples are integrated in float64 by an
         adaptive eighth-order method to 1e-9 (on the CPU where the device has no float64).
         """
+        if labels is not None:
+            self._check_labels(labels)
         device = x.device if x.device.type != "mps" else torch.device("cpu")
         state, t, s = (tensor.to(device=device, dtype=torch.float64) for tensor in (x, t, s))
         labels = torch.full((len(x),), -1, device=device) if labels is None else labels.to(device)
@@ -131,6 +142,8 @@ class GaussianMixture(nn.Module):
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data (n, *shape), in the means' dtype, the same for the same seed on any device."""
         generator = torch.Generator().manual_seed(seed)
+        if n == 0:
+            return self.means[:0]
         k = torch.multinomial(self.weights.double().cpu(), n, replacement=True, generator=generator)
         noise = torch.randn(n, *self.shape, dtype=self.means.dtype, generator=generator).to(self.means.device)
         return self.means[k.to(self.means.device)] + self.std * noise
