@@ -79,18 +79,33 @@ def test_the_judge_knows_the_real_images():
     assert judge.frechet(judge.real + 0.3 * torch.randn_like(judge.real)) > judge.floor() / 10
 
 
-def test_ctrl_c_leaves_a_run_that_the_same_command_continues(tmp_path):
-    """The real command, interrupted in its teacher: exit code 130, a checkpoint, no traceback."""
-    command = [sys.executable, "-m", "ctm", "demo", "--out", str(tmp_path / "demo")]
+def interrupted_demo(out, after_step: int) -> tuple[int, str]:
+    """The real command, sent SIGINT once its teacher has logged a step beyond `after_step`: exit code and stderr."""
+    command = [sys.executable, "-m", "ctm", "demo", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    metrics = tmp_path / "demo" / "teacher" / "metrics.jsonl"
-    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
+    metrics, deadline = out / "teacher" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        if lines and json.loads(lines[-1])["step"] > after_step:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "The same command goes on from here" in err
-    assert "Traceback" not in err
-    (checkpoint,) = (tmp_path / "demo" / "teacher" / "checkpoints").iterdir()
-    assert 50 <= int(checkpoint.name) < 2000
+    return process.returncode, err
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_continues(tmp_path):
+    """Interrupted twice in its teacher: exit code 130, no traceback, and the second run goes on from the first's checkpoint."""
+    out = tmp_path / "demo"
+    reached = [0]
+    for _ in range(2):
+        code, err = interrupted_demo(out, after_step=reached[-1])
+        assert code == 130
+        assert "The same command goes on from here" in err
+        assert "Traceback" not in err
+        reached.append(max(int(p.name) for p in (out / "teacher" / "checkpoints").iterdir()))
+    assert 0 < reached[1] < reached[2] < 2000
+    steps = [json.loads(line)["step"] for line in (out / "teacher" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(50, steps[-1] + 1, 50)), (
+        "each step is logged once: none was trained again from the start"
+    )
