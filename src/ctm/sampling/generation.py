@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from ctm.noise import karras_grid
 from ctm.sampling.jumps import gamma as gamma_sampler
 
-__all__ = ["ImageNoise", "class_labels", "generate", "image_generator", "starting_noise", "stream"]
+__all__ = ["ImageNoise", "class_labels", "draw", "generate", "image_generator", "starting_noise", "stream"]
 
 NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
@@ -71,6 +72,27 @@ def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed:
     return chosen
 
 
+def draw(
+    model: Any,
+    indices: Sequence[int],
+    *,
+    levels: Tensor,
+    sampler: Callable[..., Tensor],
+    labels: Tensor | None,
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """The images number `indices` of those that `generate` makes: float32 (len(indices), *shape) on `device`, not clamped.
+
+    levels: the grid; sampler: f(model, x, grid, labels=, noise=) -> x; labels int64 (len(indices),) or None; the model on
+    `device` already."""
+    noise = ImageNoise(seed, indices)
+    with torch.no_grad():
+        x = levels[0].float().to(device) * noise(torch.empty(len(indices), *model.shape, device=device))
+        rows = None if labels is None else labels.to(device)
+        return sampler(model, x, levels, labels=rows, noise=noise).float()
+
+
 def stream(
     model: Any,
     num: int,
@@ -111,18 +133,14 @@ def stream(
     if isinstance(model, torch.nn.Module) and device is not None:
         model = model.to(place)
 
+    method = sampler or partial(gamma_sampler, gamma=gamma)
+
     def batches() -> Iterator[Tensor]:
         for first in range(0, num, batch_size):
             indices = range(first, min(first + batch_size, num))
-            noise = ImageNoise(seed, indices)
-            rows = None if chosen is None else chosen[first : first + batch_size].to(place)
-            with torch.no_grad():
-                x = levels[0].float().to(place) * noise(torch.empty(len(indices), *model.shape, device=place))
-                if sampler is None:
-                    x = gamma_sampler(model, x, levels, gamma=gamma, labels=rows, noise=noise)
-                else:
-                    x = sampler(model, x, levels, labels=rows, noise=noise)
-            yield x.float().cpu()
+            rows = None if chosen is None else chosen[first : first + batch_size]
+            x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place)
+            yield x.cpu()
 
     return batches()
 
