@@ -23,7 +23,7 @@ from ctm.model import load_model
 from ctm.noise import karras_grid
 from ctm.pictures import grid_picture, to_uint8
 
-__all__ = ["parse_labels", "parser", "run"]
+__all__ = ["device_of", "parse_labels", "parser", "run"]
 
 _SAMPLERS = ("gamma", "euler", "heun", "dpmpp_2m")
 
@@ -85,7 +85,7 @@ def run(settings: Namespace) -> None:
     labels = sampling.class_labels(model, num, asked, settings.seed)
     out = Path(settings.out)
     _check_target(out, model.shape, num)
-    device = _device(settings.device)
+    device = device_of(settings.device)
     batches = sampling.stream(
         model,
         num,
@@ -133,7 +133,7 @@ def _sampler(model: Any, name: str, steps: int, settings: Namespace) -> tuple[Te
     return torch.cat([karras_grid(steps - 1, *ends), torch.zeros(1)]), getattr(sampling, name)
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
     """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

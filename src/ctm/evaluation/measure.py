@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ctm.data import to_model_range
 from ctm.evaluation.frechet import frechet_numbers
@@ -82,9 +84,9 @@ def measure(
     return numbers, copies
 
 
-def compare_images(samples: Statistics, teacher: Statistics) -> dict[str, Number]:
-    """Mean squared error in units of [−1, 1] and PSNR of the kept images against the teacher's from the same noise."""
-    mine, theirs = (to_model_range(each.pixels).double() for each in (samples, teacher))
+def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:
+    """Mean squared error in units of [−1, 1] and PSNR of images uint8 (P, H, W, C) against the teacher's from the same noise."""
+    mine, theirs = (to_model_range(each).double() for each in (samples, teacher))
     mse = mean_with_error((mine - theirs).square().flatten(1).mean(dim=1))
-    slope = None if mse.error is None or mse.value == 0 else 10 / np.log(10) * mse.error / mse.value
+    slope = None if mse.error is None or mse.value == 0 else 10 / math.log(10) * mse.error / mse.value
     return {"mse_to_teacher": mse, "psnr_to_teacher": Number(psnr(mse.value), slope)}

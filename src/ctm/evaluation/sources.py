@@ -17,6 +17,9 @@ from ctm.sampling import draw
 __all__ = ["ImageSource", "ModelSource", "Source", "data_labels"]
 
 
+_LABELS = 2**32  # added to the seed of the order of labels
+
+
 class Source(Protocol):
     """`count` images; image i is the same whenever and with whatever company it is asked for."""
 
@@ -71,8 +74,8 @@ class ModelSource:
 
 
 def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
-    """A label for each of count samples, as often as in the data: the labels of as many images in a drawn order; None for data
-    without labels."""
+    """A label for each of count samples, as often as in the data: the labels of as many images in a drawn order, not the order
+    in which the data are looked at; None for data without labels."""
     if images.labels is None:
         return None
-    return torch.from_numpy(images.labels[epoch_order(len(images), 0, count, seed)].astype(np.int64))
+    return torch.from_numpy(images.labels[epoch_order(len(images), 0, count, _LABELS + seed)].astype(np.int64))
