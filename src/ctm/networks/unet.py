@@ -41,8 +41,9 @@ class UNet(Network):
     ) -> None:
         """The layers. first: width of the first convolution; widths: of the levels, finest first; blocks: a level has on the
         way down, one more on the way up; attention: image heights that attend, on the way up in the last block only where
-        attend_last_only says so; head_channels None: one head; auxiliary: NCSN++'s second path down; patch: squares of that
-        many pixels become channels before all this, and pixels after it; heights are counted in them. ValueError for an image size that the levels do not divide."""
+        attend_last_only says so; head_channels None: one head; auxiliary: NCSN++'s second path down; patch: squares
+        of that many pixels become channels before all this, and pixels after it; heights are counted in them.
+        Raises ValueError for an image size that the levels do not divide."""
         in_channels, height, width = shape
         self._check_size(height, width, len(widths), patch)
         in_channels, height = in_channels * patch**2, height // patch
