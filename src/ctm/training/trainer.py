@@ -16,6 +16,7 @@ from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
 from ctm.training.ema import frozen_copy, move_average, warmed_decay
 from ctm.training.interrupt import InterruptLater
+from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
@@ -118,24 +119,26 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
-    log = _Log(run, directory, step) if main else None
+    names = loss_names(recipe.objectives)
+    log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
-            losses, weights, evaluations = _step(run, step)
+            numbers = _step(run, step)
             step += 1
             bar.advance()
-            if not math.isfinite(float(sum(losses))):
+            losses = {name: float(numbers[f"loss/{name}"]) for name in names}
+            if not math.isfinite(sum(losses.values())):
                 raise TrainingDiverged(
-                    f"step {step}: a loss is not a number ({[float(v) for v in losses]}). The newest checkpoint in "
+                    f"step {step}: a loss is not a number ({losses}). The newest checkpoint in "
                     f"{directory.checkpoints} is from before; lower the learning rate or change the recipe"
                 )
             last = step == recipe.steps
             stop = _any_process(run.accelerator, interrupt.requested)
             if log is not None:
-                log.add(losses, weights, evaluations)
+                log.add(numbers)
                 if step % recipe.log_every == 0 or last:
-                    bar.note(log.write(step, time.monotonic() - started))
+                    bar.note(log.write(step, time.monotonic() - started, _state(run)))
                 if step % recipe.sample_every == 0 or last:
                     save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
                 if step % recipe.checkpoint_every == 0 or last or stop:
@@ -146,6 +149,12 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
                 raise KeyboardInterrupt
 
 
+def _state(run: _Run) -> dict[str, float]:
+    """Numbers that are logged as they stand, not as means over steps."""
+    rate = run.optimizer.param_groups[0]["lr"]
+    return {"learning_rate": rate, "peak_memory_mib": peak_memory(run.accelerator.device)}
+
+
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Whether any process raised the flag."""
     if accelerator.num_processes == 1:
@@ -153,8 +162,8 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
-def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
-    """One optimiser step. Returns the losses, their weights and the teacher's evaluations on each image."""
+def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One optimiser step. Returns its numbers: each loss, each weight, the teacher's evaluations on each image."""
     recipe, accelerator = run.recipe, run.accelerator
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
@@ -190,41 +199,11 @@ def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
     move_average(run.published, run.student, warmed_decay(recipe.ema, step))
     if run.target is not None:
         move_average(run.target, run.student, recipe.target_ema)
-    losses = [accelerator.reduce(loss.detach(), "mean") for loss in losses]
+    names = loss_names(recipe.objectives)
+    numbers: dict[str, float | Tensor] = {}
+    for name, loss in zip(names, losses, strict=True):
+        numbers[f"loss/{name}"] = accelerator.reduce(loss.detach(), "mean")
+    numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
     pairs = zip(recipe.objectives, batch.draws, strict=True)
-    return losses, weights, sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
-
-
-class _Log:
-    """Means of the numbers between two lines of metrics.jsonl; the same numbers go to TensorBoard."""
-
-    def __init__(self, run: _Run, directory: RunDirectory, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
-
-        self._run, self._directory = run, directory
-        self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
-        self._names = [type(objective).__name__ for objective in run.recipe.objectives]
-        self._rows: list[list[float]] = []
-        self._last = time.monotonic()
-
-    def add(self, losses: list[Tensor], weights: list[Tensor], evaluations: int) -> None:
-        self._rows.append([float(v) for v in (*losses, *weights)] + [float(evaluations)])
-
-    def write(self, step: int, elapsed: float) -> str:
-        """Write one line; returns the losses in words."""
-        means = [sum(column) / len(self._rows) for column in zip(*self._rows, strict=True)]
-        count = len(self._names)
-        row: dict[str, float] = {"step": step, "seconds": round(elapsed, 3)}
-        row |= {f"loss/{name}": value for name, value in zip(self._names, means[:count], strict=True)}
-        row |= {f"weight/{name}": value for name, value in zip(self._names[1:], means[count + 1 : -1], strict=True)}
-        now = time.monotonic()
-        row["images_per_second"] = len(self._rows) * self._run.recipe.data.batch_size / max(now - self._last, 1e-9)
-        row["teacher_evaluations_per_image"] = means[-1]
-        row["learning_rate"] = self._run.optimizer.param_groups[0]["lr"]
-        self._rows, self._last = [], now
-        self._directory.log(row)
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-        return ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, means, strict=False))
+    numbers["teacher_evaluations_per_image"] = sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
+    return numbers
