@@ -11,6 +11,7 @@ import torch
 from ctm.model import DiffusionModel, TrajectoryModel, build
 from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
+from ctm.training.engine import EngineSettings
 
 __all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
@@ -104,6 +105,7 @@ class Recipe:
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
         checkpoint_every: steps between checkpoints.
+        engine: how to compute: precision, pieces of a batch, clipping.
     """
 
     data: DataSettings
@@ -124,6 +126,7 @@ class Recipe:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
         for name, low in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from torch import Tensor
 from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
 from ctm.training.ema import frozen_copy, move_average, warmed_decay
+from ctm.training.engine import ScaledOptimizer, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import LossModule, backward, draw_batch, step_generator
+from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
 
 __all__ = ["TrainingDiverged", "train"]
@@ -40,7 +42,7 @@ class _Run:
     images: Images
     module: LossModule
     wrapped: Any
-    optimizer: Any
+    optimizer: ScaledOptimizer
     published: Any
     target: Any
     teacher: Any
@@ -66,7 +68,8 @@ def train(
     Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged for a loss that is not a
     number, KeyboardInterrupt (after a checkpoint) for Ctrl-C.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # so that processes on CPUs find each other
+    processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
+    accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     run = _prepare(recipe, accelerator, images or _load(recipe))
     directory = RunDirectory(out)
     if accelerator.is_main_process:
@@ -89,10 +92,7 @@ def _load(recipe: Recipe) -> Images:
 
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     """Networks, optimiser and data, in place on the device."""
-    if recipe.data.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"data.batch_size {recipe.data.batch_size} does not divide among {accelerator.num_processes} processes"
-        )
+    rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -109,8 +109,10 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     optimizer = recipe.optimizer(student.parameters())
     published, target = frozen_copy(student), frozen_copy(student) if needs_target else None
     teacher = teacher.to(accelerator.device) if teacher is not None else None
+    set_precision((student, target, teacher), recipe.engine.precision)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    return _Run(recipe, accelerator, images, module, wrapped, optimizer, published, target, teacher)
+    scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, published, target, teacher)
 
 
 def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
@@ -163,47 +165,76 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
-    """One optimiser step. Returns its numbers: each loss, each weight, the teacher's evaluations on each image."""
-    recipe, accelerator = run.recipe, run.accelerator
+    """One optimiser step. Returns its numbers: each loss, each weight, gradient norms, the teacher's evaluations."""
+    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
+    seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
+    torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
+    run.module.train()
+    run.optimizer.zero_grad()
+    numbers: dict[str, float | Tensor] = {}
+    parts = rows_of_process(recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
+    for index, part in enumerate(parts):
+        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
+        with together:  # gradients travel once, with the last piece
+            for name, value in _piece(run, _batch(run, step, part)).items():
+                numbers[name] = numbers.get(name, 0.0) + value / pieces
+    for name in loss_names(recipe.objectives):
+        numbers[f"loss/{name}"] = accelerator.reduce(numbers[f"loss/{name}"], "mean")
+    if recipe.engine.precision == "fp16":
+        numbers["loss_scale"] = run.optimizer.scale
+    numbers["gradient_norm"], moved = run.optimizer.step()
+    if moved:
+        move_average(run.published, run.student, warmed_decay(recipe.ema, step))
+        if run.target is not None:
+            move_average(run.target, run.student, recipe.target_ema)
+    return numbers
+
+
+def _batch(run: _Run, step: int, part: slice) -> Batch:
+    """Some rows of a step's common batch."""
+    recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
-    share = total // accelerator.num_processes
-    part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    indices = epoch_order(len(run.images), step * total, total, recipe.seed)[part]
-    x0, labels = run.images.batch(indices)
-    x0, labels = x0.to(accelerator.device), None if labels is None else labels.to(accelerator.device)
-    generator = step_generator(recipe.seed, step, accelerator.device)
-    torch.manual_seed(generator.initial_seed() + accelerator.process_index)  # dropout inside the networks
-    batch = draw_batch(
+    x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    return draw_batch(
         recipe.objectives,
         run.student,
-        x0,
-        labels,
+        x0.to(device),
+        None if labels is None else labels.to(device),
         total=total,
         part=part,
         label_dropout=recipe.label_dropout,
-        generator=generator,
+        generator=step_generator(recipe.seed, step, device),
     )
-    run.module.train()
+
+
+def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
+    """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
+
+    The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
+    recipe, names = run.recipe, loss_names(run.recipe.objectives)
+    norms: list[Tensor] = []
+
+    def reduce(gradient: Tensor) -> Tensor:
+        gradient = run.accelerator.reduce(gradient, "mean")
+        norms.append(gradient.norm())
+        return gradient
+
     losses = run.wrapped(batch, run.target, run.teacher)
-    run.optimizer.zero_grad()
     weights = backward(
         run.module,
         losses,
         factors=recipe.loss_factors,
         adaptive=recipe.adaptive_balance,
-        reduce=lambda gradient: accelerator.reduce(gradient, "mean"),
+        reduce=reduce,
+        scale=run.optimizer.scale / recipe.engine.accumulate,
     )
-    run.optimizer.step()
-    move_average(run.published, run.student, warmed_decay(recipe.ema, step))
-    if run.target is not None:
-        move_average(run.target, run.student, recipe.target_ema)
-    names = loss_names(recipe.objectives)
     numbers: dict[str, float | Tensor] = {}
     for name, loss in zip(names, losses, strict=True):
-        numbers[f"loss/{name}"] = accelerator.reduce(loss.detach(), "mean")
+        numbers[f"loss/{name}"] = loss.detach()
     numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
+    numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
     pairs = zip(recipe.objectives, batch.draws, strict=True)
     numbers["teacher_evaluations_per_image"] = sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
     return numbers
