@@ -103,12 +103,12 @@ def test_norms_and_memory_are_logged(teacher, tmp_path):
 
 def unet_step(precision: str, scale: float = 1.0):
     """Losses, adaptive weights and gradients of one step of a small U-Net with random weights, and its F's dtypes."""
+    torch.manual_seed(0)
     model = TrajectoryModel(
         DDPMpp((1, 8, 8), channels=32, channel_mult=[1, 2], blocks=1, attention=[4]),
         shape=(1, 8, 8),
     )
     for parameter in model.parameters():  # no zero-initialised layer hides anything
-        torch.manual_seed(parameter.numel())
         parameter.data += 0.02 * torch.randn_like(parameter)
     target, teacher = frozen_copy(model), frozen_copy(model)
     set_precision((model, target, teacher), precision)
@@ -134,7 +134,7 @@ def test_networks_compute_low_and_losses_high(precision, dtype, scale):
     assert (kinds, full) == ({dtype}, {torch.float32})
     assert all(loss.dtype == torch.float32 for loss in losses)
     assert gradient.dtype == torch.float32
-    tolerance = {"bf16": 0.2, "fp16": 0.04}[precision]  # matching compares two jumps that are nearly equal
+    tolerance = {"bf16": 0.03, "fp16": 0.004}[precision]
     for found, value in zip([*losses, *balance], [*expected_losses, *expected_balance], strict=True):
         assert found.item() == pytest.approx(value.item(), rel=tolerance)
     assert (gradient - expected).norm() < tolerance * expected.norm()
