@@ -1,10 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from ctm import TrajectoryModel
+from ctm import TrajectoryModel, load_model
 from ctm.commands.train import parse_recipe
 from ctm.networks import DDPMpp
 from ctm.objectives import DenoisingScoreMatching, Matching
@@ -168,8 +169,6 @@ def test_a_run_in_low_precision_continues_to_the_same_bits(teacher, tmp_path, pr
     rows = run(teacher, tmp_path / "whole", *options)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "whole").values())
     assert ("loss_scale" in rows[0]) == (precision == "fp16")
-    import shutil
-
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "00000006")
     again = run(teacher, tmp_path / "parts", *options)
@@ -202,3 +201,32 @@ def test_a_step_whose_gradients_overflow_moves_nothing(teacher, tmp_path, monkey
     assert prepared.optimizer.scale == pytest.approx(5e29)
     for kept, module in zip(before, prepared.modules().values(), strict=True):
         assert_same(kept, module.state_dict())
+
+
+# -- averages --
+
+SEVERAL = (
+    '[{"class_path": "ctm.training.Decay", "init_args": {"decay": 0.5}},'
+    ' {"class_path": "ctm.training.PowerFunction", "init_args": {"sigma_rel": 0.1}}]'
+)
+
+
+def test_several_averages_are_published_and_continued(teacher, tmp_path):
+    options = ("--steps", "6", "--checkpoint_every", "3", "--ema", SEVERAL)
+    run(teacher, tmp_path / "whole", *options)
+    models = [load_model(tmp_path / "whole" / name) for name in ("model", "model-power-0.1")]
+    assert_same(models[0].state_dict(), weights(tmp_path / "whole"))
+    assert not torch.equal(models[0].network.first.weight, models[1].network.first.weight)
+    run(teacher, tmp_path / "single", "--steps", "6", "--ema", "0.5")
+    assert_same(weights(tmp_path / "single"), weights(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "00000006")
+    run(teacher, tmp_path / "parts", *options)
+    assert_same(load_model(tmp_path / "parts" / "model-power-0.1").state_dict(), models[1].state_dict())
+
+
+def test_no_averages_or_equal_ones_are_a_sentence(teacher, tmp_path):
+    one = '{"class_path": "ctm.training.Decay", "init_args": {"decay": 0.5}}'
+    for value, named in (("[]", "none"), (f"[{one}, {one}]", "decay-0.5, decay-0.5")):
+        with pytest.raises(ValueError, match=f"ema must be a decay or a list of different averages, got {named}"):
+            run(teacher, tmp_path / "run", "--steps", "1", "--ema", value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
-from ctm.training.ema import frozen_copy, move_average, warmed_decay
+from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
@@ -43,7 +43,7 @@ class _Run:
     module: LossModule
     wrapped: Any
     optimizer: ScaledOptimizer
-    published: Any
+    averages: list[Any]
     target: Any
     teacher: Any
 
@@ -51,10 +51,19 @@ class _Run:
     def student(self) -> Any:
         return self.module.student
 
+    @property
+    def published(self) -> Any:
+        return self.averages[0]
+
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
+        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
         return {name: module for name, module in kept.items() if module is not None}
+
+    def others(self) -> list[tuple[Average, Any]]:
+        """The averages besides the published one."""
+        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
 
 def train(
@@ -107,12 +116,13 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     needs_target = any(objective.needs_target for objective in recipe.objectives)
     module = LossModule(student, recipe.objectives)
     optimizer = recipe.optimizer(student.parameters())
-    published, target = frozen_copy(student), frozen_copy(student) if needs_target else None
+    averages = [frozen_copy(student) for _ in recipe.averages]
+    target = frozen_copy(student) if needs_target else None
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     set_precision((student, target, teacher), recipe.engine.precision)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, published, target, teacher)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher)
 
 
 def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
@@ -146,6 +156,8 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
                 if step % recipe.checkpoint_every == 0 or last or stop:
                     directory.save(step, run.modules(), run.optimizer, time.monotonic() - started)
                     directory.publish(run.published)
+                    for profile, average in run.others():
+                        directory.publish(average, f"model-{profile.name}")
             run.accelerator.wait_for_everyone()
             if stop:
                 raise KeyboardInterrupt
@@ -186,7 +198,8 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
     if moved:
-        move_average(run.published, run.student, warmed_decay(recipe.ema, step))
+        for profile, average in zip(recipe.averages, run.averages, strict=True):
+            move_average(average, run.student, profile.at(step))
         if run.target is not None:
             move_average(run.target, run.student, recipe.target_ema)
     return numbers
