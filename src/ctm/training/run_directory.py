@@ -73,16 +73,16 @@ class RunDirectory:
         state = json.loads((checkpoint / "state.json").read_text())
         return state["step"], state["elapsed_seconds"]
 
-    def publish(self, model: Any) -> None:
-        """Write model/, replacing the one before as a whole."""
-        temporary, old = self.path / ".model-writing", self.path / ".model-old"
+    def publish(self, model: Any, name: str = "model") -> None:
+        """Write a model directory of that name, replacing the one before as a whole."""
+        target, temporary, old = self.path / name, self.path / f".{name}-writing", self.path / f".{name}-old"
         for directory in (temporary, old):
             shutil.rmtree(directory, ignore_errors=True)
         model.save_pretrained(temporary)
         _sync(temporary)
-        if self.model.is_dir():
-            os.replace(self.model, old)
-        os.replace(temporary, self.model)
+        if target.is_dir():
+            os.replace(target, old)
+        os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
 
     def log(self, row: dict[str, float]) -> None:

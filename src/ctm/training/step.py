@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ctm.objectives import Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
-__all__ = ["Batch", "LossModule", "backward", "draw_batch", "step_generator"]
+__all__ = ["Batch", "LossModule", "backward", "draw_batch", "rows_of_process", "step_generator"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,22 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device=device).manual_seed(int(state) >> 1)
 
 
+def rows_of_process(total: int, processes: int, process: int, pieces: int = 1) -> list[slice]:
+    """The rows of the common batch that a process takes, in the pieces it takes them in.
+
+    The batch is cut into pieces first and each piece among the processes, so that one process and many see the same
+    pieces. Every row belongs to one piece of one process. Raises ValueError where total is no multiple of
+    processes·pieces: means of unequal parts would not average to the mean of the batch."""
+    if total % (processes * pieces):
+        raise ValueError(
+            f"data.batch_size {total} does not divide among {processes} processes in {pieces} pieces each: "
+            f"take a multiple of {processes * pieces}"
+        )
+    size = total // (processes * pieces)
+    starts = [(piece * processes + process) * size for piece in range(pieces)]
+    return [slice(start, start + size) for start in starts]
+
+
 def draw_batch(
     objectives: Sequence[Objective],
     model: Any,
@@ -103,12 +119,18 @@ def backward(
     factors: Sequence[float] | None = None,
     adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    scale: float = 1.0,
 ) -> list[Tensor]:
-    """Gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive weights.
+    """`scale` times the gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive
+    weights, which do not depend on the scale.
 
-    factors, adaptive, reduce: as of `ctm.objectives.balance`."""
+    factors, adaptive, reduce: as of `ctm.objectives.balance`; reduce sees unscaled gradients. scale: larger than 1 keeps
+    float16 gradients from vanishing, 1/n averages over n pieces of a batch. The losses themselves are scaled, because
+    their gradients at the outputs are in the outputs' precision already."""
     weight = module.last_layer.get_parameter("weight")
-    options: dict[str, Any] = {"factors": factors, "adaptive": adaptive, "reduce": reduce}
+    options: dict[str, Any] = {"factors": factors, "adaptive": adaptive}
+    options["reduce"] = lambda gradient: reduce(gradient / scale)
+    losses = [loss * scale for loss in losses]
     if any(objective.chains_student for objective in module.objectives):
         weights, total = balance_chained(losses, weight, **options)
         total.backward()
