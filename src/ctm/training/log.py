@@ -67,7 +67,7 @@ class MetricsLog:
             if name != "step":
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
-        return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names)
+        return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names if f"loss/{name}" in row)
 
     def _means(self) -> dict[str, float]:
         names = list(dict.fromkeys(name for numbers in self._steps for name in numbers))

@@ -93,6 +93,8 @@ class Recipe:
         model: the model around the network.
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
+        discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
+            2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
@@ -115,6 +117,7 @@ class Recipe:
     objectives: list[Objective]
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
     model: ModelSettings = field(default_factory=ModelSettings)
+    discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None

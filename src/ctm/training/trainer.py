@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
+from ctm.objectives import Networks
 from ctm.teachers import load_teacher
+from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, set_precision
 from ctm.training.interrupt import InterruptLater
@@ -46,6 +48,7 @@ class _Run:
     averages: list[Any]
     target: Any
     teacher: Any
+    adversary: Adversary | None = None
 
     @property
     def student(self) -> Any:
@@ -59,7 +62,13 @@ class _Run:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
         kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        kept["discriminator"] = self.adversary and self.adversary.network
         return {name: module for name, module in kept.items() if module is not None}
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """What a checkpoint holds of optimisers."""
+        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
 
     def others(self) -> list[tuple[Average, Any]]:
         """The averages besides the published one."""
@@ -87,7 +96,7 @@ def train(
     step, elapsed = 0, 0.0
     checkpoint = directory.latest()
     if checkpoint is not None:
-        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizer)
+        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizers)
     if accelerator.is_main_process:
         directory.forget_after(step)
     _loop(run, directory, step, elapsed, title)
@@ -120,9 +129,12 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     target = frozen_copy(student) if needs_target else None
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     set_precision((student, target, teacher), recipe.engine.precision)
+    opponent = adversary(
+        recipe.objectives, Networks(student, target, teacher), accelerator, recipe.discriminator_optimizer
+    )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, opponent)
 
 
 def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
@@ -139,7 +151,9 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
             numbers = _step(run, step)
             step += 1
             bar.advance()
-            losses = {name: float(numbers[f"loss/{name}"]) for name in names}
+            losses = {
+                name: float(v) for name, v in numbers.items() if name.startswith("loss/") or name.endswith("/loss")
+            }
             if not math.isfinite(sum(losses.values())):
                 raise TrainingDiverged(
                     f"step {step}: a loss is not a number ({losses}). The newest checkpoint in "
@@ -154,7 +168,7 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
                 if step % recipe.sample_every == 0 or last:
                     save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
                 if step % recipe.checkpoint_every == 0 or last or stop:
-                    directory.save(step, run.modules(), run.optimizer, time.monotonic() - started)
+                    directory.save(step, run.modules(), run.optimizers, time.monotonic() - started)
                     directory.publish(run.published)
                     for profile, average in run.others():
                         directory.publish(average, f"model-{profile.name}")
@@ -177,23 +191,58 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
-    """One optimiser step. Returns its numbers: each loss, each weight, gradient norms, the teacher's evaluations."""
-    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
+    """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
+    the teacher's evaluations, how the discriminator does."""
+    recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
     seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
+    numbers: dict[str, float | Tensor] = {}
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        opponent.begin()
+    if opponent is None or opponent.objective.trains_student(step):
+        numbers |= _student_step(run, step)
+    else:
+        for part in _parts(run):
+            batch = _batch(run, step, part)
+            with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
+                run.wrapped(batch, run.target, run.teacher, fake_only=True)
+            _teach_adversary(run, batch, step)
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        numbers |= opponent.move()
+    return numbers
+
+
+def _parts(run: _Run) -> list[slice]:
+    """The rows of the common batch that this process takes, in pieces."""
+    accelerator = run.accelerator
+    pieces = run.recipe.engine.accumulate
+    return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
+
+
+def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
+    """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
+    opponent, fake = run.adversary, run.module.fake
+    assert opponent is not None
+    assert fake is not None
+    networks = Networks(run.student, run.target, run.teacher, opponent.network)
+    opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
+
+
+def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student's optimiser."""
+    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
     numbers: dict[str, float | Tensor] = {}
-    parts = rows_of_process(recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
-    for index, part in enumerate(parts):
+    for index, part in enumerate(_parts(run)):
         together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
         with together:  # gradients travel once, with the last piece
-            for name, value in _piece(run, _batch(run, step, part)).items():
+            for name, value in _piece(run, _batch(run, step, part), step).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
-    for name in loss_names(recipe.objectives):
-        numbers[f"loss/{name}"] = accelerator.reduce(numbers[f"loss/{name}"], "mean")
+    for name in [name for name in numbers if name.startswith("loss/")]:
+        numbers[name] = accelerator.reduce(numbers[name], "mean")
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
@@ -219,14 +268,16 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
         part=part,
         label_dropout=recipe.label_dropout,
         generator=step_generator(recipe.seed, step, device),
+        step=step,
     )
 
 
-def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
+def _piece(run: _Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
     """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
 
     The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
-    recipe, names = run.recipe, loss_names(run.recipe.objectives)
+    recipe, active = run.recipe, run.module.active(batch)
+    names = [loss_names(recipe.objectives)[index] for index in active]
     norms: list[Tensor] = []
 
     def reduce(gradient: Tensor) -> Tensor:
@@ -234,11 +285,12 @@ def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
         norms.append(gradient.norm())
         return gradient
 
-    losses = run.wrapped(batch, run.target, run.teacher)
+    losses = run.wrapped(batch, run.target, run.teacher, run.adversary and run.adversary.network)
     weights = backward(
         run.module,
         losses,
-        factors=recipe.loss_factors,
+        factors=None if recipe.loss_factors is None else [recipe.loss_factors[index] for index in active],
+        ranges=[recipe.objectives[index].weight_range for index in active],
         adaptive=recipe.adaptive_balance,
         reduce=reduce,
         scale=run.optimizer.scale / recipe.engine.accumulate,
@@ -248,6 +300,9 @@ def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
         numbers[f"loss/{name}"] = loss.detach()
     numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
     numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
-    pairs = zip(recipe.objectives, batch.draws, strict=True)
-    numbers["teacher_evaluations_per_image"] = sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
+    numbers["teacher_evaluations_per_image"] = sum(
+        recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
+    )
+    if run.adversary is not None and run.adversary.objective.trains_discriminator(step):
+        _teach_adversary(run, batch, step)
     return numbers
