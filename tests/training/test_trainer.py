@@ -272,10 +272,12 @@ def test_steps_leave_no_tensors_behind(teacher):
     assert counts[-1] <= counts[2] + 5
 
 
-def test_two_processes_make_the_step_of_one(teacher, tmp_path):
-    """The same global batch in one process and, through torchrun and gloo, in two: weights agree to float tolerance."""
-    arguments = student_arguments(teacher, "--steps", "4", "--seed", "2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731"]
+@pytest.mark.parametrize("pieces", ["1", "2"])
+def test_two_processes_make_the_step_of_one(teacher, tmp_path, pieces):
+    """The same global batch in one process and, through torchrun and gloo, in two: weights agree to float tolerance, with
+    the batch whole and in pieces, adaptive weights included."""
+    arguments = student_arguments(teacher, "--steps", "4", "--seed", "2", "--engine.accumulate", pieces)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launch, "-m", "ctm", "train", *arguments, "--out", str(tmp_path / "two")]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     train(*_with_out(parse_recipe(arguments), tmp_path / "one"))

@@ -1,5 +1,6 @@
 """Training objectives: each a small frozen object, called on the networks and a batch."""
 
+from ctm.objectives.adversarial import Adversarial
 from ctm.objectives.adversarial_losses import (
     hinge_discriminator,
     hinge_generator,
@@ -15,6 +16,7 @@ from ctm.objectives.matching import Matching
 from ctm.objectives.walks import TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
+    "Adversarial",
     "DenoisingScoreMatching",
     "Distance",
     "FeatureDistance",

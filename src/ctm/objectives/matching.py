@@ -119,8 +119,13 @@ class Matching(Objective):
         with torch.no_grad():
             x_u = self.solver(networks, x_t, times.path, labels)
             target = self.target(networks, x_u, times, labels)
-        distance = self.distance(self.estimate(networks, x_t, times, labels), target)
+        estimate = networks.made["estimate"] = self.estimate(networks, x_t, times, labels)
+        distance = self.distance(estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
+
+    def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
+        """The estimate alone, without its target: what the discriminator learns from."""
+        return self.estimate(networks, x0 + match_dims(draw.times.t, x0) * draw.noise, draw.times, labels)
 
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, labels: Tensor | None) -> Tensor:
         """The student's jump from t and the outer jump after it; also the fake of the adversarial loss."""
