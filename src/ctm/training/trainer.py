@@ -167,7 +167,7 @@ def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
     generator = step_generator(recipe.seed, step, accelerator.device)
     torch.manual_seed(generator.initial_seed() + accelerator.process_index)  # dropout inside the networks
     batch = draw_batch(
-        recipe.objectives,
+        recipe.objectives_at(step),
         run.student,
         x0,
         labels,
@@ -189,7 +189,7 @@ def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
     run.optimizer.step()
     move_average(run.published, run.student, warmed_decay(recipe.ema, step))
     if run.target is not None:
-        move_average(run.target, run.student, recipe.target_ema)
+        move_average(run.target, run.student, recipe.target_decay(step))
     losses = [accelerator.reduce(loss.detach(), "mean") for loss in losses]
     pairs = zip(recipe.objectives, batch.draws, strict=True)
     return losses, weights, sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
