@@ -18,9 +18,9 @@ _COLUMNS = 10
 
 
 def save_sample_grid(model: Any, path: Path) -> None:
-    """Ten samples a row from the same noise, one class each where there are classes: for a CTM a row each of 1, 2, 4
-    and 8
-    jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels. Nothing for data that is no picture."""
+    """Ten samples a row from the same noise, one class each where there are classes: for a CTM a row each of 1, 2, 4 and 8
+    jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
+    Nothing for data that is no picture."""
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         return
     count = _COLUMNS if hasattr(model, "jump") else 2 * _COLUMNS
