@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
+from ctm.objectives import Networks
 from ctm.teachers import load_teacher
-from ctm.training.ema import frozen_copy, move_average, warmed_decay
+from ctm.training.adversary import Adversary, adversary
+from ctm.training.ema import Average, frozen_copy, move_average
+from ctm.training.engine import ScaledOptimizer, set_precision
 from ctm.training.interrupt import InterruptLater
+from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import LossModule, backward, draw_batch, step_generator
+from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
 
 __all__ = ["TrainingDiverged", "train"]
@@ -39,19 +44,35 @@ class _Run:
     images: Images
     module: LossModule
     wrapped: Any
-    optimizer: Any
-    published: Any
+    optimizer: ScaledOptimizer
+    averages: list[Any]
     target: Any
     teacher: Any
+    adversary: Adversary | None = None
 
     @property
     def student(self) -> Any:
         return self.module.student
 
+    @property
+    def published(self) -> Any:
+        return self.averages[0]
+
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
+        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        kept["discriminator"] = self.adversary and self.adversary.network
         return {name: module for name, module in kept.items() if module is not None}
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """What a checkpoint holds of optimisers."""
+        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+
+    def others(self) -> list[tuple[Average, Any]]:
+        """The averages besides the published one."""
+        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
 
 def train(
@@ -65,7 +86,8 @@ def train(
     Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged for a loss that is not a
     number, KeyboardInterrupt (after a checkpoint) for Ctrl-C.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # so that processes on CPUs find each other
+    processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
+    accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     run = _prepare(recipe, accelerator, images or _load(recipe))
     directory = RunDirectory(out)
     if accelerator.is_main_process:
@@ -74,7 +96,7 @@ def train(
     step, elapsed = 0, 0.0
     checkpoint = directory.latest()
     if checkpoint is not None:
-        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizer)
+        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizers)
     if accelerator.is_main_process:
         directory.forget_after(step)
     _loop(run, directory, step, elapsed, title)
@@ -88,10 +110,7 @@ def _load(recipe: Recipe) -> Images:
 
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     """Networks, optimiser and data, in place on the device."""
-    if recipe.data.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"data.batch_size {recipe.data.batch_size} does not divide among {accelerator.num_processes} processes"
-        )
+    rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -106,10 +125,16 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     needs_target = any(objective.needs_target for objective in recipe.objectives)
     module = LossModule(student, recipe.objectives)
     optimizer = recipe.optimizer(student.parameters())
-    published, target = frozen_copy(student), frozen_copy(student) if needs_target else None
+    averages = [frozen_copy(student) for _ in recipe.averages]
+    target = frozen_copy(student) if needs_target else None
     teacher = teacher.to(accelerator.device) if teacher is not None else None
+    set_precision((student, target, teacher), recipe.engine.precision)
+    opponent = adversary(
+        recipe.objectives, Networks(student, target, teacher), accelerator, recipe.discriminator_optimizer
+    )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    return _Run(recipe, accelerator, images, module, wrapped, optimizer, published, target, teacher)
+    scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, opponent)
 
 
 def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
@@ -118,32 +143,44 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
-    log = _Log(run, directory, step) if main else None
+    names = loss_names(recipe.objectives)
+    log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
-            losses, weights, evaluations = _step(run, step)
+            numbers = _step(run, step)
             step += 1
             bar.advance()
-            if not math.isfinite(float(sum(losses))):
+            losses = {
+                name: float(v) for name, v in numbers.items() if name.startswith("loss/") or name.endswith("/loss")
+            }
+            if not math.isfinite(sum(losses.values())):
                 raise TrainingDiverged(
-                    f"step {step}: a loss is not a number ({[float(v) for v in losses]}). The newest checkpoint in "
+                    f"step {step}: a loss is not a number ({losses}). The newest checkpoint in "
                     f"{directory.checkpoints} is from before; lower the learning rate or change the recipe"
                 )
             last = step == recipe.steps
             stop = _any_process(run.accelerator, interrupt.requested)
             if log is not None:
-                log.add(losses, weights, evaluations)
+                log.add(numbers)
                 if step % recipe.log_every == 0 or last:
-                    bar.note(log.write(step, time.monotonic() - started))
+                    bar.note(log.write(step, time.monotonic() - started, _state(run)))
                 if step % recipe.sample_every == 0 or last:
                     save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
                 if step % recipe.checkpoint_every == 0 or last or stop:
-                    directory.save(step, run.modules(), run.optimizer, time.monotonic() - started)
+                    directory.save(step, run.modules(), run.optimizers, time.monotonic() - started)
                     directory.publish(run.published)
+                    for profile, average in run.others():
+                        directory.publish(average, f"model-{profile.name}")
             run.accelerator.wait_for_everyone()
             if stop:
                 raise KeyboardInterrupt
+
+
+def _state(run: _Run) -> dict[str, float]:
+    """Numbers that are logged as they stand, not as means over steps."""
+    rate = run.optimizer.param_groups[0]["lr"]
+    return {"learning_rate": rate, "peak_memory_mib": peak_memory(run.accelerator.device)}
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:
@@ -153,78 +190,119 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
-def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
-    """One optimiser step. Returns the losses, their weights and the teacher's evaluations on each image."""
-    recipe, accelerator = run.recipe, run.accelerator
+def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
+    the teacher's evaluations, how the discriminator does."""
+    recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
+    seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
+    torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
+    run.module.train()
+    numbers: dict[str, float | Tensor] = {}
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        opponent.begin()
+    if opponent is None or opponent.objective.trains_student(step):
+        numbers |= _student_step(run, step)
+    else:
+        for part in _parts(run):
+            batch = _batch(run, step, part)
+            with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
+                run.wrapped(batch, run.target, run.teacher, fake_only=True)
+            _teach_adversary(run, batch, step)
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        numbers |= opponent.move()
+    return numbers
+
+
+def _parts(run: _Run) -> list[slice]:
+    """The rows of the common batch that this process takes, in pieces."""
+    accelerator = run.accelerator
+    pieces = run.recipe.engine.accumulate
+    return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
+
+
+def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
+    """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
+    opponent, fake = run.adversary, run.module.fake
+    assert opponent is not None
+    assert fake is not None
+    networks = Networks(run.student, run.target, run.teacher, opponent.network)
+    opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
+
+
+def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student's optimiser."""
+    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
+    run.optimizer.zero_grad()
+    numbers: dict[str, float | Tensor] = {}
+    for index, part in enumerate(_parts(run)):
+        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
+        with together:  # gradients travel once, with the last piece
+            for name, value in _piece(run, _batch(run, step, part), step).items():
+                numbers[name] = numbers.get(name, 0.0) + value / pieces
+    for name in [name for name in numbers if name.startswith("loss/")]:
+        numbers[name] = accelerator.reduce(numbers[name], "mean")
+    if recipe.engine.precision == "fp16":
+        numbers["loss_scale"] = run.optimizer.scale
+    numbers["gradient_norm"], moved = run.optimizer.step()
+    if moved:
+        for profile, average in zip(recipe.averages, run.averages, strict=True):
+            move_average(average, run.student, profile.at(step))
+        if run.target is not None:
+            move_average(run.target, run.student, recipe.target_decay(step))
+    return numbers
+
+
+def _batch(run: _Run, step: int, part: slice) -> Batch:
+    """Some rows of a step's common batch."""
+    recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
-    share = total // accelerator.num_processes
-    part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    indices = epoch_order(len(run.images), step * total, total, recipe.seed)[part]
-    x0, labels = run.images.batch(indices)
-    x0, labels = x0.to(accelerator.device), None if labels is None else labels.to(accelerator.device)
-    generator = step_generator(recipe.seed, step, accelerator.device)
-    torch.manual_seed(generator.initial_seed() + accelerator.process_index)  # dropout inside the networks
-    batch = draw_batch(
-        recipe.objectives,
+    x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    return draw_batch(
+        recipe.objectives_at(step),
         run.student,
-        x0,
-        labels,
+        x0.to(device),
+        None if labels is None else labels.to(device),
         total=total,
         part=part,
         label_dropout=recipe.label_dropout,
-        generator=generator,
+        generator=step_generator(recipe.seed, step, device),
+        step=step,
     )
-    run.module.train()
-    losses = run.wrapped(batch, run.target, run.teacher)
-    run.optimizer.zero_grad()
+
+
+def _piece(run: _Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
+    """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
+
+    The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
+    recipe, active = run.recipe, run.module.active(batch)
+    names = [loss_names(recipe.objectives)[index] for index in active]
+    norms: list[Tensor] = []
+
+    def reduce(gradient: Tensor) -> Tensor:
+        gradient = run.accelerator.reduce(gradient, "mean")
+        norms.append(gradient.norm())
+        return gradient
+
+    losses = run.wrapped(batch, run.target, run.teacher, run.adversary and run.adversary.network)
     weights = backward(
         run.module,
         losses,
-        factors=recipe.loss_factors,
+        factors=None if recipe.loss_factors is None else [recipe.loss_factors[index] for index in active],
+        ranges=[recipe.objectives[index].weight_range for index in active],
         adaptive=recipe.adaptive_balance,
-        reduce=lambda gradient: accelerator.reduce(gradient, "mean"),
+        reduce=reduce,
+        scale=run.optimizer.scale / recipe.engine.accumulate,
     )
-    run.optimizer.step()
-    move_average(run.published, run.student, warmed_decay(recipe.ema, step))
-    if run.target is not None:
-        move_average(run.target, run.student, recipe.target_ema)
-    losses = [accelerator.reduce(loss.detach(), "mean") for loss in losses]
-    pairs = zip(recipe.objectives, batch.draws, strict=True)
-    return losses, weights, sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
-
-
-class _Log:
-    """Means of the numbers between two lines of metrics.jsonl; the same numbers go to TensorBoard."""
-
-    def __init__(self, run: _Run, directory: RunDirectory, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
-
-        self._run, self._directory = run, directory
-        self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
-        self._names = [type(objective).__name__ for objective in run.recipe.objectives]
-        self._rows: list[list[float]] = []
-        self._last = time.monotonic()
-
-    def add(self, losses: list[Tensor], weights: list[Tensor], evaluations: int) -> None:
-        self._rows.append([float(v) for v in (*losses, *weights)] + [float(evaluations)])
-
-    def write(self, step: int, elapsed: float) -> str:
-        """Write one line; returns the losses in words."""
-        means = [sum(column) / len(self._rows) for column in zip(*self._rows, strict=True)]
-        count = len(self._names)
-        row: dict[str, float] = {"step": step, "seconds": round(elapsed, 3)}
-        row |= {f"loss/{name}": value for name, value in zip(self._names, means[:count], strict=True)}
-        row |= {f"weight/{name}": value for name, value in zip(self._names[1:], means[count + 1 : -1], strict=True)}
-        now = time.monotonic()
-        row["images_per_second"] = len(self._rows) * self._run.recipe.data.batch_size / max(now - self._last, 1e-9)
-        row["teacher_evaluations_per_image"] = means[-1]
-        row["learning_rate"] = self._run.optimizer.param_groups[0]["lr"]
-        self._rows, self._last = [], now
-        self._directory.log(row)
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-        return ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, means, strict=False))
+    numbers: dict[str, float | Tensor] = {}
+    for name, loss in zip(names, losses, strict=True):
+        numbers[f"loss/{name}"] = loss.detach()
+    numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
+    numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
+    numbers["teacher_evaluations_per_image"] = sum(
+        recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
+    )
+    if run.adversary is not None and run.adversary.objective.trains_discriminator(step):
+        _teach_adversary(run, batch, step)
+    return numbers
