@@ -24,8 +24,8 @@ def parser() -> Parser:
     result = command_parser(
         "compare",
         "Put results of ctm evaluate side by side: one table of all rows, and the differences of the others from the first that "
-        "are significant at 5 % (two-sided, from the error bars, Holm's correction over all differences looked at). Results whose "
-        "protocols differ are refused.",
+        "are significant at 5 % (two-sided, from the error bars, Holm's correction over all differences looked at). Results "
+        "whose protocols differ are refused.",
         "ctm compare runs/a/result.json runs/b/result.json",
     )
     result.add_argument("results", type=str, nargs="+", help="result.json files, or folders of evaluations")

@@ -168,7 +168,11 @@ def _with_likelihood(judge: Judge, plans: Sequence[Plan], rows: list[Row], setti
         for checksum, subject in subjects.items()
     }
     return [
-        replace(row, numbers={**row.numbers, "bits_per_dim": found[row.record["checksum"]]})
+        replace(
+            row,
+            record=row.record | {"likelihood_images": settings.likelihood},
+            numbers=row.numbers | {"bits_per_dim": found[row.record["checksum"]]},
+        )
         if row.record["checksum"] in found
         else row
         for row in rows
@@ -178,7 +182,6 @@ def _with_likelihood(judge: Judge, plans: Sequence[Plan], rows: list[Row], setti
 _SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
     "frechet": ("Fréchet", None),
     "frechet_infinity": ("∞", "{:.4g}".format),
-    "kid": ("KID", "{:.2g}".format),
     "precision": ("prec.", "{:.2f}".format),
     "recall": ("recall", "{:.2f}".format),
     "label_accuracy": ("labels", "{:.1%}".format),
@@ -200,7 +203,7 @@ def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
         cells = [_cell(row, name) for name in names]
         table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(table, width=console.width if console.is_terminal else 120)
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")
 

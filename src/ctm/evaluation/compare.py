@@ -70,6 +70,15 @@ def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a[name] == b[name] for name in _DESCRIPTION)
 
 
+def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
+    """Whether two rows have a metric, and of the same: distances to a teacher need one teacher, bits/dim the same images."""
+    if not (metric in a["numbers"] and metric in b["numbers"]):
+        return False
+    if metric.endswith("_to_teacher"):
+        return (a["teacher"] or {}).get("checksum") == (b["teacher"] or {}).get("checksum")
+    return metric != "bits_per_dim" or a["likelihood_images"] == b["likelihood_images"]
+
+
 def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
     """Every metric of every row that the first result shares with another by role, sampler, steps and γ.
 
@@ -84,7 +93,7 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
         for twin in result["rows"]
         if _same_kind(row, twin)
         for metric in METRICS
-        if metric in row["numbers"] and metric in twin["numbers"]
+        if _comparable(row, twin, metric)
         for p in [_p_value(row["numbers"][metric], twin["numbers"][metric])]
     ]
     if not found:

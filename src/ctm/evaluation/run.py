@@ -124,11 +124,12 @@ def evaluate_plans(
         teacher = next((row for row in rows if row.record["role"] == "teacher"), None)
         against = teacher if plan.record["role"] == "model" and _same_start(teacher, plan) else None
         labelled = labels is not None and _same_classes(judge, plan.subject.model.num_classes)
+        record = plan.record | {"teacher": None if against is None else _about(against)}
         rows.append(
             _row(
                 judge,
                 source,
-                plan.record,
+                record,
                 plan.subject.model.shape,
                 out,
                 labelled,
@@ -162,7 +163,7 @@ def evaluate_images(
             "precision",
         )
     )
-    record |= {"role": "samples", "name": name, "checksum": images_checksum(images)}
+    record |= {"teacher": None, "role": "samples", "name": name, "checksum": images_checksum(images)}
     labelled = images.labels is not None and _same_classes(judge, images.num_classes)
     source = ImageSource(images, judge.images, seed=1)  # another order than the reference's
     return _row(judge, source, record, images.shape, out, labelled, batch_size, None, progress, name)
@@ -170,6 +171,11 @@ def evaluate_images(
 
 def _same_classes(judge: Judge, classes: int) -> bool:
     return judge.reference.classes is not None and classes == len(judge.reference.classes.count)
+
+
+def _about(teacher: Row) -> dict[str, Any]:
+    """Which teacher's samples a row is compared with."""
+    return {name: teacher.record[name] for name in ("name", "checksum", "sampler", "evaluations")}
 
 
 def _same_start(teacher: Row | None, plan: Plan) -> bool:
@@ -203,7 +209,7 @@ def _row(
     words: str,
 ) -> Row:
     """Read from its file, or made: pass, numbers, file. Every process makes the pass, the first the numbers."""
-    key = judge.key({**record, "against": None if teacher is None else teacher.record})
+    key = judge.key(record)
     path, processes = out / "rows" / f"{key}.safetensors", judge.processes
     found = Row.load(path)
     processes.wait()
