@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -28,20 +28,21 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _show(axes: Axes, pixels: Tensor) -> None:
-    axes.imshow((pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).numpy(), cmap="gray", vmin=0, vmax=255)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def same_noise(rows: dict[str, Tensor]) -> Figure:
     """A line of images uint8 (N, H, W, C) for each name, the same noise in each column."""
-    count = len(next(iter(rows.values())))
-    figure, grid = plt.subplots(len(rows), count, figsize=(0.75 * count + 2, 0.85 * len(rows)), squeeze=False)
-    for (name, images), line in zip(rows.items(), grid, strict=True):
-        for axes, image in zip(line, images, strict=True):
-            _show(axes, image)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    count, height, width, channels = next(iter(rows.values())).shape
+    gap = max(1, height // 16)
+    sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, channels), 255, dtype=np.uint8)
+    for line, images in enumerate(rows.values()):
+        for column, image in enumerate(images.numpy()):
+            top, left = line * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = image
+    figure, axes = plt.subplots(figsize=(0.75 * count, 0.75 * len(rows)))
+    axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([line * (height + gap) + height / 2 for line in range(len(rows))], list(rows))
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
     return figure
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import poly_mmd
 
 from ctm.evaluation.number import Number, mean_with_error
 
@@ -23,6 +22,8 @@ def kid(a: Tensor, b: Tensor) -> Number:
 
     The mean over disjoint subsets of about 500 rows (four subsets where there are fewer than 1,000), so that their spread
     gives an honest error bar. Raises ValueError for fewer than two rows."""
+    from torchmetrics.image.kid import poly_mmd  # here, because its import takes seconds
+
     rows = min(len(a), len(b))
     if rows < 2:
         raise ValueError(f"KID needs at least two rows on both sides, got {len(a)} and {len(b)}")
