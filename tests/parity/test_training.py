@@ -136,7 +136,9 @@ def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatc
     """Our objectives for the official switches of a file."""
     overrides = file.config["overrides"]
     assert overrides.keys() <= KNOWN_OVERRIDES, overrides.keys() - KNOWN_OVERRIDES
-    assert overrides.get("ctm_estimate_outer_type", "model") in ("model", "target_model_sg"), "the official code has no other"
+    assert overrides.get("ctm_estimate_outer_type", "model") in ("model", "target_model_sg"), (
+        "the official code has no other"
+    )
     solver = TeacherWalk()
     if overrides.get("self_learn"):
         solver = TargetJumps() if overrides.get("self_learn_iterative") else TargetJump()
