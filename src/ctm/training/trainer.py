@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
 from ctm.training.ema import Average, frozen_copy, move_average
-from ctm.training.engine import ScaledOptimizer, set_precision
+from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
@@ -25,6 +27,7 @@ from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
 from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
+from ctm.training.trackers import check_trackers, open_trackers
 
 __all__ = ["TrainingDiverged", "train"]
 
@@ -90,7 +93,14 @@ def train(
         step, elapsed = directory.load(checkpoint, run.modules(), run.optimizer)
     if accelerator.is_main_process:
         directory.forget_after(step)
-    _loop(run, directory, step, elapsed, title)
+    trackers = (
+        open_trackers(recipe.trackers, title, out, yaml.safe_load(settings)) if accelerator.is_main_process else []
+    )
+    try:
+        _loop(run, directory, step, elapsed, title, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.finish()
     return directory
 
 
@@ -102,6 +112,7 @@ def _load(recipe: Recipe) -> Images:
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     """Networks, optimiser and data, in place on the device."""
     rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
+    check_trackers(recipe.trackers)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -113,26 +124,33 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
         check_teacher(teacher, student)
         start_from_teacher(student, teacher)
     student = student.to(accelerator.device)
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.channels_last:
+        set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
     module = LossModule(student, recipe.objectives)
     optimizer = recipe.optimizer(student.parameters())
     averages = [frozen_copy(student) for _ in recipe.averages]
     target = frozen_copy(student) if needs_target else None
-    teacher = teacher.to(accelerator.device) if teacher is not None else None
-    set_precision((student, target, teacher), recipe.engine.precision)
+    working = (student, target, teacher)
+    set_precision(working, recipe.engine.precision)
+    if recipe.engine.compile is not None:
+        compile_networks(working, recipe.engine.compile, eager=module.last_layer)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
     return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher)
 
 
-def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
+def _loop(
+    run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str, trackers: Sequence[Any] = ()
+) -> None:
     recipe, main = run.recipe, run.accelerator.is_main_process
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
     names = loss_names(recipe.objectives)
-    log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
+    log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
@@ -198,10 +216,11 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
     if moved:
-        for profile, average in zip(recipe.averages, run.averages, strict=True):
-            move_average(average, run.student, profile.at(step))
-        if run.target is not None:
-            move_average(run.target, run.student, recipe.target_ema)
+        with run.optimizer.evaluation_weights():
+            for profile, average in zip(recipe.averages, run.averages, strict=True):
+                move_average(average, run.student, profile.at(step))
+            if run.target is not None:
+                move_average(run.target, run.student, recipe.target_ema)
     return numbers
 
 
@@ -210,10 +229,11 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives,
         run.student,
-        x0.to(device),
+        x0.to(device, memory_format=layout),
         None if labels is None else labels.to(device),
         total=total,
         part=part,
