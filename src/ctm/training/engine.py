@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["EngineSettings", "ScaledOptimizer", "compile_networks", "set_layout", "set_precision"]
 
@@ -25,6 +26,7 @@ class EngineSettings:
         accumulate: pieces into which each batch is cut; their gradients are averaged before the optimiser's step.
         clip_gradient_norm: gradients of a larger total norm are scaled down to this one; unset: none are.
         channels_last: whether weights and images are laid out with the channels innermost, which convolutions on GPUs like.
+        sharding: fsdp2 divides weights, averages and the optimiser's state among the processes; none keeps them whole in each.
         compile: backend of torch.compile for the networks, as inductor, aot_eager or eager; unset: not compiled.
     """
 
@@ -32,6 +34,7 @@ class EngineSettings:
     accumulate: int = 1
     clip_gradient_norm: float | None = None
     channels_last: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
     compile: str | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +42,11 @@ class EngineSettings:
             raise ValueError(f"engine.accumulate must be at least 1, got {self.accumulate}")
         if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
             raise ValueError(f"engine.clip_gradient_norm must be above 0 or unset, got {self.clip_gradient_norm}")
+        if self.sharding == "fsdp2" and (self.precision == "fp16" or self.compile is not None):
+            raise ValueError(
+                "engine.sharding fsdp2 goes with precision fp32 or bf16 and without compile, got "
+                f"precision {self.precision} and compile {self.compile}"
+            )
         if self.compile is not None:
             known = torch.compiler.list_backends(exclude_tags=())
             if self.compile not in known:
@@ -106,6 +114,7 @@ class ScaledOptimizer:
         before = self.scale
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.clip is not None:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         self.scaler.step(self.optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
 from ctm.teachers import load_teacher
-from ctm.training.ema import Average, frozen_copy, move_average
+from ctm.training.ema import frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
@@ -25,7 +25,8 @@ from ctm.training.pictures import save_sample_grid
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
+from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
+from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
 from ctm.training.trackers import check_trackers, open_trackers
 
@@ -49,6 +50,8 @@ class _Run:
     averages: list[Any]
     target: Any
     teacher: Any
+    plain: Any  # where the weights are sharded, a whole model in the main process, else None
+    sharded: bool
 
     @property
     def student(self) -> Any:
@@ -61,12 +64,37 @@ class _Run:
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
-        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        others = list(zip(self.recipe.averages, self.averages, strict=True))[1:]
+        kept |= {f"ema-{profile.name}": model for profile, model in others}
         return {name: module for name, module in kept.items() if module is not None}
 
-    def others(self) -> list[tuple[Average, Any]]:
-        """The averages besides the published one."""
-        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
+    def parts(self, *, gather: bool) -> tuple[dict[str, Any], Any]:
+        """What a checkpoint holds: the modules and the optimiser. All processes call this at the same moment.
+
+        gather: bring sharded tensors together, for saving."""
+        if not self.sharded:
+            return dict(self.modules()), self.optimizer
+        modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
+        return modules, WholeOptimizer(self.optimizer, gather=gather)
+
+    def whole_averages(self) -> dict[str, Any]:
+        """The averages by the names of their directories, to sample from and publish in the main process. All processes call
+        this at the same moment."""
+        names = ["model", *(f"model-{profile.name}" for profile in self.recipe.averages[1:])]
+        models = self.averages
+        if self.sharded:
+            states = [WholeModule(average, gather=True).state_dict() for average in models]
+            models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
+            for model, state in zip(models, states, strict=bool(models)):
+                model.load_state_dict(state)
+        return dict(zip(names, models, strict=bool(models)))
+
+    def together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
+        if self.sharded:
+            self.student.network.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
 
 def train(
@@ -90,7 +118,7 @@ def train(
     step, elapsed = 0, 0.0
     checkpoint = directory.latest()
     if checkpoint is not None:
-        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizer)
+        step, elapsed = directory.load(checkpoint, *run.parts(gather=False))
     if accelerator.is_main_process:
         directory.forget_after(step)
     trackers = (
@@ -128,17 +156,23 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     if recipe.engine.channels_last:
         set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
-    module = LossModule(student, recipe.objectives)
-    optimizer = recipe.optimizer(student.parameters())
+    sharded = recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1
+    module = LossModule(student, recipe.objectives, sharded=sharded)
     averages = [frozen_copy(student) for _ in recipe.averages]
     target = frozen_copy(student) if needs_target else None
     working = (student, target, teacher)
     set_precision(working, recipe.engine.precision)
     if recipe.engine.compile is not None:
         compile_networks(working, recipe.engine.compile, eager=module.last_layer)
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
+    if sharded:
+        divided = [student, *averages, *([] if target is None else [target])]
+        shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
+        wrapped, optimizer = module, accelerator.prepare(recipe.optimizer(student.parameters()))
+    else:
+        wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, plain, sharded)
 
 
 def _loop(
@@ -165,17 +199,19 @@ def _loop(
                 )
             last = step == recipe.steps
             stop = _any_process(run.accelerator, interrupt.requested)
+            sampled, kept = step % recipe.sample_every == 0 or last, step % recipe.checkpoint_every == 0 or last or stop
+            averages = run.whole_averages() if sampled or kept else {}
+            modules, optimizer = run.parts(gather=True) if kept else ({}, None)
             if log is not None:
                 log.add(numbers)
                 if step % recipe.log_every == 0 or last:
                     bar.note(log.write(step, time.monotonic() - started, _state(run)))
-                if step % recipe.sample_every == 0 or last:
-                    save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
-                if step % recipe.checkpoint_every == 0 or last or stop:
-                    directory.save(step, run.modules(), run.optimizer, time.monotonic() - started)
-                    directory.publish(run.published)
-                    for profile, average in run.others():
-                        directory.publish(average, f"model-{profile.name}")
+                if sampled:
+                    save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
+                if kept:
+                    directory.save(step, modules, optimizer, time.monotonic() - started)
+                    for name, average in averages.items():
+                        directory.publish(average, name)
             run.accelerator.wait_for_everyone()
             if stop:
                 raise KeyboardInterrupt
@@ -206,8 +242,7 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     numbers: dict[str, float | Tensor] = {}
     parts = rows_of_process(recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
     for index, part in enumerate(parts):
-        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
-        with together:  # gradients travel once, with the last piece
+        with run.together(last=index + 1 == pieces):
             for name, value in _piece(run, _batch(run, step, part)).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
     for name in loss_names(recipe.objectives):
@@ -215,6 +250,8 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
+    if run.sharded:
+        reshard([run.student] if run.target is None else [run.student, run.target])
     if moved:
         with run.optimizer.evaluation_weights():
             for profile, average in zip(recipe.averages, run.averages, strict=True):
