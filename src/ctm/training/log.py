@@ -73,7 +73,7 @@ class MetricsLog:
         self._writer.flush()
         for tracker in self._trackers:
             tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
-        return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names)
+        return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names if f"loss/{name}" in row)
 
     def _means(self) -> dict[str, float]:
         names = list(dict.fromkeys(name for numbers in self._steps for name in numbers))

@@ -48,7 +48,7 @@ class RunDirectory:
         found = [d for d in self.checkpoints.glob("*") if d.name.isdigit()] if self.checkpoints.is_dir() else []
         return max(found, key=lambda d: int(d.name), default=None)
 
-    def save(self, step: int, modules: dict[str, Any], optimizer: Any, elapsed: float) -> None:
+    def save(self, step: int, modules: dict[str, Any], optimizers: dict[str, Any], elapsed: float) -> None:
         """Write checkpoints/<step>/ under a temporary name and rename it; keep the newest two."""
         target = self.checkpoints / f"{step:08d}"
         temporary = self.checkpoints / f".writing-{step:08d}"
@@ -57,7 +57,8 @@ class RunDirectory:
         for name, module in modules.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
             (temporary / f"{name}.safetensors").write_bytes(save(tensors))
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        for name, optimizer in optimizers.items():
+            torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({"step": step, "elapsed_seconds": elapsed}) + "\n")
         _sync(temporary)
         shutil.rmtree(target, ignore_errors=True)
@@ -65,11 +66,12 @@ class RunDirectory:
         for old in sorted(d for d in self.checkpoints.glob("*") if d.name.isdigit())[:-_KEPT]:
             shutil.rmtree(old)
 
-    def load(self, checkpoint: Path, modules: dict[str, Any], optimizer: Any) -> tuple[int, float]:
+    def load(self, checkpoint: Path, modules: dict[str, Any], optimizers: dict[str, Any]) -> tuple[int, float]:
         """Load a checkpoint in place. Returns (step, seconds trained so far)."""
         for name, module in modules.items():
             module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
-        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(torch.load(checkpoint / f"{name}.optimizer.pt", weights_only=True))
         state = json.loads((checkpoint / "state.json").read_text())
         return state["step"], state["elapsed_seconds"]
 

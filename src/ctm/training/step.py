@@ -11,15 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctm.objectives import Networks, Objective, balance
+from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
-__all__ = ["Batch", "LossModule", "backward", "draw_batch", "last_layer", "rows_of_process", "step_generator"]
+__all__ = [
+    "Batch",
+    "LossModule",
+    "backward",
+    "draw_batch",
+    "fake_maker",
+    "last_layer",
+    "rows_of_process",
+    "step_generator",
+]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective."""
+    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective, None for those that
+    take no part in this step."""
 
     x0: Tensor
     labels: Tensor | None
@@ -46,6 +56,7 @@ class LossModule(nn.Module):
         self.student = student
         self.objectives = list(objectives)
         self.outputs: list[Tensor] = []
+        self.fake: Tensor | None = None
 
     @property
     def last_layer(self) -> nn.Module:
@@ -56,13 +67,30 @@ class LossModule(nn.Module):
         if output.requires_grad:
             self.outputs.append(output)
 
-    def forward(self, batch: Batch, target: Any, teacher: Any) -> list[Tensor]:
-        """The mean of each objective over the batch."""
+    def active(self, batch: Batch) -> list[int]:
+        """Which objectives take part in this batch's step."""
+        return [index for index, draw in enumerate(batch.draws) if draw is not None]
+
+    def forward(
+        self, batch: Batch, target: Any, teacher: Any, discriminator: Any = None, *, fake_only: bool = False
+    ) -> list[Tensor]:
+        """The mean of each active objective over the batch, and in `fake` the samples that the discriminator is to judge.
+
+        fake_only: makes just these, without the targets of matching; to be called without gradient."""
         self.outputs.clear()
-        networks = Networks(self.student, target, teacher)
-        pairs = zip(self.objectives, batch.draws, strict=True)
+        networks = Networks(self.student, target, teacher, discriminator)
+        if fake_only:
+            index = fake_maker(self.objectives)
+            matching: Any = self.objectives[index]
+            self.fake = matching.fake(networks, batch.x0, batch.labels, batch.draws[index]).detach()
+            return []
         with self.watching():
-            return [objective(networks, batch.x0, batch.labels, draw).mean() for objective, draw in pairs]
+            losses = [
+                self.objectives[index](networks, batch.x0, batch.labels, batch.draws[index]).mean()
+                for index in self.active(batch)
+            ]
+        self.fake = networks.made["estimate"].detach() if "estimate" in networks.made else None
+        return losses
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -74,6 +102,17 @@ class LossModule(nn.Module):
             yield
         finally:
             hook.remove()
+
+
+def fake_maker(objectives: Sequence[Objective]) -> int:
+    """The index of the matching objective whose estimate the adversarial one judges: the last before it.
+
+    Raises ValueError where there is none."""
+    end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
+    found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
+    if not found:
+        raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+    return found[-1]
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -109,13 +148,17 @@ def draw_batch(
     part: slice,
     label_dropout: float,
     generator: torch.Generator,
+    step: int = 0,
 ) -> Batch:
     """The batch of one process: x0 and labels are its rows, `part` of the `total` that all processes have together."""
     like = x0.new_empty(total, *x0.shape[1:])
     if labels is not None and label_dropout > 0:
         dropped = torch.rand(total, generator=generator, device=generator.device)[part] < label_dropout
         labels = labels.masked_fill(dropped.to(labels.device), -1)
-    draws = [objective.draw(model, like, generator).rows(part) for objective in objectives]
+    draws = [
+        objective.draw(model, like, generator).rows(part) if objective.active(step) else None
+        for objective in objectives
+    ]
     return Batch(x0, labels, draws)
 
 
@@ -124,6 +167,7 @@ def backward(
     losses: list[Tensor],
     *,
     factors: Sequence[float] | None = None,
+    ranges: Sequence[tuple[float, float]] | None = None,
     adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     scale: float = 1.0,
@@ -131,11 +175,11 @@ def backward(
     """`scale` times the gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive
     weights, which do not depend on the scale.
 
-    factors, adaptive, reduce: as of `ctm.objectives.balance`; reduce sees unscaled gradients. scale: larger than 1 keeps
+    factors, ranges, adaptive, reduce: as of `ctm.objectives.balance`; reduce sees unscaled gradients. scale: larger than 1 keeps
     float16 gradients from vanishing, 1/n averages over n pieces of a batch. The losses themselves are scaled, because
     their gradients at the outputs are in the outputs' precision already."""
     weight = module.last_layer.get_parameter("weight")
-    options: dict[str, Any] = {"factors": factors, "adaptive": adaptive}
+    options: dict[str, Any] = {"factors": factors, "ranges": ranges, "adaptive": adaptive}
     options["reduce"] = lambda gradient: reduce(gradient / scale)
     losses = [loss * scale for loss in losses]
     if any(objective.chains_student for objective in module.objectives):

@@ -16,8 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
+from ctm.objectives import Networks
 from ctm.teachers import load_teacher
-from ctm.training.ema import frozen_copy, move_average
+from ctm.training.adversary import Adversary, adversary
+from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
@@ -52,6 +54,7 @@ class _Run:
     teacher: Any
     plain: Any  # where the weights are sharded, a whole model in the main process, else None
     sharded: bool
+    adversary: Adversary | None = None
 
     @property
     def student(self) -> Any:
@@ -64,23 +67,32 @@ class _Run:
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
-        others = list(zip(self.recipe.averages, self.averages, strict=True))[1:]
-        kept |= {f"ema-{profile.name}": model for profile, model in others}
+        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        kept["discriminator"] = self.adversary and self.adversary.network
         return {name: module for name, module in kept.items() if module is not None}
 
-    def parts(self, *, gather: bool) -> tuple[dict[str, Any], Any]:
-        """What a checkpoint holds: the modules and the optimiser. All processes call this at the same moment.
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """What a checkpoint holds of optimisers."""
+        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+
+    def others(self) -> list[tuple[Average, Any]]:
+        """The averages besides the published one."""
+        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
+
+    def parts(self, *, gather: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
 
         gather: bring sharded tensors together, for saving."""
         if not self.sharded:
-            return dict(self.modules()), self.optimizer
+            return dict(self.modules()), self.optimizers
         modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
-        return modules, WholeOptimizer(self.optimizer, gather=gather)
+        return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
 
     def whole_averages(self) -> dict[str, Any]:
         """The averages by the names of their directories, to sample from and publish in the main process. All processes call
         this at the same moment."""
-        names = ["model", *(f"model-{profile.name}" for profile in self.recipe.averages[1:])]
+        names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
         models = self.averages
         if self.sharded:
             states = [WholeModule(average, gather=True).state_dict() for average in models]
@@ -162,6 +174,9 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     target = frozen_copy(student) if needs_target else None
     working = (student, target, teacher)
     set_precision(working, recipe.engine.precision)
+    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
+    if sharded and opponent is not None:
+        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
     if recipe.engine.compile is not None:
         compile_networks(working, recipe.engine.compile, eager=module.last_layer)
     plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
@@ -172,7 +187,9 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     else:
         wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, plain, sharded)
+    return _Run(
+        recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, plain, sharded, opponent
+    )
 
 
 def _loop(
@@ -191,7 +208,9 @@ def _loop(
             numbers = _step(run, step)
             step += 1
             bar.advance()
-            losses = {name: float(numbers[f"loss/{name}"]) for name in names}
+            losses = {
+                name: float(v) for name, v in numbers.items() if name.startswith("loss/") or name.endswith("/loss")
+            }
             if not math.isfinite(sum(losses.values())):
                 raise TrainingDiverged(
                     f"step {step}: a loss is not a number ({losses}). The newest checkpoint in "
@@ -201,7 +220,7 @@ def _loop(
             stop = _any_process(run.accelerator, interrupt.requested)
             sampled, kept = step % recipe.sample_every == 0 or last, step % recipe.checkpoint_every == 0 or last or stop
             averages = run.whole_averages() if sampled or kept else {}
-            modules, optimizer = run.parts(gather=True) if kept else ({}, None)
+            modules, optimizers = run.parts(gather=True) if kept else ({}, {})
             if log is not None:
                 log.add(numbers)
                 if step % recipe.log_every == 0 or last:
@@ -209,7 +228,7 @@ def _loop(
                 if sampled:
                     save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
                 if kept:
-                    directory.save(step, modules, optimizer, time.monotonic() - started)
+                    directory.save(step, modules, optimizers, time.monotonic() - started)
                     for name, average in averages.items():
                         directory.publish(average, name)
             run.accelerator.wait_for_everyone()
@@ -231,22 +250,57 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
-    """One optimiser step. Returns its numbers: each loss, each weight, gradient norms, the teacher's evaluations."""
-    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
+    """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
+    the teacher's evaluations, how the discriminator does."""
+    recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
     seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
+    numbers: dict[str, float | Tensor] = {}
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        opponent.begin()
+    if opponent is None or opponent.objective.trains_student(step):
+        numbers |= _student_step(run, step)
+    else:
+        for part in _parts(run):
+            batch = _batch(run, step, part)
+            with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
+                run.wrapped(batch, run.target, run.teacher, fake_only=True)
+            _teach_adversary(run, batch, step)
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        numbers |= opponent.move()
+    return numbers
+
+
+def _parts(run: _Run) -> list[slice]:
+    """The rows of the common batch that this process takes, in pieces."""
+    accelerator = run.accelerator
+    pieces = run.recipe.engine.accumulate
+    return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
+
+
+def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
+    """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
+    opponent, fake = run.adversary, run.module.fake
+    assert opponent is not None
+    assert fake is not None
+    networks = Networks(run.student, run.target, run.teacher, opponent.network)
+    opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
+
+
+def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student's optimiser."""
+    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
     numbers: dict[str, float | Tensor] = {}
-    parts = rows_of_process(recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
-    for index, part in enumerate(parts):
+    for index, part in enumerate(_parts(run)):
         with run.together(last=index + 1 == pieces):
-            for name, value in _piece(run, _batch(run, step, part)).items():
+            for name, value in _piece(run, _batch(run, step, part), step).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
-    for name in loss_names(recipe.objectives):
-        numbers[f"loss/{name}"] = accelerator.reduce(numbers[f"loss/{name}"], "mean")
+    for name in [name for name in numbers if name.startswith("loss/")]:
+        numbers[name] = accelerator.reduce(numbers[name], "mean")
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
@@ -257,7 +311,7 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
             for profile, average in zip(recipe.averages, run.averages, strict=True):
                 move_average(average, run.student, profile.at(step))
             if run.target is not None:
-                move_average(run.target, run.student, recipe.target_ema)
+                move_average(run.target, run.student, recipe.target_decay(step))
     return numbers
 
 
@@ -268,7 +322,7 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
     layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
-        recipe.objectives,
+        recipe.objectives_at(step),
         run.student,
         x0.to(device, memory_format=layout),
         None if labels is None else labels.to(device),
@@ -276,14 +330,16 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
         part=part,
         label_dropout=recipe.label_dropout,
         generator=step_generator(recipe.seed, step, device),
+        step=step,
     )
 
 
-def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
+def _piece(run: _Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
     """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
 
     The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
-    recipe, names = run.recipe, loss_names(run.recipe.objectives)
+    recipe, active = run.recipe, run.module.active(batch)
+    names = [loss_names(recipe.objectives)[index] for index in active]
     norms: list[Tensor] = []
 
     def reduce(gradient: Tensor) -> Tensor:
@@ -291,11 +347,12 @@ def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
         norms.append(gradient.norm())
         return gradient
 
-    losses = run.wrapped(batch, run.target, run.teacher)
+    losses = run.wrapped(batch, run.target, run.teacher, run.adversary and run.adversary.network)
     weights = backward(
         run.module,
         losses,
-        factors=recipe.loss_factors,
+        factors=None if recipe.loss_factors is None else [recipe.loss_factors[index] for index in active],
+        ranges=[recipe.objectives[index].weight_range for index in active],
         adaptive=recipe.adaptive_balance,
         reduce=reduce,
         scale=run.optimizer.scale / recipe.engine.accumulate,
@@ -305,6 +362,9 @@ def _piece(run: _Run, batch: Batch) -> dict[str, float | Tensor]:
         numbers[f"loss/{name}"] = loss.detach()
     numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
     numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
-    pairs = zip(recipe.objectives, batch.draws, strict=True)
-    numbers["teacher_evaluations_per_image"] = sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
+    numbers["teacher_evaluations_per_image"] = sum(
+        recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
+    )
+    if run.adversary is not None and run.adversary.objective.trains_discriminator(step):
+        _teach_adversary(run, batch, step)
     return numbers
