@@ -296,7 +296,7 @@ def test_a_schedule_free_run_publishes_its_evaluation_weights(teacher, tmp_path)
     last = tmp_path / "whole" / "checkpoints" / "00000006"
     kept = load_file(last / "student.safetensors")
     names = [name for name, _ in load_model(tmp_path / "whole").named_parameters()]  # the optimiser's order
-    state = torch.load(last / "optimizer.pt", weights_only=True)
+    state = torch.load(last / "student.optimizer.pt", weights_only=True)
     beta = state["param_groups"][0]["betas"][0]
     published, moved = weights(tmp_path / "whole"), False
     for index, name in enumerate(names):

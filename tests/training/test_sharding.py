@@ -47,7 +47,9 @@ def test_two_processes_with_shares_make_the_steps_of_one(tmp_path):
         assert two.keys() == one.keys()
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5)
-    two, one = (torch.load(tmp_path / name / last / "optimizer.pt", weights_only=True) for name in ("two", "one"))
+    two, one = (
+        torch.load(tmp_path / name / last / "student.optimizer.pt", weights_only=True) for name in ("two", "one")
+    )
     for index, state in one["state"].items():
         for key, value in state.items():
             torch.testing.assert_close(two["state"][index][key], value, rtol=1e-3, atol=1e-6)
