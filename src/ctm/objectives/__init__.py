@@ -13,7 +13,7 @@ from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.features import FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
-from ctm.objectives.walks import TargetJump, TargetJumps, TeacherWalk
+from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
     "Adversarial",
@@ -21,10 +21,12 @@ __all__ = [
     "Distance",
     "FeatureDistance",
     "Matching",
+    "MultistepWalk",
     "Networks",
     "Objective",
     "PerceptualDistance",
     "PseudoHuber",
+    "SameNoise",
     "Squared",
     "TargetJump",
     "TargetJumps",

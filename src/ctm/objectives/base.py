@@ -54,6 +54,10 @@ class Objective(ABC):
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: Any) -> Tensor:
         """x0 (B, …) in data space, labels int64 (B,) or None, draw from `draw` -> losses (B,)."""
 
+    def on_grid(self, points: int) -> Objective:
+        """This objective in a step whose grid has that many levels; itself where it has no grid."""
+        return self
+
     def teacher_evaluations(self, draw: Any) -> int:
         """How often the teacher was evaluated on each sample."""
         return 0

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from ctm.model import DiffusionModel, TrajectoryModel, build
+from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, build
 from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
+from ctm.training.schedules import Schedule
 
 __all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
@@ -43,7 +44,7 @@ class ModelSettings:
     """The model around the network.
 
     Args:
-        kind: trajectory (a CTM) or diffusion (a teacher, which cannot jump).
+        kind: trajectory (a CTM), diffusion (a teacher, which cannot jump) or consistency (jumps to sigma_min only).
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         sigma_data: standard deviation of the data that the scalings assume.
@@ -51,7 +52,7 @@ class ModelSettings:
         outer: form of the jump in a CTM.
     """
 
-    kind: Literal["trajectory", "diffusion"] = "trajectory"
+    kind: Literal["trajectory", "diffusion", "consistency"] = "trajectory"
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
@@ -60,14 +61,16 @@ class ModelSettings:
 
     def build(
         self, network: NetworkBuilder, shape: Sequence[int], num_classes: int
-    ) -> TrajectoryModel | DiffusionModel:
+    ) -> TrajectoryModel | DiffusionModel | ConsistencyModel:
         """The model around a network made for this data."""
         settings: dict[str, Any] = asdict(self)
         about: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
-        if settings.pop("kind") == "trajectory":
+        kind = settings.pop("kind")
+        if kind == "trajectory":
             return TrajectoryModel(network(shape, num_classes), **about, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
-        return DiffusionModel(network(shape, num_classes), **about, **levels)
+        model = DiffusionModel if kind == "diffusion" else ConsistencyModel
+        return model(network(shape, num_classes), **about, **levels)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Recipe:
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
         target_ema: decay of the target network, the EMA that matching compares with.
+        schedule: the target's decay and the matching grid in each step, instead of target_ema and grid_points:
+            ctm.training.Progressive or ctm.training.Doubling.
         ema: decay of the published weights, lowered to (1 + n)/(10 + n) in the first steps n; or a list of averages
             (ctm.training.Decay, ctm.training.PowerFunction), the first published as model/, the others as model-NAME/.
         label_dropout: share of labels replaced by −1 (unconditional).
@@ -123,6 +128,7 @@ class Recipe:
     loss_factors: list[float] | None = None
     steps: int = 10_000
     target_ema: float = 0.999
+    schedule: Schedule | None = None
     ema: float | list[Average] = 0.999
     label_dropout: float = 0.1
     warmup_steps: int = 0
@@ -162,6 +168,17 @@ class Recipe:
     def averages(self) -> list[Average]:
         """The averages of the weights; the first is the published one."""
         return self.ema if isinstance(self.ema, list) else [Decay(self.ema)]
+
+    def target_decay(self, step: int) -> float:
+        """The decay of the target network in step `step` (from 0)."""
+        return self.target_ema if self.schedule is None else self.schedule(step, self.steps)[0]
+
+    def objectives_at(self, step: int) -> list[Objective]:
+        """The objectives on the grid of step `step` (from 0)."""
+        if self.schedule is None:
+            return self.objectives
+        points = self.schedule(step, self.steps)[1]
+        return [objective.on_grid(points) for objective in self.objectives]
 
     def learning_rate_factor(self, step: int) -> float:
         """The multiple of the optimiser's learning rate in step `step` (from 0)."""

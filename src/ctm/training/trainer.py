@@ -250,7 +250,7 @@ def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
         for profile, average in zip(recipe.averages, run.averages, strict=True):
             move_average(average, run.student, profile.at(step))
         if run.target is not None:
-            move_average(run.target, run.student, recipe.target_ema)
+            move_average(run.target, run.student, recipe.target_decay(step))
     return numbers
 
 
@@ -260,7 +260,7 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
     return draw_batch(
-        recipe.objectives,
+        recipe.objectives_at(step),
         run.student,
         x0.to(device),
         None if labels is None else labels.to(device),
