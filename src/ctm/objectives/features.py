@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,21 @@ class PerceptualDistance(Distance):
 @dataclass(frozen=True)
 class FeatureDistance(Distance):
     """|φ(a) − φ(b)|² of unit-length channel vectors, averaged over space and summed over channels, maps and backbones
-    (sony/ctm, cm/karras_diffusion.py: the distance on the discriminators' feature networks)."""
+    (sony/ctm, cm/karras_diffusion.py: the distance on the discriminators' feature networks). With
+    `ctm.backbones.TeacherEncoder` it is SoundCTM's, for data of any shape."""
 
     backbones: tuple[Backbone, ...]
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice -> (B,)."""
-        pairs = [pair for network in self.backbones for pair in zip(_unit(network(a)), _unit(network(b)), strict=True)]
-        return torch.stack([(first - second).square().mean(dim=(2, 3)).sum(dim=1) for first, second in pairs]).sum(
-            dim=0
-        )
+        """(B, …) twice, as the backbones take them -> (B,)."""
+        return self.between(None, a, b)
+
+    def between(self, networks: Any, a: Tensor, b: Tensor) -> Tensor:
+        total = a.new_zeros(len(a))
+        for network in self.backbones:
+            for x, y in zip(_unit(network.maps(networks, a)), _unit(network.maps(networks, b)), strict=True):
+                total = total + (x - y).square().mean(dim=(2, 3)).sum(dim=1)
+        return total
 
 
 @dataclass(frozen=True)
