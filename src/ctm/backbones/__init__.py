@@ -2,5 +2,7 @@
 
 from ctm.backbones.base import IMAGENET, Backbone, FunctionBackbone
 from ctm.backbones.efficientnet import EfficientNetLite0
+from ctm.backbones.lpips import ShiftTolerant
+from ctm.backbones.teacher_encoder import TeacherEncoder
 
-__all__ = ["IMAGENET", "Backbone", "EfficientNetLite0", "FunctionBackbone"]
+__all__ = ["IMAGENET", "Backbone", "EfficientNetLite0", "FunctionBackbone", "ShiftTolerant", "TeacherEncoder"]

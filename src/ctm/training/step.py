@@ -112,6 +112,11 @@ def fake_maker(objectives: Sequence[Objective]) -> int:
     found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
     if not found:
         raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+    chosen: Any = objectives[found[-1]]
+    if chosen.compare == "s" and chosen.s == "drawn":
+        raise ValueError(
+            "Adversarial judges data, and with compare: s the estimate of Matching stays at s: use compare: data"
+        )
     return found[-1]
 
 
