@@ -36,7 +36,7 @@ from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
 from ctm.sampling import class_labels
 
-__all__ = ["Judge", "evaluate_images", "evaluate_plans", "likelihood_number", "make_judge"]
+__all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "likelihood_number", "make_judge"]
 
 _SHOWN_COPIES = 10
 _KEPT_PIXELS = 1024
@@ -84,20 +84,47 @@ def make_judge(
         raise ValueError(f"--num and --rows must be at least 2, got {images} and {rows}")
     if labels not in ("data", "uniform"):
         raise ValueError(f"--labels must be data or uniform, got {labels!r}")
-    processes, rows = processes or Processes(), min(rows, images)
-    extractor = None if features == "classifier" else make_extractor(features, size or 0, side)
-    if extractor is not None and is_statistics(data, extractor.features):
-        reference = statistics_file(Path(data))
-        about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
-        return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
+    if features != "classifier":
+        extractor = make_extractor(features, size or 0, side)
+        if is_statistics(data, extractor.features):
+            processes, rows = processes or Processes(), min(rows, images)
+            reference = statistics_file(Path(data))
+            about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
+            return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
     found = load_images(data, size, channels, split)
-    checksum = images_checksum(found)
-    classifier = classifier_of(found, checksum, processes)
-    if extractor is None:
-        if classifier is None:
-            raise ValueError(f"--features classifier trains on the labels of the data, and {data} has none")
+    return judge_of(
+        found,
+        features=features,
+        side=side,
+        images=images,
+        rows=rows,
+        labels=labels,
+        processes=processes,
+        progress=progress,
+    )
+
+
+def judge_of(
+    data: Images,
+    *,
+    features: str = "efficientnet",
+    side: int | None = None,
+    images: int,
+    rows: int = 2000,
+    labels: str = "data",
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> Judge:
+    """The judge that compares samples with images at hand; arguments as in `make_judge`."""
+    processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
+    classifier = classifier_of(data, checksum, processes)
+    if features != "classifier":
+        extractor = make_extractor(features, data.shape[1], side)
+    elif classifier is None:
+        raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
+    else:
         extractor = classifier_extractor(classifier)
-    reference = reference_of(found, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
+    reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
     weights = None if classifier is None else checksum_of(classifier)
     about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels)
     return Judge(extractor, classifier, reference, about, images, rows, labels, processes)

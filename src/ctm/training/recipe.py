@@ -13,6 +13,7 @@ from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
+from ctm.training.evaluation import EvaluationSettings
 from ctm.training.schedules import Schedule
 from ctm.training.trackers import Tracker
 
@@ -116,6 +117,7 @@ class Recipe:
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
         checkpoint_every: steps between checkpoints.
+        evaluation: how often, and how, the run evaluates itself and keeps the best weights as best/; unset: not at all.
         trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
         engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
     """
@@ -141,6 +143,7 @@ class Recipe:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
+    evaluation: EvaluationSettings | None = None
     trackers: list[Tracker] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
 

@@ -21,6 +21,7 @@ from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.training.evaluation import SelfEvaluation
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
@@ -204,6 +205,9 @@ def _loop(
         group["initial_lr"] = rate
     names = loss_names(recipe.objectives)
     log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
+    settings = recipe.evaluation
+    place = run.accelerator.device
+    judge = SelfEvaluation(settings, run.images, directory, step, place) if settings is not None and main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
@@ -221,7 +225,8 @@ def _loop(
             last = step == recipe.steps
             stop = _any_process(run.accelerator, interrupt.requested)
             sampled, kept = step % recipe.sample_every == 0 or last, step % recipe.checkpoint_every == 0 or last or stop
-            averages = run.whole_averages() if sampled or kept else {}
+            judged = settings is not None and (step % settings.every == 0 or last)
+            averages = run.whole_averages() if sampled or kept or judged else {}
             modules, optimizers = run.parts(gather=True) if kept else ({}, {})
             if log is not None:
                 log.add(numbers)
@@ -229,6 +234,8 @@ def _loop(
                     bar.note(log.write(step, time.monotonic() - started, _state(run)))
                 if sampled:
                     save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
+                if judge is not None and judged:
+                    judge(averages["model"], step)
                 if kept:
                     directory.save(step, modules, optimizers, time.monotonic() - started)
                     for name, average in averages.items():
