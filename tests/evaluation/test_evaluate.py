@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from ctm import DiffusionModel, generate, karras_grid
-from ctm.data import load_images
+from ctm.data import Images, load_images
 from ctm.evaluation.classifier import train_classifier
 from ctm.evaluation.frechet import frechet, frechet_distance
 from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.neighbours import precision_recall
+from ctm.evaluation.passes import Processes
+from ctm.evaluation.reference import classifier_of, images_checksum
 from ctm.networks import MLP
 from ctm.pictures import to_uint8
 from ctm.sampling import class_labels
@@ -122,8 +124,8 @@ def test_numbers_are_those_of_generates_samples(capsys, model, small_ctm, data, 
     with np.load(data) as stored:
         x, known = torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
     to_model = lambda pixels: pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # noqa: E731
-    order = np.random.default_rng([0, 0]).permutation(300)
-    classifier = train_classifier(to_model(x)[order], known[order])
+    images = Images(x.numpy(), known.numpy())
+    classifier = classifier_of(images, images_checksum(images), Processes())
     with torch.no_grad():
         features, real = classifier.features(to_model(samples)), classifier.features(to_model(x))
         right = (classifier(to_model(samples)).argmax(1) == labels).float().mean().item()
