@@ -113,8 +113,10 @@ def reference_of(
     path = cache_directory() / f"reference-{key}.safetensors"
     table_path = path.with_suffix(".npy")
     shape = (min(len(images), _TABLE_ROWS), extractor.features)
-    if not path.is_file() and not table_path.is_file() and processes.index == 0:
+    if not table_path.is_file() and processes.index == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for file in path.parent.glob(f"{path.stem}*.safetensors"):  # seen without the table
+            file.unlink()
         np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=shape).flush()
     processes.wait()
     table = np.load(table_path, mmap_mode="r+")
