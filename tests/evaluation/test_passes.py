@@ -220,7 +220,10 @@ def test_two_processes_of_accelerate_give_the_numbers_of_one(small_ctm, tmp_path
 
     small_ctm.save_pretrained(tmp_path / "model")
     rows = []
-    for count, launcher in ((1, []), (2, ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"])):
+    for count, launcher in (
+        (1, []),
+        (2, ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "--"]),
+    ):
         out = tmp_path / f"out{count}"
         asked = ["--data", "digits", "--num", "300", "--steps", "1,2", "--features", "classifier", "--out", str(out)]
         command = [sys.executable, "-m", *launcher, "ctm", "evaluate", str(tmp_path / "model"), *asked]

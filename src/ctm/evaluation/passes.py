@@ -20,7 +20,8 @@ from ctm.pictures import to_uint8
 
 __all__ = ["Processes", "Progress", "run_pass", "silent"]
 
-_SAVE_SECONDS = 30.0
+_SAVE_SECONDS = 30.0  # between two savings, or more where saving itself takes long
+_SAVE_SHARE = 0.02
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
@@ -56,7 +57,7 @@ def run_pass(
     """The statistics of all images of `source`, from the file `path` where they are there under the same key.
 
     Images are looked at as a picture file holds them: clamped, 256 values. Chunk c is images c·batch_size …, done by one
-    process; each keeps what it has in a file beside `path` twice a minute and when stopped, and a later call, with any number
+    process; each keeps what it has in a file beside `path` now and then and when stopped, and a later call, with any number
     of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
     one, features of image i < len(table) are written to its row i, too."""
     whole, processes = Statistics(layout), processes or Processes()
@@ -66,18 +67,24 @@ def run_pass(
     mine, done = _earlier_parts(layout, path, key, processes)
     part = _part(path, processes.index)
     chunks = [c for c in range(-(-source.count // batch_size)) if c not in done][processes.index :: processes.count]
-    saved = time.monotonic()
+    next_save = time.monotonic() + _SAVE_SECONDS
     try:
         for chunk in progress(chunks, words):
             indices = np.arange(chunk * batch_size, min((chunk + 1) * batch_size, source.count))
             _look(source, extractor, classifier, indices, mine, table, processes.device)
             mine.done.add(chunk)
-            if time.monotonic() - saved > _SAVE_SECONDS:
+            if time.monotonic() > next_save:
+                started = time.monotonic()
                 mine.save(part, key)
-                saved = time.monotonic()
+                ended = time.monotonic()
+                next_save = ended + max(_SAVE_SECONDS, (ended - started) / _SAVE_SHARE)
     except BaseException:
         mine.save(part, key)
         raise
+    if processes.count == 1:
+        mine.save(path, key)
+        part.unlink(missing_ok=True)
+        return mine
     mine.save(part, key)
     processes.wait()
     if processes.index == 0:
