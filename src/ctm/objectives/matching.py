@@ -154,7 +154,7 @@ class Matching(Objective):
             x_u = self.solver(networks, x_t, times.path, labels, x0)
             target = self.target(networks, x_u, times, labels)
         estimate = networks.made["estimate"] = self.estimate(networks, x_t, times, labels)
-        distance = self.distance(estimate, target)
+        distance = self.distance.between(networks, estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
 
     def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:

@@ -14,6 +14,7 @@ from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
 from ctm.training.schedules import Schedule
+from ctm.training.trackers import Tracker
 
 __all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
@@ -114,7 +115,8 @@ class Recipe:
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
         checkpoint_every: steps between checkpoints.
-        engine: how to compute: precision, pieces of a batch, clipping.
+        trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
+        engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
     """
 
     data: DataSettings
@@ -137,6 +139,7 @@ class Recipe:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
+    trackers: list[Tracker] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:

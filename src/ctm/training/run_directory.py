@@ -48,7 +48,7 @@ class RunDirectory:
         found = [d for d in self.checkpoints.glob("*") if d.name.isdigit()] if self.checkpoints.is_dir() else []
         return max(found, key=lambda d: int(d.name), default=None)
 
-    def save(self, step: int, modules: dict[str, torch.nn.Module], optimizers: dict[str, Any], elapsed: float) -> None:
+    def save(self, step: int, modules: dict[str, Any], optimizers: dict[str, Any], elapsed: float) -> None:
         """Write checkpoints/<step>/ under a temporary name and rename it; keep the newest two."""
         target = self.checkpoints / f"{step:08d}"
         temporary = self.checkpoints / f".writing-{step:08d}"
@@ -66,9 +66,7 @@ class RunDirectory:
         for old in sorted(d for d in self.checkpoints.glob("*") if d.name.isdigit())[:-_KEPT]:
             shutil.rmtree(old)
 
-    def load(
-        self, checkpoint: Path, modules: dict[str, torch.nn.Module], optimizers: dict[str, Any]
-    ) -> tuple[int, float]:
+    def load(self, checkpoint: Path, modules: dict[str, Any], optimizers: dict[str, Any]) -> tuple[int, float]:
         """Load a checkpoint in place. Returns (step, seconds trained so far)."""
         for name, module in modules.items():
             module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -18,15 +20,17 @@ from ctm.objectives import Networks
 from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
-from ctm.training.engine import ScaledOptimizer, set_precision
+from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.interrupt import InterruptLater
 from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
+from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
+from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
+from ctm.training.trackers import check_trackers, open_trackers
 
 __all__ = ["TrainingDiverged", "train"]
 
@@ -48,6 +52,8 @@ class _Run:
     averages: list[Any]
     target: Any
     teacher: Any
+    plain: Any  # where the weights are sharded, a whole model in the main process, else None
+    sharded: bool
     adversary: Adversary | None = None
 
     @property
@@ -74,6 +80,34 @@ class _Run:
         """The averages besides the published one."""
         return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
+    def parts(self, *, gather: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
+
+        gather: bring sharded tensors together, for saving."""
+        if not self.sharded:
+            return dict(self.modules()), self.optimizers
+        modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
+        return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
+
+    def whole_averages(self) -> dict[str, Any]:
+        """The averages by the names of their directories, to sample from and publish in the main process. All processes call
+        this at the same moment."""
+        names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
+        models = self.averages
+        if self.sharded:
+            states = [WholeModule(average, gather=True).state_dict() for average in models]
+            models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
+            for model, state in zip(models, states, strict=bool(models)):
+                model.load_state_dict(state)
+        return dict(zip(names, models, strict=bool(models)))
+
+    def together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
+        if self.sharded:
+            self.student.network.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
 
 def train(
     recipe: Recipe, out: Path, settings: str, *, images: Images | None = None, title: str = "train"
@@ -96,10 +130,17 @@ def train(
     step, elapsed = 0, 0.0
     checkpoint = directory.latest()
     if checkpoint is not None:
-        step, elapsed = directory.load(checkpoint, run.modules(), run.optimizers)
+        step, elapsed = directory.load(checkpoint, *run.parts(gather=False))
     if accelerator.is_main_process:
         directory.forget_after(step)
-    _loop(run, directory, step, elapsed, title)
+    trackers = (
+        open_trackers(recipe.trackers, title, out, yaml.safe_load(settings)) if accelerator.is_main_process else []
+    )
+    try:
+        _loop(run, directory, step, elapsed, title, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.finish()
     return directory
 
 
@@ -111,6 +152,7 @@ def _load(recipe: Recipe) -> Images:
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     """Networks, optimiser and data, in place on the device."""
     rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
+    check_trackers(recipe.trackers)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -122,29 +164,44 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
         check_teacher(teacher, student)
         start_from_teacher(student, teacher)
     student = student.to(accelerator.device)
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.channels_last:
+        set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
-    module = LossModule(student, recipe.objectives)
-    optimizer = recipe.optimizer(student.parameters())
+    sharded = recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1
+    module = LossModule(student, recipe.objectives, sharded=sharded)
     averages = [frozen_copy(student) for _ in recipe.averages]
     target = frozen_copy(student) if needs_target else None
-    teacher = teacher.to(accelerator.device) if teacher is not None else None
-    set_precision((student, target, teacher), recipe.engine.precision)
-    opponent = adversary(
-        recipe.objectives, Networks(student, target, teacher), accelerator, recipe.discriminator_optimizer
-    )
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    working = (student, target, teacher)
+    set_precision(working, recipe.engine.precision)
+    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
+    if sharded and opponent is not None:
+        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
+    if recipe.engine.compile is not None:
+        compile_networks(working, recipe.engine.compile, eager=module.last_layer)
+    plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
+    if sharded:
+        divided = [student, *averages, *([] if target is None else [target])]
+        shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
+        wrapped, optimizer = module, accelerator.prepare(recipe.optimizer(student.parameters()))
+    else:
+        wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, opponent)
+    return _Run(
+        recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, plain, sharded, opponent
+    )
 
 
-def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
+def _loop(
+    run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str, trackers: Sequence[Any] = ()
+) -> None:
     recipe, main = run.recipe, run.accelerator.is_main_process
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
     names = loss_names(recipe.objectives)
-    log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
+    log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
@@ -161,17 +218,19 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
                 )
             last = step == recipe.steps
             stop = _any_process(run.accelerator, interrupt.requested)
+            sampled, kept = step % recipe.sample_every == 0 or last, step % recipe.checkpoint_every == 0 or last or stop
+            averages = run.whole_averages() if sampled or kept else {}
+            modules, optimizers = run.parts(gather=True) if kept else ({}, {})
             if log is not None:
                 log.add(numbers)
                 if step % recipe.log_every == 0 or last:
                     bar.note(log.write(step, time.monotonic() - started, _state(run)))
-                if step % recipe.sample_every == 0 or last:
-                    save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
-                if step % recipe.checkpoint_every == 0 or last or stop:
-                    directory.save(step, run.modules(), run.optimizers, time.monotonic() - started)
-                    directory.publish(run.published)
-                    for profile, average in run.others():
-                        directory.publish(average, f"model-{profile.name}")
+                if sampled:
+                    save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
+                if kept:
+                    directory.save(step, modules, optimizers, time.monotonic() - started)
+                    for name, average in averages.items():
+                        directory.publish(average, name)
             run.accelerator.wait_for_everyone()
             if stop:
                 raise KeyboardInterrupt
@@ -237,8 +296,7 @@ def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
     run.optimizer.zero_grad()
     numbers: dict[str, float | Tensor] = {}
     for index, part in enumerate(_parts(run)):
-        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
-        with together:  # gradients travel once, with the last piece
+        with run.together(last=index + 1 == pieces):
             for name, value in _piece(run, _batch(run, step, part), step).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
     for name in [name for name in numbers if name.startswith("loss/")]:
@@ -246,11 +304,14 @@ def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
     numbers["gradient_norm"], moved = run.optimizer.step()
+    if run.sharded:
+        reshard([run.student] if run.target is None else [run.student, run.target])
     if moved:
-        for profile, average in zip(recipe.averages, run.averages, strict=True):
-            move_average(average, run.student, profile.at(step))
-        if run.target is not None:
-            move_average(run.target, run.student, recipe.target_decay(step))
+        with run.optimizer.evaluation_weights():
+            for profile, average in zip(recipe.averages, run.averages, strict=True):
+                move_average(average, run.student, profile.at(step))
+            if run.target is not None:
+                move_average(run.target, run.student, recipe.target_decay(step))
     return numbers
 
 
@@ -259,10 +320,11 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives_at(step),
         run.student,
-        x0.to(device),
+        x0.to(device, memory_format=layout),
         None if labels is None else labels.to(device),
         total=total,
         part=part,
