@@ -6,12 +6,4 @@ from ctm.backbones.efficientnet import EfficientNetLite0
 from ctm.backbones.lpips import ShiftTolerant
 from ctm.backbones.teacher_encoder import TeacherEncoder
 
-__all__ = [
-    "IMAGENET",
-    "Backbone",
-    "DeiT",
-    "EfficientNetLite0",
-    "FunctionBackbone",
-    "ShiftTolerant",
-    "TeacherEncoder",
-]
+__all__ = ["IMAGENET", "Backbone", "DeiT", "EfficientNetLite0", "FunctionBackbone", "ShiftTolerant", "TeacherEncoder"]

@@ -135,7 +135,8 @@ class ScaledOptimizer:
         finally:
             self.optimizer.train()
             with torch.no_grad():
-                torch._foreach_copy_(parameters, kept)
+                for parameter, value in zip(parameters, kept, strict=True):  # sharded tensors have no foreach copy
+                    parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()

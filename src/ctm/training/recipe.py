@@ -100,6 +100,7 @@ class Recipe:
         discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
+        student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
@@ -126,6 +127,7 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
+    student: str | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000

@@ -107,7 +107,7 @@ class LossModule(nn.Module):
 def fake_maker(objectives: Sequence[Objective]) -> int:
     """The index of the matching objective whose estimate the adversarial one judges: the last before it.
 
-    Raises ValueError where there is none."""
+    Raises ValueError where there is none, or where its estimate is not in data space."""
     end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
     found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
     if not found:
@@ -115,7 +115,7 @@ def fake_maker(objectives: Sequence[Objective]) -> int:
     chosen: Any = objectives[found[-1]]
     if chosen.compare == "s" and chosen.s == "drawn":
         raise ValueError(
-            "Adversarial judges data, and with compare: s the estimate of Matching stays at s: use compare: data"
+            "Adversarial judges data, but with compare: s the estimate of Matching stays at s: use compare: data"
         )
     return found[-1]
 

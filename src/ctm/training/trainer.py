@@ -29,7 +29,7 @@ from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
 from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
 from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
-from ctm.training.student import check_teacher, start_from_teacher
+from ctm.training.student import check_teacher, start_from_student, start_from_teacher
 from ctm.training.trackers import check_trackers, open_trackers
 
 __all__ = ["TrainingDiverged", "train"]
@@ -163,6 +163,8 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
         teacher = load_teacher(recipe.teacher)
         check_teacher(teacher, student)
         start_from_teacher(student, teacher)
+    if recipe.student is not None:
+        start_from_student(student, recipe.student)
     student = student.to(accelerator.device)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     if recipe.engine.channels_last:
