@@ -127,14 +127,15 @@ def _load(recipe: Recipe) -> Images:
     return load_images(data.name, data.size, data.channels, data.split)
 
 
-def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
-    """Networks, optimiser and data, in place on the device."""
+def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: bool = False) -> _Run:
+    """Networks, optimiser and data, in place on the device. stand_in: a copy of the student is the teacher where a teacher
+    is needed and none is named."""
     if recipe.data.batch_size % accelerator.num_processes:
         raise ValueError(
             f"data.batch_size {recipe.data.batch_size} does not divide among {accelerator.num_processes} processes"
         )
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
-    if needs_teacher and recipe.teacher is None:
+    if needs_teacher and recipe.teacher is None and not stand_in:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
     torch.manual_seed(recipe.seed)
     student = recipe.model.build(recipe.network, images.shape, images.num_classes)
@@ -148,6 +149,8 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     module = LossModule(student, recipe.objectives)
     optimizer = recipe.optimizer(student.parameters())
     published, target = frozen_copy(student), frozen_copy(student) if needs_target else None
+    if teacher is None and needs_teacher:
+        teacher = frozen_copy(student)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     guard = StepGuard(recipe.skip_limit, recipe.spike_factor)
