@@ -55,13 +55,14 @@ class DryRun:
         calls = ", ".join(f"{name} {count}" for name, count in self.evaluations.items())
         place = f"{self.device}, {self.processes} process{'es' if self.processes > 1 else ''}"
         held = f"parameters with averages {_size(self.parameter_bytes)}, gradients {_size(self.gradient_bytes)}"
+        taught = "teacher" in self.evaluations
+        mean = f"; of the teacher about {self.expected_teacher:.1f} in the mean over steps" if taught else ""
         result = [
             f"dry run on {place}: nothing is written",
             f"parameters: {networks}; total {sum(self.parameters.values()):,}",
             f"memory: {held}, optimiser {_size(self.optimizer_bytes)}; peak {_size(self.peak_bytes)}"
             + ("" if self.device.startswith("cuda") else " (of the process)"),
-            f"evaluations for each image in this step: {calls}; of the teacher about {self.expected_teacher:.1f} in the mean "
-            "over steps",
+            f"evaluations for each image in this step: {calls}{mean}",
             f"time: {self.seconds:.3g} s a step of {recipe.data.batch_size} images (the first {self.first_seconds:.3g} s), "
             f"about {self.expected_seconds:.3g} s in the mean over steps",
             f"whole run: {recipe.steps:,} steps, about {_duration(whole)} without sample grids and checkpoints",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -166,11 +168,10 @@ class RunDirectory:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             steps = self.steps()
             left = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no checkpoint yet"
             raise CannotWrite(
-                f"{self.path} cannot be written to ({reason}): training stops, {left}. Make room or give permission, then "
+                f"{self.path} cannot be written to ({_reason(error)}): training stops, {left}. Make room or give permission, then "
                 "the same command goes on"
             ) from error
 
@@ -187,6 +188,12 @@ def _files(
         torch.save(optimizer.state_dict(), content)
         yield f"{name}.optimizer.pt", content.getvalue()
     yield "state.json", (json.dumps(state) + "\n").encode()
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """The system's words; safetensors wraps them as '… (os error 28)'."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error)
 
 
 def _names(directory: Path) -> list[str]:
