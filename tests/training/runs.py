@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -25,6 +24,9 @@ SMALL_TEACHER = [
     "--data.batch_size",
     "16",
 ]
+
+EVERY = 10  # steps between checkpoints where runs are broken
+OFTEN = ("--checkpoint_every", str(EVERY), "--log_every", str(EVERY), "--sample_every", "1000")
 
 
 def teacher_arguments(*extra: str) -> list[str]:
@@ -89,7 +91,6 @@ def start(arguments: list[str], out: Path, processes: int = 1) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -114,12 +115,19 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def kill_at_random(process: subprocess.Popen, out: Path, within: float) -> None:
-    """SIGKILL of a command and all its processes, at a random moment of the seconds after it began to write."""
+def kill_at_random(process: subprocess.Popen, out: Path, last: int) -> None:
+    """SIGKILL of a command and all its processes, up to 0.1 s after it has begun to train or has written a checkpoint, drawn
+    from those up to step `last`: the moment falls into a step, a file or a rename, however fast the machine is."""
     seed = random.SystemRandom().randrange(2**32)
-    moment = random.Random(seed).uniform(0, within)
-    print(f"seed {seed}: killed after {moment:.3f} s")  # pytest shows it where the test fails
-    wait_for(process, out, "config.yaml")
+    draw = random.Random(seed)
+    step, moment = draw.uniform(0, last), draw.uniform(0, 0.1)
+    print(
+        f"seed {seed}: killed {moment:.3f} s after a checkpoint of step {step:.1f} or more"
+    )  # shown where the test fails
+    wait_for(process, out, "metrics.jsonl")
+    while max(checkpoint_steps(out), default=0) < int(step) // EVERY * EVERY:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
     time.sleep(moment)
     group = [*workers(process), psutil.Process(process.pid)]
     assert process.poll() is None, "the run was over before it was killed: give it more steps"

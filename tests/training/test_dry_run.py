@@ -6,7 +6,6 @@ from accelerate import Accelerator
 
 from ctm.cli import main
 from ctm.commands.train import parse_recipe
-from ctm.noise import draw_solver_steps
 from ctm.objectives import DenoisingScoreMatching, Matching, TargetJump
 from ctm.teachers import GaussianMixture
 from ctm.training import dry_run, trainer
@@ -46,8 +45,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     assert found.gradient_bytes == 4 * counts["student"]
     assert 8 * counts["student"] <= found.optimizer_bytes <= 8.1 * counts["student"]  # two moments, and step counters
     assert found.peak_bytes > found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
-    k = torch.arange(1, 10)
-    assert found.evaluations["teacher"] in (2 * k).tolist()
+    assert found.evaluations["teacher"] in range(2, 19, 2)
     assert (found.evaluations["student"], found.evaluations["target"]) == (3, 2)
     assert 0 < found.expected_seconds < 10 * found.seconds
     assert not found.stand_in
@@ -70,25 +68,19 @@ def test_nothing_is_written(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["images-ctm.yaml", "images-teacher.yaml"])
-def test_a_large_recipe_at_reduced_width(capsys, name):
-    data = ["--data.name", "digits", "--data.size", "32", "--data.channels", "3", "--data.batch_size", "1"]
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [("images-ctm.yaml", "student 1,923,843, teacher"), ("images-teacher.yaml", "student 1,754,499; total")],
+)
+def test_a_large_recipe_at_reduced_width(capsys, name, student):
+    data = ["--data.name", "digits", "--data.size", "16", "--data.channels", "3", "--data.batch_size", "1"]
     printed = run(
         capsys, "--config", str(RECIPES / name), *data, "--network.init_args.channels", "32", "--teacher", "null"
     )
-    assert "parameters: student 1,9" in printed
+    assert f"parameters: {student}" in printed
     assert "peak" in printed
 
 
 def test_a_teacher_that_is_not_there_is_a_sentence(capsys):
     assert main(["train", *student_arguments("runs/nowhere"), "--dry-run"]) == 2
     assert "there is no directory runs/nowhere" in capsys.readouterr().err
-
-
-def test_draws_of_solver_steps_are_those_that_train(monkeypatch):
-    """The mean of the draws themselves, by the function that training calls."""
-    generator = torch.Generator().manual_seed(1)
-    k = [draw_solver_steps(9, 1.0, generator=generator) for _ in range(4000)]
-    assert 2 * sum(k) / len(k) == pytest.approx(
-        expected_teacher_evaluations([Matching(grid_points=10)], MODEL, (2,)), abs=0.5
-    )

@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_the_checkpoint_intact(tmp
     """The system refuses bytes in mid-run: a limit on file sizes, set from outside, stands for the full disk."""
     out, arguments = (
         tmp_path / "run",
-        teacher_arguments("--steps", "400", "--checkpoint_every", "10", "--log_every", "10"),
+        teacher_arguments("--steps", "100", "--checkpoint_every", "10", "--log_every", "10"),
     )
     process = start(arguments, out)
     wait_for(process, out / "checkpoints", "00000010")

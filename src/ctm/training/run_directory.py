@@ -171,8 +171,8 @@ class RunDirectory:
             steps = self.steps()
             left = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no checkpoint yet"
             raise CannotWrite(
-                f"{self.path} cannot be written to ({_reason(error)}): training stops, {left}. Make room or give permission, then "
-                "the same command goes on"
+                f"{self.path} cannot be written to ({_reason(error)}): training stops, {left}. Make room or give "
+                "permission, then the same command goes on"
             ) from error
 
 
