@@ -10,8 +10,8 @@ from ctm.networks import MLP
 from ctm.objectives import DenoisingScoreMatching, Matching
 from ctm.sampling import gamma
 from ctm.teachers import GaussianMixture
-from ctm.training.ema import frozen_copy, move_average, warmed_decay
-from ctm.training.step import LossModule, backward, draw_batch, step_generator
+
+from .learning import learn
 
 
 def overlapping_mixture(dimensions: int) -> GaussianMixture:
@@ -28,21 +28,7 @@ def distil(teacher: GaussianMixture, steps: int, learning_rate: float = 3e-3) ->
     network = MLP(teacher.shape, width=128, blocks=3, embedding=64)
     student = TrajectoryModel(network, shape=teacher.shape, sigma_data=teacher.sigma_data)
     objectives = [Matching(grid_points=40, max_solver_steps=13), DenoisingScoreMatching()]
-    module, target, average = LossModule(student, objectives), frozen_copy(student), frozen_copy(student)
-    optimizer = torch.optim.RAdam(student.parameters())
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (steps - step) / (0.4 * steps))
-        x0 = teacher.sample(256, seed=step)
-        generator = step_generator(0, step, torch.device("cpu"))
-        whole = {"total": len(x0), "part": slice(0, len(x0)), "label_dropout": 0.0}
-        batch = draw_batch(objectives, student, x0, None, generator=generator, **whole)
-        losses = module(batch, target, teacher)
-        optimizer.zero_grad()
-        backward(module, losses)
-        optimizer.step()
-        move_average(target, student, 0.95)
-        move_average(average, student, warmed_decay(0.997, step))
-    return average
+    return learn(teacher, student, objectives, steps, teacher=teacher, learning_rate=learning_rate)
 
 
 @pytest.mark.parametrize(("dimensions", "steps", "share"), [(2, 1000, 0.05), (16, 700, 0.10)])

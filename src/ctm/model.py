@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -89,7 +90,11 @@ model = ctm.load_model("directory or hub id")
 
 
 class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
-    """What both models share: the network, its settings, the EDM denoiser interface, and files."""
+    """What both models share: the network, its settings, the EDM denoiser interface, and files.
+
+    `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file."""
+
+    autocast: torch.dtype | None = None
 
     def __init__(
         self,
@@ -124,12 +129,15 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
 
     def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        """F, with the network in the precision of its weights and the scalings in that of x."""
+        """F, with the network in the precision of its weights or of `autocast`, and the scalings in that of x."""
         scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
         weights = next(self.network.parameters(), x)
         level_dtype = torch.promote_types(weights.dtype, torch.float32)
         levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
-        return self.network(scaled.to(weights.dtype), *levels, labels).to(x.dtype)
+        lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+        with lower:
+            output = self.network(scaled.to(weights.dtype), *levels, labels)
+        return output.to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         """The public boundary's checks on shapes and dtypes."""

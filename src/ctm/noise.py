@@ -15,6 +15,7 @@ __all__ = [
     "Times",
     "continuous_times",
     "draw_solver_steps",
+    "draw_span",
     "edm_weight",
     "grid_times",
     "half_lognormal",
@@ -101,6 +102,14 @@ def draw_solver_steps(max_steps: int, power: float = 1.0, *, generator: torch.Ge
     return int(torch.multinomial(weights, 1, generator=generator)) + 1
 
 
+def draw_span(largest: float, power: float = 1.0, *, generator: torch.Generator | None = None) -> float:
+    """The part of the Karras coordinate the solver walks in continuous time, one for the whole batch: density ∝ span^power
+    on (0, largest], power ≥ 0 (0: uniform, the official code's); at least a thousandth of `largest`."""
+    device = generator.device if generator is not None else None
+    uniform = torch.rand((), generator=generator, device=device, dtype=torch.float64).item()
+    return max(uniform ** (1 / (1 + power)), 1e-3) * largest
+
+
 def grid_times(
     n: int, grid: Tensor, solver_steps: int, *, s_from_u: bool = False, generator: torch.Generator | None = None
 ) -> Times:
@@ -137,8 +146,8 @@ def continuous_times(
     """Times with real-valued Karras coordinates (CTM code, continuous variant): ξ_t uniform on [0, 1 − span],
     ξ_u = ξ_t + span, ξ_s uniform on [ξ_u, 1]; the solver walks t → u in solver_steps equal steps of the coordinate.
 
-    span in (0, 1] is one draw for the whole batch, U(0, M/N) in the official code. Returns Times of n samples on the
-    generator's device. Raises ValueError for span outside (0, 1].
+    span in (0, 1] is one draw for the whole batch (`draw_span`; U(0, M/N) in the official code). Returns Times of n samples
+    on the generator's device. Raises ValueError for span outside (0, 1].
     """
     if not 0 < span <= 1:
         raise ValueError(

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from ctm.noise import match_dims
 
-__all__ = ["Denoise", "ancestral_levels", "dpmpp_2m_step", "euler_step", "heun_step", "midpoint_step", "walk"]
+__all__ = [
+    "Denoise",
+    "ancestral_levels",
+    "dpmpp_2m_step",
+    "dpmpp_2m_walk",
+    "euler_step",
+    "heun_step",
+    "midpoint_step",
+    "walk",
+]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,4 +103,13 @@ def walk(
     """Take x along the levels path (k + 1, B) in k steps."""
     for t, s in itertools.pairwise(path):
         x = step(denoise, x, t, s)
+    return x
+
+
+def dpmpp_2m_walk(denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+    """Take x along the levels path (k + 1, B) in k steps of DPM-Solver++ (2M), one evaluation each."""
+    previous = None
+    for t, s in itertools.pairwise(path):
+        denoised = denoise(x, t)
+        x, previous = dpmpp_2m_step(x, t, s, denoised, previous), (t, denoised)
     return x

@@ -30,9 +30,17 @@ def test_ddpmpp_refuses_a_size_that_the_levels_do_not_divide():
         DDPMpp((1, 30, 30), channels=8, channel_mult=(1, 1, 1))
 
 
+def test_ddpmpp_refuses_a_size_that_its_patches_do_not_divide():
+    with pytest.raises(ValueError, match="2 levels over patches of 4 needs image sides divisible by 8, got 28×28"):
+        DDPMpp((1, 28, 28), channels=8, channel_mult=(1, 1), patch=4)
+
+
 BUILDERS = {
     "mlp": lambda **kw: MLP((1, 8, 8), 5, width=24, blocks=2, embedding=16, **kw),
     "ddpmpp": lambda **kw: DDPMpp((1, 8, 8), 5, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), **kw),
+    "patches": lambda **kw: DDPMpp(
+        (1, 8, 8), 5, channels=8, channel_mult=(1, 2), blocks=1, attention=(2,), patch=2, **kw
+    ),
     "ncsnpp": lambda **kw: NCSNpp((1, 8, 8), 5, channels=8, channel_mult=(1, 2, 2), blocks=1, attention=(4,), **kw),
     "dhariwal": lambda **kw: DhariwalUNet(
         (1, 8, 8), 5, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), head_channels=4, **kw

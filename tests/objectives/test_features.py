@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from ctm.backbones import IMAGENET, FunctionBackbone
 from ctm.objectives import FeatureDistance, PerceptualDistance
-from ctm.objectives.features import IMAGENET, Backbone
 
 
 def image(value):
@@ -27,7 +27,9 @@ def test_features_are_compared_by_direction():
     first, second = torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3)
     first[:, 0], second[:, 1] = 5.0, 0.1
     maps = {0.0: [first], 0.5: [second], 1.0: [3 * first]}
-    network = Backbone(lambda images: maps[round(float(images.mean()), 3)], mean=(0.5,) * 3, std=(1.0,) * 3, side=4)
+    network = FunctionBackbone(
+        lambda images: maps[round(float(images.mean()), 3)], mean=(0.5,) * 3, std=(1.0,) * 3, side=4
+    )
     distance = FeatureDistance((network,))
     assert distance(image(0.0), image(2.0)).tolist() == pytest.approx([0, 0], abs=1e-7)
     assert distance(image(0.0), image(1.0)).tolist() == pytest.approx([2, 2])
@@ -35,12 +37,14 @@ def test_features_are_compared_by_direction():
 
 def test_the_input_is_normalised_for_the_network():
     seen = []
-    Backbone(lambda images: seen.append(images) or [images], *IMAGENET, side=8)(image(0.0))
+    FunctionBackbone(lambda images: seen.append(images) or [images], *IMAGENET, side=8)(image(0.0))
     expected = [(0.5 - mean) / std for mean, std in zip(*IMAGENET, strict=True)]
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected)
 
 
 def test_gradients_go_through_features():
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    FeatureDistance((Backbone(lambda images: [images, images[:, :2] ** 2], side=16),))(x, image(0.3)).sum().backward()
+    FeatureDistance((FunctionBackbone(lambda images: [images, images[:, :2] ** 2], side=16),))(
+        x, image(0.3)
+    ).sum().backward()
     assert float(x.grad.abs().sum()) > 0

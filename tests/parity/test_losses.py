@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
+from ctm.backbones import IMAGENET, FunctionBackbone
 from ctm.noise import match_dims
 from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
 from ctm.objectives.augmentation import AugmentationDraw, augment
 from ctm.objectives.balance import adaptive_weight
-from ctm.objectives.features import IMAGENET, Backbone, FeatureDistance, PerceptualDistance
+from ctm.objectives.features import FeatureDistance, PerceptualDistance
 from ctm.training.ema import ema_scales, move_average
 
 from . import vectors
@@ -107,7 +108,7 @@ def hold_feature_distances(file: VectorFile) -> None:
 
     perceptual = PerceptualDistance(stand_in)(estimate, target)
     file.compare("feat/lpips_branch_loss", match_dims(file["feat/weights"], perceptual) * perceptual)
-    backbones = (Backbone(maps, *IMAGENET), Backbone(maps))
+    backbones = (FunctionBackbone(maps, *IMAGENET), FunctionBackbone(maps))
     file.compare("feat/cnn_vit_branch_loss", FeatureDistance(backbones)(estimate, target))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctm import DiffusionModel, TrajectoryModel, weighting
+from ctm.backbones import IMAGENET, FunctionBackbone
 from ctm.model import build
 from ctm.noise import Times, karras_grid
 from ctm.objectives import (
@@ -19,7 +20,7 @@ from ctm.objectives import (
 from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
 from ctm.objectives.balance import adaptive_weight
 from ctm.objectives.denoising import DenoisingDraw
-from ctm.objectives.features import IMAGENET, Backbone, PerceptualDistance
+from ctm.objectives.features import PerceptualDistance
 from ctm.objectives.matching import MatchingDraw
 from ctm.teachers.official import from_official, recognise, to_official
 from ctm.training.ema import frozen_copy, move_average
@@ -271,7 +272,7 @@ class StandInDiscriminators:
     def __init__(self, file: vectors.VectorFile, dtype: torch.dtype) -> None:
         keys = file.keys("in/disc_W_")
         self.kernels = {key.removeprefix("in/disc_W_"): file[key].to(dtype).requires_grad_() for key in keys}
-        self.input = Backbone(lambda x: [x], *IMAGENET)
+        self.input = FunctionBackbone(lambda x: [x], *IMAGENET)
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         prepared = self.input.prepare(images)

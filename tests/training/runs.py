@@ -67,7 +67,7 @@ def everything(directory: Path) -> dict:
     checkpoint = directory / "checkpoints" / f"{checkpoint_steps(directory)[-1]:08d}"
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
     state = json.loads((checkpoint / "state.json").read_text())
-    timeless = ("seconds", "images_per_second")
+    timeless = ("seconds", "images_per_second", "peak_memory")
     return {
         "checkpoint": {name: about["sha256"] for name, about in files.items() if name != "state.json"},
         "state": {name: value for name, value in state.items() if name != "elapsed_seconds"},

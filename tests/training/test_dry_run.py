@@ -27,7 +27,9 @@ MODEL = GaussianMixture(torch.zeros(1, 2), 0.5, torch.ones(1))
 )
 def test_expected_evaluations_are_those_of_the_closed_form(matching, expected):
     """E[2k] with P(k) ∝ k^power, to four standard errors of 4,000 draws with k ≤ 9."""
-    found = expected_teacher_evaluations([matching, DenoisingScoreMatching()], MODEL, (2,))
+    recipe, _ = parse_recipe(teacher_arguments("--steps", "20"))
+    recipe.objectives = [matching, DenoisingScoreMatching()]
+    found = expected_teacher_evaluations(recipe, MODEL, (2,))
     assert found == pytest.approx(expected, abs=4 * 2 * 2.6 / math.sqrt(4000))
 
 
@@ -68,16 +70,15 @@ def test_nothing_is_written(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "student"),
-    [("images-ctm.yaml", "student 1,923,843, teacher"), ("images-teacher.yaml", "student 1,754,499; total")],
-)
-def test_a_large_recipe_at_reduced_width(capsys, name, student):
+@pytest.mark.parametrize("name", ["images-ctm.yaml", "images-teacher.yaml"])
+def test_a_large_recipe_at_reduced_width(capsys, name):
     data = ["--data.name", "digits", "--data.size", "16", "--data.channels", "3", "--data.batch_size", "1"]
-    printed = run(
-        capsys, "--config", str(RECIPES / name), *data, "--network.init_args.channels", "32", "--teacher", "null"
-    )
-    assert f"parameters: {student}" in printed
+    arguments = ["--config", str(RECIPES / name), *data, "--network.init_args.channels", "32", "--teacher", "null"]
+    printed = run(capsys, *arguments)
+    made, _ = parse_recipe(arguments)
+    count = sum(p.numel() for p in made.model.build(made.network, (3, 16, 16), 10).parameters())
+    assert 1_000_000 < count < 3_000_000
+    assert f"parameters: student {count:,}" in printed
     assert "peak" in printed
 
 

@@ -1,5 +1,6 @@
 """Runs of the real command, killed or told to stop, in one process and in two: continued, they end with the same bits."""
 
+import json
 import os
 import re
 import signal
@@ -34,7 +35,17 @@ class Case:
     steps: int = 120
 
 
-CASES = [Case("ctm", student_arguments)]
+def adversarial_arguments(teacher: Path) -> list[str]:
+    """From step 20 on with a small discriminator of its own features, so that every moment may fall into its training."""
+    discriminator = {
+        "class_path": "ctm.objectives.Adversarial",
+        "init_args": {"start": 20, "discriminator": {"class_path": "ctm.discriminators.MLPDiscriminator"}},
+    }
+    objectives = [{"class_path": "ctm.objectives.Matching", "init_args": {"grid_points": 10}}, discriminator]
+    return student_arguments(teacher, "--objectives", json.dumps(objectives))
+
+
+CASES = [Case("ctm", student_arguments), Case("gan", adversarial_arguments)]
 
 
 @pytest.fixture(scope="module")

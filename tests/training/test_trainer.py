@@ -228,10 +228,12 @@ def test_steps_leave_no_tensors_behind(teacher):
     assert counts[-1] <= counts[2] + 5
 
 
-def test_two_processes_make_the_step_of_one(teacher, tmp_path):
-    """The same global batch in one process and, through torchrun and gloo, in two: weights agree to float tolerance."""
-    arguments = student_arguments(teacher, "--steps", "4", "--seed", "2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731"]
+@pytest.mark.parametrize("pieces", ["1", "2"])
+def test_two_processes_make_the_step_of_one(teacher, tmp_path, pieces):
+    """The same global batch in one process and, through torchrun and gloo, in two: weights agree to float tolerance, with
+    the batch whole and in pieces, adaptive weights included."""
+    arguments = student_arguments(teacher, "--steps", "4", "--seed", "2", "--engine.accumulate", pieces)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launch, "-m", "ctm", "train", *arguments, "--out", str(tmp_path / "two")]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     train(*_with_out(parse_recipe(arguments), tmp_path / "one"))
@@ -240,3 +242,20 @@ def test_two_processes_make_the_step_of_one(teacher, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["digits-cm.yaml", "digits-ct.yaml", "digits-scratch.yaml"])
+def test_the_recipes_of_comparisons_train(name, tmp_path):
+    """Consistency distillation, consistency training and a CTM from scratch: a few steps of each, then samples."""
+    plain = '{"width": 24, "blocks": 1, "embedding": 16, "s_embedding": false}'
+    sizes = SMALL if name == "digits-scratch.yaml" else ["--network.init_args", plain, *SMALL[2:]]
+    extra = []
+    if name == "digits-cm.yaml":
+        train(*_with_out(teacher_recipe("--steps", "2"), tmp_path / "teacher"))
+        extra = ["--teacher", str(tmp_path / "teacher")]
+    train(*_with_out(recipe(name, *sizes, *extra, "--steps", "3", "--log_every", "1"), tmp_path / "run"))
+    model = load_model(tmp_path / "run")
+    assert type(model).__name__ == ("TrajectoryModel" if name == "digits-scratch.yaml" else "ConsistencyModel")
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["teacher_evaluations_per_image"] == (2 if name == "digits-cm.yaml" else 0)
+    assert (tmp_path / "run" / "samples" / "000003.png").is_file()

@@ -26,6 +26,7 @@ class DDPMpp(UNet):
     model). dropout: before each block's second convolution. augment_dim: EDM's augmentation labels, 0 = none.
     level_features: "positional", or NCSN++'s "fourier", features_mult · channels of them. encoder: "standard", or NCSN++'s
     "residual" with a second path down. resample_filter: one axis of the filter that halves and doubles images.
+    patch: the U-Net runs on squares of patch × patch pixels as channels, at a patch²-th of the cost; 1: on pixels.
     The s branch's affines start at zero: a student copied from a teacher starts as its teacher.
     Raises ValueError for an image size that the levels do not divide.
     """
@@ -48,6 +49,7 @@ class DDPMpp(UNet):
         features_mult: int = 1,
         encoder: Literal["standard", "residual"] = "standard",
         resample_filter: Sequence[float] = (1, 1),
+        patch: int = 1,
     ) -> None:
         super().__init__()
         if level_features not in ("positional", "fourier") or encoder not in ("standard", "residual"):
@@ -82,6 +84,7 @@ class DDPMpp(UNet):
             head_channels=head_channels,
             attend_last_only=True,
             auxiliary=encoder == "residual",
+            patch=patch,
         )
         self._initialise()
 

@@ -37,14 +37,17 @@ class UNet(Network):
         head_channels: int | None,
         attend_last_only: bool = False,
         auxiliary: bool = False,
+        patch: int = 1,
     ) -> None:
         """The layers. first: width of the first convolution; widths: of the levels, finest first; blocks: a level has on the
         way down, one more on the way up; attention: image heights that attend, on the way up in the last block only where
-        attend_last_only says so; head_channels None: one head; auxiliary: NCSN++'s second path down.
+        attend_last_only says so; head_channels None: one head; auxiliary: NCSN++'s second path down; patch: squares
+        of that many pixels become channels before all this, and pixels after it; heights are counted in them.
         Raises ValueError for an image size that the levels do not divide."""
         in_channels, height, width = shape
-        self._check_size(height, width, len(widths))
-        self.height = height
+        self._check_size(height, width, len(widths), patch)
+        in_channels, height = in_channels * patch**2, height // patch
+        self.height, self.patch = height, patch
 
         def block(inputs: int, outputs: int, attends: bool) -> ResidualBlock:
             heads = (1 if head_channels is None else outputs // head_channels) if attends else 0
@@ -76,12 +79,12 @@ class UNet(Network):
         self.norm = style.norm(current)
         self.last = nn.Conv2d(current, in_channels, 3, padding=1)
 
-    def _check_size(self, height: int, width: int, levels: int) -> None:
-        divisor = 2 ** (levels - 1)
+    def _check_size(self, height: int, width: int, levels: int, patch: int) -> None:
+        divisor = patch * 2 ** (levels - 1)
         if height % divisor or width % divisor:
             raise ValueError(
-                f"{type(self).__name__} with {levels} levels needs image sides divisible by {divisor}, "
-                f"got {height}×{width}: use fewer entries in channel_mult or another image size"
+                f"{type(self).__name__} with {levels} levels{f' over patches of {patch}' if patch > 1 else ''} needs image sides "
+                f"divisible by {divisor}, got {height}×{width}: use fewer entries in channel_mult or another image size"
             )
 
     def _zero_s_branch(self) -> None:
@@ -125,6 +128,7 @@ class UNet(Network):
         s is ignored without an s branch, and s = None leaves that branch out. augment: EDM's augmentation labels
         (B, augment_dim), ignored by a network without them; None or zeros: not augmented."""
         t_vector, s_vector = self._vectors(t, s, labels, augment)
+        x = nn.functional.pixel_unshuffle(x, self.patch)
         hidden = self.first(x)
         skips = [hidden]
         auxiliary = iter(self.auxiliary or ())
@@ -140,4 +144,4 @@ class UNet(Network):
             if block.resample is None:
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
             hidden = block(hidden, t_vector, s_vector)
-        return self.last(nn.functional.silu(self.norm(hidden)))
+        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.norm(hidden))), self.patch)

@@ -1,5 +1,6 @@
 """Training objectives: each a small frozen object, called on the networks and a batch."""
 
+from ctm.objectives.adversarial import Adversarial
 from ctm.objectives.adversarial_losses import (
     hinge_discriminator,
     hinge_generator,
@@ -12,17 +13,20 @@ from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.features import FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
-from ctm.objectives.walks import TargetJump, TargetJumps, TeacherWalk
+from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
+    "Adversarial",
     "DenoisingScoreMatching",
     "Distance",
     "FeatureDistance",
     "Matching",
+    "MultistepWalk",
     "Networks",
     "Objective",
     "PerceptualDistance",
     "PseudoHuber",
+    "SameNoise",
     "Squared",
     "TargetJump",
     "TargetJumps",

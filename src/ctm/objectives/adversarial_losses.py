@@ -2,18 +2,27 @@
 
 Logits are (B, …): the first dimension is the batch, the rest are positions of one discriminator's map. A row is averaged
 over its positions, and all rows of all discriminators over each other, as in the official code: a discriminator counts the
-same whatever the size of its map. All return a scalar.
+same whatever the size of its map. All return a scalar, but for those of single rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["adopted", "hinge_discriminator", "hinge_generator", "log_discriminator", "log_generator"]
+__all__ = [
+    "adopted",
+    "generator_rows",
+    "hinge_discriminator",
+    "hinge_generator",
+    "log_discriminator",
+    "log_generator",
+    "mean_logits",
+]
 
 Logits = Sequence[Tensor]
 
@@ -21,6 +30,16 @@ Logits = Sequence[Tensor]
 def _mean(logits: Logits, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean over rows of each row's mean loss."""
     return torch.cat([loss(entry).flatten(1).mean(dim=1) for entry in logits]).mean()
+
+
+def mean_logits(logits: Logits) -> Tensor:
+    """Each sample's mean over positions and discriminators -> (B,)."""
+    return torch.stack([entry.flatten(1).mean(dim=1) for entry in logits]).mean(dim=0)
+
+
+def generator_rows(fake: Logits, loss: Literal["hinge", "log"]) -> Tensor:
+    """`hinge_generator` or `log_generator` of each sample -> (B,)."""
+    return mean_logits([-entry if loss == "hinge" else softplus(-entry) for entry in fake])
 
 
 def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:

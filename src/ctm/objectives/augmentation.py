@@ -6,12 +6,17 @@ Rows are the third dimension, "x" in the official code's names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["AugmentationDraw", "augment", "colour", "cutout", "draw", "translate"]
+__all__ = ["POLICY", "Augmentation", "AugmentationDraw", "augment", "colour", "cutout", "draw", "translate"]
+
+Augmentation = Literal["colour", "translation", "cutout"]
+POLICY: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,10 @@ class AugmentationDraw:
     contrast: Tensor
     shift: Tensor
     offset: Tensor
+
+    def rows(self, part: slice) -> AugmentationDraw:
+        """Those of a part of the batch."""
+        return AugmentationDraw(*(getattr(self, kept.name)[part] for kept in fields(self)))
 
 
 def draw(
@@ -90,10 +99,16 @@ def cutout(images: Tensor, offset: Tensor, size: float = 0.2) -> Tensor:
     return images * (keep - inside[0] * inside[1])
 
 
-def augment(images: Tensor, random: AugmentationDraw, size: float = 0.2) -> Tensor:
-    """Colour, then translation, then cutout. images (B, C, H, W) -> like images."""
-    coloured = colour(images, random.brightness, random.saturation, random.contrast)
-    return cutout(translate(coloured, random.shift), random.offset, size)
+def augment(
+    images: Tensor, random: AugmentationDraw, size: float = 0.2, policy: Collection[Augmentation] = POLICY
+) -> Tensor:
+    """Those of colour, translation and cutout that the policy names, in this order. images (B, C, H, W) -> like images.
+    Of colour, grey images get brightness and contrast: they are their own mean over channels."""
+    if "colour" in policy:
+        images = colour(images, random.brightness, random.saturation, random.contrast)
+    if "translation" in policy:
+        images = translate(images, random.shift)
+    return cutout(images, random.offset, size) if "cutout" in policy else images
 
 
 def _column(value: Tensor, images: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ def balance(
     weight: Tensor,
     *,
     factors: Sequence[float] | None = None,
+    ranges: Sequence[tuple[float, float]] | None = None,
     adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Adaptive weights λ of losses (the first is the reference, λ = 1), and the gradient of Σ factor·λ·loss at the outputs.
 
     losses: scalars. outputs: what the student's last layer returned in each of its calls with gradient; none may depend on
-    another (see `balance_chained`). weight: that layer's weight. factors: constant, 1 where None. adaptive: False leaves all
-    λ = 1. reduce: averages a gradient over processes.
+    another (see `balance_chained`). weight: that layer's weight. factors: constant, 1 where None. ranges: (low, high) of
+    each λ, [0, 10⁴] where None. adaptive: False leaves all λ = 1. reduce: averages a gradient over processes.
     Returns (λ, gradients): `torch.autograd.backward(outputs, gradients)` then finishes the backward pass, so each loss goes
     back once to the outputs, and everything below them is passed once for all losses.
     """
@@ -38,7 +39,7 @@ def balance(
     weights = [torch.ones_like(loss) for loss in losses]
     if adaptive and len(losses) > 1:
         at_weight = [reduce(_at_weight(outputs, gradients, weight)) for gradients in at_outputs]
-        weights[1:] = [adaptive_weight(at_weight[0], other) for other in at_weight[1:]]
+        weights[1:] = _weights(at_weight, ranges)
     scales = [w * factor for w, factor in zip(weights, factors or [1.0] * len(losses), strict=True)]
     total = []
     for index, output in enumerate(outputs):
@@ -52,6 +53,7 @@ def balance_chained(
     weight: Tensor,
     *,
     factors: Sequence[float] | None = None,
+    ranges: Sequence[tuple[float, float]] | None = None,
     adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> tuple[list[Tensor], Tensor]:
@@ -60,9 +62,16 @@ def balance_chained(
     weights = [torch.ones_like(loss) for loss in losses]
     if adaptive and len(losses) > 1:
         at_weight = [reduce(torch.autograd.grad(loss, weight, retain_graph=True)[0]) for loss in losses]
-        weights[1:] = [adaptive_weight(at_weight[0], other) for other in at_weight[1:]]
+        weights[1:] = _weights(at_weight, ranges)
     scaled = zip(losses, weights, factors or [1.0] * len(losses), strict=True)
     return weights, torch.stack([factor * w * loss for loss, w, factor in scaled]).sum()
+
+
+def _weights(gradients: Sequence[Tensor], ranges: Sequence[tuple[float, float]] | None) -> list[Tensor]:
+    """λ of all losses but the first, from the gradients of all."""
+    limits = ranges or [(0.0, 1e4)] * len(gradients)
+    pairs = zip(gradients[1:], limits[1:], strict=True)
+    return [adaptive_weight(gradients[0], other, low=low, high=high) for other, (low, high) in pairs]
 
 
 def _at_weight(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ __all__ = ["Draw", "Networks", "Objective"]
 
 @dataclass(frozen=True)
 class Networks:
-    """Who takes part: the student (trained), the target (its EMA, frozen) and the teacher (anything with denoise)."""
+    """Who takes part: the student (trained), the target (its EMA, frozen), the teacher (anything with denoise) and the
+    discriminator, called (x, labels, networks) -> logits. `made`: what objectives of this step made for those after them;
+    `Matching` leaves its "estimate" there, the fake of `Adversarial`."""
 
     student: Any
     target: Any = None
     teacher: Any = None
+    discriminator: Any = None
+    made: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Draw(ABC):
@@ -36,6 +40,11 @@ class Objective(ABC):
     needs_target = False
     needs_teacher = False
     chains_student = False  # whether the student's output goes through the student again, with gradient
+    weight_range = (0.0, 1e4)  # of its adaptive weight (CTM §2.4)
+
+    def active(self, step: int) -> bool:
+        """Whether it takes part in this step (from 0)."""
+        return True
 
     @abstractmethod
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:
@@ -44,6 +53,10 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: Any) -> Tensor:
         """x0 (B, …) in data space, labels int64 (B,) or None, draw from `draw` -> losses (B,)."""
+
+    def on_grid(self, points: int) -> Objective:
+        """This objective in a step whose grid has that many levels; itself where it has no grid."""
+        return self
 
     def teacher_evaluations(self, draw: Any) -> int:
         """How often the teacher was evaluated on each sample."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ctm.noise import Times, continuous_times, draw_solver_steps, grid_times, karras_grid, match_dims
+from ctm.noise import Times, continuous_times, draw_solver_steps, draw_span, grid_times, karras_grid, match_dims
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
 from ctm.objectives.walks import TeacherWalk, Walk
@@ -40,11 +40,16 @@ class Matching(Objective):
 
     kind: "soft" draws the number k of solver steps, "local" takes one, "global" lets the solver walk all the way, u = s.
     grid_points: N levels of the Karras grid. max_solver_steps: largest k (N − 1 where None). solver_steps_power:
-    P(k) ∝ k^power; 0 is uniform. continuous: times at real-valued Karras coordinates. distance: (a, b) -> (B,).
-    solver: the way t → u, the teacher's Heun steps or the target's own jumps. weight: w(t, s, σ_d), see ctm.weighting.
+    P(k) ∝ k^power; 0 is uniform. solver_steps: this k always. continuous: times at real-valued Karras coordinates, where the
+    length of the walk has that density (official code: power 0) or is k spacings of the grid. s: "end" puts it at σ_min.
+    compare: "data", or "s" without the last jumps. distance: (a, b) -> (B,).
+    solver: the way t → u, see ctm.objectives.walks. weight: w(t, s, σ_d), see ctm.weighting.
     estimate_outer, target_outer: who makes the last jump of each. target_inner: who makes the target's jump u → s; "none"
     lets it jump from u to the end. estimate_at: "u" lets the estimate jump t → u → end, while the target goes by s (code:
-    ctm_target_matching). Raises ValueError for settings out of range.
+    ctm_target_matching). Raises ValueError for settings out of range or that contradict each other.
+
+    kind "local", s "end" and target_inner "target" is consistency distillation (arXiv 2303.01469, eq. 7), and consistency
+    training (eq. 10) with the solver `SameNoise`: no last jump is left there.
     """
 
     needs_target = True
@@ -53,8 +58,11 @@ class Matching(Objective):
     grid_points: int = 18
     max_solver_steps: int | None = None
     solver_steps_power: float = 1.0
+    solver_steps: int | None = None
     rho: float = 7.0
     continuous: bool = False
+    s: Literal["drawn", "end"] = "drawn"
+    compare: Literal["data", "s"] = "data"
     distance: Distance = field(default_factory=Squared)
     solver: Walk = field(default_factory=TeacherWalk)
     weight: Callable[[Tensor, Tensor, float], Tensor] = uniform
@@ -74,35 +82,56 @@ class Matching(Objective):
                 "target_inner must be student, target or none and estimate_at s or u, "
                 f"got {self.target_inner!r} and {self.estimate_at!r}"
             )
+        if self.s not in ("drawn", "end") or self.compare not in ("data", "s"):
+            raise ValueError(f"s must be drawn or end and compare data or s, got {self.s!r} and {self.compare!r}")
+        if self.kind == "global" and self.s == "end":
+            raise ValueError("kind global puts s at u, and s: end puts it at sigma_min: choose one of them")
+        if self.compare == "s" and (self.estimate_at == "u" or self.target_inner == "none"):
+            raise ValueError("compare: s needs both sides at s: estimate_at s, and target_inner student or target")
+        if self.kind == "local" and self.solver_steps not in (None, 1):
+            raise ValueError(f"kind local is one solver step, got solver_steps {self.solver_steps}: use kind soft")
         if self.grid_points < 2:
             raise ValueError(f"grid_points must be at least 2, got {self.grid_points}")
-        if self.max_solver_steps is not None and not 1 <= self.max_solver_steps < self.grid_points:
-            raise ValueError(
-                f"max_solver_steps must be in 1 … grid_points − 1 = {self.grid_points - 1}, got {self.max_solver_steps}"
-            )
+        for name in ("max_solver_steps", "solver_steps"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < self.grid_points:
+                raise ValueError(f"{name} must be in 1 … grid_points − 1 = {self.grid_points - 1}, got {value}")
 
     @property
     def largest(self) -> int:
         """The largest number of solver steps a draw can give."""
-        if self.kind == "local":
-            return 1
+        if self.fixed is not None:
+            return self.fixed
         return self.grid_points - 1 if self.max_solver_steps is None else self.max_solver_steps
+
+    @property
+    def fixed(self) -> int | None:
+        """The number of solver steps where it is always the same."""
+        return 1 if self.kind == "local" else self.solver_steps
+
+    def on_grid(self, points: int) -> Matching:
+        """This objective on a Karras grid of `points` levels, with no more solver steps than that has."""
+        most, fixed = (None if k is None else min(k, points - 1) for k in (self.max_solver_steps, self.solver_steps))
+        return replace(self, grid_points=points, max_solver_steps=most, solver_steps=fixed)
 
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> MatchingDraw:
         """The random numbers for a batch like `like` (B, …); one k for the whole batch."""
         n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
         s_from_u = self.kind == "global"
         if self.continuous:
-            span = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).item()
-            span = max(span, 1e-3) * self.largest / self.grid_points
-            steps = max(1, round(span * self.grid_points))
+            if self.fixed is None:
+                span = draw_span(self.largest / self.grid_points, self.solver_steps_power, generator=generator)
+            else:
+                span = self.fixed / (self.grid_points - 1)
+            steps = self.fixed or max(1, round(span * self.grid_points))
             times = continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
         else:
             grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype, device=like.device)
-            steps = draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
+            steps = self.fixed or draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
             times = grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
+        s = times.s if self.s == "drawn" else torch.full_like(times.s, model.sigma_min)
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return MatchingDraw(Times(times.path.to(like), times.s.to(like)), noise.to(like))
+        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise.to(like))
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]
@@ -110,32 +139,43 @@ class Matching(Objective):
 
     @property
     def chains_student(self) -> bool:  # type: ignore[override]
-        return self.estimate_outer == "student"
+        return self.estimate_outer == "student" and self._last_jump
+
+    @property
+    def _last_jump(self) -> bool:
+        """Whether the estimate jumps on, from s to the end."""
+        return self.compare == "data" and not (self.s == "end" and self.estimate_at == "s")
 
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
         times = draw.times
         x_t = x0 + match_dims(times.t, x0) * draw.noise
         with torch.no_grad():
-            x_u = self.solver(networks, x_t, times.path, labels)
+            x_u = self.solver(networks, x_t, times.path, labels, x0)
             target = self.target(networks, x_u, times, labels)
-        distance = self.distance(self.estimate(networks, x_t, times, labels), target)
+        estimate = networks.made["estimate"] = self.estimate(networks, x_t, times, labels)
+        distance = self.distance(estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
 
+    def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
+        """The estimate alone, without its target: what the discriminator learns from."""
+        return self.estimate(networks, x0 + match_dims(draw.times.t, x0) * draw.noise, draw.times, labels)
+
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, labels: Tensor | None) -> Tensor:
-        """The student's jump from t and the outer jump after it; also the fake of the adversarial loss."""
-        outer = _player(networks, self.estimate_outer)
+        """The student's jump from t and the outer jump after it (none for compare s); also the fake of the adversarial loss."""
         middle = times.s if self.estimate_at == "s" else times.u
-        end = torch.full_like(times.s, networks.student.sigma_min)
-        return outer.jump(networks.student.jump(x_t, times.t, middle, labels), middle, end, labels)
+        jumped = networks.student.jump(x_t, times.t, middle, labels)
+        if not self._last_jump:
+            return jumped
+        return _to_end(_player(networks, self.estimate_outer), jumped, middle, labels)
 
     def target(self, networks: Networks, x_u: Tensor, times: Times, labels: Tensor | None) -> Tensor:
         """What the estimate should be, from the solver's x_u."""
-        outer, end = _player(networks, self.target_outer), torch.full_like(times.s, networks.student.sigma_min)
+        outer = _player(networks, self.target_outer)
         if self.target_inner == "none":
-            return outer.jump(x_u, times.u, end, labels)
-        inner = _player(networks, self.target_inner)
-        return outer.jump(inner.jump(x_u, times.u, times.s, labels), times.s, end, labels)
+            return _to_end(outer, x_u, times.u, labels)
+        jumped = _player(networks, self.target_inner).jump(x_u, times.u, times.s, labels)
+        return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, labels)
 
     def teacher_evaluations(self, draw: MatchingDraw) -> int:
         return self.solver.teacher_evaluations(len(draw.times.path) - 1)
@@ -143,3 +183,8 @@ class Matching(Objective):
 
 def _player(networks: Networks, role: Role) -> Any:
     return {"student": networks.student, "target": networks.target}[role]
+
+
+def _to_end(model: Any, x: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
+    """The jump from `level` (B,) to sigma_min."""
+    return model.jump(x, level, torch.full_like(level, model.sigma_min), labels)

@@ -1,56 +1,114 @@
-"""How x_t comes from level t to level u in consistency matching: by the teacher's solver, or by the EMA target itself."""
+"""How x_t comes from level t to level u in consistency matching: by the teacher's solver, by the EMA target itself, or along
+the straight line to its own x_0."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ctm.objectives.base import Networks
-from ctm.solvers import Denoise, heun_step, walk
+from ctm.solvers import Denoise, dpmpp_2m_walk, heun_step, toward, walk
 
-__all__ = ["TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
+__all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 
 
 class Walk(ABC):
-    """(networks, x at path[0], path (k + 1, B), labels) -> x at path[-1], called without gradient."""
+    """(networks, x at path[0], path (k + 1, B), labels, the data x0 that x was made of) -> x at path[-1], called without
+    gradient."""
 
     needs_teacher = False
 
     @abstractmethod
-    def __call__(self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None) -> Tensor: ...
+    def __call__(
+        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+    ) -> Tensor: ...
 
     def teacher_evaluations(self, steps: int) -> int:
         """How often the teacher is evaluated in a walk of that many steps."""
         return 0
 
 
-@dataclass(frozen=True)
-class TeacherWalk(Walk):
-    """k steps of an ODE solver on the teacher's denoiser (CTM §2.1).
-
-    step: (denoise, x, t, s) -> x, `ctm.solvers.heun_step` (two evaluations) or `euler_step` (one)."""
+class _OnTeacher(Walk):
+    """What the walks on the teacher's denoiser share."""
 
     needs_teacher = True
 
-    step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
-
-    def __call__(self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(
+        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+    ) -> Tensor:
         known = None if getattr(networks.teacher, "num_classes", None) == 0 else labels  # an unconditional teacher
-        return walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path, self.step)
+        return self.walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path)
+
+    @abstractmethod
+    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+        """x along the path (k + 1, B)."""
 
     def teacher_evaluations(self, steps: int) -> int:
-        return steps * (2 if self.step is heun_step else 1)
+        return _evaluations(self, steps)
+
+
+@lru_cache
+def _evaluations(solver: _OnTeacher, steps: int) -> int:
+    """Counted on a walk of one number, so that it is right for any solver."""
+    count = 0
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return torch.zeros_like(x)
+
+    solver.walk(denoise, torch.ones(1, 1), torch.linspace(2, 1, steps + 1)[:, None])
+    return count
+
+
+@dataclass(frozen=True)
+class TeacherWalk(_OnTeacher):
+    """k steps of a one-step ODE solver on the teacher's denoiser (CTM §2.1).
+
+    step: (denoise, x, t, s) -> x, one of ctm.solvers: `heun_step` or `midpoint_step` (two evaluations), `euler_step`
+    (one)."""
+
+    step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
+
+    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+        return walk(denoise, x, path, self.step)
+
+
+@dataclass(frozen=True)
+class MultistepWalk(_OnTeacher):
+    """k steps of DPM-Solver++ (2M) on the teacher's denoiser: order 2 with one evaluation a step, as each step but the first
+    (which is Euler's) uses the step before."""
+
+    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+        return dpmpp_2m_walk(denoise, x, path)
+
+
+@dataclass(frozen=True)
+class SameNoise(Walk):
+    """x_u = x_0 + u·ε of the same x_0 and ε as x_t: consistency training (arXiv 2303.01469, algorithm 3), no teacher. It is
+    Euler's step with x_0 in the place of D(x, t), and right on average only."""
+
+    def __call__(
+        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+    ) -> Tensor:
+        if x0 is None:
+            raise ValueError("SameNoise needs the data x0 that x was made of")
+        return toward(x, x0, path[0], path[-1])
 
 
 @dataclass(frozen=True)
 class TargetJump(Walk):
     """One jump of the EMA target, t → u: training without a teacher (CTM §2.5; code: self_learn)."""
 
-    def __call__(self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(
+        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+    ) -> Tensor:
         return networks.target.jump(x, path[0], path[-1], labels)
 
 
@@ -58,7 +116,9 @@ class TargetJump(Walk):
 class TargetJumps(Walk):
     """k jumps of the EMA target along the path (code: self_learn_iterative)."""
 
-    def __call__(self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(
+        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+    ) -> Tensor:
         for t, s in pairwise(path):
             x = networks.target.jump(x, t, s, labels)
         return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
-from ctm.objectives import Objective
+from ctm.objectives import Adversarial
+from ctm.training.log import peak_memory
 from ctm.training.recipe import Recipe
 from ctm.training.step import step_generator
 from ctm.training.trainer import _load, _prepare, _Run, _step
@@ -22,6 +22,7 @@ from ctm.training.trainer import _load, _prepare, _Run, _step
 __all__ = ["DryRun", "dry_run", "expected_teacher_evaluations"]
 
 _DRAWS = 4000
+_AVERAGES = ("ema", "target")
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,21 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     run = _prepare(recipe, accelerator, images, stand_in=True)
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    first, _, _ = _measured(run, 0)
-    seconds, teacher_seconds, evaluations = _measured(run, 1)
-    expected = expected_teacher_evaluations(recipe.objectives, run.student, images.shape)
+    begin = recipe.steps // 2  # where an objective that starts late takes part
+    first, _, _ = _measured(run, begin)
+    seconds, teacher_seconds, evaluations = _measured(run, begin + 1)
+    expected = expected_teacher_evaluations(recipe, run.student, images.shape)
     each = teacher_seconds / max(evaluations.get("teacher", 0), 1)
     held = {**run.modules(), **({"teacher": run.teacher} if run.teacher is not None else {})}
-    averages = ("ema", "target")
     return DryRun(
         recipe=recipe,
         device=str(accelerator.device),
         processes=accelerator.num_processes,
-        parameters={name: _numel(module) for name, module in held.items() if name not in averages},
+        parameters={name: _numel(module) for name, module in held.items() if not name.startswith(_AVERAGES)},
         parameter_bytes=_bytes(p for module in held.values() for p in module.parameters()),
         gradient_bytes=_bytes(p.grad for m in held.values() for p in m.parameters() if p.grad is not None),
         optimizer_bytes=sum(_state_bytes(optimizer) for optimizer in run.optimizers.values()),
-        peak_bytes=_peak(accelerator.device),
+        peak_bytes=int(peak_memory(accelerator.device) * 2**20),
         evaluations=evaluations,
         expected_teacher=expected,
         first_seconds=first,
@@ -106,13 +107,17 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     )
 
 
-def expected_teacher_evaluations(objectives: Iterable[Objective], model: Any, shape: tuple[int, ...]) -> float:
-    """E[evaluations of the teacher for each image of a step], the mean of 4,000 draws."""
+def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, ...]) -> float:
+    """E[evaluations of the teacher for each image of a step], the mean of 4,000 draws spread over the run."""
     like = torch.empty(1, *shape)
     generator = step_generator(0, 0, torch.device("cpu"))
-    kinds = list(objectives)
-    draws = (kind.teacher_evaluations(kind.draw(model, like, generator)) for _ in range(_DRAWS) for kind in kinds)
-    return sum(draws) / _DRAWS
+    total = 0
+    for step in (draw * recipe.steps // _DRAWS for draw in range(_DRAWS)):
+        objectives = recipe.objectives_at(step)
+        if all(o.trains_student(step) for o in objectives if isinstance(o, Adversarial)):
+            active = (o for o in objectives if o.active(step))
+            total += sum(o.teacher_evaluations(o.draw(model, like, generator)) for o in active)
+    return total / _DRAWS
 
 
 def _measured(run: _Run, step: int) -> tuple[float, float, dict[str, int]]:
@@ -168,16 +173,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _state_bytes(optimizer: Any) -> int:
     return _bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
-
-
-def _peak(device: torch.device) -> int:
-    """The largest memory so far: of the GPU's tensors, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not there on Windows
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def _size(count: int) -> str:

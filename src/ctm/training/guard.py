@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["StepGuard", "TrainingDiverged", "check_weights", "gradient_norm"]
+__all__ = ["StepGuard", "TrainingDiverged", "check_weights"]
 
 _WINDOW, _FIRST = 100, 20
 
@@ -86,11 +86,6 @@ class StepGuard:
         for name in ("skipped", "in_a_row", "trouble", "found"):
             setattr(self, name, state[name])
         self._norms = deque(state["norms"], maxlen=_WINDOW)
-
-
-def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """The Euclidean norm of all gradients together, 0-dim; not finite where any of them is not."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def check_weights(step: int, modules: Mapping[str, torch.nn.Module], checkpoints: Callable[[], list[int]]) -> None:

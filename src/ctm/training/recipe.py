@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from ctm.model import DiffusionModel, TrajectoryModel, build
+from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, build
 from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
+from ctm.training.ema import Average, Decay
+from ctm.training.engine import EngineSettings
+from ctm.training.schedules import Schedule
 
 __all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
@@ -41,7 +44,7 @@ class ModelSettings:
     """The model around the network.
 
     Args:
-        kind: trajectory (a CTM) or diffusion (a teacher, which cannot jump).
+        kind: trajectory (a CTM), diffusion (a teacher, which cannot jump) or consistency (jumps to sigma_min only).
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         sigma_data: standard deviation of the data that the scalings assume.
@@ -49,7 +52,7 @@ class ModelSettings:
         outer: form of the jump in a CTM.
     """
 
-    kind: Literal["trajectory", "diffusion"] = "trajectory"
+    kind: Literal["trajectory", "diffusion", "consistency"] = "trajectory"
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
@@ -58,14 +61,16 @@ class ModelSettings:
 
     def build(
         self, network: NetworkBuilder, shape: Sequence[int], num_classes: int
-    ) -> TrajectoryModel | DiffusionModel:
+    ) -> TrajectoryModel | DiffusionModel | ConsistencyModel:
         """The model around a network made for this data."""
         settings: dict[str, Any] = asdict(self)
         about: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
-        if settings.pop("kind") == "trajectory":
+        kind = settings.pop("kind")
+        if kind == "trajectory":
             return TrajectoryModel(network(shape, num_classes), **about, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
-        return DiffusionModel(network(shape, num_classes), **about, **levels)
+        model = DiffusionModel if kind == "diffusion" else ConsistencyModel
+        return model(network(shape, num_classes), **about, **levels)
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,17 @@ class Recipe:
         model: the model around the network.
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
+        discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
+            2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
         target_ema: decay of the target network, the EMA that matching compares with.
-        ema: decay of the published weights; it is lowered to (1 + n)/(10 + n) in the first steps n.
+        schedule: the target's decay and the matching grid in each step, instead of target_ema and grid_points:
+            ctm.training.Progressive or ctm.training.Doubling.
+        ema: decay of the published weights, lowered to (1 + n)/(10 + n) in the first steps n; or a list of averages
+            (ctm.training.Decay, ctm.training.PowerFunction), the first published as model/, the others as model-NAME/.
         label_dropout: share of labels replaced by −1 (unconditional).
         warmup_steps: the learning rate rises linearly over these first steps.
         decay_fraction: share of the steps, at the end, over which the learning rate falls linearly to 0.
@@ -108,6 +118,7 @@ class Recipe:
         skip_limit: training stops after this many steps in a row were skipped, because a loss or gradient was not finite or
             the gradient was a spike.
         spike_factor: a gradient norm above this multiple of its running median is a spike; null: none is.
+        engine: how to compute: precision, pieces of a batch, clipping.
     """
 
     data: DataSettings
@@ -115,12 +126,14 @@ class Recipe:
     objectives: list[Objective]
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
     model: ModelSettings = field(default_factory=ModelSettings)
+    discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000
     target_ema: float = 0.999
-    ema: float = 0.999
+    schedule: Schedule | None = None
+    ema: float | list[Average] = 0.999
     label_dropout: float = 0.1
     warmup_steps: int = 0
     decay_fraction: float = 0.0
@@ -131,6 +144,7 @@ class Recipe:
     keep_checkpoints: int = 2
     skip_limit: int = 10
     spike_factor: float | None = 30.0
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -144,7 +158,10 @@ class Recipe:
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("target_ema", "ema", "label_dropout", "decay_fraction"):
+        names = [average.name for average in self.averages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"ema must be a decay or a list of different averages, got {', '.join(names) or 'none'}")
+        for name in ("target_ema", "label_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.spike_factor is not None and self.spike_factor <= 1:
@@ -157,6 +174,22 @@ class Recipe:
             )
         if not self.objectives:
             raise ValueError("a recipe needs at least one objective")
+
+    @property
+    def averages(self) -> list[Average]:
+        """The averages of the weights; the first is the published one."""
+        return self.ema if isinstance(self.ema, list) else [Decay(self.ema)]
+
+    def target_decay(self, step: int) -> float:
+        """The decay of the target network in step `step` (from 0)."""
+        return self.target_ema if self.schedule is None else self.schedule(step, self.steps)[0]
+
+    def objectives_at(self, step: int) -> list[Objective]:
+        """The objectives on the grid of step `step` (from 0)."""
+        if self.schedule is None:
+            return self.objectives
+        points = self.schedule(step, self.steps)[1]
+        return [objective.on_grid(points) for objective in self.objectives]
 
     def learning_rate_factor(self, step: int) -> float:
         """The multiple of the optimiser's learning rate in step `step` (from 0)."""

@@ -132,15 +132,15 @@ class RunDirectory:
                 "wrote it; use that one, or another --out"
             ) from error
 
-    def publish(self, model: Any) -> None:
-        """Write model/, replacing the one before as a whole."""
-        temporary = self.path / ".writing-model"
+    def publish(self, model: Any, name: str = "model") -> None:
+        """Write a model directory of that name, replacing the one before as a whole."""
+        temporary = self.path / f".writing-{name}"
         with self.writing():
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 model.save_pretrained(temporary)
                 sync_files(temporary)
-                replace_directory(temporary, self.model)
+                replace_directory(temporary, self.path / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctm.objectives import Networks, Objective, balance
+from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
-__all__ = ["Batch", "LossModule", "backward", "draw_batch", "step_generator"]
+__all__ = ["Batch", "LossModule", "backward", "draw_batch", "fake_maker", "rows_of_process", "step_generator"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective."""
+    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective, None for those that
+    take no part in this step."""
 
     x0: Tensor
     labels: Tensor | None
@@ -36,6 +37,7 @@ class LossModule(nn.Module):
         self.student = student
         self.objectives = list(objectives)
         self.outputs: list[Tensor] = []
+        self.fake: Tensor | None = None
 
     @property
     def last_layer(self) -> nn.Module:
@@ -50,13 +52,30 @@ class LossModule(nn.Module):
         if output.requires_grad:
             self.outputs.append(output)
 
-    def forward(self, batch: Batch, target: Any, teacher: Any) -> list[Tensor]:
-        """The mean of each objective over the batch."""
+    def active(self, batch: Batch) -> list[int]:
+        """Which objectives take part in this batch's step."""
+        return [index for index, draw in enumerate(batch.draws) if draw is not None]
+
+    def forward(
+        self, batch: Batch, target: Any, teacher: Any, discriminator: Any = None, *, fake_only: bool = False
+    ) -> list[Tensor]:
+        """The mean of each active objective over the batch, and in `fake` the samples that the discriminator is to judge.
+
+        fake_only: makes just these, without the targets of matching; to be called without gradient."""
         self.outputs.clear()
-        networks = Networks(self.student, target, teacher)
-        pairs = zip(self.objectives, batch.draws, strict=True)
+        networks = Networks(self.student, target, teacher, discriminator)
+        if fake_only:
+            index = fake_maker(self.objectives)
+            matching: Any = self.objectives[index]
+            self.fake = matching.fake(networks, batch.x0, batch.labels, batch.draws[index]).detach()
+            return []
         with self.watching():
-            return [objective(networks, batch.x0, batch.labels, draw).mean() for objective, draw in pairs]
+            losses = [
+                self.objectives[index](networks, batch.x0, batch.labels, batch.draws[index]).mean()
+                for index in self.active(batch)
+            ]
+        self.fake = networks.made["estimate"].detach() if "estimate" in networks.made else None
+        return losses
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,11 +88,38 @@ class LossModule(nn.Module):
             hook.remove()
 
 
+def fake_maker(objectives: Sequence[Objective]) -> int:
+    """The index of the matching objective whose estimate the adversarial one judges: the last before it.
+
+    Raises ValueError where there is none."""
+    end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
+    found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
+    if not found:
+        raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+    return found[-1]
+
+
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of all random numbers of one step, from (seed, step) alone: a resumed run needs no generator's state,
     and processes that draw the whole batch and take their rows agree with one process that takes all."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) >> 1)
+
+
+def rows_of_process(total: int, processes: int, process: int, pieces: int = 1) -> list[slice]:
+    """The rows of the common batch that a process takes, in the pieces it takes them in.
+
+    The batch is cut into pieces first and each piece among the processes, so that one process and many see the same
+    pieces. Every row belongs to one piece of one process. Raises ValueError where total is no multiple of
+    processes·pieces: means of unequal parts would not average to the mean of the batch."""
+    if total % (processes * pieces):
+        raise ValueError(
+            f"data.batch_size {total} does not divide among {processes} processes in {pieces} pieces each: "
+            f"take a multiple of {processes * pieces}"
+        )
+    size = total // (processes * pieces)
+    starts = [(piece * processes + process) * size for piece in range(pieces)]
+    return [slice(start, start + size) for start in starts]
 
 
 def draw_batch(
@@ -86,13 +132,17 @@ def draw_batch(
     part: slice,
     label_dropout: float,
     generator: torch.Generator,
+    step: int = 0,
 ) -> Batch:
     """The batch of one process: x0 and labels are its rows, `part` of the `total` that all processes have together."""
     like = x0.new_empty(total, *x0.shape[1:])
     if labels is not None and label_dropout > 0:
         dropped = torch.rand(total, generator=generator, device=generator.device)[part] < label_dropout
         labels = labels.masked_fill(dropped.to(labels.device), -1)
-    draws = [objective.draw(model, like, generator).rows(part) for objective in objectives]
+    draws = [
+        objective.draw(model, like, generator).rows(part) if objective.active(step) else None
+        for objective in objectives
+    ]
     return Batch(x0, labels, draws)
 
 
@@ -101,14 +151,21 @@ def backward(
     losses: list[Tensor],
     *,
     factors: Sequence[float] | None = None,
+    ranges: Sequence[tuple[float, float]] | None = None,
     adaptive: bool = True,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    scale: float = 1.0,
 ) -> list[Tensor]:
-    """Gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive weights.
+    """`scale` times the gradients of the balanced sum of losses, added to the student's parameters. Returns the adaptive
+    weights, which do not depend on the scale.
 
-    factors, adaptive, reduce: as of `ctm.objectives.balance`."""
+    factors, ranges, adaptive, reduce: as of `ctm.objectives.balance`; reduce sees unscaled gradients. scale: larger than 1 keeps
+    float16 gradients from vanishing, 1/n averages over n pieces of a batch. The losses themselves are scaled, because
+    their gradients at the outputs are in the outputs' precision already."""
     weight = module.last_layer.get_parameter("weight")
-    options: dict[str, Any] = {"factors": factors, "adaptive": adaptive, "reduce": reduce}
+    options: dict[str, Any] = {"factors": factors, "ranges": ranges, "adaptive": adaptive}
+    options["reduce"] = lambda gradient: reduce(gradient / scale)
+    losses = [loss * scale for loss in losses]
     if any(objective.chains_student for objective in module.objectives):
         weights, total = balance_chained(losses, weight, **options)
         total.backward()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,20 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
+from ctm.objectives import Networks
 from ctm.teachers import load_teacher
+from ctm.training.adversary import Adversary, adversary
 from ctm.training.diagnosis import first_bad_value
-from ctm.training.ema import frozen_copy, move_average, warmed_decay
-from ctm.training.guard import StepGuard, check_weights, gradient_norm
+from ctm.training.ema import Average, frozen_copy, move_average
+from ctm.training.engine import ScaledOptimizer, set_precision
+from ctm.training.guard import StepGuard, check_weights
 from ctm.training.interrupt import InterruptLater, Terminated
+from ctm.training.log import MetricsLog, loss_names, peak_memory
 from ctm.training.pictures import save_sample_grid
+from ctm.training.processes import largest, on_main
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import Batch, LossModule, backward, draw_batch, step_generator
+from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_teacher
 
 __all__ = ["train"]
@@ -43,25 +48,41 @@ class _Run:
     images: Images
     module: LossModule
     wrapped: Any
-    optimizer: Any
-    published: Any
+    optimizer: ScaledOptimizer
+    averages: list[Any]
     target: Any
     teacher: Any
-    guard: StepGuard
+    guards: dict[str, StepGuard]
+    adversary: Adversary | None = None
 
     @property
     def student(self) -> Any:
         return self.module.student
 
     @property
-    def optimizers(self) -> dict[str, Any]:
-        """What a checkpoint holds of optimisers."""
-        return {"student": self.optimizer}
+    def published(self) -> Any:
+        return self.averages[0]
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
+        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        kept["discriminator"] = self.adversary and self.adversary.network
         return {name: module for name, module in kept.items() if module is not None}
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """What a checkpoint holds of optimisers."""
+        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the student's or the discriminator's last step was skipped."""
+        return any(guard.in_a_row > 0 for guard in self.guards.values())
+
+    def others(self) -> list[tuple[Average, Any]]:
+        """The averages besides the published one."""
+        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
 
 def train(
@@ -73,19 +94,21 @@ def train(
     images: the data where the caller has it already. Works under accelerate's launcher in any number of processes; the
     batch of the recipe is divided among them. Returns the run directory, whose model/ holds the EMA weights.
     Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged where too many steps in a
-    row were skipped, CannotWrite where the disk is full or permission lacks; after a checkpoint,
-    KeyboardInterrupt for Ctrl-C and Terminated for SIGTERM. In processes other than the main one, SystemExit for all these.
+    row were skipped, CannotWrite where the disk is full or permission lacks; after a checkpoint, KeyboardInterrupt for Ctrl-C
+    and Terminated for SIGTERM. In processes other than the main one, SystemExit for what is wrong with the main one's files.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # so that processes on CPUs find each other
+    processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
+    accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     run = _prepare(recipe, accelerator, images or _load(recipe))
     directory = RunDirectory(out, recipe.keep_checkpoints)
-    reached = _on_main(accelerator, lambda: _open(directory, settings))
+    reached = on_main(accelerator, lambda: _open(directory, settings))
     step, elapsed = 0, 0.0
     if reached > 0:
         checkpoint = directory.load(reached, run.modules(), run.optimizers)
         step, elapsed = checkpoint.step, checkpoint.elapsed
-        run.guard.load_state_dict(checkpoint.extra["guard"])
-    _on_main(accelerator, lambda: _go_on(directory, step, run.published))
+        for name, guard in run.guards.items():
+            guard.load_state_dict(checkpoint.extra["guards"][name])
+    on_main(accelerator, lambda: _go_on(run, directory, step))
     _loop(run, directory, step, elapsed, title)
     return directory
 
@@ -96,30 +119,17 @@ def _open(directory: RunDirectory, settings: str) -> int:
     return directory.latest() or 0
 
 
-def _go_on(directory: RunDirectory, step: int, published: Any) -> None:
+def _go_on(run: _Run, directory: RunDirectory, step: int) -> None:
     """Bring the files that are not in the checkpoint to its step."""
     directory.forget_after(step)
     if step > 0:
-        directory.publish(published)
+        _publish(run, directory)
 
 
-def _on_main(accelerator: Accelerator, work: Callable[[], int | None]) -> int:
-    """What `work` returns in the main process (None as 0), known to all. Where it raises, so does the main process, and the
-    others leave with SystemExit(2) instead of waiting for it forever."""
-    if accelerator.num_processes == 1:
-        return work() or 0
-    result, error = 0, None
-    if accelerator.is_main_process:
-        try:
-            result = work() or 0
-        except Exception as raised:
-            result, error = -1, raised
-    result = int(broadcast(torch.tensor([result], device=accelerator.device)))
-    if error is not None:
-        raise error
-    if result < 0:
-        raise SystemExit(2)
-    return result
+def _publish(run: _Run, directory: RunDirectory) -> None:
+    directory.publish(run.published)
+    for profile, average in run.others():
+        directory.publish(average, f"model-{profile.name}")
 
 
 def _load(recipe: Recipe) -> Images:
@@ -130,10 +140,7 @@ def _load(recipe: Recipe) -> Images:
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: bool = False) -> _Run:
     """Networks, optimiser and data, in place on the device. stand_in: a copy of the student is the teacher where a teacher
     is needed and none is named."""
-    if recipe.data.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"data.batch_size {recipe.data.batch_size} does not divide among {accelerator.num_processes} processes"
-        )
+    rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None and not stand_in:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -148,13 +155,21 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_
     needs_target = any(objective.needs_target for objective in recipe.objectives)
     module = LossModule(student, recipe.objectives)
     optimizer = recipe.optimizer(student.parameters())
-    published, target = frozen_copy(student), frozen_copy(student) if needs_target else None
+    averages = [frozen_copy(student) for _ in recipe.averages]
+    target = frozen_copy(student) if needs_target else None
     if teacher is None and needs_teacher:
         teacher = frozen_copy(student)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
+    set_precision((student, target, teacher), recipe.engine.precision)
+    opponent = adversary(
+        recipe.objectives, Networks(student, target, teacher), accelerator, recipe.discriminator_optimizer
+    )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    guard = StepGuard(recipe.skip_limit, recipe.spike_factor)
-    return _Run(recipe, accelerator, images, module, wrapped, optimizer, published, target, teacher, guard)
+    scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+    guards = {"student": StepGuard(recipe.skip_limit, recipe.spike_factor)}
+    if opponent is not None:  # its penalties come now and then, and make its norm jump: no spikes
+        guards["discriminator"] = StepGuard(recipe.skip_limit, None)
+    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, guards, opponent)
 
 
 def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
@@ -163,19 +178,20 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
+    names = loss_names(recipe.objectives)
     with directory.writing():
-        log = _Log(run, directory, step) if main else None
+        log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
             numbers = _step(run, step)
             step += 1
             bar.advance()
-            if log is not None and run.guard.in_a_row == 0:
-                log.add(*numbers)
-            stop = _largest(run.accelerator, interrupt.requested)
+            if log is not None and not run.skipping:
+                log.add(numbers)
+            stop = largest(run.accelerator, interrupt.requested)
             seconds = time.monotonic() - started
-            _on_main(run.accelerator, partial(_record, run, directory, log, bar, step, seconds, stop != 0))
+            on_main(run.accelerator, partial(_record, run, directory, log, bar, step, seconds, stop != 0))
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop == signal.SIGTERM:
@@ -189,123 +205,176 @@ def _record(
     """Write what is due after a step: numbers, pictures, a checkpoint. Right after a skipped step none is written, unless it
     is the last chance: the weights may be what makes steps fail."""
     recipe, last = run.recipe, step == run.recipe.steps
-    run.guard.check(step, directory.steps)
+    for guard in run.guards.values():
+        guard.check(step, directory.steps)
     with directory.writing():
         if step % recipe.log_every == 0 or last:
-            bar.note(log.write(step, seconds))
+            bar.note(log.write(step, seconds, _state(run)))
         if step % recipe.sample_every == 0 or last:
             save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
-    due = step % recipe.checkpoint_every == 0 and run.guard.in_a_row == 0
-    if due or last or stop:
+    if last or stop or (step % recipe.checkpoint_every == 0 and not run.skipping):
         check_weights(step, run.modules(), directory.steps)
-        directory.save(step, run.modules(), run.optimizers, {"guard": run.guard.state_dict()}, seconds)
-        directory.publish(run.published)
+        extra = {"guards": {name: guard.state_dict() for name, guard in run.guards.items()}}
+        directory.save(step, run.modules(), run.optimizers, extra, seconds)
+        _publish(run, directory)
 
 
-def _largest(accelerator: Accelerator, number: int) -> int:
-    """The largest over all processes."""
-    if accelerator.num_processes == 1:
-        return number
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+def _state(run: _Run) -> dict[str, float]:
+    """Numbers that are logged as they stand, not as means over steps."""
+    rate = run.optimizer.param_groups[0]["lr"]
+    skipped = sum(guard.skipped for guard in run.guards.values())
+    return {"skipped": skipped, "learning_rate": rate, "peak_memory_mib": peak_memory(run.accelerator.device)}
 
 
-def _step(run: _Run, step: int) -> tuple[list[Tensor], list[Tensor], int]:
-    """One optimiser step. Returns the losses, their weights and the teacher's evaluations on each image."""
-    recipe, accelerator = run.recipe, run.accelerator
+def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
+    the teacher's evaluations, how the discriminator does."""
+    recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
-    total = recipe.data.batch_size
-    share = total // accelerator.num_processes
-    part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    indices = epoch_order(len(run.images), step * total, total, recipe.seed)[part]
-    x0, labels = run.images.batch(indices)
-    x0, labels = x0.to(accelerator.device), None if labels is None else labels.to(accelerator.device)
-    generator = step_generator(recipe.seed, step, accelerator.device)
-    torch.manual_seed(generator.initial_seed() + accelerator.process_index)  # dropout inside the networks
-    batch = draw_batch(
-        recipe.objectives,
-        run.student,
-        x0,
-        labels,
-        total=total,
-        part=part,
-        label_dropout=recipe.label_dropout,
-        generator=generator,
-    )
+    seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
+    torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
-    losses = run.wrapped(batch, run.target, run.teacher)
+    numbers: dict[str, float | Tensor] = {}
+    skipped_before = run.guards["student"].skipped
+    if opponent is not None and opponent.objective.trains_discriminator(step):
+        opponent.begin()
+    if opponent is None or opponent.objective.trains_student(step):
+        numbers |= _student_step(run, step)
+    else:
+        for part in _parts(run):
+            batch = _batch(run, step, part)
+            with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
+                run.wrapped(batch, run.target, run.teacher, fake_only=True)
+            _teach_adversary(run, batch, step)
+    skipped = run.guards["student"].skipped > skipped_before
+    if opponent is not None and opponent.objective.trains_discriminator(step) and not skipped:
+        numbers |= opponent.move(partial(_discriminator_allowed, run, step))
+    return numbers
+
+
+def _parts(run: _Run) -> list[slice]:
+    """The rows of the common batch that this process takes, in pieces."""
+    accelerator = run.accelerator
+    pieces = run.recipe.engine.accumulate
+    return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
+
+
+def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
+    """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
+    opponent, fake = run.adversary, run.module.fake
+    assert opponent is not None
+    assert fake is not None
+    networks = Networks(run.student, run.target, run.teacher, opponent.network)
+    opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
+
+
+def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+    """One step of the student's optimiser."""
+    recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
-    weights = backward(
-        run.module,
-        losses,
-        factors=recipe.loss_factors,
-        adaptive=recipe.adaptive_balance,
-        reduce=lambda gradient: accelerator.reduce(gradient, "mean"),
-    )
-    measured = [loss.detach().float() for loss in losses] + [gradient_norm(run.student.parameters()).float()]
-    *losses, norm = accelerator.reduce(torch.stack(measured), "mean")
-    if _allowed(run, step, batch, losses, norm):
-        run.optimizer.step()
-        move_average(run.published, run.student, warmed_decay(recipe.ema, step))
+    numbers: dict[str, float | Tensor] = {}
+    for index, part in enumerate(_parts(run)):
+        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
+        with together:  # gradients travel once, with the last piece
+            for name, value in _piece(run, _batch(run, step, part), step).items():
+                numbers[name] = numbers.get(name, 0.0) + value / pieces
+    for name in [name for name in numbers if name.startswith("loss/")]:
+        numbers[name] = accelerator.reduce(numbers[name], "mean")
+    if recipe.engine.precision == "fp16":
+        numbers["loss_scale"] = run.optimizer.scale
+    numbers["gradient_norm"], moved = run.optimizer.step(partial(_allowed, run, step, numbers))
+    if moved:
+        for profile, average in zip(recipe.averages, run.averages, strict=True):
+            move_average(average, run.student, profile.at(step))
         if run.target is not None:
-            move_average(run.target, run.student, recipe.target_ema)
-    pairs = zip(recipe.objectives, batch.draws, strict=True)
-    return losses, weights, sum(objective.teacher_evaluations(draw) for objective, draw in pairs)
+            move_average(run.target, run.student, recipe.target_decay(step))
+    return numbers
 
 
-def _allowed(run: _Run, step: int, batch: Batch, losses: list[Tensor], norm: Tensor) -> bool:
-    """The guard's verdict on a step; for the first of a row of skipped ones, a warning that says where it went wrong."""
-    names = [type(objective).__name__ for objective in run.recipe.objectives]
-    guard = run.guard
-    if guard.allows(step + 1, dict(zip(names, map(float, losses), strict=True)), float(norm)):
+def _allowed(run: _Run, step: int, numbers: dict[str, float | Tensor], norm: Tensor) -> bool:
+    """The guard's verdict on the student's step. A gradient that overflowed at a scale of losses above 1 is the scaler's."""
+    losses = {n.removeprefix("loss/"): float(v) for n, v in numbers.items() if n.startswith("loss/")}
+    measured = float(run.accelerator.reduce(norm.detach(), "mean"))
+    if run.optimizer.scale > 1 and not math.isfinite(measured) and all(map(math.isfinite, losses.values())):
         return True
-    if guard.in_a_row == 1 and not guard.spiked:
-        models = {"student": run.student, "target": run.target, "teacher": run.teacher}
+    return run.guards["student"].allows(step + 1, losses, measured) or _report(run, step, run.guards["student"])
+
+
+def _discriminator_allowed(run: _Run, step: int, loss: Tensor, norm: Tensor) -> bool:
+    """The guard's verdict on the discriminator's step."""
+    guard = run.guards["discriminator"]
+    return guard.allows(step + 1, {"the discriminator": float(loss)}, float(norm)) or _report(run, step, guard)
+
+
+def _report(run: _Run, step: int, guard: StepGuard) -> bool:
+    """For the first of a row of skipped steps, find out and warn where it went wrong. Returns False."""
+    if guard.in_a_row > 1:
+        return False
+    opponent = run.adversary and run.adversary.network
+    models = {"student": run.student, "target": run.target, "teacher": run.teacher, "discriminator": opponent}
+    if not guard.spiked:
         seed = step_generator(run.recipe.seed, step, run.accelerator.device).initial_seed()
-        guard.found = first_bad_value(partial(run.module, batch), models, run.accelerator, seed)
-    if guard.in_a_row == 1 and run.accelerator.is_main_process:
+
+        def forward(target: Any, teacher: Any) -> None:
+            for part in _parts(run):
+                run.module(_batch(run, step, part), target, teacher, opponent)
+
+        guard.found = first_bad_value(forward, models, run.accelerator, seed + run.accelerator.process_index)
+    if run.accelerator.is_main_process:
         _LOG.warning("skipped %s", guard.words())
     return False
 
 
-class _Log:
-    """Means of the numbers between two lines of metrics.jsonl; the same numbers go to TensorBoard."""
+def _batch(run: _Run, step: int, part: slice) -> Batch:
+    """Some rows of a step's common batch."""
+    recipe, device = run.recipe, run.accelerator.device
+    total = recipe.data.batch_size
+    x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    return draw_batch(
+        recipe.objectives_at(step),
+        run.student,
+        x0.to(device),
+        None if labels is None else labels.to(device),
+        total=total,
+        part=part,
+        label_dropout=recipe.label_dropout,
+        generator=step_generator(recipe.seed, step, device),
+        step=step,
+    )
 
-    def __init__(self, run: _Run, directory: RunDirectory, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
 
-        self._run, self._directory = run, directory
-        self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
-        self._names = [type(objective).__name__ for objective in run.recipe.objectives]
-        self._rows: list[list[float]] = []
-        self._last = time.monotonic()
+def _piece(run: _Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
+    """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
 
-    def add(self, losses: list[Tensor], weights: list[Tensor], evaluations: int) -> None:
-        self._rows.append([float(v) for v in (*losses, *weights)] + [float(evaluations)])
+    The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
+    recipe, active = run.recipe, run.module.active(batch)
+    names = [loss_names(recipe.objectives)[index] for index in active]
+    norms: list[Tensor] = []
 
-    def write(self, step: int, elapsed: float) -> str:
-        """Write one line; returns the losses in words. Skipped steps are counted and in no mean."""
-        row: dict[str, float] = {"step": step, "seconds": round(elapsed, 3), "skipped": self._run.guard.skipped}
-        row |= self._means()
-        row["learning_rate"] = self._run.optimizer.param_groups[0]["lr"]
-        self._directory.log(row)
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-        losses = (name for name in self._names if f"loss/{name}" in row)
-        return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in losses)
+    def reduce(gradient: Tensor) -> Tensor:
+        gradient = run.accelerator.reduce(gradient, "mean")
+        norms.append(gradient.norm())
+        return gradient
 
-    def _means(self) -> dict[str, float]:
-        """Means since the last line, empty where every step was skipped."""
-        if not self._rows:
-            return {}
-        means = [sum(column) / len(self._rows) for column in zip(*self._rows, strict=True)]
-        count = len(self._names)
-        row = {f"loss/{name}": value for name, value in zip(self._names, means[:count], strict=True)}
-        row |= {f"weight/{name}": value for name, value in zip(self._names[1:], means[count + 1 : -1], strict=True)}
-        now = time.monotonic()
-        row["images_per_second"] = len(self._rows) * self._run.recipe.data.batch_size / max(now - self._last, 1e-9)
-        row["teacher_evaluations_per_image"] = means[-1]
-        self._rows, self._last = [], now
-        return row
+    losses = run.wrapped(batch, run.target, run.teacher, run.adversary and run.adversary.network)
+    weights = backward(
+        run.module,
+        losses,
+        factors=None if recipe.loss_factors is None else [recipe.loss_factors[index] for index in active],
+        ranges=[recipe.objectives[index].weight_range for index in active],
+        adaptive=recipe.adaptive_balance,
+        reduce=reduce,
+        scale=run.optimizer.scale / recipe.engine.accumulate,
+    )
+    numbers: dict[str, float | Tensor] = {}
+    for name, loss in zip(names, losses, strict=True):
+        numbers[f"loss/{name}"] = loss.detach()
+    numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
+    numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
+    numbers["teacher_evaluations_per_image"] = sum(
+        recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
+    )
+    if run.adversary is not None and run.adversary.objective.trains_discriminator(step):
+        _teach_adversary(run, batch, step)
+    return numbers

@@ -1,0 +1,68 @@
+"""What every feature network is: images in, lists of feature maps out, with the input brought to what the network expects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "resized"]
+
+Channels = tuple[float, float, float]
+IMAGENET: tuple[Channels, Channels] = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of images in [0, 1], for each channel
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, side, side), bilinear without aligned corners, as in the official code."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+
+
+class Backbone(ABC):
+    """A frozen feature network. Gradients go through it to the images; its weights have none.
+
+    mean, std: normalisation of images in [0, 1]. side: pixels it sees images at, a multiple of what it halves."""
+
+    mean: Channels
+    std: Channels
+    side: int
+
+    @abstractmethod
+    def features(self, prepared: Tensor) -> Sequence[Tensor]:
+        """The network itself: (B, 3, side, side), normalised -> maps (B, C, h, w), finest first."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input from images (B, 1 or 3, H, W) in [−1, 1]: grey as three equal channels, normalised, resized.
+
+        Raises ValueError for another number of channels."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"a feature network needs grey or colour images (B, 1 or 3, H, W), got {tuple(images.shape)}: "
+                "use a distance in data space, or the teacher's own features"
+            )
+        mean, std = (images.new_tensor(value).reshape(1, 3, 1, 1) for value in (self.mean, self.std))
+        return resized(((images + 1) / 2 - mean) / std, self.side)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Maps of images (B, 1 or 3, H, W) in [−1, 1]."""
+        return list(self.features(self.prepare(images)))
+
+
+@dataclass(frozen=True)
+class FunctionBackbone(Backbone):
+    """Any function as a feature network. function: (B, 3, side, side) -> list of maps (B, C, h, w)."""
+
+    function: Callable[[Tensor], Sequence[Tensor]]
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+    side: int = 224
+
+    def features(self, prepared: Tensor) -> Sequence[Tensor]:
+        return self.function(prepared)

@@ -1,0 +1,144 @@
+"""Projected multi-scale discriminators (arXiv 2111.01007; StyleGAN-XL, 2202.00273): frozen feature networks, their maps mixed by
+frozen random convolutions over channels and scales, and a small trained head on each scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ctm.backbones import Backbone, EfficientNetLite0
+from ctm.discriminators.base import Discriminator, label_term
+
+__all__ = ["LogitHead", "ProjectedDiscriminator", "ProjectedDiscriminatorNetwork", "RandomMixing"]
+
+_SMALLEST = 4  # side to which a head halves its map
+_GROUP = 8  # channels of a group in GroupNorm
+
+
+@dataclass(frozen=True)
+class ProjectedDiscriminator(Discriminator):
+    """One head for each map of each feature network.
+
+    backbones: the frozen feature networks; the paper's are EfficientNetLite0 and DeiT. mixed_channels: channels of the
+    finest map after the mixing; the coarser ones have two, four, … times as many. width: channels inside a head. seed: of
+    the frozen mixing. Raises ValueError where there is no backbone or a width is no multiple of 8."""
+
+    backbones: tuple[Backbone, ...] = field(default_factory=lambda: (EfficientNetLite0(),))
+    mixed_channels: int = 64
+    width: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.backbones:
+            raise ValueError("a projected discriminator needs at least one feature network in `backbones`")
+        for name in ("mixed_channels", "width"):
+            if getattr(self, name) < _GROUP or getattr(self, name) % _GROUP:
+                raise ValueError(f"{name} must be a multiple of {_GROUP}, got {getattr(self, name)}")
+
+    def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> ProjectedDiscriminatorNetwork:
+        """The sizes of the feature maps are found by looking at one image. Raises ValueError for data that are no images."""
+        if len(shape) != 3:
+            raise ValueError(
+                f"a projected discriminator sees images (C, H, W), the data have shape {tuple(shape)}: "
+                "use ctm.discriminators.MLPDiscriminator"
+            )
+        return ProjectedDiscriminatorNetwork(self, shape, num_classes, networks)
+
+
+class ProjectedDiscriminatorNetwork(nn.Module):
+    """What `ProjectedDiscriminator` builds. The feature networks are no part of its state."""
+
+    def __init__(
+        self, settings: ProjectedDiscriminator, shape: Sequence[int], num_classes: int, networks: Any = None
+    ) -> None:
+        super().__init__()
+        self.backbones = tuple(settings.backbones)
+        self.mixings, self.heads = nn.ModuleList(), nn.ModuleList()
+        device = next(networks.student.parameters()).device if networks is not None else None
+        for number, backbone in enumerate(self.backbones):
+            with torch.no_grad():
+                maps = _maps(backbone, networks, torch.zeros(1, *shape, device=device))
+            generator = torch.Generator().manual_seed(settings.seed + number)
+            mixing = RandomMixing([found.shape[1] for found in maps], settings.mixed_channels, generator)
+            heads = [
+                LogitHead(channels, found.shape[-2:], settings.width, num_classes)
+                for channels, found in zip(mixing.out_channels, maps, strict=True)
+            ]
+            self.mixings.append(mixing)
+            self.heads.append(nn.ModuleList(heads))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, networks: Any = None) -> list[Tensor]:
+        """images (B, C, H, W) in [−1, 1] -> a logit map (B, 1, h, w) from each head, finest first for each backbone."""
+        logits = []
+        for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):
+            mixed = mixing(_maps(backbone, networks, images))
+            logits += [head(found, labels) for head, found in zip(heads, mixed, strict=True)]  # type: ignore[call-overload]
+        return logits
+
+
+def _maps(backbone: Any, networks: Any, images: Tensor) -> list[Tensor]:
+    """Feature maps, finest first: of the images alone, or, for a backbone with `maps`, seen with the networks' help."""
+    return list(backbone.maps(networks, images) if hasattr(backbone, "maps") else backbone(images))
+
+
+class RandomMixing(nn.Module):
+    """Frozen random mixing of a pyramid of maps (arXiv 2111.01007 §3.2): each map's channels by a 1×1 convolution, then from
+    the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
+    the generator alone. Scale i has channels·2^i after the first mixing, half of that after the second (the finest keeps it).
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, generator: torch.Generator) -> None:
+        """in_channels: of the maps, finest first."""
+        super().__init__()
+        self.out_channels = [channels * 2 ** max(i - 1, 0) for i in range(len(in_channels))]
+        for i, (found, out) in enumerate(zip(in_channels, self.out_channels, strict=True)):
+            mixed = channels * 2**i
+            self.register_buffer(f"channel_{i}", _random((mixed, found, 1, 1), generator))
+            self.register_buffer(f"scale_{i}", _random((out, mixed, 3, 3), generator))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i), finest first -> mixed maps of the same sizes."""
+        mixed: list[Tensor] = []
+        for i, found in reversed(list(enumerate(maps))):
+            hidden = conv2d(found, self.get_buffer(f"channel_{i}"))
+            if mixed:
+                hidden = hidden + interpolate(mixed[0], size=hidden.shape[-2:], mode="bilinear", align_corners=False)
+            mixed.insert(0, conv2d(hidden, self.get_buffer(f"scale_{i}"), padding=1))
+        return mixed
+
+
+def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(size, generator=generator) / math.sqrt(math.prod(size[1:]))
+
+
+class LogitHead(nn.Module):
+    """A map (B, C, h, w) to a map of logits: convolutions with spectral norm that halve it to 4×4, each followed by GroupNorm
+    and leaky ReLU, and one logit a position. With classes, ⟨e(y), hidden⟩/√width is added at each position."""
+
+    def __init__(self, channels: int, size: Sequence[int], width: int, num_classes: int) -> None:
+        super().__init__()
+        halvings = max(0, math.ceil(math.log2(max(size) / _SMALLEST)))
+        layers: list[nn.Module] = []
+        for index in range(max(1, halvings)):
+            inputs = channels if index == 0 else width
+            kernel, stride = (4, 2) if halvings else (3, 1)
+            convolution = nn.Conv2d(inputs, width, kernel, stride, padding=1, bias=False)
+            layers += [spectral_norm(convolution), nn.GroupNorm(width // _GROUP, width), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers)
+        self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
+        self.labels: Any = spectral_norm(nn.Embedding(num_classes, width)) if num_classes else None
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """features (B, C, h, w), labels (B,) or None -> (B, 1, h', w')."""
+        hidden = self.body(features)
+        logits = self.logit(hidden)
+        if self.labels is not None and labels is not None:
+            logits = logits + label_term(self.labels, hidden, labels) / hidden.shape[1] ** 0.5
+        return logits

@@ -1,0 +1,161 @@
+"""The adversarial loss (CTM §2.3): a discriminator tells data from the estimates that matching makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ctm.discriminators import Discriminator, ProjectedDiscriminator
+from ctm.objectives import augmentation as diffaugment
+from ctm.objectives.adversarial_losses import generator_rows, hinge_discriminator, log_discriminator, mean_logits
+from ctm.objectives.augmentation import POLICY, Augmentation, AugmentationDraw
+from ctm.objectives.base import Draw, Networks, Objective
+
+__all__ = ["Adversarial", "AdversarialDraw", "gradient_penalty"]
+
+_DISCRIMINATOR = {"hinge": hinge_discriminator, "log": log_discriminator}
+
+
+@dataclass(frozen=True)
+class AdversarialDraw(Draw):
+    """The augmentations of one step, of the data and of the fakes; None where nothing is augmented."""
+
+    real: AugmentationDraw | None
+    fake: AugmentationDraw | None
+
+    def rows(self, part: slice) -> AdversarialDraw:
+        return AdversarialDraw(*(None if kept is None else kept.rows(part) for kept in (self.real, self.fake)))
+
+
+@dataclass(frozen=True)
+class Adversarial(Objective):
+    """The generator's loss on the estimate of `Matching`, which must stand before it, and the discriminator's on that and data.
+
+    discriminator: `ctm.discriminators.ProjectedDiscriminator` for images, `MLPDiscriminator` for vectors. loss: "hinge"
+    (official code) or "log" (paper). augmentation: of colour, translation and cutout, DiffAugment's, what is done to all the
+    discriminator sees. start: first step with it. alternate: from there even steps train the student with all losses and odd
+    ones the discriminator alone (official code); false trains both in every step. r1_weight: γ of the penalty γ/2·|∇_x D|² on
+    data (arXiv 1801.04406), taken every r1_every steps of the discriminator, that many times as strong. Its adaptive weight
+    is kept in [0.01, 10]. Raises ValueError for settings out of range.
+    """
+
+    weight_range = (0.01, 10.0)
+
+    discriminator: Discriminator = field(default_factory=ProjectedDiscriminator)
+    loss: Literal["hinge", "log"] = "hinge"
+    augmentation: tuple[Augmentation, ...] = POLICY
+    start: int = 0
+    alternate: bool = True
+    r1_weight: float = 0.0
+    r1_every: int = 16
+
+    def __post_init__(self) -> None:
+        if self.loss not in _DISCRIMINATOR:
+            raise ValueError(f"loss must be hinge or log, got {self.loss!r}")
+        unknown = set(self.augmentation) - set(POLICY)
+        if unknown:
+            raise ValueError(f"augmentation must be some of {', '.join(POLICY)}, got {', '.join(sorted(unknown))}")
+        if self.start < 0 or self.r1_weight < 0 or self.r1_every < 1:
+            raise ValueError(
+                "start and r1_weight must be at least 0 and r1_every at least 1, "
+                f"got {self.start}, {self.r1_weight} and {self.r1_every}"
+            )
+
+    def active(self, step: int) -> bool:
+        return step >= self.start
+
+    def trains_student(self, step: int) -> bool:
+        """Whether the student learns in this step (from 0), from whatever losses are active."""
+        return not (self.alternate and self.trains_discriminator(step))
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether the discriminator learns in this step."""
+        return self.active(step) and (not self.alternate or step % 2 == 1)
+
+    def penalises(self, step: int) -> bool:
+        """Whether a step of the discriminator has the gradient penalty."""
+        count = (step - self.start) // (2 if self.alternate else 1)
+        return self.r1_weight > 0 and count % self.r1_every == 0
+
+    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> AdversarialDraw:
+        """The augmentations of a batch like `like` (B, …). Raises ValueError where it is to be augmented and is no images."""
+        if not self.augmentation:
+            return AdversarialDraw(None, None)
+        if like.ndim != 4:
+            raise ValueError(
+                f"DiffAugment is for images (C, H, W), the data have shape {tuple(like.shape[1:])}: set augmentation to []"
+            )
+        return AdversarialDraw(diffaugment.draw(like, generator=generator), diffaugment.draw(like, generator=generator))
+
+    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: AdversarialDraw) -> Tensor:
+        """The generator's loss of each estimate -> (B,). No gradient is kept for the discriminator."""
+        if "estimate" not in networks.made:
+            raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+        with _fixed(networks.discriminator):
+            logits = networks.discriminator(self._seen(networks.made["estimate"], draw.fake), labels, networks)
+        return generator_rows(logits, self.loss)
+
+    def discriminator_loss(
+        self,
+        networks: Networks,
+        x0: Tensor,
+        fake: Tensor,
+        labels: Tensor | None,
+        draw: AdversarialDraw,
+        *,
+        penalise: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on data x0 and fakes (B, …), both with the batch's labels, and numbers that tell how it
+        does: the mean logit of each, their gap, and the share of samples told rightly (mean logit above 0 for data).
+
+        Data and fakes are seen in one pass. penalise: adds the gradient penalty, which sees the data once more."""
+        both = torch.cat([self._seen(x0, draw.real), self._seen(fake.detach(), draw.fake)])
+        twice = None if labels is None else labels.repeat(2)
+        logits = networks.discriminator(both, twice, networks)
+        real, fakes = ([entry.chunk(2)[half] for entry in logits] for half in (0, 1))
+        loss = _DISCRIMINATOR[self.loss](real, fakes)
+        for_real, for_fake = mean_logits(real).detach(), mean_logits(fakes).detach()
+        numbers = {
+            "logit_real": for_real.mean(),
+            "logit_fake": for_fake.mean(),
+            "logit_gap": for_real.mean() - for_fake.mean(),
+            "accuracy": ((for_real > 0).float().mean() + (for_fake < 0).float().mean()) / 2,
+            "loss": loss.detach(),
+        }
+        if penalise:
+            penalty = gradient_penalty(lambda x: networks.discriminator(self._seen(x, draw.real), labels, networks), x0)
+            numbers["r1"] = penalty.detach()
+            loss = loss + self.r1_every * self.r1_weight / 2 * penalty
+        return loss, numbers
+
+    def _seen(self, x: Tensor, random: AugmentationDraw | None) -> Tensor:
+        return x if random is None else diffaugment.augment(x, random, policy=self.augmentation)
+
+
+def gradient_penalty(discriminator: Any, x: Tensor) -> Tensor:
+    """mean |∇_x D(x)|² (R1, arXiv 1801.04406, eq. 9), D a sample's mean logit over all heads. discriminator: x -> logits."""
+    x = x.detach().requires_grad_()
+    total = mean_logits(discriminator(x)).sum()
+    (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+    return gradient.square().flatten(1).sum(dim=1).mean()
+
+
+@contextmanager
+def _fixed(network: torch.nn.Module) -> Iterator[None]:
+    """Weights without gradient, and spectral norms that stay, while the generator learns."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    training = network.training
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)

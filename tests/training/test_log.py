@@ -1,0 +1,34 @@
+import json
+
+import pytest
+import torch
+
+from ctm.objectives import DenoisingScoreMatching, Matching
+from ctm.training.log import MetricsLog, loss_names, peak_memory
+from ctm.training.run_directory import RunDirectory
+
+
+def test_losses_of_one_class_are_told_apart():
+    objectives = [Matching(), DenoisingScoreMatching(), Matching(kind="local")]
+    assert loss_names(objectives) == ["Matching", "DenoisingScoreMatching", "Matching-2"]
+
+
+def test_a_line_holds_means_over_the_steps_that_have_the_number(tmp_path):
+    log = MetricsLog(RunDirectory(tmp_path), ["A"], batch_size=8, step=0)
+    log.add({"loss/A": torch.tensor(1.0), "rare": 4.0})
+    log.add({"loss/A": torch.tensor(2.0)})
+    assert log.write(2, 1.5, {"learning_rate": 0.1}) == "A 1.5"
+    log.add({"loss/A": 5.0})
+    log.write(3, 2.0, {"learning_rate": 0.2})
+    first, second = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (first["loss/A"], first["rare"], first["learning_rate"]) == (1.5, 4.0, 0.1)
+    assert (second["loss/A"], second["learning_rate"], second["step"]) == (5.0, 0.2, 3)
+    assert "rare" not in second
+    assert first["images_per_second"] > 0
+
+
+def test_peak_memory_sees_a_large_tensor():
+    before = peak_memory(torch.device("cpu"))
+    kept = torch.ones(int(before) + 256, 2**18)  # a MiB a row
+    assert peak_memory(torch.device("cpu")) > before + 200
+    assert kept[0, 0].item() == pytest.approx(1)
