@@ -96,14 +96,14 @@ def start(arguments: list[str], out: Path, processes: int = 1) -> subprocess.Pop
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     """stdout and stderr of a command that ends with that exit code."""
-    printed, said = process.communicate(timeout=120)
+    printed, said = process.communicate(timeout=600)
     assert process.returncode == code, (process.returncode, printed, said)
     return printed, said
 
 
 def wait_for(process: subprocess.Popen, path: Path, pattern: str) -> None:
     """Until a running command has made a file or directory that fits."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(path.glob(pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
