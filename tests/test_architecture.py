@@ -11,7 +11,7 @@ FLOORS = [
     {"backbones", "discriminators", "networks", "model", "teachers"},
     {"objectives", "sampling", "likelihood"},
     {"data", "pictures", "evaluation", "training"},
-    {"cli", "commands", "demo", "__main__"},
+    {"cli", "bench", "commands", "demo", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
+    "bench": "Measure: kinds of training against each other, ours against plain references.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 
@@ -34,7 +35,10 @@ def _parser(chosen: str | None) -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(required=True, dest="command")
     for name, words in _COMMANDS.items():
-        commands.add_subcommand(name, _command(name).parser() if name == chosen else Parser(), help=words)
+        own = _command(name).parser() if name == chosen else Parser()
+        commands.add_subcommand(name, own, help=words)
+        if name == chosen and hasattr(_command(name), "add_subcommands"):
+            _command(name).add_subcommands(own)
     return parser
 
 

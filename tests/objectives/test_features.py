@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from ctm.backbones import IMAGENET, FunctionBackbone
-from ctm.objectives import FeatureDistance, PerceptualDistance
+from ctm.backbones import IMAGENET, EfficientNetLite0, FunctionBackbone
+from ctm.commands.train import parse_recipe
+from ctm.objectives import LPIPS, FeatureDistance, PerceptualDistance
 
 
 def image(value):
@@ -48,3 +49,35 @@ def test_gradients_go_through_features():
         x, image(0.3)
     ).sum().backward()
     assert float(x.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [
+        (
+            "{class_path: ctm.objectives.FeatureDistance, init_args: {backbones: "
+            "[{class_path: ctm.backbones.EfficientNetLite0, init_args: {side: 64}}]}}",
+            FeatureDistance((EfficientNetLite0(side=64),)),
+        ),
+        (
+            "{class_path: ctm.objectives.LPIPS, init_args: {side: 32, network: alex}}",
+            LPIPS(side=32, network="alex"),
+        ),
+    ],
+)
+def test_recipes_name_distances(distance, expected):
+    """Built from YAML, the distance is the one built by hand, and tells images apart."""
+    recipe, _ = parse_recipe(
+        [
+            "--config",
+            "digits-ctm.yaml",
+            "--objectives",
+            f"""
+      [{{class_path: ctm.objectives.Matching, init_args: {{distance: {distance}}}}}]""",
+        ]
+    )
+    built = recipe.objectives[0].distance
+    assert built == expected
+    a, b = torch.rand(2, 3, 1, 8, 8) * 2 - 1
+    assert built(a, a).abs().max().item() == 0
+    assert bool((built(a, b) > 0).all())

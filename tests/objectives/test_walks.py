@@ -7,6 +7,7 @@ from ctm.noise import karras_grid
 from ctm.objectives import Matching, MultistepWalk, Networks, Squared, TargetJump, TargetJumps, TeacherWalk
 from ctm.sampling import dpmpp_2m
 from ctm.solvers import dpmpp_2m_walk, euler_step, heun_step, midpoint_step
+from ctm.training.step import fake_maker
 
 from ..conftest import mixture
 from .test_objectives import Exact, student
@@ -156,6 +157,12 @@ def test_comparison_at_s_has_no_last_jumps():
     assert exact.mean().item() > 0
     walked = Matching(compare="s", solver=TargetJumps())
     assert walked(Networks(Exact(teacher), Exact(teacher)), x0, None, draw).max().item() < 1e-12
+
+
+def test_a_discriminator_is_given_no_estimate_at_s():
+    with pytest.raises(ValueError, match="Adversarial judges data, but with compare: s"):
+        fake_maker([Matching(compare="s")])
+    assert fake_maker([Matching(compare="s", s="end")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,40 @@
 """The closed-form networks of the reference vectors: the mixture as teacher, and as the network of a CTM.
 
-The network F is defined by  c_skip·x + c_out·F = D(x; √(t·s))  with EDM's scalings for σ_d = 0.5, and √(t·s) → t without s.
+The network F is defined by  c_skip·x + c_out·F = D(x; √(t·s))  with EDM's scalings, and √(t·s) → t without s. Those scalings
+have σ_d = 0.5; where the model has another, the files alone tell whether F follows it (`Form`, `settled`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ctm import TrajectoryModel
 from ctm.noise import match_dims
-from ctm.parametrization import denoiser_multiple, input_scaling, output_scalings
+from ctm.parametrization import denoiser_multiple, input_scaling, jump_from_g, output_scalings
 from ctm.teachers import GaussianMixture
 
 from .vectors import VectorFile
 
-NETWORK_SIGMA_DATA = 0.5  # of the definition of F, whatever the model's
+
+@dataclass(frozen=True)
+class Form:
+    """The σ_d of the model, of F's inversion of c_in, and of F's definition."""
+
+    model: float
+    inverted: float
+    defined: float
+
+
+def settled(file: VectorFile, error: Callable[[Form], float]) -> Form:
+    """The form with the smallest error among those that the file's configuration admits. Whether it agrees is for the
+    comparisons to say."""
+    forms = []
+    for model in file.stated("sigma_data", 0.5):
+        forms += [Form(model, model, 0.5), Form(model, model, model), Form(model, 0.5, 0.5)]
+    return forms[0] if len(set(forms)) == 1 else min(forms, key=error)
 
 
 def gaussian_mixture(file: VectorFile, prefix: str = "", std: float | None = None) -> GaussianMixture:
@@ -29,31 +49,38 @@ def gaussian_mixture(file: VectorFile, prefix: str = "", std: float | None = Non
 class ClosedFormNetwork(nn.Module):
     """F(c_in·x, t, s), which gives D(x; √(t·s)) through EDM's scalings."""
 
-    def __init__(self, mixture: GaussianMixture, sigma_data: float) -> None:
+    def __init__(self, mixture: GaussianMixture, form: Form) -> None:
         super().__init__()
-        self.mixture, self.sigma_data = mixture, sigma_data
+        self.mixture, self.form = mixture, form
 
     def forward(self, scaled: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        x = scaled / match_dims(input_scaling(t, self.sigma_data), scaled)
+        x = scaled / match_dims(input_scaling(t, self.form.inverted), scaled)
         denoised = self.mixture.denoise(x, t if s is None else (t * s).sqrt())
-        c_skip, c_out = output_scalings("edm", t, NETWORK_SIGMA_DATA, 0.0)
+        c_skip, c_out = output_scalings("edm", t, self.form.defined, 0.0)
         return (denoised - match_dims(c_skip, x) * x) / match_dims(c_out, x)
 
 
 def closed_form_ctm(
-    mixture: GaussianMixture, config: dict, inner: str = "edm", outer: str = "euler"
+    mixture: GaussianMixture, config: dict, form: Form, inner: str = "edm", outer: str = "euler"
 ) -> TrajectoryModel:
     """The CTM around the closed-form network, with the configuration's levels, σ_d and scalings."""
-    sigma_data = float(config.get("sigma_data", 0.5))
     return TrajectoryModel(
-        ClosedFormNetwork(mixture, sigma_data),
+        ClosedFormNetwork(mixture, form),
         shape=mixture.shape,
         sigma_min=float(config["sigma_min"]),
         sigma_max=float(config["sigma_max"]),
-        sigma_data=sigma_data,
+        sigma_data=form.model,
         inner=inner,
         outer=outer,
     ).double()
+
+
+def jump_with(ctm: TrajectoryModel, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """G by its formula for any s: official samplers stop at 0.002 also where the model's sigma_min is larger."""
+    raw = ctm.network(match_dims(input_scaling(t, ctm.sigma_data), x) * x, t, s, None)
+    c_skip, c_out = output_scalings(ctm.inner, t, ctm.sigma_data, ctm.sigma_min)
+    g = match_dims(c_skip, x) * x + match_dims(c_out, x) * raw
+    return jump_from_g(ctm.outer, x, g, match_dims(t, x), match_dims(s, x), ctm.sigma_data, ctm.sigma_min)
 
 
 def denoised_with(ctm: TrajectoryModel, path: str, x: Tensor, t: Tensor, s: Tensor | None) -> Tensor:

@@ -45,8 +45,9 @@ def hold_adoption(file: VectorFile) -> None:
 
 
 def hold_schedules(file: VectorFile) -> None:
-    """The start decay, which no configuration names, is that of the fixed schedule."""
-    start_decay = float(file["ema_scales/fixed_fixed/ema"][0])
+    """The start decay, which no configuration names, is that of the fixed schedules."""
+    fixed = [key for key in file.keys("ema_scales/fixed_") if key.endswith("/ema") and "progdist" not in key]
+    start_decay = float(file[fixed[0]][0])
     for key in file.keys("ema_scales/"):
         parts = key.split("/")
         if parts[-1] != "ema":

@@ -28,7 +28,7 @@ from ctm.training.step import Batch, LossModule, backward
 
 from . import vectors
 
-KINDS = ("train_ctm_*", "train_gan_*", "train_nets", "train_run")
+KINDS = ("train_ctm_*", "train_gan_*", "train_nets", "train_run*")
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 WEIGHTS = {
     "uniform": weighting.uniform,
@@ -136,6 +136,9 @@ def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatc
     """Our objectives for the official switches of a file."""
     overrides = file.config["overrides"]
     assert overrides.keys() <= KNOWN_OVERRIDES, overrides.keys() - KNOWN_OVERRIDES
+    assert overrides.get("ctm_estimate_outer_type", "model") in ("model", "target_model_sg"), (
+        "the official code has no other"
+    )
     solver = TeacherWalk()
     if overrides.get("self_learn"):
         solver = TargetJumps() if overrides.get("self_learn_iterative") else TargetJump()
@@ -207,7 +210,7 @@ def _compare_parts(compare, nets, matching, denoising, draws, denoising_weight):
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", vectors.names("train_run"))
+@pytest.mark.parametrize("name", vectors.names("train_run*"))
 def test_a_run_of_training(name, precision):
     """Optimiser, averages and target over all steps of the file."""
     other = "f64" if precision == "f32" else "f32"
@@ -244,7 +247,7 @@ def test_a_run_of_training(name, precision):
             history["denoising_weighted"].append(weights[1] * parts[1])
         for key, values in history.items():
             file.compare(f"{precision}/{key}", torch.stack(values))
-        models = {"model": nets.student, "target": nets.target, **{f"ema{rate:g}": m for rate, m in averages.items()}}
+        models = {"model": nets.student, "target": nets.target, **{f"ema{rate}": m for rate, m in averages.items()}}
         for who, model in models.items():
             values = dict(model.network.named_parameters())
             file.compare(f"{precision}/{who}_param_norms", nets.norms(values).detach())
@@ -291,14 +294,23 @@ def adversarial_case(file: vectors.VectorFile, precision: str):
     return nets, critics, *objective_of(file), MatchingDraw(times, nets.noise)
 
 
+def gan_files(*, generator: bool) -> list[str]:
+    """The adversarial files of one phase: the generator's where the step is a multiple of the learning period."""
+    configs = {name: vectors.manifest()[f"{name}.safetensors"]["config"] for name in vectors.names("train_gan_*")}
+    return [
+        name
+        for name, config in configs.items()
+        if (config["step"] % config["overrides"]["g_learning_period"] == 0) == generator
+    ]
+
+
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", vectors.names("train_gan_generator"))
+@pytest.mark.parametrize("name", gan_files(generator=True))
 def test_the_generators_phase(name, precision):
     """All losses, the adversarial one weighted by the clipped ratio, once its start step is reached."""
     other = "f64" if precision == "f32" else "f32"
     with vectors.open_file(name, ignore=(f"{other}/*",)) as file:
         nets, critics, matching, denoising, draw = adversarial_case(file, precision)
-        assert file.config["step"] % file.config["overrides"]["g_learning_period"] == 0
         networks, times = _networks(nets), draw.times
         consistency = matching(networks, nets.x0, None, draw)
         score = denoising(networks, nets.x0, None, DenoisingDraw(nets.dsm_sigma, nets.dsm_noise))
@@ -339,13 +351,12 @@ def test_the_generators_phase(name, precision):
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", vectors.names("train_gan_discriminator"))
+@pytest.mark.parametrize("name", gan_files(generator=False))
 def test_the_discriminators_phase(name, precision):
     """Only the discriminators learn: hinge on the detached estimate and the data."""
     other = "f64" if precision == "f32" else "f32"
     with vectors.open_file(name, ignore=(f"{other}/*",)) as file:
         nets, critics, matching, _, draw = adversarial_case(file, precision)
-        assert file.config["step"] % file.config["overrides"]["g_learning_period"] != 0
         times = draw.times
         with torch.no_grad():
             x_t = nets.x0 + times.t[:, None, None, None] * draw.noise

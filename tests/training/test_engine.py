@@ -1,9 +1,15 @@
 import json
+import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import schedulefree
 import torch
+from safetensors.torch import load_file
 
 from ctm import TrajectoryModel, load_model
 from ctm.commands.train import parse_recipe
@@ -11,7 +17,7 @@ from ctm.networks import DDPMpp
 from ctm.objectives import DenoisingScoreMatching, Matching
 from ctm.training import train
 from ctm.training.ema import frozen_copy
-from ctm.training.engine import EngineSettings, ScaledOptimizer, set_precision
+from ctm.training.engine import EngineSettings, ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.step import LossModule, backward, draw_batch, step_generator
 
 from ..conftest import random_weights
@@ -63,6 +69,7 @@ def test_a_batch_that_does_not_divide_into_pieces_is_a_sentence(teacher, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"compile": "fast"}, r"engine.compile must be one of .*inductor.*, got 'fast'"),
         ({"accumulate": 0}, "engine.accumulate must be at least 1, got 0"),
         ({"clip_gradient_norm": 0.0}, r"engine.clip_gradient_norm must be above 0 or unset, got 0.0"),
     ],
@@ -102,28 +109,36 @@ def test_norms_and_memory_are_logged(teacher, tmp_path):
 # -- precision --
 
 
-def unet_step(precision: str, scale: float = 1.0):
-    """Losses, adaptive weights and gradients of one step of a small U-Net with random weights, and its F's dtypes."""
+def small_unet() -> TrajectoryModel:
+    """A U-Net with attention, its random weights always the same; no zero-initialised layer hides anything."""
     torch.manual_seed(0)
-    model = TrajectoryModel(
-        DDPMpp((1, 8, 8), channels=32, channel_mult=[1, 2], blocks=1, attention=[4]),
-        shape=(1, 8, 8),
-    )
-    for parameter in model.parameters():  # no zero-initialised layer hides anything
+    network = DDPMpp((1, 8, 8), channels=32, channel_mult=[1, 2], blocks=1, attention=[4])
+    model = TrajectoryModel(network, shape=(1, 8, 8))
+    for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def unet_step(precision: str = "fp32", scale: float = 1.0, backend: str | None = None, channels_last: bool = False):
+    """Losses, adaptive weights and gradients of one step of a small U-Net, and the dtypes of its F."""
+    model = small_unet()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if channels_last:
+        set_layout([model])
     target, teacher = frozen_copy(model), frozen_copy(model)
-    set_precision((model, target, teacher), precision)
-    kinds = []
-    model.network.last_layer.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
-    objectives = [Matching(max_solver_steps=2), DenoisingScoreMatching()]
+    objectives = [Matching(max_solver_steps=1), DenoisingScoreMatching()]
     module = LossModule(model, objectives)
-    x0 = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    set_precision((model, target, teacher), precision)
+    if backend is not None:
+        compile_networks((model, target, teacher), backend, eager=module.last_layer)
+    x0 = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=layout)
     batch = draw_batch(
         objectives, model, x0, None, total=8, part=slice(0, 8), label_dropout=0, generator=step_generator(0, 0, CPU)
     )
     losses = module(batch, target, teacher)
+    kinds = {output.dtype for output in module.outputs}
     balance = backward(module, losses, scale=scale)
-    return losses, balance, torch.cat([p.grad.flatten() / scale for p in model.parameters()]), set(kinds)
+    return losses, balance, torch.cat([p.grad.flatten() / scale for p in model.parameters()]), kinds
 
 
 @pytest.mark.parametrize(
@@ -230,3 +245,112 @@ def test_no_averages_or_equal_ones_are_a_sentence(teacher, tmp_path):
     for value, named in (("[]", "none"), (f"[{one}, {one}]", "decay-0.5, decay-0.5")):
         with pytest.raises(ValueError, match=f"ema must be a decay or a list of different averages, got {named}"):
             run(teacher, tmp_path / "run", "--steps", "1", "--ema", value)
+
+
+# -- layout and compilation --
+
+
+def assert_same_step(found, expected, tolerance: float) -> None:
+    for value, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(value, other, rtol=tolerance, atol=0)
+    assert (found[2] - expected[2]).norm() < tolerance * expected[2].norm()
+
+
+def test_channels_last_changes_no_number():
+    assert_same_step(unet_step(channels_last=True), unet_step(), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_networks_make_the_same_step(backend):
+    """The hook on the last layer sees each call, and the gradients are had in the same two passes."""
+    torch._dynamo.reset()
+    assert_same_step(unet_step(backend=backend), unet_step(), 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_run_is_the_plain_one_under_the_same_names(teacher, tmp_path, backend):
+    torch._dynamo.reset()
+    options = ("--steps", "3", "--optimizer.class_path", "torch.optim.SGD", "--engine.channels_last", "true")
+    plain = run(teacher, tmp_path / "plain", *options)
+    compiled = run(teacher, tmp_path / "compiled", *options, "--engine.compile", backend)
+    for a, b in zip(plain, compiled, strict=True):
+        assert b["loss/Matching"] == pytest.approx(a["loss/Matching"], rel=1e-4)
+        assert b["weight/DenoisingScoreMatching"] == pytest.approx(a["weight/DenoisingScoreMatching"], rel=1e-4)
+    found, expected = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+# -- schedule-free --
+
+FREE = ("--optimizer.class_path", "schedulefree.AdamWScheduleFree", "--optimizer.init_args.lr", "0.01")
+
+
+def test_a_schedule_free_run_publishes_its_evaluation_weights(teacher, tmp_path):
+    """With no averaging of ours the published weights are the optimiser's x = y + (z − y)·(1 − 1/β₁), from the checkpoint's y
+    and z; and a continued run has the bits of a whole one."""
+    options = (*FREE, "--steps", "6", "--checkpoint_every", "3", "--ema", "0")
+    run(teacher, tmp_path / "whole", *options)
+    last = tmp_path / "whole" / "checkpoints" / "00000006"
+    kept = load_file(last / "student.safetensors")
+    names = [name for name, _ in load_model(tmp_path / "whole").named_parameters()]  # the optimiser's order
+    state = torch.load(last / "student.optimizer.pt", weights_only=True)
+    beta = state["param_groups"][0]["betas"][0]
+    published, moved = weights(tmp_path / "whole"), False
+    for index, name in enumerate(names):
+        expected = kept[name].lerp(state["state"][index]["z"], 1 - 1 / beta)
+        torch.testing.assert_close(published[name], expected)
+        moved |= not torch.allclose(published[name], kept[name], atol=1e-4)
+    assert moved, "the two weights must differ for this to tell them apart"
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "00000006")
+    run(teacher, tmp_path / "parts", *options)
+    assert_same(weights(tmp_path / "parts"), published)
+    assert_same(load_file(tmp_path / "parts" / "checkpoints" / "00000006" / "student.safetensors"), kept)
+
+
+def test_looking_at_evaluation_weights_leaves_the_training_weights_their_bits():
+    weight = torch.nn.Parameter(torch.randn(1000))
+    free = schedulefree.AdamWScheduleFree([weight], lr=0.1)
+    optimizer = ScaledOptimizer(free, CPU, EngineSettings())
+    for _ in range(3):
+        weight.grad = torch.randn(1000)
+        optimizer.step()
+    before = weight.detach().clone()
+    with optimizer.evaluation_weights():
+        assert not torch.allclose(weight, before, atol=1e-3)
+    assert torch.equal(weight, before)
+
+
+# -- trackers --
+
+
+def test_wandb_gets_every_number_without_a_network(teacher, tmp_path):
+    arguments = student_arguments(teacher, "--steps", "2", "--trackers", "[wandb]", "--out", str(tmp_path / "run"))
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "ctm", "train", *arguments], check=True, env=environment, capture_output=True)
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    for name in row.keys() - {"step"}:
+        assert name.encode() in file.read_bytes(), name
+
+
+def test_trackio_gets_every_number(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    rows = run(teacher, tmp_path / "run", "--steps", "2", "--trackers", "[trackio]")
+    with sqlite3.connect(tmp_path / "trackio" / "ctm.db") as database:
+        kept = database.execute("select step, metrics from metrics order by step").fetchall()
+        (settings,) = database.execute("select config from configs").fetchone()
+    assert [{"step": step, **json.loads(values)} for step, values in kept] == rows
+    assert json.loads(settings)["steps"] == 2
+
+
+def test_a_tracker_that_is_not_installed_is_a_sentence(teacher, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what import sees of a package that is not there
+    with pytest.raises(
+        ValueError, match=r"the tracker wandb needs the package wandb: pip install 'ctm-torch\[wandb\]'"
+    ):
+        run(teacher, tmp_path / "run", "--steps", "1", "--trackers", "[wandb]")
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ def test_losses_of_one_class_are_told_apart():
 
 
 def test_a_line_holds_means_over_the_steps_that_have_the_number(tmp_path):
-    log = MetricsLog(RunDirectory(tmp_path), ["A"], batch_size=8, step=0)
+    log = MetricsLog(RunDirectory(tmp_path), ["A"], 8, 0)
     log.add({"loss/A": torch.tensor(1.0), "rare": 4.0})
     log.add({"loss/A": torch.tensor(2.0)})
     assert log.write(2, 1.5, {"learning_rate": 0.1}) == "A 1.5"

@@ -259,3 +259,15 @@ def test_the_recipes_of_comparisons_train(name, tmp_path):
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["teacher_evaluations_per_image"] == (2 if name == "digits-cm.yaml" else 0)
     assert (tmp_path / "run" / "samples" / "000003.png").is_file()
+
+
+def test_a_recipe_may_compare_through_the_teachers_encoder(teacher, tmp_path):
+    distance = (
+        "{class_path: ctm.objectives.FeatureDistance, init_args: {backbones: "
+        "[{class_path: ctm.backbones.TeacherEncoder, init_args: {level: 0.2}}]}}"
+    )
+    objectives = f"[{{class_path: ctm.objectives.Matching, init_args: {{distance: {distance}}}}}]"
+    made = parse_recipe(student_arguments(teacher, "--objectives", objectives, "--steps", "2", "--log_every", "1"))
+    train(*_with_out(made, tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss/Matching"] > 0

@@ -1,6 +1,9 @@
 """Frozen feature networks: what distances, discriminators and metrics look at images through."""
 
 from ctm.backbones.base import IMAGENET, Backbone, FunctionBackbone
+from ctm.backbones.deit import DeiT
 from ctm.backbones.efficientnet import EfficientNetLite0
+from ctm.backbones.lpips import ShiftTolerant
+from ctm.backbones.teacher_encoder import TeacherEncoder
 
-__all__ = ["IMAGENET", "Backbone", "EfficientNetLite0", "FunctionBackbone"]
+__all__ = ["IMAGENET", "Backbone", "DeiT", "EfficientNetLite0", "FunctionBackbone", "ShiftTolerant", "TeacherEncoder"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -53,6 +54,11 @@ class Backbone(ABC):
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Maps of images (B, 1 or 3, H, W) in [−1, 1]."""
         return list(self.features(self.prepare(images)))
+
+    def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
+        """The maps as an objective asks for them, with its `ctm.objectives.Networks` at hand: for a feature network that
+        looks through one of these."""
+        return self(images)
 
 
 @dataclass(frozen=True)

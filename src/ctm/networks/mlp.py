@@ -51,15 +51,24 @@ class MLP(Network):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """x (B, *shape), levels t and s (B,), labels int64 (B,) or None -> like x. s is ignored without an s branch."""
+        return self.last(self.norm(self._hidden(x, t, s, labels)[-1])).reshape(x.shape)
+
+    def _hidden(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+        """(B, width) before the blocks and after each."""
         label_row = self.label_embedding(labels, len(x)) if self.label_embedding is not None else None
         t_vector = self.t_embedding(song_features(t, self.features), label_row)
         s_vector = None
         if self.s_embedding is not None and s is not None:
             s_vector = self.s_embedding(song_features(s, self.features), label_row)
-        hidden = self.first(x.flatten(1))
+        hidden = [self.first(x.flatten(1))]
         for block in self.blocks:
-            hidden = block(hidden, t_vector, s_vector)
-        return self.last(self.norm(hidden)).reshape(x.shape)
+            hidden.append(block(hidden[-1], t_vector, s_vector))
+        return hidden
+
+    def encode(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """What each block gives, as maps of one pixel: x (B, *shape), already scaled by c_in, at levels t (B,), labels as in
+        `forward` -> (B, width, 1, 1) each."""
+        return [hidden[:, :, None, None] for hidden in self._hidden(x, t, None, labels)[1:]]
 
 
 class _Block(nn.Module):

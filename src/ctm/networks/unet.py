@@ -128,6 +128,18 @@ class UNet(Network):
         s is ignored without an s branch, and s = None leaves that branch out. augment: EDM's augmentation labels
         (B, augment_dim), ignored by a network without them; None or zeros: not augmented."""
         t_vector, s_vector = self._vectors(t, s, labels, augment)
+        skips = self._descend(x, t_vector, s_vector)
+        hidden = skips[-1]
+        for block in self.middle:
+            hidden = block(hidden, t_vector, s_vector)
+        for block in self.up:
+            if block.resample is None:
+                hidden = torch.cat([hidden, skips.pop()], dim=1)
+            hidden = block(hidden, t_vector, s_vector)
+        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.norm(hidden))), self.patch)
+
+    def _descend(self, x: Tensor, t_vector: Tensor, s_vector: Tensor | None) -> list[Tensor]:
+        """The way down: what the first convolution and each block give."""
         x = nn.functional.pixel_unshuffle(x, self.patch)
         hidden = self.first(x)
         skips = [hidden]
@@ -138,10 +150,11 @@ class UNet(Network):
             if block.resample is not None and self.auxiliary is not None:
                 hidden = above = next(auxiliary)(hidden, above)
             skips.append(hidden)
-        for block in self.middle:
-            hidden = block(hidden, t_vector, s_vector)
-        for block in self.up:
-            if block.resample is None:
-                hidden = torch.cat([hidden, skips.pop()], dim=1)
-            hidden = block(hidden, t_vector, s_vector)
-        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.norm(hidden))), self.patch)
+        return skips
+
+    def encode(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """The last map of each level on the way down, finest first: x (B, C, H, W), already scaled by c_in, at levels t (B,),
+        labels as in `forward` -> maps (B, width, h, w)."""
+        skips = self._descend(x, *self._vectors(t, None, labels, None))
+        after = [skip.shape[-1] for skip in skips[1:]] + [0]
+        return [skip for skip, side in zip(skips, after, strict=True) if side != skip.shape[-1]]

@@ -11,11 +11,12 @@ from ctm.objectives.balance import balance
 from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
-from ctm.objectives.features import FeatureDistance, PerceptualDistance
+from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
 from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
+    "LPIPS",
     "Adversarial",
     "DenoisingScoreMatching",
     "Distance",

@@ -147,15 +147,12 @@ def gradient_penalty(discriminator: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def _fixed(network: torch.nn.Module) -> Iterator[None]:
-    """Weights without gradient, and spectral norms that stay, while the generator learns."""
+    """Weights without gradient, while the generator learns."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    training = network.training
     for parameter in learning:
         parameter.requires_grad_(False)
-    network.eval()
     try:
         yield
     finally:
-        network.train(training)
         for parameter in learning:
             parameter.requires_grad_(True)

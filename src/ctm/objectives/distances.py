@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,10 @@ class Distance(ABC):
 
     @abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+    def between(self, networks: Any, a: Tensor, b: Tensor) -> Tensor:
+        """The same with an objective's `Networks` at hand, for distances that look through one of these."""
+        return self(a, b)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.backbones.base import Backbone, resized
+from ctm.backbones.lpips import ShiftTolerant, Trunk
 from ctm.objectives.distances import Distance
 
-__all__ = ["FeatureDistance", "PerceptualDistance"]
+__all__ = ["LPIPS", "FeatureDistance", "PerceptualDistance"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,47 @@ class PerceptualDistance(Distance):
 @dataclass(frozen=True)
 class FeatureDistance(Distance):
     """|φ(a) − φ(b)|² of unit-length channel vectors, averaged over space and summed over channels, maps and backbones
-    (sony/ctm, cm/karras_diffusion.py: the distance on the discriminators' feature networks)."""
+    (sony/ctm, cm/karras_diffusion.py: the distance on the discriminators' feature networks). With
+    `ctm.backbones.TeacherEncoder` it is SoundCTM's, for data of any shape."""
 
     backbones: tuple[Backbone, ...]
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice -> (B,)."""
-        pairs = [pair for network in self.backbones for pair in zip(_unit(network(a)), _unit(network(b)), strict=True)]
-        return torch.stack([(first - second).square().mean(dim=(2, 3)).sum(dim=1) for first, second in pairs]).sum(
-            dim=0
-        )
+        """(B, …) twice, as the backbones take them -> (B,)."""
+        return self.between(None, a, b)
+
+    def between(self, networks: Any, a: Tensor, b: Tensor) -> Tensor:
+        total = a.new_zeros(len(a))
+        for network in self.backbones:
+            for x, y in zip(_unit(network.maps(networks, a)), _unit(network.maps(networks, b)), strict=True):
+                total = total + (x - y).square().mean(dim=(2, 3)).sum(dim=1)
+        return total
+
+
+@dataclass(frozen=True)
+class LPIPS(Distance):
+    """Σ over five maps of the mean over space of Σ_c w_c·(φ_c(a) − φ_c(b))², φ of unit length, w trained on human judgements
+    (arXiv 1801.03924), in its shift-tolerant form (2207.13686; `ctm.backbones.ShiftTolerant`): grey or colour images.
+
+    side: pixels at which images are compared, 24 at least, 224 as in the official code; less is cheaper by its square.
+    network: "vgg" or "alex". Needs the extra `lpips`: the first call raises ImportError where that is absent. ValueError
+    for other settings."""
+
+    side: int = 224
+    network: Trunk = "vgg"
+
+    def __post_init__(self) -> None:
+        _ = self.trunk
+
+    @property
+    def trunk(self) -> ShiftTolerant:
+        return ShiftTolerant(self.network, self.side)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) twice, in [−1, 1] -> (B,)."""
+        trunk = self.trunk
+        layers = zip(_unit(trunk(a)), _unit(trunk(b)), trunk.heads(a.device), strict=True)
+        return torch.stack([((x - y).square().mean(dim=(2, 3)) @ w.to(x.dtype)) for x, y, w in layers]).sum(dim=0)
 
 
 def _unit(maps: list[Tensor]) -> list[Tensor]:

@@ -154,7 +154,7 @@ class Matching(Objective):
             x_u = self.solver(networks, x_t, times.path, labels, x0)
             target = self.target(networks, x_u, times, labels)
         estimate = networks.made["estimate"] = self.estimate(networks, x_t, times, labels)
-        distance = self.distance(estimate, target)
+        distance = self.distance.between(networks, estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
 
     def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
@@ -162,7 +162,7 @@ class Matching(Objective):
         return self.estimate(networks, x0 + match_dims(draw.times.t, x0) * draw.noise, draw.times, labels)
 
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, labels: Tensor | None) -> Tensor:
-        """The student's jump from t and the outer jump after it (none for compare s); also the fake of the adversarial loss."""
+        """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""
         middle = times.s if self.estimate_at == "s" else times.u
         jumped = networks.student.jump(x_t, times.t, middle, labels)
         if not self._last_jump:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ctm.objectives import Adversarial, Networks, Objective
 from ctm.training.step import Batch, fake_maker
@@ -43,7 +44,10 @@ def adversary(
 
 
 class Adversary:
-    """The discriminator in training. A step is `begin`, `learn` for each piece of the batch, and `move`."""
+    """The discriminator in training. A step is `begin`, `learn` for each piece of the batch, and `move`.
+
+    The network stays in eval mode but for `begin`, where its spectral norms make their power iteration: one a step, however
+    many passes the step has."""
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class Adversary:
         self.objective, self.index, self.accelerator = objective, index, accelerator
         student = networks.student
         module = objective.discriminator.build(student.shape, student.num_classes, networks)
-        self.network: nn.Module = module.to(accelerator.device)
+        self.network: nn.Module = module.to(accelerator.device).eval()
         self.optimizer = optimizer(self.network.parameters())
         self.watch = Watch()
         self._numbers: list[dict[str, Tensor]] = []
@@ -66,6 +70,8 @@ class Adversary:
     def begin(self) -> None:
         """Before the pieces of a step."""
         self.network.train()
+        _renew_weights(self.network)
+        self.network.eval()
         self.optimizer.zero_grad()
         self._numbers = []
 
@@ -104,6 +110,15 @@ class Adversary:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.reshape_as(tensor))
+
+
+@torch.no_grad()
+def _renew_weights(network: nn.Module) -> None:
+    """Compute every parametrized weight once; a spectral norm in training mode makes a power iteration with that."""
+    for module in network.modules():
+        if is_parametrized(module):
+            for name in module.parametrizations:  # type: ignore[union-attr]
+                getattr(module, name)
 
 
 class Watch:

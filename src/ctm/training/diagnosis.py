@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["Observed", "first_bad_value"]
 
@@ -63,7 +64,8 @@ def first_bad_value(
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return not own.is_floating_point() or bool(own.isfinite().all())
 
 
 def _first_bad_weight(student: nn.Module) -> str:

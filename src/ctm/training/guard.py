@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 __all__ = ["StepGuard", "TrainingDiverged", "check_weights"]
 
 _WINDOW, _FIRST = 100, 20
@@ -88,7 +86,7 @@ class StepGuard:
         self._norms = deque(state["norms"], maxlen=_WINDOW)
 
 
-def check_weights(step: int, modules: Mapping[str, torch.nn.Module], checkpoints: Callable[[], list[int]]) -> None:
+def check_weights(step: int, modules: Mapping[str, Any], checkpoints: Callable[[], list[int]]) -> None:
     """Raises TrainingDiverged where a tensor that a checkpoint would hold is not finite."""
     for kind, module in modules.items():
         for name, tensor in module.state_dict().items():

@@ -1,4 +1,4 @@
-"""Numbers of a run: means between two lines of metrics.jsonl, which TensorBoard gets too, and the memory a process took."""
+"""Numbers of a run: means between two lines of metrics.jsonl, which TensorBoard and trackers get too; memory taken."""
 
 from __future__ import annotations
 
@@ -41,12 +41,16 @@ def peak_memory(device: torch.device) -> float:
 class MetricsLog:
     """Collects the numbers of each step and writes their means."""
 
-    def __init__(self, directory: RunDirectory, names: Sequence[str], *, batch_size: int, step: int) -> None:
-        """names: of the losses, for the line a person reads. batch_size: images in a step. step: steps done already."""
+    def __init__(
+        self, directory: RunDirectory, names: Sequence[str], batch_size: int, step: int, trackers: Sequence[Any] = ()
+    ) -> None:
+        """names: of the losses, for the line a person reads. batch_size: images in a step. step: steps done already.
+        trackers: others that get each row, by log(row, step=…)."""
         from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
 
         self._directory, self._names, self._batch_size = directory, list(names), batch_size
         self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
+        self._trackers = trackers
         self._steps: list[Mapping[str, float | Tensor]] = []
         self._last = time.monotonic()
 
@@ -67,6 +71,8 @@ class MetricsLog:
             if name != "step":
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
+        for tracker in self._trackers:
+            tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
         return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names if f"loss/{name}" in row)
 
     def _means(self) -> dict[str, float]:

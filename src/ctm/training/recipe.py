@@ -14,6 +14,7 @@ from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
 from ctm.training.schedules import Schedule
+from ctm.training.trackers import Tracker
 
 __all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
@@ -99,6 +100,7 @@ class Recipe:
         discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
+        student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
@@ -118,7 +120,8 @@ class Recipe:
         skip_limit: training stops after this many steps in a row were skipped, because a loss or gradient was not finite or
             the gradient was a spike.
         spike_factor: a gradient norm above this multiple of its running median is a spike; null: none is.
-        engine: how to compute: precision, pieces of a batch, clipping.
+        trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
+        engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
     """
 
     data: DataSettings
@@ -128,6 +131,7 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
+    student: str | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000
@@ -144,6 +148,7 @@ class Recipe:
     keep_checkpoints: int = 2
     skip_limit: int = 10
     spike_factor: float | None = 30.0
+    trackers: list[Tracker] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:

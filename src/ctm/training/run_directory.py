@@ -100,7 +100,7 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        modules: Mapping[str, torch.nn.Module],
+        modules: Mapping[str, Any],
         optimizers: Mapping[str, Any],
         extra: Mapping[str, Any],
         elapsed: float,
@@ -115,7 +115,7 @@ class RunDirectory:
             for old in [other for other in self.steps() if other <= step][: -self.keep]:
                 shutil.rmtree(self.checkpoint(old))
 
-    def load(self, step: int, modules: Mapping[str, torch.nn.Module], optimizers: Mapping[str, Any]) -> Checkpoint:
+    def load(self, step: int, modules: Mapping[str, Any], optimizers: Mapping[str, Any]) -> Checkpoint:
         """Load the checkpoint of a step in place. Raises ValueError where it does not hold these modules and optimisers."""
         checkpoint = self.checkpoint(step)
         try:
@@ -177,7 +177,7 @@ class RunDirectory:
 
 
 def _files(
-    modules: Mapping[str, torch.nn.Module], optimizers: Mapping[str, Any], state: Mapping[str, Any]
+    modules: Mapping[str, Any], optimizers: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a checkpoint, one in memory at a time."""
     for name, module in modules.items():

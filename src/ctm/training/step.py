@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
-__all__ = ["Batch", "LossModule", "backward", "draw_batch", "fake_maker", "rows_of_process", "step_generator"]
+__all__ = [
+    "Batch",
+    "LossModule",
+    "backward",
+    "draw_batch",
+    "fake_maker",
+    "last_layer",
+    "rows_of_process",
+    "step_generator",
+]
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,23 @@ class Batch:
     draws: list[Any]
 
 
+def last_layer(network: nn.Module) -> nn.Module:
+    """The network's own word for it, else the last module that holds a weight."""
+    named = getattr(network, "last_layer", None)
+    if isinstance(named, nn.Module):
+        return named
+    return [m for m in network.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)][-1]
+
+
 class LossModule(nn.Module):
     """The student and the objectives as one module, so that a data-parallel wrapper sees each step as one forward call.
 
-    `outputs` holds what the student's last layer returned with gradient in the last forward."""
+    `outputs` holds what the student's last layer returned with gradient in the last forward. sharded: what its network
+    returned instead, because FSDP2 gathers the weights for a backward pass that comes through there."""
 
-    def __init__(self, student: Any, objectives: Sequence[Objective]) -> None:
+    def __init__(self, student: Any, objectives: Sequence[Objective], *, sharded: bool = False) -> None:
         super().__init__()
+        self.sharded = sharded
         self.student = student
         self.objectives = list(objectives)
         self.outputs: list[Tensor] = []
@@ -41,12 +60,8 @@ class LossModule(nn.Module):
 
     @property
     def last_layer(self) -> nn.Module:
-        """The network's own word for it, else the last module that holds a weight."""
-        network = self.student.network
-        named = getattr(network, "last_layer", None)
-        if isinstance(named, nn.Module):
-            return named
-        return [m for m in network.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)][-1]
+        """Of the student's network."""
+        return last_layer(self.student.network)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
@@ -79,9 +94,10 @@ class LossModule(nn.Module):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep the outputs of the last layer meanwhile. The hook is gone afterwards: a copy of the student must not carry
+        """Keep the outputs meanwhile. The hook is gone afterwards: a copy of the student must not carry
         it, or each of its calls would be kept for good."""
-        hook = self.last_layer.register_forward_hook(self._keep)
+        watched = self.student.network if self.sharded else self.last_layer
+        hook = watched.register_forward_hook(self._keep)
         try:
             yield
         finally:
@@ -91,11 +107,16 @@ class LossModule(nn.Module):
 def fake_maker(objectives: Sequence[Objective]) -> int:
     """The index of the matching objective whose estimate the adversarial one judges: the last before it.
 
-    Raises ValueError where there is none."""
+    Raises ValueError where there is none, or where its estimate is not in data space."""
     end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
     found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
     if not found:
         raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+    chosen: Any = objectives[found[-1]]
+    if chosen.compare == "s" and chosen.s == "drawn":
+        raise ValueError(
+            "Adversarial judges data, but with compare: s the estimate of Matching stays at s: use compare: data"
+        )
     return found[-1]
 
 

@@ -1,10 +1,12 @@
-"""Starting a student from its teacher's weights, copied by name."""
+"""Where a student starts: from its teacher's weights, copied by name, or from an earlier stage of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["check_teacher", "start_from_teacher"]
+from ctm.model import load_model
+
+__all__ = ["check_teacher", "start_from_student", "start_from_teacher"]
 
 
 def check_teacher(teacher: Any, student: Any) -> None:
@@ -31,3 +33,21 @@ def start_from_teacher(student: Any, teacher: Any) -> list[str]:
         return list(own)
     student.network.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in given]
+
+
+def start_from_student(student: Any, model: str) -> None:
+    """Copy all weights of a model (directory, run directory or hub id) into the student.
+
+    Raises ValueError where the two networks are not the same, naming what differs."""
+    given, own = load_model(model).network.state_dict(), student.network.state_dict()
+    other = sorted(
+        name
+        for name in own.keys() | given.keys()
+        if getattr(own.get(name), "shape", 0) != getattr(given.get(name), "shape", 0)
+    )
+    if other:
+        raise ValueError(
+            f"the student cannot start from {model}: {len(other)} tensors differ in name or shape, first {other[0]}. Give the "
+            "network of that model (its config.json names it)"
+        )
+    student.network.load_state_dict(given)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -20,23 +20,23 @@ from ctm.data import Images, epoch_order, load_images
 from ctm.objectives import Networks
 from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
-from ctm.training.diagnosis import first_bad_value
 from ctm.training.ema import Average, frozen_copy, move_average
-from ctm.training.engine import ScaledOptimizer, set_precision
-from ctm.training.guard import StepGuard, check_weights
+from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.training.guard import StepGuard
 from ctm.training.interrupt import InterruptLater, Terminated
-from ctm.training.log import MetricsLog, loss_names, peak_memory
-from ctm.training.pictures import save_sample_grid
-from ctm.training.processes import largest, on_main
+from ctm.training.log import MetricsLog, loss_names
+from ctm.training.processes import largest
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
+from ctm.training.recording import record, take_up
 from ctm.training.run_directory import RunDirectory
-from ctm.training.step import Batch, LossModule, backward, draw_batch, rows_of_process, step_generator
-from ctm.training.student import check_teacher, start_from_teacher
+from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
+from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
+from ctm.training.student import check_teacher, start_from_student, start_from_teacher
+from ctm.training.trackers import check_trackers, open_trackers
+from ctm.training.verdict import Verdict, step_guards
 
 __all__ = ["train"]
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,6 +52,8 @@ class _Run:
     averages: list[Any]
     target: Any
     teacher: Any
+    plain: Any  # where the weights are sharded, a whole model in the main process, else None
+    sharded: bool
     guards: dict[str, StepGuard]
     adversary: Adversary | None = None
 
@@ -84,6 +86,34 @@ class _Run:
         """The averages besides the published one."""
         return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
+    def parts(self, *, gather: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
+
+        gather: bring sharded tensors together, for saving."""
+        if not self.sharded:
+            return dict(self.modules()), self.optimizers
+        modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
+        return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
+
+    def whole_averages(self) -> dict[str, Any]:
+        """The averages by the names of their directories, to sample from and publish in the main process. All processes call
+        this at the same moment."""
+        names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
+        models = self.averages
+        if self.sharded:
+            states = [WholeModule(average, gather=True).state_dict() for average in models]
+            models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
+            for model, state in zip(models, states, strict=bool(models)):
+                model.load_state_dict(state)
+        return dict(zip(names, models, strict=bool(models)))
+
+    def together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
+        if self.sharded:
+            self.student.network.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
 
 def train(
     recipe: Recipe, out: Path, settings: str, *, images: Images | None = None, title: str = "train"
@@ -95,41 +125,22 @@ def train(
     batch of the recipe is divided among them. Returns the run directory, whose model/ holds the EMA weights.
     Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged where too many steps in a
     row were skipped, CannotWrite where the disk is full or permission lacks; after a checkpoint, KeyboardInterrupt for Ctrl-C
-    and Terminated for SIGTERM. In processes other than the main one, SystemExit for what is wrong with the main one's files.
+    and Terminated for SIGTERM. Of several processes the main one raises and the others leave with SystemExit.
     """
     processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
     accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     run = _prepare(recipe, accelerator, images or _load(recipe))
     directory = RunDirectory(out, recipe.keep_checkpoints)
-    reached = on_main(accelerator, lambda: _open(directory, settings))
-    step, elapsed = 0, 0.0
-    if reached > 0:
-        checkpoint = directory.load(reached, run.modules(), run.optimizers)
-        step, elapsed = checkpoint.step, checkpoint.elapsed
-        for name, guard in run.guards.items():
-            guard.load_state_dict(checkpoint.extra["guards"][name])
-    on_main(accelerator, lambda: _go_on(run, directory, step))
-    _loop(run, directory, step, elapsed, title)
+    step, elapsed = take_up(run, directory, settings)
+    trackers = (
+        open_trackers(recipe.trackers, title, out, yaml.safe_load(settings)) if accelerator.is_main_process else []
+    )
+    try:
+        _loop(run, directory, step, elapsed, title, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.finish()
     return directory
-
-
-def _open(directory: RunDirectory, settings: str) -> int:
-    """Claim the directory; the step to go on from, 0 for the start."""
-    directory.claim(settings)
-    return directory.latest() or 0
-
-
-def _go_on(run: _Run, directory: RunDirectory, step: int) -> None:
-    """Bring the files that are not in the checkpoint to its step."""
-    directory.forget_after(step)
-    if step > 0:
-        _publish(run, directory)
-
-
-def _publish(run: _Run, directory: RunDirectory) -> None:
-    directory.publish(run.published)
-    for profile, average in run.others():
-        directory.publish(average, f"model-{profile.name}")
 
 
 def _load(recipe: Recipe) -> Images:
@@ -141,6 +152,7 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_
     """Networks, optimiser and data, in place on the device. stand_in: a copy of the student is the teacher where a teacher
     is needed and none is named."""
     rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
+    check_trackers(recipe.trackers)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None and not stand_in:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
@@ -151,28 +163,40 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_
         teacher = load_teacher(recipe.teacher)
         check_teacher(teacher, student)
         start_from_teacher(student, teacher)
+    if recipe.student is not None:
+        start_from_student(student, recipe.student)
     student = student.to(accelerator.device)
+    teacher = frozen_copy(student) if teacher is None and needs_teacher else teacher
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.channels_last:
+        set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
-    module = LossModule(student, recipe.objectives)
-    optimizer = recipe.optimizer(student.parameters())
+    sharded = recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1
+    module = LossModule(student, recipe.objectives, sharded=sharded)
     averages = [frozen_copy(student) for _ in recipe.averages]
     target = frozen_copy(student) if needs_target else None
-    if teacher is None and needs_teacher:
-        teacher = frozen_copy(student)
-    teacher = teacher.to(accelerator.device) if teacher is not None else None
-    set_precision((student, target, teacher), recipe.engine.precision)
-    opponent = adversary(
-        recipe.objectives, Networks(student, target, teacher), accelerator, recipe.discriminator_optimizer
-    )
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    working = (student, target, teacher)
+    set_precision(working, recipe.engine.precision)
+    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
+    if sharded and opponent is not None:
+        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
+    if recipe.engine.compile is not None:
+        compile_networks(working, recipe.engine.compile, eager=module.last_layer)
+    plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
+    if sharded:
+        divided = [student, *averages, *([] if target is None else [target])]
+        shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
+        wrapped, optimizer = module, accelerator.prepare(recipe.optimizer(student.parameters()))
+    else:
+        wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    guards = {"student": StepGuard(recipe.skip_limit, recipe.spike_factor)}
-    if opponent is not None:  # its penalties come now and then, and make its norm jump: no spikes
-        guards["discriminator"] = StepGuard(recipe.skip_limit, None)
-    return _Run(recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, guards, opponent)
+    networks = (module, wrapped, scaled, averages, target, teacher, plain, sharded)
+    return _Run(recipe, accelerator, images, *networks, step_guards(recipe, opponent is not None), opponent)
 
 
-def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str) -> None:
+def _loop(
+    run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str, trackers: Sequence[Any] = ()
+) -> None:
     recipe, main = run.recipe, run.accelerator.is_main_process
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
@@ -180,7 +204,7 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
         group["initial_lr"] = rate
     names = loss_names(recipe.objectives)
     with directory.writing():
-        log = MetricsLog(directory, names, batch_size=recipe.data.batch_size, step=step) if main else None
+        log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
@@ -190,40 +214,12 @@ def _loop(run: _Run, directory: RunDirectory, step: int, elapsed: float, title: 
             if log is not None and not run.skipping:
                 log.add(numbers)
             stop = largest(run.accelerator, interrupt.requested)
-            seconds = time.monotonic() - started
-            on_main(run.accelerator, partial(_record, run, directory, log, bar, step, seconds, stop != 0))
+            record(run, directory, log, bar, step, time.monotonic() - started, stop=stop != 0)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop == signal.SIGTERM:
                 bar.say(f"stopped by SIGTERM after the checkpoint of step {step}; the same command goes on from there")
                 raise Terminated
-
-
-def _record(
-    run: _Run, directory: RunDirectory, log: Any, bar: TrainingBar, step: int, seconds: float, stop: bool
-) -> None:
-    """Write what is due after a step: numbers, pictures, a checkpoint. Right after a skipped step none is written, unless it
-    is the last chance: the weights may be what makes steps fail."""
-    recipe, last = run.recipe, step == run.recipe.steps
-    for guard in run.guards.values():
-        guard.check(step, directory.steps)
-    with directory.writing():
-        if step % recipe.log_every == 0 or last:
-            bar.note(log.write(step, seconds, _state(run)))
-        if step % recipe.sample_every == 0 or last:
-            save_sample_grid(run.published, directory.samples / f"{step:06d}.png")
-    if last or stop or (step % recipe.checkpoint_every == 0 and not run.skipping):
-        check_weights(step, run.modules(), directory.steps)
-        extra = {"guards": {name: guard.state_dict() for name, guard in run.guards.items()}}
-        directory.save(step, run.modules(), run.optimizers, extra, seconds)
-        _publish(run, directory)
-
-
-def _state(run: _Run) -> dict[str, float]:
-    """Numbers that are logged as they stand, not as means over steps."""
-    rate = run.optimizer.param_groups[0]["lr"]
-    skipped = sum(guard.skipped for guard in run.guards.values())
-    return {"skipped": skipped, "learning_rate": rate, "peak_memory_mib": peak_memory(run.accelerator.device)}
 
 
 def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
@@ -236,11 +232,12 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
     numbers: dict[str, float | Tensor] = {}
+    verdict = Verdict(run, step, lambda: [_batch(run, step, part) for part in _parts(run)])
     skipped_before = run.guards["student"].skipped
     if opponent is not None and opponent.objective.trains_discriminator(step):
         opponent.begin()
     if opponent is None or opponent.objective.trains_student(step):
-        numbers |= _student_step(run, step)
+        numbers |= _student_step(run, step, verdict)
     else:
         for part in _parts(run):
             batch = _batch(run, step, part)
@@ -249,7 +246,7 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
             _teach_adversary(run, batch, step)
     skipped = run.guards["student"].skipped > skipped_before
     if opponent is not None and opponent.objective.trains_discriminator(step) and not skipped:
-        numbers |= opponent.move(partial(_discriminator_allowed, run, step))
+        numbers |= opponent.move(verdict.on_discriminator)
     return numbers
 
 
@@ -269,61 +266,29 @@ def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
     opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
 
 
-def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+def _student_step(run: _Run, step: int, verdict: Verdict) -> dict[str, float | Tensor]:
     """One step of the student's optimiser."""
     recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
     numbers: dict[str, float | Tensor] = {}
     for index, part in enumerate(_parts(run)):
-        together = accelerator.no_sync(run.wrapped) if index + 1 < pieces else nullcontext()
-        with together:  # gradients travel once, with the last piece
+        with run.together(last=index + 1 == pieces):
             for name, value in _piece(run, _batch(run, step, part), step).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
     for name in [name for name in numbers if name.startswith("loss/")]:
         numbers[name] = accelerator.reduce(numbers[name], "mean")
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
-    numbers["gradient_norm"], moved = run.optimizer.step(partial(_allowed, run, step, numbers))
+    numbers["gradient_norm"], moved = run.optimizer.step(partial(verdict.on_student, numbers))
+    if run.sharded:
+        reshard([run.student] if run.target is None else [run.student, run.target])
     if moved:
-        for profile, average in zip(recipe.averages, run.averages, strict=True):
-            move_average(average, run.student, profile.at(step))
-        if run.target is not None:
-            move_average(run.target, run.student, recipe.target_decay(step))
+        with run.optimizer.evaluation_weights():
+            for profile, average in zip(recipe.averages, run.averages, strict=True):
+                move_average(average, run.student, profile.at(step))
+            if run.target is not None:
+                move_average(run.target, run.student, recipe.target_decay(step))
     return numbers
-
-
-def _allowed(run: _Run, step: int, numbers: dict[str, float | Tensor], norm: Tensor) -> bool:
-    """The guard's verdict on the student's step. A gradient that overflowed at a scale of losses above 1 is the scaler's."""
-    losses = {n.removeprefix("loss/"): float(v) for n, v in numbers.items() if n.startswith("loss/")}
-    measured = float(run.accelerator.reduce(norm.detach(), "mean"))
-    if run.optimizer.scale > 1 and not math.isfinite(measured) and all(map(math.isfinite, losses.values())):
-        return True
-    return run.guards["student"].allows(step + 1, losses, measured) or _report(run, step, run.guards["student"])
-
-
-def _discriminator_allowed(run: _Run, step: int, loss: Tensor, norm: Tensor) -> bool:
-    """The guard's verdict on the discriminator's step."""
-    guard = run.guards["discriminator"]
-    return guard.allows(step + 1, {"the discriminator": float(loss)}, float(norm)) or _report(run, step, guard)
-
-
-def _report(run: _Run, step: int, guard: StepGuard) -> bool:
-    """For the first of a row of skipped steps, find out and warn where it went wrong. Returns False."""
-    if guard.in_a_row > 1:
-        return False
-    opponent = run.adversary and run.adversary.network
-    models = {"student": run.student, "target": run.target, "teacher": run.teacher, "discriminator": opponent}
-    if not guard.spiked:
-        seed = step_generator(run.recipe.seed, step, run.accelerator.device).initial_seed()
-
-        def forward(target: Any, teacher: Any) -> None:
-            for part in _parts(run):
-                run.module(_batch(run, step, part), target, teacher, opponent)
-
-        guard.found = first_bad_value(forward, models, run.accelerator, seed + run.accelerator.process_index)
-    if run.accelerator.is_main_process:
-        _LOG.warning("skipped %s", guard.words())
-    return False
 
 
 def _batch(run: _Run, step: int, part: slice) -> Batch:
@@ -331,10 +296,11 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives_at(step),
         run.student,
-        x0.to(device),
+        x0.to(device, memory_format=layout),
         None if labels is None else labels.to(device),
         total=total,
         part=part,

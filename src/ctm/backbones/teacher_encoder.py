@@ -1,0 +1,55 @@
+"""The teacher's own encoder as a feature network, as SoundCTM has it (arXiv 2405.18503): no weights from elsewhere, and any data
+the teacher knows, grey or latent as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.backbones.base import Backbone
+from ctm.noise import match_dims
+from ctm.parametrization import input_scaling
+
+__all__ = ["TeacherEncoder"]
+
+
+@dataclass(frozen=True)
+class TeacherEncoder(Backbone):
+    """Maps of the teacher's network on its way down, `encode(c_in·x, t)`, unconditionally: the last of each level of a U-Net,
+    the hidden layer after each block of an `MLP` (as maps of 1×1).
+
+    level: the noise level t > 0 that the network is told, and c_in of it; no noise is added. Raises ValueError for another."""
+
+    level: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.level > 0:
+            raise ValueError(f"level is a noise level above 0, got {self.level}")
+
+    def features(self, prepared: Tensor) -> Sequence[Tensor]:
+        return self.maps(None, prepared)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        return self.maps(None, images)
+
+    def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
+        """networks: with a `teacher`; images (B, *shape) as it takes them -> maps (B, C, h, w), finest first.
+
+        Raises ValueError where there is no teacher or its network has no `encode`."""
+        teacher = getattr(networks, "teacher", None)
+        network: Any = getattr(teacher, "network", None)
+        if not hasattr(network, "encode"):
+            found = "there is no teacher" if teacher is None else f"{type(network or teacher).__name__} has none"
+            raise ValueError(
+                f"the teacher's own features need a teacher whose network has encode(x, t, labels), and {found}: "
+                "give --teacher MODEL, or take another distance"
+            )
+        assert teacher is not None
+        weights = next(network.parameters())
+        level = torch.full((len(images),), self.level, device=images.device)
+        scaled = match_dims(input_scaling(level, teacher.sigma_data), images) * images
+        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), level)]

@@ -1,0 +1,139 @@
+"""Kinds of matching against the exact flow of a Gaussian mixture, at equal teacher evaluations and at equal seconds."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.bench.results import Results
+from ctm.model import TrajectoryModel
+from ctm.networks import MLP
+from ctm.noise import karras_grid
+from ctm.objectives import DenoisingScoreMatching, Matching, Objective
+from ctm.sampling import gamma
+from ctm.teachers import GaussianMixture
+from ctm.training.ema import frozen_copy, move_average, warmed_decay
+from ctm.training.step import LossModule, backward, draw_batch, step_generator
+
+__all__ = ["KINDS", "STEPS", "Budget", "Truth", "mixture", "run_mixture"]
+
+STEPS = (1, 2, 8)
+_POINTS, _BATCH, _RATE = 40, 256, 2e-3
+KINDS: dict[str, dict[str, Any]] = {
+    "soft": {"kind": "soft", "max_solver_steps": 13},
+    "local": {"kind": "local"},
+    "global": {"kind": "global"},
+    "CM": {"kind": "local", "s": "end", "target_inner": "target"},
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each run may use: evaluations of the teacher on one image, and seconds of processor time."""
+
+    evaluations: int = 10_000
+    seconds: float = 20.0
+
+
+def mixture() -> GaussianMixture:
+    """Three overlapping components in the plane, about four standard deviations apart."""
+    means = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    means = 0.7 * means / means.norm(dim=1, keepdim=True)
+    return GaussianMixture(means, 0.35, torch.tensor([0.25, 0.35, 0.40]))
+
+
+class Truth:
+    """The exact flow from `count` draws of noise, and noisy data at eight levels, to measure students by."""
+
+    def __init__(self, teacher: GaussianMixture, count: int = 2000) -> None:
+        self.teacher = teacher
+        x0, generator = teacher.sample(count, seed=10**6), torch.Generator().manual_seed(10**6)
+        noise = torch.randn(x0.shape, generator=generator)
+        self.start = x0 + 80 * noise
+        self.end = teacher.jump(self.start, torch.full((count,), 80.0), torch.full((count,), 0.002))
+        self.levels = karras_grid(7).repeat(count // 8)
+        self.noisy = x0[: len(self.levels)] + self.levels[:, None] * noise[: len(self.levels)]
+        self.denoised = teacher.denoise(self.noisy, self.levels)
+
+    @torch.no_grad()
+    def errors(self, student: Any) -> dict[str, float]:
+        """Root mean squares, in units of the data's standard deviation: of the flow after 1, 2 and 8 jumps, of D."""
+
+        def size(difference: Tensor) -> float:
+            return float(difference.square().mean().sqrt()) / self.teacher.sigma_data
+
+        found = {f"{steps}": size(gamma(student, self.start, karras_grid(steps)) - self.end) for steps in STEPS}
+        return {**found, "denoiser": size(student.denoise(self.noisy, self.levels) - self.denoised)}
+
+
+def run_mixture(
+    results: Results, *, budget: Budget, seeds: int, progress: Callable[[list[Any]], Any] = lambda runs: runs
+) -> None:
+    """Every kind with and without denoising score matching, `seeds` seeds each; what is in the results already is passed
+    over."""
+    teacher = mixture()
+    truth = Truth(teacher)
+    runs = [
+        (kind, dsm, seed)
+        for seed, kind, dsm in itertools.product(range(seeds), KINDS, (True, False))
+        if _name(kind, dsm, seed) not in results.entries
+    ]
+    for kind, dsm, seed in progress(runs):
+        objectives: list[Objective] = [Matching(grid_points=_POINTS, **KINDS[kind])]
+        objectives += [DenoisingScoreMatching()] if dsm else []
+        entry = {"part": "mixture", "kind": kind, "dsm": dsm, "seed": seed, "budget": vars(budget)}
+        results.add(_name(kind, dsm, seed), entry | _within(budget, objectives, teacher, truth, seed))
+
+
+def _name(kind: str, dsm: bool, seed: int) -> str:
+    return f"mixture/{kind}{'' if dsm else '-without-dsm'}/{seed}"
+
+
+def _within(
+    budget: Budget, objectives: list[Objective], teacher: GaussianMixture, truth: Truth, seed: int
+) -> dict[str, Any]:
+    """Train until both budgets are used; errors at the moment each of them is."""
+    found: dict[str, Any] = {}
+    evaluations, used = 0, 0.0
+    last = time.process_time()
+    for step, (average, walked) in enumerate(_training(objectives, teacher, seed), start=1):
+        used, evaluations = used + time.process_time() - last, evaluations + walked
+        for name, spent in (
+            ("equal_evaluations", evaluations >= budget.evaluations),
+            ("equal_seconds", used >= budget.seconds),
+        ):
+            if spent and name not in found:
+                about = {"steps": step, "evaluations": evaluations, "seconds": round(used, 2)}
+                found[name] = {**about, "errors": truth.errors(average)}
+        if len(found) == 2:
+            return found
+        last = time.process_time()
+    raise AssertionError("training goes on until both budgets are used")
+
+
+def _training(objectives: list[Objective], teacher: GaussianMixture, seed: int) -> Iterator[tuple[Any, int]]:
+    """Endless training steps: the averaged student, and the teacher's evaluations in the step."""
+    torch.manual_seed(seed)
+    network = MLP(teacher.shape, width=128, blocks=3, embedding=64)
+    student = TrajectoryModel(network, shape=teacher.shape, sigma_data=teacher.sigma_data)
+    module, target, average = LossModule(student, objectives), frozen_copy(student), frozen_copy(student)
+    optimizer = torch.optim.RAdam(student.parameters(), lr=_RATE)
+    for step in itertools.count():
+        x0 = teacher.sample(_BATCH, seed=(seed << 32) + step)
+        generator = step_generator(seed, step, torch.device("cpu"))
+        rows = {"total": _BATCH, "part": slice(0, _BATCH), "label_dropout": 0.0}
+        batch = draw_batch(objectives, student, x0, None, generator=generator, **rows)  # type: ignore[arg-type]
+        losses = module(batch, target, teacher)
+        optimizer.zero_grad()
+        backward(module, losses)
+        optimizer.step()
+        move_average(target, student, 0.95)
+        move_average(average, student, warmed_decay(0.995, step))
+        walked = zip(objectives, batch.draws, strict=True)
+        yield average, sum(objective.teacher_evaluations(draw) for objective, draw in walked)

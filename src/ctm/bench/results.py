@@ -1,0 +1,72 @@
+"""A benchmark's results file: one entry for each finished run, added as it finishes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctm.training.run_directory import write_whole
+
+__all__ = ["Results"]
+
+
+class Results:
+    """Entries by name in a JSON file, each with what it was measured on. go_on: keep what the file holds already.
+
+    Raises ValueError where the file exists and go_on is false: a result is not overwritten by accident."""
+
+    def __init__(self, path: Path, *, go_on: bool) -> None:
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            if not go_on:
+                raise ValueError(
+                    f"{path} holds results already: add --continue to go on with it, or name another --out"
+                )
+            self.entries = json.loads(path.read_text())
+
+    def add(self, name: str, entry: dict[str, Any]) -> None:
+        """Keep an entry and write the file as a whole."""
+        self.entries[name] = {**entry, "measured": _where()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, (json.dumps(self.entries, indent=1) + "\n").encode())
+
+
+def _where() -> dict[str, Any]:
+    """Date, commit, processor and torch of a measurement."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the sources in use, with + where they are changed; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        if names:
+            return f"{names[0]}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
