@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import ctm.training.trainer as trainer
 from ctm.training import TrainingDiverged
+from ctm.training.adversary import Adversary
 from ctm.training.guard import StepGuard, check_weights
 
 from .runs import (
@@ -196,3 +198,29 @@ def test_a_run_without_spikes_has_the_same_bits_with_and_without_the_guard(tmp_p
 def test_settings_out_of_range_are_refused(tmp_path, setting, value, words):
     with pytest.raises(ValueError, match=words):
         trained(tmp_path / "run", teacher_arguments("--steps", "1", f"--{setting}", value))
+
+
+def test_a_discriminator_whose_loss_is_not_finite_stays_as_it_is(teacher, tmp_path, monkeypatch, caplog):
+    """In step 4 its loss is nan, once: its weights stay, the step counts as skipped."""
+    original = Adversary.learn
+
+    def learn(self, batch, fake, networks, step, **options):
+        return original(self, batch, fake * math.nan if step == 3 else fake, networks, step, **options)
+
+    monkeypatch.setattr(Adversary, "learn", learn)
+    discriminator = {"class_path": "ctm.discriminators.MLPDiscriminator"}
+    objectives = [
+        {"class_path": "ctm.objectives.Matching", "init_args": {"grid_points": 10}},
+        {"class_path": "ctm.objectives.Adversarial", "init_args": {"start": 0, "discriminator": discriminator}},
+    ]
+    arguments = student_arguments(teacher, "--objectives", json.dumps(objectives), "--log_every", "1")
+    out = trained(tmp_path / "run", [*arguments, "--steps", "4", "--checkpoint_every", "3"])
+    assert [row["skipped"] for row in rows(out)] == [0, 0, 0, 1]
+    assert "skipped step 4: the loss of the discriminator is nan" in caplog.text
+    third, fourth = (
+        load_file(out / "checkpoints" / step / "discriminator.safetensors") for step in ("00000003", "00000004")
+    )
+    assert all(bool(value.isfinite().all()) for value in fourth.values())
+    trained_names = [name for name in third if name.endswith("bias")]
+    assert trained_names
+    assert_same({name: third[name] for name in trained_names}, {name: fourth[name] for name in trained_names})
