@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"noise", "weighting", "parametrization", "solvers"},
-    {"backbones", "discriminators", "networks", "model", "teachers"},
+    {"backbones", "discriminators", "networks", "model", "guided", "teachers"},
     {"objectives", "sampling", "likelihood"},
     {"data", "pictures", "evaluation", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},

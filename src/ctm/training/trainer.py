@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
-from ctm.objectives import Networks
+from ctm.objectives import Matching, Networks
 from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
@@ -165,6 +165,9 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_
         start_from_teacher(student, teacher)
     if recipe.student is not None:
         start_from_student(student, recipe.student)
+    for objective in recipe.objectives:
+        if isinstance(objective, Matching):
+            objective.check(student, teacher)
     student = student.to(accelerator.device)
     teacher = frozen_copy(student) if teacher is None and needs_teacher else teacher
     teacher = teacher.to(accelerator.device) if teacher is not None else None
