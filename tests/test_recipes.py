@@ -13,9 +13,8 @@ from ctm.commands.train import RECIPES, parse_recipe
 ALL = sorted(RECIPES.glob("*.yaml"))
 LARGE = [path for path in ALL if path.name.startswith(("cifar10", "imagenet64"))]
 NARROW = {
-    "cifar10": ["--network.init_args.channels", "32", "--network.init_args.blocks", "1"],
-    "imagenet64": ["--network.init_args.channels", "32", "--network.init_args.blocks", "1"]
-    + ["--network.init_args.head_channels", "16"],
+    "cifar10": {"channels": 32, "blocks": 1},
+    "imagenet64": {"channels": 32, "blocks": 1, "head_channels": 16},
 }
 
 
@@ -47,7 +46,8 @@ def test_the_papers_recipes_run_at_reduced_width(path, tmp_path, capsys):
     objectives = yaml.safe_load(path.read_text())["objectives"]
     objectives[0]["init_args"]["max_solver_steps"] = 2
     options = ["--data.name", str(tmp_path / "data.npz"), "--data.batch_size", "2", f"--objectives={small(objectives)}"]
-    options += ["--teacher", "null", "--student", "null", *NARROW[name]]
+    narrow = [word for key, value in NARROW[name].items() for word in (f"--network.init_args.{key}", str(value))]
+    options += ["--teacher", "null", "--student", "null", *narrow]
     assert main(["train", "--config", str(path), "--dry-run", *options]) == 0
     printed = capsys.readouterr().out
     assert "parameters" in printed
