@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"noise", "weighting", "parametrization", "solvers"},
     {"backbones", "discriminators", "networks", "model", "guided", "teachers"},
-    {"objectives", "sampling", "likelihood"},
+    {"objectives", "sampling", "likelihood", "guidance", "editing", "tuning"},
     {"data", "pictures", "evaluation", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},
 ]
