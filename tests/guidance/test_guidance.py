@@ -119,7 +119,9 @@ def test_classifier_guidance_samples_the_known_conditional():
     start = alone.sample(n, seed=50) + 80 * torch.randn(n, 2, dtype=torch.float64)
     by_denoiser = heun(guided, start, karras_grid(60, dtype=torch.float64), labels=labels)
     assert energy_distance(by_denoiser, truth) < bound
-    distance = {k: energy_distance(gamma(guided, start, karras_grid(k).double(), labels=labels), truth) for k in (1, 16, 64)}
+    distance = {
+        k: energy_distance(gamma(guided, start, karras_grid(k).double(), labels=labels), truth) for k in (1, 16, 64)
+    }
     assert distance[64] < distance[16] < distance[1]
     assert distance[64] < 3 * bound
     assert distance[1] > 10 * bound

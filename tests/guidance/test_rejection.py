@@ -37,7 +37,7 @@ def test_a_threshold_keeps_what_the_classifier_is_sure_of():
 
 def test_mistakes_are_said():
     teacher = mixture(2)
-    with pytest.raises(ValueError, match="1 of 1 images were not accepted in 3 candidates each, e.g. image 0 of label 1"):
+    with pytest.raises(ValueError, match="1 of 1 images were not accepted in 3 candidates each"):
         rejection_sample(
             teacher, torch.tensor([1]), lambda x: torch.tensor([[9.0, 0.0]]), threshold=0.9, rounds=3, **FINE
         )

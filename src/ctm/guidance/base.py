@@ -61,7 +61,9 @@ class Guided(nn.Module):
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
         if not hasattr(self.model, "jump"):
-            raise ValueError(f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another")
+            raise ValueError(
+                f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
+            )
         return jump_with(x, self.guided(x, t, s, labels), t, s)
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -26,7 +26,9 @@ class ClassifierGuided(Guided):
     A jump holds the correction at its value at t: exact as s → t, with an error of order (t − s)² a jump.
     """
 
-    def __init__(self, model: Any, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False) -> None:
+    def __init__(
+        self, model: Any, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False
+    ) -> None:
         super().__init__(model)
         self.classifier, self.scale, self.noisy = classifier, float(scale), noisy
         self.num_classes = getattr(model, "num_classes", None) or None  # the classes are the classifier's: not said
