@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
+    "likelihood": "Bits per dimension of a data set under a model.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 
