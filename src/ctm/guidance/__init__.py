@@ -1,7 +1,7 @@
 """Guidance: wrappers that turn a model into a guided model, for `denoise` and for `jump`.
 
 Each corrects the denoised image D(x, t), and in a jump the g of G = (s/t)·x + (1 − s/t)·g, by the same amount. A wrapper is
-a model again, so wrappers nest, and every sampler takes them. docs/guidance.md says what is exact.
+a model again, so wrappers nest, and every sampler takes them. docs/sampling.md says what is exact.
 """
 
 from ctm.guidance.base import Guided, Limited, Thresholded

@@ -12,7 +12,7 @@ from ctm.guidance.base import Guided
 from ctm.noise import match_dims
 from ctm.sampling.common import denoiser_of
 
-__all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss"]
+__all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss", "likelihood_gain"]
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -42,7 +42,7 @@ class ClassifierGuided(Guided):
             chosen = logits.log_softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
             return torch.where(labels >= 0, chosen, torch.zeros_like(chosen))
 
-        return self.unguided(x, t, s, None) + self.scale * _gain(self.model, None, x, t, log_probability)
+        return self.unguided(x, t, s, None) + self.scale * likelihood_gain(self.model, None, x, t, log_probability)
 
     def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         return super().unguided(x, t, s, None)
@@ -62,7 +62,7 @@ class LossGuided(Guided):
         def log_likelihood(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
             return -_checked(self.loss(denoised(at)), at)
 
-        return self.unguided(x, t, s, labels) + self.scale * _gain(self.model, labels, x, t, log_likelihood)
+        return self.unguided(x, t, s, labels) + self.scale * likelihood_gain(self.model, labels, x, t, log_likelihood)
 
 
 class LossDescent(Guided):
@@ -96,7 +96,7 @@ def feature_loss(features: Callable[[Tensor], Tensor], target: Tensor) -> Loss:
     return loss
 
 
-def _gain(
+def likelihood_gain(
     model: Any, labels: Tensor | None, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
 ) -> Tensor:
     """t²·∇ₓ likelihood(x, D), the change of the denoised image, like x."""

@@ -58,8 +58,8 @@ def estimate_log_density(
     model: anything with `denoise` (and sigma_min, sigma_max; 0.002 and 80 where it has none). x (B, *shape) float; labels
     int64 (B,) or None. trace: "exact" takes one backward pass a coordinate, "hutchinson" one a probe, unbiased, with `probes`
     vectors of ±1 ("rademacher") or of standard normals ("gaussian", of larger variance), drawn from (seed, first + i) for
-    sample i. rtol, atol: the solver's tolerances. Raises ValueError for another trace or probe, for no probe, and for x that is not
-    floating point.
+    sample i. rtol, atol: the solver's tolerances. Raises ValueError for another trace or probe, for no probe,
+    and for x that is not floating point.
     """
     if trace not in ("hutchinson", "exact"):
         raise ValueError(f"trace must be hutchinson or exact, got {trace!r}")
