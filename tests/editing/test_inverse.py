@@ -66,9 +66,7 @@ def test_many_rounds_at_small_levels_reach_the_posterior(operator):
     teacher = GaussianMixture(torch.tensor([[0.4, -0.5], [-0.2, 0.5]]).double(), 0.4, torch.tensor([0.4, 0.6]))
     y = measured(operator, [0.1, 0.1])
     grid = torch.tensor([80.0, 1.0, 0.25, 0.002], dtype=torch.float64)
-    few = errors(replace(Jumps(teacher), operator, y, grid=grid, clamp=False), teacher, operator, y)
     many = errors(replace(Jumps(teacher), operator, y, grid=grid, rounds=25, clamp=False), teacher, operator, y)
-    print("replacement: mean error, variance error; rounds 1", few, "rounds 25", many)
     assert abs(many[0]) < 0.13  # four standard errors
     assert abs(many[1]) < 0.2  # four standard errors of a variance are 0.18
 
@@ -82,10 +80,15 @@ def test_what_is_measured_is_kept_exactly():
     torch.testing.assert_close(SUM.A(jumped), y)
 
 
-def test_the_bias_of_guidance_on_a_mixture_is_reported():
-    """ΠGDM takes p(x0 | x_t) for one Gaussian: on this mixture it is off, by what is printed, and less than no measurement."""
+def test_far_apart_modes_bias_every_method():
+    """A measurement that picks one of four modes far apart, which no linear relation tells. In the posterior's standard
+    deviations the mean of plain samples is off by 2.5, of guidance by 2.1, of replacement with 10 rounds by 1.8: better than
+    nothing, and far from exact, as docs/sampling.md says."""
     teacher = mixture(2)
     y = measured(FIRST, [0.3, 0.0])
+    grid = torch.tensor([80.0, 1.0, 0.25, 0.002], dtype=torch.float64)
     guided = errors(solve_guided(teacher, FIRST, y, steps=40), teacher, FIRST, y)
-    print("guided on a mixture: mean error, variance error", guided)
-    assert abs(guided[0]) < 1
+    replaced = errors(replace(Jumps(teacher), FIRST, y, grid=grid, rounds=10, clamp=False), teacher, FIRST, y)
+    plain = errors(teacher.sample(N, 7), teacher, FIRST, y)
+    assert 1 < abs(guided[0]) < abs(plain[0]) - 0.15
+    assert 1 < abs(replaced[0]) < abs(plain[0]) - 0.3

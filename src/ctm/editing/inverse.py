@@ -24,7 +24,7 @@ class Measured(Guided):
         D + (t²/r²)·(∂D/∂x)ᵀ A⁺(y − A·D),     r² = t²σ_d²/(t² + σ_d²)
 
     which takes p(x0 | x_t) to be N(D, r²·I). Exact where the data are one Gaussian N(μ, σ_d²·I); of other data the samples are
-    biased, tests/editing measures it on a mixture. model: any model; y: the measurement A(x0) of each sample."""
+    biased, docs/sampling.md says how much on a mixture. model: any model; y: the measurement A(x0) of each sample."""
 
     def __init__(self, model: Any, operator: LinearOperator, y: Tensor) -> None:
         super().__init__(model)
