@@ -18,6 +18,7 @@ from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import GRID_HELP, explicit_levels, parse_grid, parse_labels, parse_seeds, usable_device
 from ctm.commands.output import check_output, write_samples
 from ctm.guidance import ClassifierFree
+from ctm.guided import at_guidance, takes_guidance
 from ctm.model import load_model
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
@@ -75,13 +76,14 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     out = Path(settings.out)
     check_output(out, model.shape, num)
+    device = usable_device(settings.device)
     batches = sampling.stream(
-        _guided(model, settings.cfg),
+        _guided(model.to(device), settings.cfg),
         num,
         labels=labels,
         seed=seed,
         batch_size=settings.batch_size,
-        device=usable_device(settings.device),
+        device=device,
         grid=grid,
         sampler=sampler,
         dtype=_DTYPES[settings.dtype],
@@ -129,6 +131,8 @@ def _guided(model: Any, scale: float | None) -> Any:
     """The model under classifier-free guidance, where that is asked for."""
     if scale is None:
         return model
+    if takes_guidance(model):
+        return at_guidance(model, scale)
     if model.num_classes == 0:
         raise ValueError("--cfg needs a model with classes, and this one has none: leave it out")
     return ClassifierFree(model, scale)
