@@ -32,8 +32,9 @@ class DDPMpp(UNet):
     attend. embedding_mult: size of the level vectors over channels. s_embedding: CTM's s branch, or none (a diffusion
     model). guidance_embedding: whether the guidance scale is an input. dropout: before each block's second convolution.
     augment_dim: EDM's augmentation labels, 0 = none. level_features: "positional", or NCSN++'s "fourier", features_mult ·
-    channels of them. encoder: "standard", or NCSN++'s "residual" with a second path down. resample_filter: one axis of the filter that
-    halves and doubles images. patch: the U-Net runs on squares of patch × patch pixels as channels, at a patch²-th of the cost; 1: on pixels.
+    channels of them. encoder: "standard", or NCSN++'s "residual" with a second path down. resample_filter: one axis of the
+    filter that halves and doubles images. patch: the U-Net runs on squares of patch × patch pixels as channels, at a
+    patch²-th of the cost; 1: on pixels.
     The s branch's affines and the guidance's row start at zero: a student copied from a teacher starts as its teacher.
     Raises ValueError for an image size that the levels do not divide.
     """
