@@ -152,8 +152,9 @@ def unprivileged():
 def let_others_in(path):
     """pytest's own directories, as many as there are above a test's, are for their owner alone."""
     for directory in (path, *path.parents):
-        if directory.stat().st_mode & 0o777 == 0o700:
-            directory.chmod(0o755)
+        directory.chmod(0o755)
+        if directory.name.startswith("pytest-of-"):
+            return
 
 
 def test_no_permission_stops_the_run_with_a_sentence(tmp_path, monkeypatch, capsys):
