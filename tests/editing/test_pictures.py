@@ -10,14 +10,16 @@ from ..energy import energy_distance, null_bound
 
 def test_denoising_is_the_posterior_mean_and_its_samples_are_the_posteriors():
     """One Gaussian: x0 given x has mean x·c²/(c² + σ²) and variance c²σ²/(c² + σ²)."""
-    c, sigma, n = 0.5, 0.7, 4000
+    c, sigma, n = 0.5, 0.7, 600
     teacher = GaussianMixture(torch.zeros(1, 2).double(), c, torch.ones(1))
     x = torch.tensor([[0.4, -0.8]], dtype=torch.float64).expand(n, 2)
     mean, variance = x[0] * c**2 / (c**2 + sigma**2), c**2 * sigma**2 / (c**2 + sigma**2)
     torch.testing.assert_close(denoise(teacher, x[:1], sigma)[0], mean)
-    made = posterior_sample(teacher, x, sigma, steps=128)
+    made = posterior_sample(teacher, x, sigma, steps=48)
     torch.testing.assert_close(made.mean(0), mean, rtol=0, atol=4 * (variance / n) ** 0.5)
-    torch.testing.assert_close(made.var(0), torch.full((2,), variance).double(), rtol=0.08, atol=0)
+    torch.testing.assert_close(
+        made.var(0), torch.full((2,), variance).double(), rtol=0.25, atol=0
+    )  # four standard errors
     with pytest.raises(ValueError, match=r"sigma must be above sigma_min = 0.002 and at most sigma_max = 80.0, got 90"):
         denoise(teacher, x, 90)
 
