@@ -149,6 +149,14 @@ def unprivileged():
             os.seteuid(0)
 
 
+def let_others_in(path):
+    """pytest's own directories, as many as there are above a test's, are for their owner alone."""
+    for directory in (path, *path.parents):
+        directory.chmod(0o755)
+        if directory.name.startswith("pytest-of-"):
+            return
+
+
 def test_no_permission_stops_the_run_with_a_sentence(tmp_path, monkeypatch, capsys):
     out, save = tmp_path / "run", RunDirectory.save
 
@@ -163,8 +171,7 @@ def test_no_permission_stops_the_run_with_a_sentence(tmp_path, monkeypatch, caps
             self.checkpoints.chmod(0o755)
 
     monkeypatch.setattr(RunDirectory, "save", refused)
-    for directory in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        directory.chmod(0o755)  # pytest's own directories are for their owner alone
+    let_others_in(tmp_path)
     assert main(["train", *teacher_arguments(*SHORT), "--out", str(out)]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"ctm: {out} cannot be written to (Permission denied): training stops")
@@ -174,8 +181,7 @@ def test_no_permission_stops_the_run_with_a_sentence(tmp_path, monkeypatch, caps
 
 
 def test_a_new_directory_without_permission_is_a_sentence(tmp_path):
-    for directory in (tmp_path.parent.parent, tmp_path.parent):
-        directory.chmod(0o755)
+    let_others_in(tmp_path)
     tmp_path.chmod(0o555)
     with (
         pytest.raises(CannotWrite, match=r"\(Permission denied\): training stops, there is no checkpoint yet"),
