@@ -151,10 +151,9 @@ def unprivileged():
 
 def let_others_in(path):
     """pytest's own directories, as many as there are above a test's, are for their owner alone."""
-    for directory in (path, *path.parents):
+    names = [directory.name.startswith("pytest-of-") for directory in (path, *path.parents)]
+    for directory in [path, *path.parents][: names.index(True) + 1 if True in names else 1]:
         directory.chmod(0o755)
-        if directory.name.startswith("pytest-of-"):
-            return
 
 
 def test_no_permission_stops_the_run_with_a_sentence(tmp_path, monkeypatch, capsys):
