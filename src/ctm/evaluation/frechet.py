@@ -1,30 +1,94 @@
-"""Fréchet distance between two sets of samples, over any feature module; the metric itself is torchmetrics'."""
+"""Fréchet distance between two sets of features taken as Gaussians, its error bar, and its limit for many samples."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
-__all__ = ["frechet_distance"]
+from ctm.evaluation.moments import BlockMoments, Gaussian
+from ctm.evaluation.number import Number
+
+__all__ = ["frechet", "frechet_distance", "frechet_numbers"]
 
 
-class _AsIs(nn.Module):
-    """Features already computed, passed through."""
+def _eigen(a: Gaussian, b: Gaussian, vectors: bool = False) -> tuple[Tensor, Any]:
+    """Eigenvalues (and vectors) of Σ_b^½·Σ_a·Σ_b^½, which is symmetric and has the eigenvalues of Σ_a·Σ_b; those within
+    rounding of zero set to zero."""
+    product = b.root @ a.covariance @ b.root
+    product = (product + product.T) / 2
+    found = torch.linalg.eigh(product) if vectors else (torch.linalg.eigvalsh(product), None)
+    noise = found[0].abs().max() * len(product) * torch.finfo(product.dtype).eps
+    return torch.where(found[0] > noise, found[0], 0.0), found[1]
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+def _from_eigenvalues(a: Gaussian, b: Gaussian, eigenvalues: Tensor) -> float:
+    traces = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + traces - 2 * eigenvalues.sqrt().sum())
+
+
+def frechet(a: Gaussian, b: Gaussian) -> float:
+    """|μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2·tr(Σ_b^½·Σ_a·Σ_b^½)^½, in float64 (Dowson & Landau 1982; FID: arXiv 1706.08500).
+
+    Not negative but for rounding. Raises ValueError for other numbers of features."""
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"the two sets have {len(a.mean)} and {len(b.mean)} features: use one feature network for both"
+        )
+    return _from_eigenvalues(a, b, _eigen(a, b)[0])
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2(Σ_a·Σ_b)^½) of feature rows a (N, F) and b (M, F), with N, M ≥ 2; sums in float64.
+    """The Fréchet distance of feature rows a (N, F) and b (M, F), with N, M ≥ 2; in float64.
 
     The estimate is biased upwards, the more the fewer the rows: compare only numbers from the same N and M."""
-    metric = FrechetInceptionDistance(feature=_AsIs(a.shape[1])).set_dtype(torch.float64)
-    metric.update(a.double(), real=True)
-    metric.update(b.double(), real=False)
-    return float(metric.compute())
+    return frechet(Gaussian.of(a), Gaussian.of(b))
+
+
+def frechet_numbers(samples: BlockMoments, reference: Gaussian) -> tuple[Number, Number | None]:
+    """The distance of samples to a reference, and FID∞: its limit for endlessly many samples (arXiv 1911.07023).
+
+    The error bar is that of the samples alone, the reference taken as given: the distance's first derivative (1 − T for the
+    covariance, T = Σ_b^½·(Σ_b^½·Σ_a·Σ_b^½)^-½·Σ_b^½ being the optimal transport from samples to reference, and 2(μ_a − μ_b) for
+    the mean) taken on each block's own moments, their spread over √blocks. FID∞ is the line through n samples and the mean
+    of two halves, against 1/n, at 1/n = 0; both use every sample equally, so to first order its error bar is the same. None
+    where half the samples are fewer than the features: the bias is no multiple of 1/n there."""
+    whole = samples.gaussian()
+    if len(whole.mean) != len(reference.mean):
+        raise ValueError(
+            f"samples have {len(whole.mean)} features and the reference {len(reference.mean)}: use one feature network"
+        )
+    eigenvalues, vectors = _eigen(whole, reference, vectors=True)
+    value = _from_eigenvalues(whole, reference, eigenvalues)
+    error = _error(samples, whole, reference, eigenvalues, vectors)
+    if whole.count < 2 * len(whole.mean):
+        return Number(value, error), None
+    halves = [samples.gaussian(range(start, len(samples.count), 2)) for start in (0, 1)]
+    half = sum(frechet(part, reference) for part in halves) / 2
+    inverse = sum(1 / part.count for part in halves) / 2
+    slope = (half - value) / (inverse - 1 / whole.count)
+    return Number(value, error), Number(value - slope / whole.count, error)
+
+
+def _error(
+    samples: BlockMoments, whole: Gaussian, reference: Gaussian, eigenvalues: Tensor, vectors: Tensor
+) -> float | None:
+    """The standard error by the first derivative over blocks; None with an empty block."""
+    blocks = len(samples.count)
+    if float(samples.count.min()) < 1:
+        return None
+    inverse = torch.where(eigenvalues > 0, eigenvalues, 1.0).rsqrt() * (eigenvalues > 0)
+    left = reference.root @ vectors
+    derivative = torch.eye(len(left), dtype=left.dtype) - (left * inverse) @ left.T
+    offset = 2 * (whole.mean - reference.mean)
+    means = samples.total / samples.count[:, None]
+    influences = torch.stack(
+        [
+            (derivative * (samples.outer[block] / samples.count[block])).sum()
+            - 2 * (derivative @ whole.mean) @ means[block]
+            + offset @ means[block]
+            for block in range(blocks)
+        ]
+    )
+    return float(influences.std() / blocks**0.5)

@@ -6,7 +6,7 @@ use only `denoise`.
 
 from ctm.sampling.common import Cancelled, Step
 from ctm.sampling.editing import Projection, luma, patch_means, restore
-from ctm.sampling.generation import class_labels, generate, starting_noise, stream
+from ctm.sampling.generation import class_labels, draw, generate, starting_noise, stream
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
 from ctm.sampling.ode import dpmpp_2m, euler, heun, midpoint
 from ctm.sampling.sde import ancestral, dpmpp_2m_sde
@@ -20,6 +20,7 @@ __all__ = [
     "consistency",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "draw",
     "euler",
     "gamma",
     "gamma_plan",

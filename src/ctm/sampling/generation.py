@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ from torch import Tensor
 from ctm.noise import karras_grid
 from ctm.sampling.jumps import gamma as gamma_sampler
 
-__all__ = ["ImageNoise", "class_labels", "generate", "identities", "image_generator", "starting_noise", "stream"]
+__all__ = [
+    "ImageNoise",
+    "class_labels",
+    "draw",
+    "generate",
+    "identities",
+    "image_generator",
+    "starting_noise",
+    "stream",
+]
 
 NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
@@ -87,6 +97,29 @@ def class_labels(
     return chosen
 
 
+def draw(
+    model: Any,
+    indices: Sequence[int],
+    *,
+    levels: Tensor,
+    sampler: Callable[..., Tensor],
+    labels: Tensor | None,
+    seed: int | Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
+
+    levels: the grid; sampler: f(model, x, grid, labels=, noise=) -> x; labels int64 (len(indices),) or None; the model on
+    `device` already."""
+    noise = ImageNoise(seed, indices)
+    with torch.no_grad():
+        like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
+        x = levels[0].to(like) * noise(like)
+        rows = None if labels is None else labels.to(device)
+        return sampler(model, x, levels, labels=rows, noise=noise).to(dtype)
+
+
 def stream(
     model: Any,
     num: int,
@@ -128,19 +161,14 @@ def stream(
     if isinstance(model, torch.nn.Module) and device is not None:
         model = model.to(place)
 
+    method = sampler or partial(gamma_sampler, gamma=gamma)
+
     def batches() -> Iterator[Tensor]:
         for first in range(0, num, batch_size):
             indices = range(first, min(first + batch_size, num))
-            noise = ImageNoise(seed, indices)
-            rows = None if chosen is None else chosen[first : first + batch_size].to(place)
-            with torch.no_grad():
-                like = torch.empty(len(indices), *model.shape, device=place, dtype=dtype)
-                x = levels[0].to(like) * noise(like)
-                if sampler is None:
-                    x = gamma_sampler(model, x, levels, gamma=gamma, labels=rows, noise=noise)
-                else:
-                    x = sampler(model, x, levels, labels=rows, noise=noise)
-            yield x.to(dtype).cpu()
+            rows = None if chosen is None else chosen[first : first + batch_size]
+            x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place, dtype=dtype)
+            yield x.cpu()
 
     return batches()
 

@@ -13,6 +13,7 @@ from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
+from ctm.training.evaluation import EvaluationSettings
 from ctm.training.schedules import Schedule
 from ctm.training.trackers import Tracker
 
@@ -120,6 +121,7 @@ class Recipe:
         skip_limit: training stops after this many steps in a row were skipped, because a loss or gradient was not finite or
             the gradient was a spike.
         spike_factor: a gradient norm above this multiple of its running median is a spike; null: none is.
+        evaluation: how often, and how, the run evaluates itself and keeps the best weights as best/; unset: not at all.
         trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
         engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
     """
@@ -148,6 +150,7 @@ class Recipe:
     keep_checkpoints: int = 2
     skip_limit: int = 10
     spike_factor: float | None = 30.0
+    evaluation: EvaluationSettings | None = None
     trackers: list[Tracker] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
 

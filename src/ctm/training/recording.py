@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ctm.training.evaluation import SelfEvaluation
 from ctm.training.guard import check_weights
 from ctm.training.log import peak_memory
 from ctm.training.pictures import save_sample_grid
@@ -40,15 +41,25 @@ def take_up(run: Any, directory: RunDirectory, settings: str) -> tuple[int, floa
 
 
 def record(
-    run: Any, directory: RunDirectory, log: Any, bar: TrainingBar, step: int, seconds: float, *, stop: bool
+    run: Any,
+    directory: RunDirectory,
+    log: Any,
+    bar: TrainingBar,
+    step: int,
+    seconds: float,
+    judge: SelfEvaluation | None = None,
+    *,
+    stop: bool,
 ) -> None:
-    """Write what is due after a step: numbers, pictures, a checkpoint. Right after a skipped step no checkpoint is written,
-    unless it is the last chance: the weights may be what makes steps fail. All processes call this together; log is the
-    main one's. Raises TrainingDiverged and CannotWrite in the main process, SystemExit in the others."""
+    """Write what is due after a step: numbers, pictures, an evaluation by judge, a checkpoint. Right after a skipped step no
+    checkpoint is written, unless it is the last chance: the weights may be what makes steps fail. All processes call this
+    together; log and judge are the main one's. Raises TrainingDiverged and CannotWrite in the main process, SystemExit in the
+    others."""
     recipe, last = run.recipe, step == run.recipe.steps
     sampled = step % recipe.sample_every == 0 or last
     kept = last or stop or (step % recipe.checkpoint_every == 0 and not run.skipping)
-    averages = run.whole_averages() if sampled or kept else {}
+    judged = recipe.evaluation is not None and (step % recipe.evaluation.every == 0 or last)
+    averages = run.whole_averages() if sampled or kept or judged else {}
     modules, optimizers = run.parts(gather=True) if kept else ({}, {})
 
     def write() -> None:
@@ -59,6 +70,8 @@ def record(
                 bar.note(log.write(step, seconds, _state(run)))
             if sampled:
                 save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
+            if judge is not None and judged:
+                judge(averages["model"], step)
         if kept:
             check_weights(step, modules, directory.steps)
             extra = {"guards": {name: guard.state_dict() for name, guard in run.guards.items()}}

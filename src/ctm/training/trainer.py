@@ -22,6 +22,7 @@ from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.training.evaluation import SelfEvaluation
 from ctm.training.guard import StepGuard
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
@@ -208,6 +209,8 @@ def _loop(
     names = loss_names(recipe.objectives)
     with directory.writing():
         log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
+    settings, place = recipe.evaluation, run.accelerator.device
+    judge = SelfEvaluation(settings, run.images, directory, step, place) if settings is not None and main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         while step < recipe.steps:
@@ -217,7 +220,7 @@ def _loop(
             if log is not None and not run.skipping:
                 log.add(numbers)
             stop = largest(run.accelerator, interrupt.requested)
-            record(run, directory, log, bar, step, time.monotonic() - started, stop=stop != 0)
+            record(run, directory, log, bar, step, time.monotonic() - started, judge, stop=stop != 0)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop == signal.SIGTERM:

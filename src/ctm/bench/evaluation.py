@@ -1,0 +1,78 @@
+"""`ctm bench evaluate`: how much of an evaluation's time is spent in the generator and the feature networks."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ctm import __version__
+from ctm.bench.results import Results
+from ctm.commands.common import Parser, command_parser
+from ctm.commands.evaluate import numbers
+from ctm.evaluation.passes import Processes
+from ctm.evaluation.plans import make_plans, subject_of
+from ctm.evaluation.protocol import environment
+from ctm.evaluation.report import write_result
+from ctm.evaluation.run import evaluate_plans, make_judge
+from ctm.model import load_model
+
+__all__ = ["measure_shares", "parser", "run"]
+
+
+def parser() -> Parser:
+    """The options of the benchmark."""
+    result = command_parser(
+        "bench evaluate",
+        "Evaluate a model and print the share of the time that goes into its network and the feature networks; the rest is sums, "
+        "metrics, pictures and files. Statistics of the data are not counted: they are kept.",
+        "ctm bench evaluate --model models/digits-ctm --data digits --count 10000",
+    )
+    result.add_argument(
+        "--model", type=str, default="models/digits-ctm", help="model directory, run directory or hub id"
+    )
+    result.add_argument("--data", type=str, default="digits", help="as for ctm evaluate")
+    result.add_argument("--features", type=str, default="efficientnet", help="feature network")
+    result.add_argument("--steps", type=str, default="1", help="jumps, one row for each")
+    result.add_argument("--count", type=int, default=10_000, help="samples of each row")
+    result.add_argument("--out", type=str, default="runs/bench/evaluate.json", help="results file")
+    result.add_argument("--continue", action="store_true", help="add to a results file that exists")
+    return result
+
+
+def measure_shares(model: str, data: str, features: str, steps: list[int], count: int) -> dict[str, Any]:
+    """Seconds by stage over all rows, the wall clock's seconds from the first sample to the last file, and the share of these
+    in the generator and the feature networks."""
+    subject = subject_of("model", model, load_model(model))
+    channels, size, _ = subject.model.shape
+    processes = Processes()
+    judge = make_judge(data, size=size, channels=channels, features=features, images=count, processes=processes)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        rows = evaluate_plans(judge, make_plans(subject, steps=steps), Path(folder))
+        about = environment(processes.device, processes.count, __version__)
+        write_result(Path(folder), judge.protocol, about, judge.reference, rows)
+        total = time.perf_counter() - started
+    seconds = {stage: sum(row.seconds[stage] for row in rows) for stage in rows[0].seconds}
+    share = (seconds["generator"] + seconds["features"]) / total
+    return {"seconds": seconds, "total": total, "share": share}
+
+
+def run(settings: Any) -> None:
+    """Measure, keep, print."""
+    results = Results(Path(settings.out), go_on=settings["continue"])
+    steps = numbers(settings.steps, int, "--steps")
+    found = measure_shares(settings.model, settings.data, settings.features, steps, settings.count)
+    asked = {name: settings[name] for name in ("model", "data", "features", "steps", "count")}
+    results.add(f"{settings.model}/{settings.features}/{settings.count}", asked | found)
+    table = Table("", "seconds", "share")
+    for stage, seconds in found["seconds"].items():
+        table.add_row(stage, f"{seconds:.2f}", f"{seconds / found['total']:.1%}")
+    table.add_row("all", f"{found['total']:.2f}", "")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"in the generator and the feature networks: {found['share']:.1%}; results: {settings.out}")

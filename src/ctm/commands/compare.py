@@ -1,0 +1,63 @@
+"""Compare the results of several evaluations, with significance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ctm.commands.common import Parser, command_parser
+from ctm.evaluation.compare import compare
+from ctm.evaluation.measure import METRICS
+from ctm.evaluation.number import Number
+from ctm.evaluation.plans import title_of
+from ctm.evaluation.report import read_result
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> Parser:
+    result = command_parser(
+        "compare",
+        "Put results of ctm evaluate side by side: one table of all rows, and the differences of the others from the first that "
+        "are significant at 5 % (two-sided, from the error bars, Holm's correction over all differences looked at). Results "
+        "whose protocols differ are refused.",
+        "ctm compare runs/a/result.json runs/b/result.json",
+    )
+    result.add_argument("results", type=str, nargs="+", help="result.json files, or folders of evaluations")
+    return result
+
+
+def run(settings: Namespace) -> None:
+    """Print the tables."""
+    results = [(name, read_result(Path(name))) for name in settings.results]
+    comparisons = compare(results)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_rows(results))
+    wanted = [each for each in comparisons if each.verdict]
+    count = sum(each.p is not None for each in comparisons)
+    console.print(f"{len(wanted)} of {count} differences are significant at 5 % after Holm's correction.")
+    if wanted:
+        table = Table("", "", results[0][0], "other", "p", "", box=SIMPLE, padding=(0, 1, 0, 0))
+        for each in wanted:
+            title = f"{METRICS[each.metric].title}"
+            values = [f"{each.first:.4g}", f"{each.other}: {each.second:.4g}"]
+            table.add_row(title_of(each.row), title, *values, f"{each.p:.1e}", each.verdict)
+        console.print(table)
+
+
+def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:
+    """All rows of all results with the numbers that any of them has."""
+    shown = ("frechet", "kid", "precision", "recall", "label_accuracy", "mse_to_teacher")
+    rows = [(name, row) for name, result in results for row in result["rows"]]
+    names = [metric for metric in shown if any(metric in row["numbers"] for _, row in rows)]
+    table = Table("result", "", *(METRICS[metric].title for metric in names), "ms", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name, row in rows:
+        cells = [str(Number(**row["numbers"][metric])) if metric in row["numbers"] else "" for metric in names]
+        speed = row["seconds_per_image"]
+        table.add_row(name, title_of(row), *cells, "" if speed is None else f"{1000 * speed:.3g}")
+    return table

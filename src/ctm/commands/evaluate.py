@@ -1,0 +1,215 @@
+"""Measure samples of a model at several numbers of steps against data and a teacher; write a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from jsonargparse import Namespace
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ctm import __version__
+from ctm.commands.common import Parser, command_parser
+from ctm.commands.options import usable_device
+from ctm.data import Images, load_images
+from ctm.evaluation.extractors import NAMES
+from ctm.evaluation.passes import Processes
+from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of, title_of
+from ctm.evaluation.protocol import environment
+from ctm.evaluation.report import notes_on, write_result
+from ctm.evaluation.rows import Row
+from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
+from ctm.model import load_model
+from ctm.teachers import load_teacher
+
+__all__ = ["numbers", "parser", "run"]
+
+_T = TypeVar("_T", int, float)
+
+
+def parser() -> Parser:
+    result = command_parser(
+        "evaluate",
+        "Draw samples at several numbers of steps and γ, and compare them with data, and with a teacher from the same noise. "
+        "Writes result.json (every number with its error bar, and the whole protocol), quality.png, samples.png and report.html. "
+        "The same command goes on after an interruption; under accelerate launch, processes share the work.",
+        "ctm evaluate models/digits-ctm --teacher models/digits-teacher --data digits --steps 1,2,4 --num 2000",
+    )
+    result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
+    result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
+    result.add_argument(
+        "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
+    )
+    result.add_argument("--teacher", type=str, default=None, help="its row is added; MSE and PSNR are to its samples")
+    result.add_argument("--num", type=int, default=10_000, help="samples of each row")
+    result.add_argument("--steps", type=str, default=None, help="jumps: 1,2,4; or noise levels of other samplers: 18")
+    result.add_argument("--gamma", type=str, default="0", help="γ of the jumps, one or several: 0,0.5,1")
+    result.add_argument(
+        "--sampler", type=str, default=None, help="gamma, euler, heun or dpmpp_2m (default as in sample)"
+    )
+    result.add_argument("--teacher_steps", type=int, default=18, help="noise levels of the teacher's Heun sampler")
+    result.add_argument("--features", type=str, default="efficientnet", help=f"feature network: {', '.join(NAMES)}")
+    result.add_argument(
+        "--side",
+        type=int,
+        default=None,
+        help="pixels at which it looks (default: 64 for images up to 64, else its own)",
+    )
+    result.add_argument("--rows", type=int, default=2000, help="features kept for KID, CMMD, precision, recall …")
+    result.add_argument(
+        "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
+    )
+    result.add_argument("--likelihood", type=int, default=0, help="data images whose bits/dim the models are asked for")
+    result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
+    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
+    result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
+    result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
+    return result
+
+
+def numbers(text: str, kind: type[_T], option: str) -> list[_T]:
+    """'1,2,4' as a list. Raises ValueError, naming the option, for anything else."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} takes numbers such as 1,2,4, got {text!r}") from error
+    return found
+
+
+def run(settings: Namespace) -> None:
+    """Evaluate everything asked for, print the table, write the files."""
+    if settings.model is None and settings.samples is None:
+        raise ValueError("nothing to evaluate: give a model, or --samples with a folder or .npz of images")
+    if settings.likelihood < 0 or settings.batch_size < 1:
+        raise ValueError("--likelihood must be at least 0 and --batch_size at least 1")
+    if settings.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {settings.seed}")
+    plans = _plans(settings)
+    samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
+    size, channels = _shape(plans, samples)
+    processes, console = _processes(settings.device), Console(stderr=True)
+    shown = processes.index == 0 and console.is_terminal
+
+    def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
+        return track(list(chunks), words, console=console, disable=not shown)
+
+    judge = make_judge(
+        settings.data,
+        size=size,
+        channels=channels,
+        split=settings.split,
+        features=settings.features,
+        side=settings.side,
+        images=settings.num,
+        rows=settings.rows,
+        labels=settings.labels,
+        processes=processes,
+        progress=progress,
+    )
+    out = Path(settings.out)
+    rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
+    if samples is not None:
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": progress}
+        rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
+    if processes.index == 0:
+        _finish(judge, _with_likelihood(judge, plans, rows, settings), out)
+
+
+def _plans(settings: Namespace) -> list[Plan]:
+    """What is to be sampled, checked before anything is computed."""
+    if settings.model is None:
+        if settings.teacher is not None or settings.steps is not None:
+            raise ValueError("--teacher and --steps belong to a model, and none is given")
+        return []
+    steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
+    gammas = numbers(settings.gamma, float, "--gamma")
+    subject = subject_of("model", settings.model, load_model(settings.model))
+    plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, seed=settings.seed)
+    if settings.teacher is not None:
+        teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher))
+        if teacher.model.shape != subject.model.shape:
+            raise ValueError(f"the teacher's images are {teacher.model.shape} and the model's {subject.model.shape}")
+        plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", seed=settings.seed)
+    return plans
+
+
+def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
+    """Side and channels to which the data are brought: the model's, or the samples'."""
+    shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ValueError(f"an evaluation looks at square pictures of 1 or 3 channels, and these are {shape}")
+    if samples is not None and samples.shape != shape:
+        raise ValueError(f"the samples are {samples.shape} and the model's images {shape}: evaluate them apart")
+    return shape[1], shape[0]
+
+
+def _processes(device: str | None) -> Processes:
+    """This process among those of accelerate's launcher."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    place = state.device if device is None else usable_device(device)
+    return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
+
+
+def _with_likelihood(judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace) -> list[Row]:
+    """The rows with bits/dim, which a model has once and all its rows show."""
+    if settings.likelihood == 0:
+        return rows
+    subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
+    found = {
+        checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed)
+        for checksum, subject in subjects.items()
+    }
+    return [
+        replace(
+            row,
+            record=row.record | {"likelihood_images": settings.likelihood},
+            numbers=row.numbers | {"bits_per_dim": found[row.record["checksum"]]},
+        )
+        if row.record["checksum"] in found
+        else row
+        for row in rows
+    ]
+
+
+_SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
+    "frechet": ("Fréchet", None),
+    "frechet_infinity": ("∞", "{:.4g}".format),
+    "precision": ("prec.", "{:.2f}".format),
+    "recall": ("recall", "{:.2f}".format),
+    "label_accuracy": ("labels", "{:.1%}".format),
+    "mse_to_teacher": ("MSE", "{:.4f}".format),
+    "bits_per_dim": ("bits/dim", "{:.2f}".format),
+}
+
+
+def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
+    """The files and the table."""
+    about = environment(judge.processes.device, judge.processes.count, __version__)
+    result = write_result(out, judge.protocol, about, judge.reference, rows)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    names = [name for name in _SHOWN if any(name in row.numbers for row in rows)]
+    for column in ("", *(_SHOWN[name][0] for name in names), "ms"):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
+    for row in rows:
+        speed = row.seconds_per_image
+        cells = [_cell(row, name) for name in names]
+        table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table, width=console.width if console.is_terminal else 120)
+    console.print(notes_on(result))
+    console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.numbers:
+        return ""
+    shape = _SHOWN[name][1]
+    return str(row.numbers[name]) if shape is None else shape(row.numbers[name].value)

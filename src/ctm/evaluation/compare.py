@@ -1,0 +1,109 @@
+"""Several results side by side: refused where their protocols differ, and with the significance of each difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ctm.evaluation.measure import METRICS
+from ctm.evaluation.protocol import differences
+
+__all__ = ["Comparison", "check_protocols", "compare", "significant"]
+
+_LEVEL = 0.05
+_DESCRIPTION = ("role", "sampler", "steps", "gamma")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one kind of row (its role, sampler, steps and γ) in the first result and in another. p: the chance of such a
+    difference or a larger one between equals, None without error bars; verdict: better, worse, other or "" (not significant)
+    of the second against the first."""
+
+    row: dict[str, Any]
+    metric: str
+    other: str
+    first: float
+    second: float
+    p: float | None
+    verdict: str = ""
+
+
+def check_protocols(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Raises ValueError, naming every difference, where a result was not made like the first."""
+    name, first = results[0]
+    for other, result in results[1:]:
+        found = differences(first["protocol"], result["protocol"])
+        if found:
+            raise ValueError(
+                f"{name} and {other} cannot be compared: {'; '.join(found)}. Evaluate both with the same settings"
+            )
+
+
+def _p_value(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    """Two-sided, for two independent normal estimates: erfc(|a − b|/√(2(e_a² + e_b²)))."""
+    errors = [number["error"] for number in (a, b)]
+    if any(error is None or not math.isfinite(error) for error in errors):
+        return None
+    spread = math.hypot(*errors)
+    difference = abs(a["value"] - b["value"])
+    if spread == 0:
+        return 0.0 if difference else 1.0
+    return math.erfc(difference / (math.sqrt(2) * spread))
+
+
+def significant(p_values: Sequence[float | None], level: float = _LEVEL) -> list[bool]:
+    """Which of several p-values are significant together, by Holm's step-down rule: the chance that any of them is so by
+    accident is at most `level`."""
+    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    chosen = [False] * len(p_values)
+    for rank, (p, index) in enumerate(order):
+        if p > level / (len(order) - rank):
+            break
+        chosen[index] = True
+    return chosen
+
+
+def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[name] == b[name] for name in _DESCRIPTION)
+
+
+def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
+    """Whether two rows have a metric, and of the same: distances to a teacher need one teacher, bits/dim the same images."""
+    if not (metric in a["numbers"] and metric in b["numbers"]):
+        return False
+    if metric.endswith("_to_teacher"):
+        return (a["teacher"] or {}).get("checksum") == (b["teacher"] or {}).get("checksum")
+    return metric != "bits_per_dim" or a["likelihood_images"] == b["likelihood_images"]
+
+
+def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
+    """Every metric of every row that the first result shares with another by role, sampler, steps and γ.
+
+    Raises ValueError for fewer than two results, differing protocols, or no row in common."""
+    if len(results) < 2:
+        raise ValueError(f"a comparison needs at least two results, got {len(results)}")
+    check_protocols(results)
+    found = [
+        Comparison(row, metric, name, row["numbers"][metric]["value"], twin["numbers"][metric]["value"], p)
+        for name, result in results[1:]
+        for row in results[0][1]["rows"]
+        for twin in result["rows"]
+        if _same_kind(row, twin)
+        for metric in METRICS
+        if _comparable(row, twin, metric)
+        for p in [_p_value(row["numbers"][metric], twin["numbers"][metric])]
+    ]
+    if not found:
+        raise ValueError("the results have no row in common: evaluate the same --steps, --gamma and --sampler")
+    flags = significant([each.p for each in found])
+    return [_judged(each, flag) for each, flag in zip(found, flags, strict=True)]
+
+
+def _judged(each: Comparison, flag: bool) -> Comparison:
+    direction = METRICS[each.metric].better
+    change = (each.second - each.first) * direction
+    verdict = "other" if direction == 0 else "better" if change > 0 else "worse"
+    return Comparison(each.row, each.metric, each.other, each.first, each.second, each.p, verdict if flag else "")

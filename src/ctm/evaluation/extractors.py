@@ -1,0 +1,103 @@
+"""The feature networks of the metrics: each is named, has a checksum, and tells what it does to an image's size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctm.backbones import EfficientNetLite0
+from ctm.evaluation.classifier import Classifier
+
+__all__ = ["NAMES", "Extractor", "checksum_of", "classifier_extractor", "file_checksum", "make_extractor"]
+
+Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+_SPATIAL_CHANNELS = 7  # of a map with much space left, as in ADM's spatial FID (arXiv 2105.05233)
+_SMALL = 64
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """look: images (B, 1 or 3, H, W) in [−1, 1] -> features (B, F), and (B, S) of a map that keeps where things are, or None.
+
+    name; checksum: of the weights; resize: what is done to the size; features, spatial: F and S (0 for none)."""
+
+    name: str
+    checksum: str
+    resize: str
+    features: int
+    spatial: int
+    look: Look
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.look(images)
+
+    def record(self) -> dict[str, str]:
+        """What a reader needs to use the same network."""
+        return {"name": self.name, "checksum": self.checksum, "resize": self.resize}
+
+
+def file_checksum(path: Path) -> str:
+    """The first 16 digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def checksum_of(module: nn.Module) -> str:
+    """The first 16 digits of the SHA-256 of a module's names and weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().flatten().numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def spatial_features(images: Tensor) -> Tensor:
+    """A map (B, C, h, w) as (B, 7·h·w): its first seven channels, each place a feature."""
+    return images[:, :_SPATIAL_CHANNELS].flatten(1)
+
+
+def _efficientnet(side: int | None, size: int) -> Extractor:
+    chosen = side or (64 if size <= _SMALL else 224)
+    network = EfficientNetLite0(side=chosen)
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        maps, pooled = network.maps_and_pooled(images)
+        return pooled, spatial_features(maps[1])
+
+    spatial = _SPATIAL_CHANNELS * (chosen // 8) ** 2
+    checksum = file_checksum(network.weights_file())
+    resize = f"bilinear to {chosen}×{chosen}, no antialiasing"
+    return Extractor("efficientnet", checksum, resize, network.pooled_channels, spatial, look)
+
+
+def classifier_extractor(classifier: Classifier) -> Extractor:
+    """The 64 features of a classifier trained on the data themselves."""
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return classifier.features(images), None
+
+    return Extractor("classifier", checksum_of(classifier), "none", classifier.num_features, 0, look)
+
+
+_MAKERS: dict[str, Callable[[int | None, int], Extractor]] = {"efficientnet": _efficientnet}
+NAMES = ("classifier", *_MAKERS)
+
+
+def make_extractor(name: str, size: int, side: int | None = None) -> Extractor:
+    """The feature network of that name (but for "classifier", which needs data) for images of size × size.
+
+    side: pixels at which it looks, None for its own choice. Raises ValueError for an unknown name or an unfitting side, and
+    ImportError or FileNotFoundError where weights are missing, each with what to do."""
+    if name not in _MAKERS:
+        raise ValueError(f"--features must be one of {', '.join(NAMES)}, got {name!r}")
+    return _MAKERS[name](side, size)

@@ -1,0 +1,92 @@
+"""Every number of one set of samples, from its statistics and the reference's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.data import to_model_range
+from ctm.evaluation.frechet import frechet_numbers
+from ctm.evaluation.kernels import cmmd, kid
+from ctm.evaluation.neighbours import Memorisation, memorisation, precision_recall
+from ctm.evaluation.number import Number, mean_with_error
+from ctm.evaluation.reference import Reference
+from ctm.evaluation.scores import psnr
+from ctm.evaluation.statistics import Statistics
+
+__all__ = ["METRICS", "NEIGHBOURS", "Metric", "compare_images", "measure"]
+
+NEIGHBOURS = 5
+_QUERIES = 500  # samples of the memorisation check
+
+
+@dataclass(frozen=True)
+class Metric:
+    """title: for a table's head; better: +1 for more, −1 for less, 0 for neither."""
+
+    title: str
+    better: int
+
+
+METRICS = {
+    "frechet": Metric("Fréchet", -1),
+    "frechet_infinity": Metric("Fréchet∞", -1),
+    "spatial_frechet": Metric("spatial Fréchet", -1),
+    "kid": Metric("KID", -1),
+    "cmmd": Metric("CMMD", -1),
+    "inception_score": Metric("Inception score", 1),
+    "precision": Metric("precision", 1),
+    "recall": Metric("recall", 1),
+    "density": Metric("density", 1),
+    "coverage": Metric("coverage", 1),
+    "diversity": Metric("diversity in a class", 0),
+    "label_accuracy": Metric("label accuracy", 1),
+    "mse_to_teacher": Metric("MSE to teacher", -1),
+    "psnr_to_teacher": Metric("PSNR to teacher", 1),
+    "memorised": Metric("closer to training", 0),
+    "memorised_expected": Metric("closer, expected", 0),
+    "bits_per_dim": Metric("bits/dim", -1),
+}
+
+
+def measure(
+    samples: Statistics, reference: Reference, *, labelled: bool
+) -> tuple[dict[str, Number], Memorisation | None]:
+    """The numbers by the names of METRICS, as far as the reference and the samples allow, and the memorisation check.
+
+    labelled: whether the samples were made for classes, so that the classifier's answer can be right."""
+    numbers: dict[str, Number] = {}
+    numbers["frechet"], limit = frechet_numbers(samples.moments, reference.gaussian)
+    if limit is not None:
+        numbers["frechet_infinity"] = limit
+    if samples.spatial is not None and reference.spatial is not None:
+        numbers["spatial_frechet"] = frechet_numbers(samples.spatial, reference.spatial)[0]
+    if samples.probabilities is not None:
+        numbers["inception_score"] = samples.probabilities.inception_score()
+        if labelled:
+            numbers["label_accuracy"] = samples.probabilities.accuracy()
+    if labelled and samples.classes is not None and reference.classes is not None:
+        numbers["diversity"] = samples.classes.diversity(reference.classes)
+    if reference.rows is None:
+        return numbers, None
+    numbers["kid"], numbers["cmmd"] = kid(samples.rows, reference.rows), cmmd(samples.rows, reference.rows)
+    if min(len(samples.rows), len(reference.rows)) > NEIGHBOURS:
+        numbers |= precision_recall(reference.rows, samples.rows, NEIGHBOURS, real_radii=reference.radii)
+    if reference.table is None or len(reference.table) < 4:
+        return numbers, None
+    table = torch.from_numpy(np.asarray(reference.table))
+    copies = memorisation(samples.rows[:_QUERIES], table)
+    numbers["memorised"], numbers["memorised_expected"] = copies.share, copies.expected
+    return numbers, copies
+
+
+def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:
+    """Mean squared error in units of [−1, 1] and PSNR of images uint8 (P, H, W, C) against the teacher's from the same noise."""
+    mine, theirs = (to_model_range(each).double() for each in (samples, teacher))
+    mse = mean_with_error((mine - theirs).square().flatten(1).mean(dim=1))
+    slope = None if mse.error is None or mse.value == 0 else 10 / math.log(10) * mse.error / mse.value
+    return {"mse_to_teacher": mse, "psnr_to_teacher": Number(psnr(mse.value), slope)}

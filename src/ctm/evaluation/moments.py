@@ -1,0 +1,72 @@
+"""Means and covariances of a stream of rows, summed apart in blocks so that error bars and extrapolation need no second pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ctm.evaluation.sums import Sums, zeros
+
+__all__ = ["BLOCKS", "BlockMoments", "Gaussian", "symmetric_root"]
+
+BLOCKS = 8  # row i belongs to block i mod 8
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """The positive root of a symmetric matrix (F, F) ≥ 0, by its eigenvalues, those below zero by rounding set to zero."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """mean (F,) and covariance (F, F) of `count` rows, float64 on the CPU; count 0: not known."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int = 0
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The root of the covariance, computed once."""
+        return symmetric_root(self.covariance)
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Gaussian:
+        """Of rows (N, F), with divisor N − 1. Raises ValueError for fewer than two."""
+        if rows.dim() != 2 or len(rows) < 2:
+            raise ValueError(f"a covariance needs at least two rows of features (N, F), got {tuple(rows.shape)}")
+        rows = rows.double()
+        return cls(rows.mean(dim=0), rows.T.cov().reshape(rows.shape[1], rows.shape[1]), len(rows))
+
+
+class BlockMoments(Sums):
+    """Sums over rows, one for each block: count (B,), total (B, F), outer (B, F, F)."""
+
+    def __init__(self, features: int, blocks: int = BLOCKS) -> None:
+        self.count = zeros(blocks)
+        self.total = zeros(blocks, features)
+        self.outer = zeros(blocks, features, features)
+
+    def add(self, rows: Tensor, indices: Tensor) -> None:
+        """Add rows (N, F), row j being number indices[j] (int64 (N,)) of the stream."""
+        rows = rows.double()
+        for block in range(len(self.count)):
+            chosen = rows[indices % len(self.count) == block]
+            self.count[block] += len(chosen)
+            self.total[block] += chosen.sum(dim=0)
+            self.outer[block].addmm_(chosen.T, chosen)
+
+    def gaussian(self, blocks: Sequence[int] | None = None) -> Gaussian:
+        """Mean and covariance (divisor n − 1) of some blocks together, or of all. Raises ValueError for fewer than two rows."""
+        chosen = list(range(len(self.count))) if blocks is None else list(blocks)
+        count = float(self.count[chosen].sum())
+        if count < 2:
+            raise ValueError(f"a covariance needs at least two samples, got {count:.0f}")
+        mean = self.total[chosen].sum(dim=0) / count
+        outer = self.outer[chosen].sum(dim=0)
+        return Gaussian(mean, (outer - count * torch.outer(mean, mean)) / (count - 1), int(count))

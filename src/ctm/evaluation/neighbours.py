@@ -1,0 +1,106 @@
+"""What nearest neighbours in feature space tell: precision, recall, density, coverage, and copies of the training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctm.evaluation.number import Number, mean_with_error
+
+__all__ = ["Memorisation", "memorisation", "nearest", "precision_recall", "radii"]
+
+_STEP = 1000
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i − b_j|² (N, M), in the precision of the rows."""
+    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)[None] - 2 * a @ b.T
+    return squares.clamp(min=0)
+
+
+def radii(rows: Tensor, k: int = 5) -> Tensor:
+    """|row − its k-th neighbour|² (N,), itself not counted. Raises ValueError for k rows or fewer."""
+    if len(rows) <= k:
+        raise ValueError(f"the {k}th neighbour needs more than {k} rows, got {len(rows)}")
+    parts = [
+        _distances(rows[start : start + _STEP], rows).topk(k + 1, largest=False).values[:, -1]
+        for start in range(0, len(rows), _STEP)
+    ]
+    return torch.cat(parts)
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 5, real_radii: Tensor | None = None) -> dict[str, Number]:
+    """precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of feature rows fake (N, F) against real
+    (M, F), with balls to the k-th neighbour. All depend on N and M.
+
+    real_radii: `radii(real, k)` where it is there already. Error bars: of the mean over fakes (precision, density), over
+    reals (recall, coverage). Raises ValueError for k rows or fewer on one side."""
+    if len(real) <= k or len(fake) <= k:
+        raise ValueError(f"precision and recall need more than {k} rows on both sides, got {len(real)}, {len(fake)}")
+    real, fake = real.double(), fake.double()
+    of_real = radii(real, k) if real_radii is None else real_radii
+    of_fake = radii(fake, k)
+    inside = torch.zeros(len(fake))
+    recalled, covered = [], []
+    for start in range(0, len(real), _STEP):
+        squares = _distances(real[start : start + _STEP], fake)
+        ball = of_real[start : start + _STEP, None]
+        inside += (squares < ball).sum(dim=0)
+        covered.append(squares.min(dim=1).values < ball[:, 0])
+        recalled.append((squares < of_fake[None]).any(dim=1))
+    return {
+        "precision": mean_with_error(inside > 0),
+        "recall": mean_with_error(torch.cat(recalled)),
+        "density": mean_with_error(inside / k),
+        "coverage": mean_with_error(torch.cat(covered)),
+    }
+
+
+def nearest(queries: Tensor, rows: Tensor, *, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The nearest of rows (M, F) for each of queries (N, F): its distance (N,) and number (N,).
+
+    without: int64 (N,), the number of the row that is not to be found (the query itself)."""
+    best = torch.full((len(queries),), torch.inf, dtype=queries.dtype)
+    found = torch.zeros(len(queries), dtype=torch.int64)
+    for start in range(0, len(rows), 10 * _STEP):
+        squares = _distances(queries, rows[start : start + 10 * _STEP].to(queries))
+        if without is not None:
+            here = (without >= start) & (without < start + squares.shape[1])
+            squares[here, without[here] - start] = torch.inf
+        values, indices = squares.min(dim=1)
+        found = torch.where(values < best, indices + start, found)
+        best = torch.minimum(values, best)
+    return best.sqrt(), found
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """share: of the samples that are nearer to a training image than any other training image is to that one. expected:
+    the same share among training images left out, what a model that copies nothing gives. distances (N,): of each sample to its
+    nearest training image, in units of that image's own nearest distance; neighbours (N,): the training image's number."""
+
+    share: Number
+    expected: Number
+    distances: Tensor
+    neighbours: Tensor
+
+
+def _closer(samples: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's distance to its nearest training row, over that row's own to the rest; and the row's number."""
+    distance, number = nearest(samples, train)
+    own, _ = nearest(train[number].to(samples), train, without=number)
+    return distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30))), number
+
+
+def memorisation(samples: Tensor, train: Tensor) -> Memorisation:
+    """Authenticity (arXiv 2102.08921) turned round: samples (N, F) against the training set's features (M, F), in random order.
+
+    Raises ValueError for fewer than four training rows."""
+    if len(train) < 4:
+        raise ValueError(f"the memorisation check needs at least four training images, got {len(train)}")
+    left_out = min(len(samples), len(train) // 4)
+    ratios, numbers = _closer(samples, train)
+    null, _ = _closer(train[-left_out:].to(samples), train[:-left_out])
+    return Memorisation(mean_with_error(ratios < 1), mean_with_error(null < 1), ratios, numbers)

@@ -1,0 +1,152 @@
+"""One pass over a stream of images: chunks shared among processes, kept in files, so that a pass cut short goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.data import to_model_range
+from ctm.evaluation.classifier import Classifier
+from ctm.evaluation.extractors import Extractor
+from ctm.evaluation.sources import Source
+from ctm.evaluation.statistics import Layout, Statistics
+from ctm.pictures import to_uint8
+
+__all__ = ["Processes", "Progress", "run_pass", "silent"]
+
+_SAVE_SECONDS = 30.0
+Progress = Callable[[Iterable[int], str], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, how many there are, where it computes, and how it waits for the others."""
+
+    index: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    wait: Callable[[], None] = lambda: None
+
+
+def silent(chunks: Iterable[int], words: str) -> Iterable[int]:
+    """No progress shown."""
+    return chunks
+
+
+def run_pass(
+    source: Source,
+    extractor: Extractor,
+    classifier: Classifier | None,
+    layout: Layout,
+    *,
+    path: Path,
+    key: str,
+    batch_size: int = 250,
+    processes: Processes = Processes(),
+    table: np.ndarray | None = None,
+    progress: Progress = silent,
+    words: str = "",
+) -> Statistics:
+    """The statistics of all images of `source`, from the file `path` where they are there under the same key.
+
+    Images are looked at as a picture file holds them: clamped, 256 values. Chunk c is images c·batch_size …, done by one
+    process; each keeps what it has in a file beside `path` twice a minute and when stopped, and a later call, with any number
+    of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
+    one, features of image i < len(table) are written to its row i, too."""
+    whole, processes = Statistics(layout), processes or Processes()
+    if whole.merge_file(path, key):
+        return whole
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine, done = _earlier_parts(layout, path, key, processes)
+    part = _part(path, processes.index)
+    chunks = [c for c in range(-(-source.count // batch_size)) if c not in done][processes.index :: processes.count]
+    saved = time.monotonic()
+    try:
+        for chunk in progress(chunks, words):
+            indices = np.arange(chunk * batch_size, min((chunk + 1) * batch_size, source.count))
+            _look(source, extractor, classifier, indices, mine, table, processes.device)
+            mine.done.add(chunk)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                mine.save(part, key)
+                saved = time.monotonic()
+    except BaseException:
+        mine.save(part, key)
+        raise
+    mine.save(part, key)
+    processes.wait()
+    if processes.index == 0:
+        _merged(layout, path, key)[0].save(path, key)
+        for file in path.parent.glob(f"{path.stem}.part*"):
+            file.unlink()
+    processes.wait()
+    whole = Statistics(layout)
+    if not whole.merge_file(path, key):
+        raise RuntimeError(f"{path} was written and cannot be read back")
+    return whole
+
+
+def _part(path: Path, index: int) -> Path:
+    return path.with_name(f"{path.stem}.part{index}.safetensors")
+
+
+def _merged(layout: Layout, path: Path, key: str) -> tuple[Statistics, list[Path]]:
+    """All parts together, and their files; a part whose chunks are in an earlier one (a merge cut short) is left out."""
+    merged, files = Statistics(layout), sorted(path.parent.glob(f"{path.stem}.part*"))
+    for file in files:
+        merged.merge_file(file, key)
+    return merged, files
+
+
+def _earlier_parts(layout: Layout, path: Path, key: str, processes: Processes) -> tuple[Statistics, set[int]]:
+    """What this process starts from, the first with all that earlier processes left, and the chunks that are done."""
+    merged, files = _merged(layout, path, key)
+    processes.wait()
+    if processes.index == 0 and files:
+        merged.save(_part(path, 0), key)
+        for file in files:
+            if file != _part(path, 0):
+                file.unlink()
+    processes.wait()
+    return (merged if processes.index == 0 else Statistics(layout)), set(merged.done)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _look(
+    source: Source,
+    extractor: Extractor,
+    classifier: Classifier | None,
+    indices: np.ndarray,
+    statistics: Statistics,
+    table: np.ndarray | None,
+    device: torch.device,
+) -> None:
+    """Make the images `indices`, look at them, and add what is seen."""
+    clock = [time.perf_counter()]
+    images, labels = source.batch(indices)
+    _synchronise(device)
+    clock.append(time.perf_counter())
+    pixels = to_uint8(images)
+    seen = to_model_range(pixels).to(device)
+    pooled, spatial = extractor(seen)
+    logits: Tensor | None = None
+    if classifier is not None:
+        with torch.no_grad():
+            logits = classifier(seen).cpu()
+    pooled, spatial = pooled.cpu(), None if spatial is None else spatial.cpu()
+    clock.append(time.perf_counter())
+    statistics.add(torch.from_numpy(indices), pixels.cpu(), pooled, spatial, logits, labels)
+    if table is not None:
+        early = indices < len(table)
+        table[indices[early]] = pooled[torch.from_numpy(early)].numpy()
+    clock.append(time.perf_counter())
+    statistics.seconds += torch.tensor(clock, dtype=torch.float64).diff()

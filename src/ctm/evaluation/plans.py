@@ -1,0 +1,136 @@
+"""What is evaluated: a model under a sampler with its settings, and the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ctm import sampling
+from ctm.evaluation.extractors import checksum_of
+from ctm.noise import karras_grid
+
+__all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
+
+SAMPLERS = ("gamma", "euler", "heun", "dpmpp_2m")
+_RHO = 7.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated. role: model or teacher; name: as it was asked for; checksum of its weights; ema: the decay of the
+    average that they are, None where no recipe tells."""
+
+    role: str
+    name: str
+    model: Any
+    checksum: str
+    ema: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A subject under one sampler: levels and method make its samples, record is what a reader needs to repeat them."""
+
+    subject: Subject
+    levels: Tensor
+    method: Callable[..., Tensor]
+    record: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """A few words for tables and pictures."""
+        return title_of(self.record)
+
+
+def title_of(record: dict[str, Any]) -> str:
+    """A few words about a record."""
+    if record["role"] == "samples":
+        return "samples"
+    extra = f", γ = {record['gamma']:g}" if record["gamma"] else ""
+    return f"{record['role']}, {record['evaluations']}{extra}"
+
+
+def subject_of(role: str, name: str, model: Any) -> Subject:
+    """The subject of a loaded model."""
+    return Subject(role, name, model, checksum_of(model), _ema(Path(name)))
+
+
+def _ema(directory: Path) -> float | None:
+    for file in (directory / "config.yaml", directory / "recipe.yaml", directory.parent / "config.yaml"):
+        if file.is_file():
+            settings = yaml.safe_load(file.read_text())
+            return settings.get("ema") if isinstance(settings, dict) else None
+    return None
+
+
+def make_plans(
+    subject: Subject,
+    *,
+    steps: Sequence[int] | None,
+    gammas: Sequence[float] = (0.0,),
+    sampler: str | None = None,
+    seed: int = 0,
+) -> list[Plan]:
+    """One plan for each number of steps and each γ; a single jump adds no noise, so γ is not varied there.
+
+    steps: jumps, or noise levels of the other samplers; None: 1, 2, 4, or 18. sampler: None for jumps where the model has them,
+    else Heun. Raises ValueError for a sampler that is unknown or does not fit the model."""
+    jumps = hasattr(subject.model, "jump")
+    name = sampler or ("gamma" if jumps else "heun")
+    if name not in SAMPLERS:
+        raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
+    if name == "gamma" and not jumps:
+        raise ValueError(f"{subject.name} cannot jump: choose --sampler heun, euler or dpmpp_2m")
+    counts = list(steps or ((1, 2, 4) if name == "gamma" else (18,)))
+    if name != "gamma" and list(gammas) != [0.0]:
+        raise ValueError(f"--gamma belongs to jumps, and the sampler of {subject.name} is {name}: leave it out")
+    if min(counts) < (1 if name == "gamma" else 2):
+        raise ValueError(f"--steps must be at least {1 if name == 'gamma' else 2} for {name}, got {min(counts)}")
+    if name != "gamma":
+        return [_denoising(subject, name, count, seed) for count in counts]
+    gammas = sorted(set(gammas))
+    return [
+        _jumping(subject, count, gamma, seed) for gamma in gammas for count in counts if count > 1 or gamma == gammas[0]
+    ]
+
+
+def _record(subject: Subject, sampler: str, steps: int, evaluations: int, seed: int) -> dict[str, Any]:
+    model = subject.model
+    return {
+        "role": subject.role,
+        "name": subject.name,
+        "checksum": subject.checksum,
+        "ema": subject.ema,
+        "sampler": sampler,
+        "steps": steps,
+        "evaluations": evaluations,
+        "gamma": None,
+        "form": None,
+        "grid": {"kind": "karras", "rho": _RHO, "sigma_min": model.sigma_min, "sigma_max": model.sigma_max},
+        "guidance": None,
+        "rejection": False,
+        "seed": seed,
+        "precision": str(next(model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
+    }
+
+
+def _denoising(subject: Subject, name: str, count: int, seed: int) -> Plan:
+    grid = karras_grid(count - 1, subject.model.sigma_min, subject.model.sigma_max, _RHO, dtype=torch.float32)
+    evaluations = 2 * count - 1 if name == "heun" else count
+    record = _record(subject, name, count, evaluations, seed)
+    record["grid"]["end"] = 0.0
+    return Plan(subject, torch.cat([grid, torch.zeros(1)]), getattr(sampling, name), record)
+
+
+def _jumping(subject: Subject, count: int, gamma: float, seed: int) -> Plan:
+    sampling.gamma_plan([1.0, 0.5], gamma)  # checks γ before anything is computed
+    grid = karras_grid(count, subject.model.sigma_min, subject.model.sigma_max, _RHO, dtype=torch.float32)
+    record = _record(subject, "gamma", count, count, seed) | {"gamma": gamma, "form": "paper"}
+    return Plan(subject, grid, partial(sampling.gamma, gamma=gamma), record)

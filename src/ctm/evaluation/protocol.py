@@ -1,0 +1,68 @@
+"""What must be equal for two numbers to be comparable, and what differs where it is not."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ctm.evaluation.extractors import Extractor
+from ctm.evaluation.measure import NEIGHBOURS
+from ctm.evaluation.moments import BLOCKS
+from ctm.evaluation.reference import Reference
+
+__all__ = ["differences", "environment", "protocol"]
+
+_VERSION = 1  # of the metrics' definitions: raised when a number would come out otherwise
+
+
+def protocol(
+    extractor: Extractor, classifier: str | None, reference: Reference, *, images: int, rows: int, labels: str
+) -> dict[str, Any]:
+    """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy; labels: how the
+    samples' classes were chosen."""
+    return {
+        "metrics": _VERSION,
+        "features": extractor.record(),
+        "features_precision": "float32",
+        "classifier": classifier,
+        "reference": reference.record(),
+        "images": images,
+        "rows": rows,
+        "neighbours": NEIGHBOURS,
+        "blocks": BLOCKS,
+        "pixels": "uint8",
+        "labels": labels,
+    }
+
+
+def environment(device: torch.device, processes: int, version: str) -> dict[str, Any]:
+    """Where it ran, which should make no difference."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    return {
+        "version": version,
+        "torch": torch.__version__,
+        "device": f"{device.type}, {name}",
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _flat(record: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(record, dict):
+        return {path: record}
+    return {
+        key: value for name, inner in record.items() for key, value in _flat(inner, f"{path}.{name}".strip(".")).items()
+    }
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], *, ignore: tuple[str, ...] = ("reference.name",)) -> list[str]:
+    """Each entry in which two protocols differ, as 'images: 5000 and 10000'. A reference's name does not count, its content
+    does."""
+    first, second = _flat(a), _flat(b)
+    names = sorted((first.keys() | second.keys()) - set(ignore))
+    return [
+        f"{name}: {first.get(name)} and {second.get(name)}" for name in names if first.get(name) != second.get(name)
+    ]

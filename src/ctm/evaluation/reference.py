@@ -1,0 +1,225 @@
+"""The data that samples are compared with: seen once by each feature network, kept by content; or a file of statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctm.data import Images
+from ctm.data.folder import cache_directory
+from ctm.evaluation.classifier import Classifier, train_classifier
+from ctm.evaluation.extractors import Extractor, file_checksum
+from ctm.evaluation.frechet import frechet
+from ctm.evaluation.moments import Gaussian
+from ctm.evaluation.neighbours import radii
+from ctm.evaluation.passes import Processes, Progress, run_pass, silent
+from ctm.evaluation.scores import ClassSums
+from ctm.evaluation.sources import ImageSource
+from ctm.evaluation.statistics import Layout, Statistics
+
+__all__ = ["Reference", "classifier_of", "images_checksum", "is_statistics", "reference_of", "statistics_file"]
+
+_VERSION = 1
+_TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
+_CLASSIFIER_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of the data: name, checksum of the content and number of images (0: the file does not say); Gaussians of
+    features and of spatial features; and from images, not from a file: the kept rows (K, F), class sums, all features on the
+    disk in the order of `source`, the classifier's accuracy on the data, and the Fréchet distance between its halves."""
+
+    name: str
+    checksum: str
+    count: int
+    gaussian: Gaussian
+    spatial: Gaussian | None = None
+    rows: Tensor | None = None
+    classes: ClassSums | None = None
+    table: np.ndarray | None = None
+    source: ImageSource | None = None
+    accuracy: float | None = None
+    halves: float | None = None
+
+    @cached_property
+    def radii(self) -> Tensor:
+        """Squared distances of the kept rows to their fifth neighbours."""
+        if self.rows is None:
+            raise ValueError(f"{self.name} holds no rows of features, only their statistics")
+        return radii(self.rows.double())
+
+    def record(self) -> dict[str, str | int]:
+        """What a reader needs to use the same data."""
+        return {"name": self.name, "checksum": self.checksum, "images": self.count}
+
+
+def images_checksum(images: Images) -> str:
+    """The first 16 digits of the SHA-256 of the pixels and labels."""
+    digest = hashlib.sha256(str(images.pixels.shape).encode())
+    for start in range(0, len(images), 4096):
+        digest.update(np.ascontiguousarray(images.pixels[start : start + 4096]).tobytes())
+    digest.update(b"" if images.labels is None else images.labels.astype(np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def classifier_of(images: Images, checksum: str, processes: Processes) -> Classifier | None:
+    """The classifier trained on these images (at most 50,000), from the cache where it was trained before; None for images
+    without labels. One process trains."""
+    if images.labels is None:
+        return None
+    path = cache_directory() / f"classifier-{_key('classifier', checksum)}.safetensors"
+    if not path.is_file() and processes.index == 0:
+        chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
+        x, labels = chosen.batch(np.arange(chosen.count))
+        assert labels is not None
+        trained = train_classifier(x, labels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(trained.state_dict(), path)
+    processes.wait()
+    weights = load_file(path)
+    classifier = Classifier(images.shape[0], images.shape[1], len(weights["head.bias"]))
+    classifier.load_state_dict(weights)
+    return classifier.eval().requires_grad_(False).to(processes.device)
+
+
+def reference_of(
+    images: Images,
+    checksum: str,
+    extractor: Extractor,
+    classifier: Classifier | None,
+    *,
+    rows: int,
+    processes: Processes,
+    progress: Progress = silent,
+) -> Reference:
+    """The reference of these images, looked at now or read from the cache, whose key is the content and the network."""
+    layout = _layout(images, extractor, classifier, rows)
+    source = ImageSource(images, len(images))
+    key = _key("reference", checksum, extractor.record(), layout.rows, _TABLE_ROWS, classifier is not None)
+    path = cache_directory() / f"reference-{key}.safetensors"
+    table_path = path.with_suffix(".npy")
+    shape = (min(len(images), _TABLE_ROWS), extractor.features)
+    if not table_path.is_file() and processes.index == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in path.parent.glob(f"{path.stem}*.safetensors"):  # seen without the table
+            file.unlink()
+        np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=shape).flush()
+    processes.wait()
+    table = np.load(table_path, mmap_mode="r+")
+    seen = run_pass(
+        source,
+        extractor,
+        classifier,
+        layout,
+        path=path,
+        key=key,
+        processes=processes,
+        table=table,
+        progress=progress,
+        words=f"looking at {images.name}",
+    )
+    return _from_statistics(images, checksum, seen, source, table)
+
+
+def _layout(images: Images, extractor: Extractor, classifier: Classifier | None, rows: int) -> Layout:
+    _, height, width, channels = images.pixels.shape
+    classes = images.num_classes if classifier is not None else 0
+    return Layout(extractor.features, extractor.spatial, classes, min(rows, len(images)), 0, (height, width, channels))
+
+
+def _from_statistics(
+    images: Images, checksum: str, seen: Statistics, source: ImageSource, table: np.ndarray
+) -> Reference:
+    halves = None
+    if len(images) >= 16:
+        even, odd = (seen.moments.gaussian(range(start, len(seen.moments.count), 2)) for start in (0, 1))
+        halves = frechet(even, odd)
+    return Reference(
+        name=images.name,
+        checksum=checksum,
+        count=len(images),
+        gaussian=seen.moments.gaussian(),
+        spatial=None if seen.spatial is None else seen.spatial.gaussian(),
+        rows=seen.rows,
+        classes=seen.classes,
+        table=table,
+        source=source,
+        accuracy=None if seen.probabilities is None else seen.probabilities.accuracy().value,
+        halves=halves,
+    )
+
+
+def _arrays(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays in an .npz, without reading them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shapes = {}
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+                    shapes[name.removesuffix(".npy")] = read(file)[0]
+            return shapes
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays") from error
+
+
+def is_statistics(name: str, features: int) -> bool:
+    """Whether `name` is an .npz of statistics over that many features: mu and sigma (EDM, ADM) or activations.
+
+    Raises ValueError for statistics over another number of features, unless the file has images (arr_0) as well."""
+    path = Path(name)
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    shapes = _arrays(path)
+    if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:
+        return False
+    found = shapes["mu"][0] if "mu" in shapes else shapes["activations"][1]
+    if found != features and len(shapes.get("arr_0", shapes.get("images", ()))) < 3:
+        raise ValueError(
+            f"{path} holds statistics of {found} features and the feature network gives {features}: choose by --features the "
+            "network that made them (Inception: 2048), or give the images themselves"
+        )
+    return found == features
+
+
+def statistics_file(path: Path) -> Reference:
+    """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
+    or activations (N, F). The file does not tell its feature network. Raises ValueError for shapes that do not fit."""
+    with np.load(path) as stored:
+        arrays = {
+            name: torch.from_numpy(np.asarray(stored[name], dtype=np.float64))
+            for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
+            if name in stored.files
+        }
+    spatial = None
+    if "mu" in arrays:
+        gaussian = _checked(path, arrays["mu"], arrays["sigma"])
+        if {"mu_s", "sigma_s"} <= arrays.keys():
+            spatial = _checked(path, arrays["mu_s"], arrays["sigma_s"])
+        return Reference(str(path), file_checksum(path), 0, gaussian, spatial)
+    rows = arrays["activations"]
+    gaussian = Gaussian.of(rows)
+    return Reference(str(path), file_checksum(path), len(rows), gaussian, rows=rows.float())
+
+
+def _checked(path: Path, mean: Tensor, covariance: Tensor) -> Gaussian:
+    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path}: mu must be (F,) and sigma (F, F), got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
+    return Gaussian(mean, covariance)

@@ -1,0 +1,160 @@
+"""The files of an evaluation: result.json, and report.html with everything inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctm.evaluation import figures
+from ctm.evaluation.measure import METRICS
+from ctm.evaluation.plans import title_of
+from ctm.evaluation.reference import Reference
+from ctm.evaluation.rows import Row
+from ctm.training.run_directory import write_whole
+
+__all__ = ["notes_on", "read_result", "write_result"]
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b1b1b; background: #fff; }
+h1 { line-height: 1.2; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+td { white-space: nowrap; } th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child, .record td { text-align: left; } .record td { white-space: normal; }
+figure { margin: 2rem 0; } figcaption { color: #444; } .scroll { overflow-x: auto; }
+</style></head><body>
+<h1>$title</h1>
+<p>$lead</p>
+<div class="scroll">$table</div>
+<p>$notes</p>
+$figures
+<h2>Protocol</h2>
+<div class="scroll record">$record</div>
+</body></html>
+""")
+
+
+def write_result(
+    out: Path, protocol: dict[str, Any], environment: dict[str, Any], reference: Reference, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds."""
+    about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}
+    result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
+    result["rows"] = [row.as_json() for row in rows]
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    pictures = _pictures(reference, rows)
+    for name, _, content in pictures:
+        write_whole(out / f"{name}.png", content)
+    write_whole(out / "report.html", _page(result, rows, [(caption, png) for _, caption, png in pictures]).encode())
+    return result
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What result.json holds. Raises FileNotFoundError or ValueError for a file that is none."""
+    file = path / "result.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
+    try:
+        result = json.loads(file.read_text())
+        if not {"protocol", "rows"} <= result.keys():
+            raise ValueError("it has no protocol and rows")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a result of ctm evaluate: {error}") from error
+    return result
+
+
+def _pictures(reference: Reference, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
+    """(file name, caption, PNG) of every picture that there is something for."""
+    found = []
+    if any(row.record["role"] != "samples" for row in rows):
+        found.append(
+            (
+                "quality",
+                "Fréchet distance to the data against evaluations of the network and against measured time, both "
+                "logarithmic; bars: one standard error.",
+                figures.png(figures.quality(rows, "frechet", "Fréchet distance")),
+            )
+        )
+    lines = figures.sample_lines(rows)
+    if lines:
+        caption = "The first samples; each column starts from the same noise and class. The number: evaluations."
+        found.append(("samples", caption, figures.png(figures.same_noise(lines))))
+    best = min((row for row in rows if len(row.copies)), key=lambda row: row.numbers["frechet"].value, default=None)
+    if best is not None and reference.source is not None:
+        data = reference.source
+        originals = data.images.pixels[data.numbers[best.originals.numpy()]]
+        picture = figures.originals_and_copies(best.pixels[best.copies], torch.from_numpy(np.array(originals)))
+        caption = (
+            f"{title_of(best.record)}: the samples most like a training image, by feature distance relative to that "
+            "image's distance from its own nearest neighbour, and that image below."
+        )
+        found.append(("nearest", caption, figures.png(picture)))
+    return found
+
+
+def _cells(row: Row, names: Sequence[str]) -> list[str]:
+    speed = row.seconds_per_image
+    numbers = [str(row.numbers[name]) if name in row.numbers else "–" for name in names]
+    return [title_of(row.record), *numbers, "–" if speed is None else f"{1000 * speed:.3g}"]
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def notes_on(result: dict[str, Any]) -> str:
+    """What a reader must know to read the numbers."""
+    about, facts = result["reference"], result["protocol"]
+    words = [
+        f"{facts['images']} samples; ±: one standard error, of the sampling. Fréchet distances are over the features of "
+        f"{facts['features']['name']} ({facts['features']['resize']}) and compare only with others of the same protocol; "
+        "Fréchet∞ is the limit for endlessly many samples. The number after a name: evaluations of the network.",
+    ]
+    if about["halves"] is not None:
+        words.append(f"Two halves of the data are {about['halves']:.4g} apart, which half as many images each raise.")
+    if about["classifier_accuracy"] is not None:
+        words.append(f"The classifier puts {100 * about['classifier_accuracy']:.1f} % of its training images right.")
+    if any("memorised" in row["numbers"] for row in result["rows"]):
+        words.append(
+            "Closer to training: the share of samples nearer to a training image than any other training image is to it; "
+            "expected: the same of training images left out."
+        )
+    return " ".join(words)
+
+
+def _page(result: dict[str, Any], rows: Sequence[Row], pictures: Sequence[tuple[str, bytes]]) -> str:
+    names = [name for name in METRICS if any(name in row.numbers for row in rows)]
+    table = _table(["", *(METRICS[name].title for name in names), "ms/image"], [_cells(row, names) for row in rows])
+    subjects = {f"{row.record['role']} {row.record['name']}": None for row in rows}
+    facts = result["protocol"]
+    lead = f"{', '.join(subjects)}: {facts['images']} samples each, against {facts['reference']['name']}."
+    parts = []
+    for caption, image in pictures:
+        text, data = html.escape(caption), base64.b64encode(image).decode()
+        parts.append(
+            f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+        )
+    records = {"protocol": facts, "environment": result["environment"]}
+    records |= {title_of(row.record): row.record for row in rows}
+    return _PAGE.substitute(
+        title=f"Evaluation against {html.escape(str(facts['reference']['name']))}",
+        lead=html.escape(lead),
+        table=table,
+        notes=html.escape(notes_on(result)),
+        figures="\n".join(parts),
+        record=_table(["", ""], [[name, json.dumps(value, ensure_ascii=False)] for name, value in records.items()]),
+    )

@@ -1,0 +1,72 @@
+"""One line of an evaluation: what was evaluated, its numbers, and the few images kept for pictures; and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ctm.evaluation.number import Number
+
+__all__ = ["Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """record: what was evaluated; numbers: by the names of METRICS; seconds: by stage (generator, features, sums, metrics);
+    count: images; pixels uint8 (P, H, W, C): the first of them; copies: numbers (M,) of the kept images most like a training
+    image, and originals: those training images' numbers in the reference's order, nearest first."""
+
+    record: dict[str, Any]
+    numbers: dict[str, Number]
+    seconds: dict[str, float]
+    count: int
+    pixels: Tensor
+    copies: Tensor
+    originals: Tensor
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """In the generator, on one process; None for images that were there."""
+        return None if self.record["role"] == "samples" else self.seconds["generator"] / self.count
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the images, as plain values."""
+        numbers = {name: {"value": number.value, "error": number.error} for name, number in self.numbers.items()}
+        about = {"count": self.count, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image}
+        return {**self.record, **about, "numbers": numbers}
+
+    def save(self, path: Path) -> None:
+        """Write to a file that appears whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        tensors = {"pixels": self.pixels, "copies": self.copies, "originals": self.originals}
+        about = {key: value for key, value in self.as_json().items() if key not in self.record}
+        save_file(tensors, temporary, {"record": json.dumps(self.record), "about": json.dumps(about)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Row | None:
+        """The row in a file, None where there is none or it is damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in ("pixels", "copies", "originals")}
+            about = json.loads(metadata["about"])
+            numbers = {name: Number(**number) for name, number in about["numbers"].items()}
+            record = json.loads(metadata["record"])
+            return cls(record, numbers, about["seconds"], about["count"], **tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+
+def nothing() -> Tensor:
+    """No image's number."""
+    return torch.zeros(0, dtype=torch.int64)

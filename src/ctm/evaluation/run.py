@@ -1,0 +1,320 @@
+"""An evaluation from end to end: references, samples of every plan, numbers, and the files of the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.data import Images, load_images
+from ctm.evaluation.classifier import Classifier
+from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
+from ctm.evaluation.measure import compare_images, measure
+from ctm.evaluation.number import Number, mean_with_error
+from ctm.evaluation.passes import Processes, Progress, run_pass, silent
+from ctm.evaluation.plans import Plan
+from ctm.evaluation.protocol import protocol
+from ctm.evaluation.reference import (
+    Reference,
+    classifier_of,
+    images_checksum,
+    is_statistics,
+    reference_of,
+    statistics_file,
+)
+from ctm.evaluation.rows import Row, nothing
+from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
+from ctm.evaluation.statistics import Layout, Statistics
+from ctm.likelihood import bits_per_dim
+from ctm.sampling import class_labels
+
+__all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "likelihood_number", "make_judge"]
+
+_SHOWN_COPIES = 10
+_KEPT_PIXELS = 1024
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are judged by, and how: the reference, the networks, and the record of it all."""
+
+    extractor: Extractor
+    classifier: Classifier | None
+    reference: Reference
+    protocol: dict[str, Any]
+    images: int
+    rows: int
+    labels: str
+    processes: Processes
+
+    def key(self, record: dict[str, Any]) -> str:
+        """A name for one set of samples under this protocol."""
+        text = json.dumps([self.protocol, record], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def make_judge(
+    data: str,
+    *,
+    size: int | None,
+    channels: int | None,
+    split: str = "train",
+    features: str = "efficientnet",
+    side: int | None = None,
+    images: int,
+    rows: int = 2000,
+    labels: str = "data",
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> Judge:
+    """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
+
+    size, channels: of the samples, to which the data are brought. rows: features kept on both sides for KID, CMMD and
+    neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. Raises
+    ValueError for data, a feature network or a choice that does not fit."""
+    if images < 2 or rows < 2:
+        raise ValueError(f"--num and --rows must be at least 2, got {images} and {rows}")
+    if labels not in ("data", "uniform"):
+        raise ValueError(f"--labels must be data or uniform, got {labels!r}")
+    if features != "classifier":
+        extractor = make_extractor(features, size or 0, side)
+        if is_statistics(data, extractor.features):
+            processes, rows = processes or Processes(), min(rows, images)
+            reference = statistics_file(Path(data))
+            about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
+            return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
+    found = load_images(data, size, channels, split)
+    return judge_of(
+        found,
+        features=features,
+        side=side,
+        images=images,
+        rows=rows,
+        labels=labels,
+        processes=processes,
+        progress=progress,
+    )
+
+
+def judge_of(
+    data: Images,
+    *,
+    features: str = "efficientnet",
+    side: int | None = None,
+    images: int,
+    rows: int = 2000,
+    labels: str = "data",
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> Judge:
+    """The judge that compares samples with images at hand; arguments as in `make_judge`."""
+    processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
+    classifier = classifier_of(data, checksum, processes)
+    if features != "classifier":
+        extractor = make_extractor(features, data.shape[1], side)
+    elif classifier is None:
+        raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
+    else:
+        extractor = classifier_extractor(classifier)
+    reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
+    weights = None if classifier is None else checksum_of(classifier)
+    about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels)
+    return Judge(extractor, classifier, reference, about, images, rows, labels, processes)
+
+
+def evaluate_plans(
+    judge: Judge, plans: Sequence[Plan], out: Path, *, batch_size: int = 250, progress: Progress = silent
+) -> list[Row]:
+    """A row for each plan, the teacher's first; rows that `out` holds already are read. Samples of every plan start from the same
+    noise, and where a teacher is among the plans, the models' images are compared with its."""
+    rows: list[Row] = []
+    for plan in sorted(plans, key=lambda plan: plan.record["role"] != "teacher"):
+        plan.subject.model.to(judge.processes.device)
+        labels = _labels(judge, plan)
+        source = ModelSource(
+            plan.subject.model,
+            judge.images,
+            plan.levels,
+            plan.method,
+            labels,
+            plan.record["seed"],
+            judge.processes.device,
+        )
+        teacher = next((row for row in rows if row.record["role"] == "teacher"), None)
+        against = teacher if plan.record["role"] == "model" and _same_start(teacher, plan) else None
+        labelled = labels is not None and _same_classes(judge, plan.subject.model.num_classes)
+        record = plan.record | {"teacher": None if against is None else _about(against)}
+        rows.append(
+            _row(
+                judge,
+                source,
+                record,
+                plan.subject.model.shape,
+                out,
+                labelled,
+                batch_size,
+                against,
+                progress,
+                plan.title,
+            )
+        )
+    return rows
+
+
+def evaluate_images(
+    judge: Judge, images: Images, name: str, out: Path, *, batch_size: int = 250, progress: Progress = silent
+) -> Row:
+    """The row of samples that are there already. Raises ValueError for fewer of them than the judge is to see."""
+    if len(images) < judge.images:
+        raise ValueError(f"{name} holds {len(images)} images, fewer than --num {judge.images}: lower --num")
+    record: dict[str, Any] = dict.fromkeys(
+        (
+            "ema",
+            "sampler",
+            "steps",
+            "evaluations",
+            "gamma",
+            "form",
+            "grid",
+            "guidance",
+            "rejection",
+            "seed",
+            "precision",
+        )
+    )
+    record |= {"teacher": None, "role": "samples", "name": name, "checksum": images_checksum(images)}
+    labelled = images.labels is not None and _same_classes(judge, images.num_classes)
+    source = ImageSource(images, judge.images, seed=1)  # another order than the reference's
+    return _row(judge, source, record, images.shape, out, labelled, batch_size, None, progress, name)
+
+
+def _same_classes(judge: Judge, classes: int) -> bool:
+    return judge.reference.classes is not None and classes == len(judge.reference.classes.count)
+
+
+def _about(teacher: Row) -> dict[str, Any]:
+    """Which teacher's samples a row is compared with."""
+    return {name: teacher.record[name] for name in ("name", "checksum", "sampler", "evaluations")}
+
+
+def _same_start(teacher: Row | None, plan: Plan) -> bool:
+    """Whether the plan's samples start from the teacher's noise: same seed, same highest level."""
+    if teacher is None:
+        return False
+    ours, theirs = plan.record, teacher.record
+    return ours["seed"] == theirs["seed"] and ours["grid"]["sigma_max"] == theirs["grid"]["sigma_max"]
+
+
+def _labels(judge: Judge, plan: Plan) -> Tensor | None:
+    """The classes of a plan's samples: as often as in the data, or equally often; None for an unconditional model."""
+    model, seed = plan.subject.model, plan.record["seed"]
+    data = judge.reference.source
+    chosen = None
+    if model.num_classes and judge.labels == "data" and data is not None and _same_classes(judge, model.num_classes):
+        chosen = data_labels(data.images, judge.images, seed)
+    return class_labels(model, judge.images, chosen, seed)
+
+
+def _row(
+    judge: Judge,
+    source: Source,
+    record: dict[str, Any],
+    shape: tuple[int, ...],
+    out: Path,
+    labelled: bool,
+    batch_size: int,
+    teacher: Row | None,
+    progress: Progress,
+    words: str,
+) -> Row:
+    """Read from its file, or made: pass, numbers, file. Every process makes the pass, the first the numbers."""
+    key = judge.key(record)
+    path, processes = out / "rows" / f"{key}.safetensors", judge.processes
+    found = Row.load(path)
+    processes.wait()
+    if found is not None:
+        return found
+    channels, height, width = shape
+    layout = Layout(
+        judge.extractor.features,
+        judge.extractor.spatial,
+        0 if judge.reference.classes is None else len(judge.reference.classes.count),
+        judge.rows,
+        min(_KEPT_PIXELS, judge.images),
+        (height, width, channels),
+    )
+    passing = out / "rows" / f"{key}.statistics.safetensors"
+    seen = run_pass(
+        source if labelled else _Unlabelled(source),
+        judge.extractor,
+        judge.classifier,
+        layout,
+        path=passing,
+        key=key,
+        batch_size=batch_size,
+        processes=processes,
+        progress=progress,
+        words=words,
+    )
+    if processes.index == 0:
+        _numbered(judge, seen, record, labelled, teacher).save(path)
+        passing.unlink()
+    processes.wait()
+    row = Row.load(path)
+    if row is None:
+        raise RuntimeError(f"{path} was written and cannot be read back")
+    return row
+
+
+@dataclass(frozen=True)
+class _Unlabelled:
+    """A source whose labels say nothing about the data's classes."""
+
+    inner: Source
+
+    @property
+    def count(self) -> int:
+        return self.inner.count
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return self.inner.batch(indices)[0], None
+
+
+def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: bool, teacher: Row | None) -> Row:
+    """The numbers of what was seen."""
+    started = time.perf_counter()
+    numbers, copies = measure(seen, judge.reference, labelled=labelled)
+    if teacher is not None:
+        numbers |= compare_images(seen.pixels, teacher.pixels)
+    seconds = dict(zip(("generator", "features", "sums"), seen.seconds.tolist(), strict=True))
+    seconds["metrics"] = time.perf_counter() - started
+    shown, originals = nothing(), nothing()
+    if copies is not None:
+        shown = copies.distances[: len(seen.pixels)].argsort()[:_SHOWN_COPIES]
+        originals = copies.neighbours[shown]
+    return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals)
+
+
+def likelihood_number(judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50) -> Number:
+    """Bits per dimension of the first `count` reference images under the model. Raises ValueError where the reference holds no
+    images."""
+    data = judge.reference.source
+    if data is None:
+        raise ValueError("--likelihood needs the data's images, and --data is a file of statistics")
+    found, model = [], model.to(judge.processes.device)
+    for start in range(0, min(count, data.count), batch_size):
+        numbers = data.numbers[start : min(start + batch_size, count)]
+        pixels = torch.from_numpy(np.ascontiguousarray(data.images.pixels[numbers])).permute(0, 3, 1, 2)
+        labels = None
+        if data.images.labels is not None and _same_classes(judge, model.num_classes):
+            labels = torch.from_numpy(data.images.labels[numbers].astype(np.int64))
+        found.append(bits_per_dim(model, pixels, labels, seed=seed + start))
+    return mean_with_error(torch.cat(found))

@@ -1,0 +1,81 @@
+"""Where images to look at come from: a model under a sampler, or a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.data import Images, epoch_order
+from ctm.sampling import draw
+
+__all__ = ["ImageSource", "ModelSource", "Source", "data_labels"]
+
+
+_LABELS = 2**32  # added to the seed of the order of labels
+
+
+class Source(Protocol):
+    """`count` images; image i is the same whenever and with whatever company it is asked for."""
+
+    @property
+    def count(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Images float32 (B, C, H, W) in [−1, 1] or about, and labels int64 (B,) on the CPU, or None."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The first `count` images of a set in an order drawn once from `seed`, so that a set sorted by class loses that order."""
+
+    images: Images
+    count: int
+    seed: int = 0
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The set's own number of each image."""
+        return epoch_order(len(self.images), 0, self.count, self.seed)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return self.images.batch(self.numbers[indices])
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Samples of a model: image i from (seed, i) alone, as ctm.generate gives them."""
+
+    model: Any
+    count: int
+    levels: Tensor
+    sampler: Callable[..., Tensor]
+    labels: Tensor | None
+    seed: int
+    device: torch.device
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        rows = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        x = draw(
+            self.model,
+            indices.tolist(),
+            levels=self.levels,
+            sampler=self.sampler,
+            labels=rows,
+            seed=self.seed,
+            device=self.device,
+        )
+        return x, rows
+
+
+def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
+    """A label for each of count samples, as often as in the data: the labels of as many images in a drawn order, not the order
+    in which the data are looked at; None for data without labels."""
+    if images.labels is None:
+        return None
+    return torch.from_numpy(images.labels[epoch_order(len(images), 0, count, _LABELS + seed)].astype(np.int64))

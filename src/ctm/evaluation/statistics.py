@@ -1,0 +1,111 @@
+"""Everything that is kept of a stream of images, in memory that does not grow with it, and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ctm.evaluation.moments import BLOCKS, BlockMoments
+from ctm.evaluation.scores import ClassSums, ProbabilitySums
+from ctm.evaluation.sums import Sums, zeros
+
+__all__ = ["Layout", "Statistics"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes: features F, spatial S (0: none), classes C (0: no classifier and no labels), rows: how many rows of features are
+    kept, pixels: how many images, shape: (H, W, C) of an image."""
+
+    features: int
+    spatial: int
+    classes: int
+    rows: int
+    pixels: int
+    shape: tuple[int, int, int]
+
+
+class Statistics(Sums):
+    """Sums over a stream, its first rows of features and its first images. All of it adds: the parts of several processes or
+    sittings, zero where they did not look, merge to the whole.
+
+    moments, spatial (None without), probabilities and classes (None without classes); rows (K, F) float32; pixels
+    (P, H, W, C) uint8; seconds (3,): in the generator, in the feature networks, in these sums; done: the chunks inside."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.moments = BlockMoments(layout.features)
+        self.spatial = BlockMoments(layout.spatial) if layout.spatial else None
+        self.probabilities = ProbabilitySums(layout.classes, BLOCKS) if layout.classes else None
+        self.classes = ClassSums(layout.classes, layout.features) if layout.classes else None
+        self.rows = torch.zeros(layout.rows, layout.features)
+        self.pixels = torch.zeros(layout.pixels, *layout.shape, dtype=torch.uint8)
+        self.seconds = zeros(3)
+        self.done: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """Images seen."""
+        return int(self.moments.count.sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, those of the sums inside with their own name before."""
+        found = super().tensors()
+        for name, inner in vars(self).items():
+            if isinstance(inner, Sums):
+                found |= {f"{name}.{key}": value for key, value in inner.tensors().items()}
+        return found
+
+    def add(
+        self,
+        indices: Tensor,
+        pixels: Tensor,
+        features: Tensor,
+        spatial: Tensor | None,
+        logits: Tensor | None,
+        labels: Tensor | None,
+    ) -> None:
+        """Add images number indices (N,): pixels uint8 (N, H, W, C), features (N, F), and where there are any spatial
+        (N, S), logits (N, C) and labels (N,); all on the CPU."""
+        self.moments.add(features, indices)
+        if self.spatial is not None and spatial is not None:
+            self.spatial.add(spatial, indices)
+        if self.probabilities is not None and logits is not None:
+            self.probabilities.add(logits, indices, labels)
+        if self.classes is not None and labels is not None:
+            self.classes.add(features, labels)
+        for kept, values in ((self.rows, features), (self.pixels, pixels)):
+            early = indices < len(kept)
+            kept[indices[early]] = values[early].to(kept.dtype)
+
+    def save(self, path: Path, key: str) -> None:
+        """Write to a file that appears whole, with the key of what was evaluated."""
+        temporary = path.with_name(f".{path.name}.writing")
+        metadata = {"key": key, "done": json.dumps(sorted(self.done))}
+        save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
+        os.replace(temporary, path)
+
+    def merge_file(self, path: Path, key: str) -> bool:
+        """Add the statistics in a file; False, adding nothing, where it is damaged, of another key or other sizes, or holds
+        chunks that are inside already."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                done = set(json.loads(metadata.get("done", "[]")))
+                names = set(file.keys())
+                others = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError, ValueError):
+            return False
+        mine = self.tensors()
+        fits = names == mine.keys() and all(others[name].shape == mine[name].shape for name in names)
+        if metadata.get("key") != key or not fits or done & self.done:
+            return False
+        self.merge(others)
+        self.done |= done
+        return True

@@ -1,0 +1,80 @@
+"""A run that evaluates itself: the averaged weights against the training data every n steps, the best kept."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctm.data import Images
+from ctm.training.run_directory import RunDirectory, write_whole
+
+__all__ = ["EvaluationSettings", "SelfEvaluation"]
+
+_FILE = "evaluations.jsonl"
+
+
+@dataclass(kw_only=True)
+class EvaluationSettings:
+    """How a run evaluates itself.
+
+    Args:
+        every: training steps between evaluations; the last step is one, too.
+        num: samples of each evaluation; the Fréchet distance of few samples is biased, equally in all of them.
+        steps: jumps of each sample; noise levels of Heun's sampler for a diffusion model. Unset: 1, or 18.
+        features: feature network: classifier (trained on the data's labels) or efficientnet.
+    """
+
+    every: int = 1000
+    num: int = 2000
+    steps: int | None = None
+    features: str = "efficientnet"
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.num < 16:
+            raise ValueError(
+                f"evaluation.every must be at least 1 and evaluation.num at least 16, got {self.every} and {self.num}"
+            )
+
+
+class SelfEvaluation:
+    """Evaluations of one run: numbers go to evaluations.jsonl, the weights with the smallest Fréchet distance so far to best/,
+    which is a model directory, and which step they are from to best.json."""
+
+    def __init__(
+        self, settings: EvaluationSettings, images: Images, directory: RunDirectory, step: int, device: torch.device
+    ) -> None:
+        from ctm.evaluation.passes import Processes  # here, because few runs evaluate themselves
+        from ctm.evaluation.run import judge_of
+
+        self.settings, self._directory = settings, directory
+        self._judge = judge_of(
+            images, features=settings.features, images=settings.num, processes=Processes(device=device)
+        )
+        self._file, self._best = directory.path / _FILE, directory.path / "best.json"
+        rows = [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.is_file() else []
+        self._rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= step]
+
+    def __call__(self, model: Any, step: int) -> dict[str, float]:
+        """Evaluate; keep the model if it is the best. Returns the numbers."""
+        from ctm.evaluation.plans import make_plans, subject_of
+        from ctm.evaluation.run import evaluate_plans
+
+        place = next(model.parameters()).device
+        subject = subject_of("model", str(self._directory.path), model)
+        steps = self.settings.steps or (1 if hasattr(model, "jump") else 18)
+        with tempfile.TemporaryDirectory() as folder:
+            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder))
+        model.to(place)
+        numbers = {name: number.value for name, number in row.numbers.items()}
+        earlier = [known["frechet"] for known in self._rows]
+        self._rows.append({"step": step, **numbers})
+        write_whole(self._file, "".join(json.dumps(known) + "\n" for known in self._rows).encode())
+        if not earlier or numbers["frechet"] < min(earlier):
+            self._directory.publish(model, "best")
+            write_whole(self._best, (json.dumps({"step": step, "frechet": numbers["frechet"]}) + "\n").encode())
+        return numbers
