@@ -24,17 +24,22 @@ def learn(
     learning_rate: float = 3e-3,
     target_ema: float = 0.95,
     schedule: Schedule | None = None,
+    classes: bool = False,
 ) -> Any:
-    """`steps` steps of RAdam on 256 fresh samples each, the rate falling over the last 40 %. Returns the average."""
+    """`steps` steps of RAdam on 256 fresh samples each, the rate falling over the last 40 %. Returns the average.
+
+    classes: with the components as labels, a tenth of them left out."""
     module, target, average = LossModule(student, objectives), frozen_copy(student), frozen_copy(student)
     optimizer = torch.optim.RAdam(student.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (steps - step) / (0.4 * steps))
-        x0 = data.sample(256, seed=step)
+        x0, labels = labelled(data, 256, seed=step) if classes else (data.sample(256, seed=step), None)
         decay, points = (target_ema, None) if schedule is None else schedule(step, steps)
         current = objectives if points is None else [objective.on_grid(points) for objective in objectives]
-        whole = {"total": len(x0), "part": slice(0, len(x0)), "label_dropout": 0.0}
-        batch = draw_batch(current, student, x0, None, generator=step_generator(0, step, torch.device("cpu")), **whole)
+        whole = {"total": len(x0), "part": slice(0, len(x0)), "label_dropout": 0.1}
+        batch = draw_batch(
+            current, student, x0, labels, generator=step_generator(0, step, torch.device("cpu")), **whole
+        )
         losses = module(batch, target, teacher)
         optimizer.zero_grad()
         backward(module, losses)
@@ -42,6 +47,13 @@ def learn(
         move_average(target, student, decay)
         move_average(average, student, warmed_decay(0.997, step))
     return average
+
+
+def labelled(data: GaussianMixture, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """n draws of the mixture (n, …) and their components (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(data.weights, n, replacement=True, generator=generator)
+    return data.means[labels] + data.std * torch.randn(n, *data.shape, generator=generator), labels
 
 
 def one_jump_error(model: Any, truth: GaussianMixture, n: int = 4000) -> float:

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"noise", "weighting", "parametrization", "solvers"},
-    {"backbones", "discriminators", "networks", "model", "teachers"},
-    {"objectives", "sampling", "likelihood"},
+    {"backbones", "discriminators", "networks", "model", "guided", "teachers"},
+    {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"data", "pictures", "evaluation", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},
 ]

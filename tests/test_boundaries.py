@@ -59,7 +59,7 @@ def test_a_directory_may_have_a_dot_in_its_name(capsys, saved, tmp_path):
         (["--device", "nope"], "--device nope cannot be used here"),
         (["--steps", "0"], "steps must be a whole number of at least 1"),
         (["--seed=-5"], "seed must be at least 0, got -5"),
-        (["--sampler", "heun", "--gamma", "0.5"], "--gamma belongs to jumps"),
+        (["--sampler", "heun", "--gamma", "0.5"], "--gamma belongs to γ-sampling"),
     ],
 )
 def test_mistakes_of_sample(capsys, saved, arguments, message):

@@ -11,8 +11,10 @@ from ctm.noise import (
     edm_weight,
     grid_times,
     half_lognormal,
+    index_grid,
     karras_grid,
     karras_level,
+    log_linear_grid,
     lognormal,
 )
 
@@ -156,3 +158,23 @@ def test_the_same_generator_gives_the_same_times():
     pair = [grid_times(16, karras_grid(17), 3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(pair[0].path, pair[1].path)
     assert torch.equal(pair[0].s, pair[1].s)
+
+
+def test_log_linear_levels_have_one_ratio_and_are_karras_in_the_limit():
+    levels = log_linear_grid(9, 0.01, 10.0, dtype=torch.float64)
+    ratios = levels[1:] / levels[:-1]
+    torch.testing.assert_close(ratios, torch.full((9,), 1e-3 ** (1 / 9), dtype=torch.float64))
+    assert (levels[0], levels[-1]) == (10.0, 0.01)
+    torch.testing.assert_close(levels, karras_grid(9, 0.01, 10.0, 1e6, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_index_levels_are_levels_of_the_fine_grid():
+    """sony/ctm's indices 0, 22, 39 of 40 points are near the even 0, 20, 39."""
+    fine = karras_grid(39, dtype=torch.float64)
+    assert torch.equal(index_grid(2, 40, dtype=torch.float64), fine[[0, 20, 39]])
+    assert torch.equal(index_grid(39, 40, dtype=torch.float64), fine)
+    for steps in (0, 40):
+        with pytest.raises(ValueError, match=r"an index grid takes 1 … points − 1 steps"):
+            index_grid(steps, 40)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+        log_linear_grid(3, 2.0, 1.0)

@@ -25,7 +25,7 @@ def test_the_python_example_runs(monkeypatch):
 def test_the_sample_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^ctm (sample models/\S+ .*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for number, command in enumerate(commands):
         arguments = command.split()
         arguments[arguments.index("--out") + 1] = str(tmp_path / f"{number}.png")
@@ -40,7 +40,7 @@ def test_links_and_named_files_exist():
         assert (ROOT / recipe).is_file(), recipe
 
 
-@pytest.mark.parametrize("name", ["digits-teacher", "digits-ctm"])
+@pytest.mark.parametrize("name", ["digits-teacher", "digits-ctm", "fashion-mnist-teacher", "fashion-mnist-ctm"])
 def test_shipped_models_are_small_and_whole(name):
     directory = ROOT / "models" / name
     assert (directory / "model.safetensors").stat().st_size <= 4_000_000

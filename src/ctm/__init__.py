@@ -1,6 +1,6 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
-from ctm import likelihood, objectives, sampling, teachers
+from ctm import editing, guidance, likelihood, objectives, sampling, teachers
 from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import Cancelled, generate
@@ -13,7 +13,9 @@ __all__ = [
     "ConsistencyModel",
     "DiffusionModel",
     "TrajectoryModel",
+    "editing",
     "generate",
+    "guidance",
     "karras_grid",
     "likelihood",
     "load_model",

@@ -20,6 +20,7 @@ _COMMANDS = {
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
     "compare": "Compare the results of several evaluations, with significance.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
+    "likelihood": "Bits per dimension of a data set under a model.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 

@@ -3,9 +3,7 @@ denoises. All save as config.json and model.safetensors in the Hugging Face mann
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctm.networks.base import Network
+from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import (
     Inner,
@@ -33,43 +31,8 @@ from ctm.parametrization import (
 __all__ = ["ConsistencyModel", "DiffusionModel", "TrajectoryModel", "build", "describe", "load_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Guidance: TypeAlias = float | Tensor | None
 Self = TypeVar("Self", bound="_Model")
-
-
-def build(spec: Mapping[str, Any]) -> nn.Module:
-    """The module described by {"class_path": "package.Class", "init_args": {…}}.
-
-    Only subclasses of torch.nn.Module are called, so that a config.json cannot run anything else. Raises ValueError where
-    the class is missing, is no Module, or refuses its arguments.
-    """
-    path = spec.get("class_path") if isinstance(spec, Mapping) else None
-    if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {spec!r}")
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        built_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"class {path} cannot be imported ({error}): check class_path") from error
-    if not (isinstance(built_class, type) and issubclass(built_class, nn.Module)):
-        raise ValueError(f"class {path} is not a torch.nn.Module: class_path must name one")
-    arguments = dict(spec.get("init_args") or {})
-    try:
-        module = built_class(**arguments)
-    except TypeError as error:
-        raise ValueError(f"class {path} does not take these init_args: {error}") from error
-    module.__dict__["description"] = {"class_path": path, "init_args": arguments}
-    return module
-
-
-def describe(network: nn.Module) -> dict[str, Any] | None:
-    """class_path and init_args of a network made by `build` or one of ctm.networks; None for any other."""
-    described = network.__dict__.get("description")
-    if described is not None or not isinstance(network, Network):
-        return described
-    module, name = type(network).__module__, type(network).__qualname__
-    package = module.rpartition(".")[0]
-    public = getattr(sys.modules.get(package), name, None) is type(network)
-    return {"class_path": f"{package if public else module}.{name}", "init_args": network.init_args}
 
 
 _CARD = """---
@@ -128,7 +91,9 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
         return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
 
-    def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def _call_network(
+        self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None
+    ) -> Tensor:
         """F, with the network in the precision of its weights or of `autocast`, and the scalings in that of x."""
         scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
         weights = next(self.network.parameters(), x)
@@ -136,7 +101,8 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
         with lower:
-            output = self.network(scaled.to(weights.dtype), *levels, labels)
+            further = {} if guidance is None else {"guidance": guidance.to(level_dtype)}
+            output = self.network(scaled.to(weights.dtype), *levels, labels, **further)
         return output.to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
@@ -308,19 +274,45 @@ class TrajectoryModel(_Model):
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "inner": self.inner, "outer": self.outer}
 
-    def _g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
-        c_skip, c_out = output_scalings(self.inner, t, self.sigma_data, self.sigma_min)
-        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, t, s, labels)
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network: those of ctm.networks with guidance_embedding."""
+        return getattr(self.network, "guidance_embedding", None) is not None
 
-    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    def _scale(self, guidance: Guidance, x: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The guidance scale (B,) that the network gets: 1 where there is no label, None where none was given."""
+        if guidance is None:
+            return None
+        if not self.takes_guidance:
+            raise ValueError(
+                "guidance was given, but this model's network does not take it: train one with guidance_embedding: true "
+                "(recipe digits-ctm-guided), or use classifier-free guidance of the undistilled kind"
+            )
+        scale = torch.as_tensor(guidance, dtype=torch.float32, device=x.device)
+        if scale.shape not in ((), (len(x),)) or not bool(scale.isfinite().all()):
+            raise ValueError(
+                f"guidance must be a finite number, or a tensor of them of shape ({len(x)},), got {guidance}"
+            )
+        known = torch.zeros(len(x), dtype=torch.bool, device=x.device) if labels is None else labels >= 0
+        return torch.where(known, scale, 1.0)
+
+    def _g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None, guidance: Guidance) -> Tensor:
+        c_skip, c_out = output_scalings(self.inner, t, self.sigma_data, self.sigma_min)
+        output = self._call_network(x, t, s, labels, self._scale(guidance, x, labels))
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * output
+
+    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """What the network represents, in data space: g = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s, labels).
 
         x (B, *shape) at levels t (B,); s (B,) the level aimed at; labels int64 (B,) with −1 = unconditional, or None.
-        Returns like x. Raises ValueError for unfitting shapes, dtypes and labels."""
+        guidance: the scale w of the classifier-free guidance that was distilled into the network, a number or (B,); samples
+        without a label are at 1, and None is 1.
+        Returns like x. Raises ValueError for unfitting shapes, dtypes and labels, and for guidance where the network has no
+        such input."""
         self._check(x, t, labels)
-        return self._g(x, t.to(x.dtype), s.to(x.dtype), labels)
+        return self._g(x, t.to(x.dtype), s.to(x.dtype), labels, guidance)
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (paper eq. 5); x where s = t.
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
@@ -331,16 +323,16 @@ class TrajectoryModel(_Model):
             raise ValueError(
                 f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {_brief(t)}, s = {_brief(s)}"
             )
-        g = self._g(x, t, s, labels)
+        g = self._g(x, t, s, labels, guidance)
         return jump_from_g(self.outer, x, g, match_dims(t, x), match_dims(s, x), self.sigma_data, self.sigma_min)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """D(x, t): g(x, t, t), plus for the outers other than euler the multiple of x that makes ∂G/∂s at s = t equal
         (x − D)/t. Shapes as in `g`."""
         self._check(x, t, labels)
         level = t.to(x.dtype)
         multiple = match_dims(denoiser_multiple(self.outer, level, self.sigma_data, self.sigma_min), x)
-        return self._g(x, level, level, labels) + multiple * x
+        return self._g(x, level, level, labels, guidance) + multiple * x
 
 
 def _brief(levels: Tensor) -> str:

@@ -20,8 +20,10 @@ __all__ = [
     "grid_times",
     "half_lognormal",
     "half_lognormal_levels",
+    "index_grid",
     "karras_grid",
     "karras_level",
+    "log_linear_grid",
     "lognormal",
     "lognormal_levels",
     "match_dims",
@@ -42,6 +44,14 @@ def karras_level(xi: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     return (top + xi * (bottom - top)) ** rho
 
 
+def _check_grid(steps: int, sigma_min: float, sigma_max: float) -> None:
+    """Raises ValueError for steps < 1 or unless 0 < sigma_min < sigma_max."""
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps}: a grid needs one interval or more")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
+
+
 def karras_grid(
     steps: int,
     sigma_min: float = 0.002,
@@ -57,15 +67,45 @@ def karras_grid(
     exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, or
     unless 0 < sigma_min < sigma_max.
     """
-    if int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps}: a grid needs one interval or more")
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
+    _check_grid(steps, sigma_min, sigma_max)
     if rho < 1:
         raise ValueError(f"rho must be at least 1, got {rho}: 7 is EDM's, 1 spaces the levels evenly")
     levels = karras_level(torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64), sigma_min, sigma_max, rho)
     levels[0], levels[-1] = sigma_max, sigma_min
     return levels.to(dtype=dtype or torch.get_default_dtype(), device=device)
+
+
+def log_linear_grid(
+    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """steps + 1 noise levels from sigma_max down to sigma_min, even in ln σ: the limit of `karras_grid` for large rho.
+
+    Computed in float64 with both ends exact. Returns (steps + 1,). Raises ValueError as `karras_grid`."""
+    _check_grid(steps, sigma_min, sigma_max)
+    share = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
+    levels = sigma_max * (sigma_min / sigma_max) ** share
+    levels[0], levels[-1] = sigma_max, sigma_min
+    return levels.to(dtype or torch.get_default_dtype())
+
+
+def index_grid(
+    steps: int,
+    points: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """steps + 1 of the levels of karras_grid(points − 1), their indices even up to rounding: a few steps on the very levels
+    that a discretely trained model knows (consistency models and sony/ctm give such indices by hand, e.g. 0, 22, 39).
+
+    Returns (steps + 1,). Raises ValueError as `karras_grid`, and unless 1 ≤ steps ≤ points − 1."""
+    if not 1 <= steps <= points - 1:
+        raise ValueError(f"an index grid takes 1 … points − 1 steps, got {steps} steps on {points} points")
+    fine = karras_grid(points - 1, sigma_min, sigma_max, rho, dtype=torch.float64)
+    chosen = (torch.arange(steps + 1, dtype=torch.float64) * (points - 1) / steps).round().long()
+    return fine[chosen].to(dtype or torch.get_default_dtype())
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:

@@ -90,11 +90,17 @@ def dpmpp_2m_step(
     denoised: D(x, t). previous: (t, D) of the step before, None in the first step (then it is Euler's). The step to s = 0
     is Euler's.
     """
+    return toward(x, extrapolated(denoised, t, s, previous), t, s)
+
+
+def extrapolated(denoised: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    """D' of `dpmpp_2m_step`: D carried on, linearly in −ln t, to the middle of the step; D itself in the first step and in the
+    step to s = 0. Arguments as there."""
     if previous is None or bool((s == 0).all()):
-        return toward(x, denoised, t, s)
+        return denoised
     t_previous, denoised_previous = previous
-    half_inverse = match_dims((t / s).log() / (t_previous / t).log() / 2, x)
-    return toward(x, (1 + half_inverse) * denoised - half_inverse * denoised_previous, t, s)
+    half_inverse = match_dims((t / s).log() / (t_previous / t).log() / 2, denoised)
+    return (1 + half_inverse) * denoised - half_inverse * denoised_previous
 
 
 def walk(

@@ -10,8 +10,10 @@ from PIL import Image
 
 from ctm import DiffusionModel, generate
 from ctm.cli import main
-from ctm.commands.sample import parse_labels
+from ctm.commands.options import parse_grid, parse_labels, parse_seeds
+from ctm.guidance import ClassifierFree
 from ctm.networks import MLP
+from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.pictures import to_uint8
 
 from ..conftest import random_weights
@@ -95,7 +97,9 @@ def test_sample_to_npz_and_to_one_picture(capsys, model, tmp_path):
     assert Image.open(tmp_path / "grid.png").width > 400
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    "sampler", ["euler", "heun", "midpoint", "ancestral", "dpmpp_2m", "dpmpp_2m_sde", "consistency"]
+)
 def test_other_samplers_through_denoise(capsys, model, tmp_path, sampler):
     assert (
         run(capsys, "sample", model, "--sampler", sampler, "--steps", 4, "--num", 3, "--out", tmp_path / "x.npz")[0]
@@ -125,6 +129,15 @@ def test_a_diffusion_model_is_sampled_with_heun(capsys, tmp_path):
         (["--form", "other"], "form must be one of paper, code"),
         (["--sampler", "magic"], "--sampler must be one of gamma, euler, heun, dpmpp_2m"),
         (["--unheard-of", "1"], "unheard-of"),
+        (["--grid", "magic"], "--grid takes karras or karras:RHO"),
+        (["--grid", "karras:x"], "--grid karras:x: 'x' is no number"),
+        (["--grid", "80,1,0.002", "--steps", "2"], "--grid gives the 3 levels themselves: leave --steps out"),
+        (["--grid", "80,1,2"], "levels that decrease strictly"),
+        (["--sampler", "two_level"], "--sampler two_level needs --grid t0,s,s',t_end"),
+        (["--seeds", "1-"], "--seeds takes numbers such as 0-9 or 3,5,8, got '1-'"),
+        (["--seeds", "1,2", "--num", "3"], "--seeds gives 2 seeds, one sample each, but --num is 3"),
+        (["--seeds", "1,2", "--seed", "3"], "--seed 3 and --seeds exclude each other"),
+        (["--dtype", "float16"], "--dtype must be one of float32, float64, got 'float16'"),
     ],
 )
 def test_sample_mistakes_are_one_sentence(capsys, model, tmp_path, arguments, message):
@@ -150,6 +163,49 @@ def test_labels_are_parsed():
     for wrong in ("", "3-1", "1;2", "-2"):
         with pytest.raises(ValueError, match="--labels takes classes"):
             parse_labels(wrong)
+
+
+def test_grids_are_parsed():
+    ends = (0.002, 80.0)
+    double = {"dtype": torch.float64}
+    assert torch.equal(parse_grid("karras", 4, *ends), karras_grid(4, **double))
+    assert torch.equal(parse_grid("karras:3", 4, *ends), karras_grid(4, rho=3, **double))
+    assert torch.equal(parse_grid("log", 4, *ends), log_linear_grid(4, **double))
+    assert torch.equal(parse_grid("index:18", 4, *ends), index_grid(4, 18, **double))
+    assert parse_grid("80, 2.5,0.002", 99, *ends).tolist() == [80, 2.5, 0.002]
+    assert parse_seeds("3,5-7") == [3, 5, 6, 7]
+    assert parse_labels("all", 3) == [0, 1, 2]
+    with pytest.raises(ValueError, match="this model has no classes"):
+        parse_labels("all")
+    with pytest.raises(ValueError, match="rho must be at least 1"):
+        parse_grid("karras:0.5", 4, *ends)
+
+
+def test_grids_seeds_and_guidance_do_what_they_say(capsys, model, small_ctm, tmp_path):
+    out = tmp_path / "x.npz"
+
+    def sampled(*arguments):
+        assert run(capsys, "sample", model, *arguments, "--out", out)[0] == 0
+        with np.load(out) as stored:
+            return torch.from_numpy(stored["arr_0"]), stored["arr_1"].tolist()
+
+    pixels, labels = sampled("--labels", "all", "--seeds", "2-11", "--grid", "80,0.6,0.002", "--dtype", "float64")
+    grid = torch.tensor([80, 0.6, 0.002], dtype=torch.float64)
+    options = {"labels": torch.arange(10), "dtype": torch.float64}
+    expected = to_uint8(generate(small_ctm, 10, seed=list(range(2, 12)), grid=grid, **options))
+    assert labels == list(range(10))
+    assert int((pixels.int() - expected.int()).abs().max()) <= 1
+    guided, _ = sampled("--labels", "all", "--cfg", 3, "--steps", 2)
+    expected = to_uint8(generate(ClassifierFree(small_ctm, 3), 10, labels=torch.arange(10), steps=2))
+    assert int((guided.int() - expected.int()).abs().max()) <= 1
+    assert not torch.equal(guided, sampled("--labels", "all", "--steps", 2)[0])
+    assert sampled("--sampler", "two_level", "--grid", "80,0.5,2,0.002", "--num", 2)[0].shape == (2, 8, 8, 1)
+
+
+def test_guidance_needs_classes(capsys, tmp_path):
+    network = random_weights(MLP((1, 8, 8), width=16, blocks=1, embedding=8, s_embedding=False))
+    DiffusionModel(network, shape=(1, 8, 8)).save_pretrained(tmp_path / "plain")
+    assert "--cfg needs a model with classes" in sentence(capsys, "sample", tmp_path / "plain", "--cfg", 2)
 
 
 NETWORK = '{"width": 16, "blocks": 1, "embedding": 8, "s_embedding": false}'

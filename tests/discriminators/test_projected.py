@@ -1,10 +1,14 @@
 import pytest
 import torch
 
-from ctm.backbones import EfficientNetLite0, FunctionBackbone
+from ctm import DiffusionModel
+from ctm.backbones import EfficientNetLite0, FunctionBackbone, TeacherEncoder
 from ctm.discriminators import ProjectedDiscriminator
 from ctm.discriminators.projected import LogitHead, RandomMixing
+from ctm.networks import DDPMpp
+from ctm.objectives import Networks
 from ctm.objectives.adversarial_losses import hinge_discriminator
+from tests.conftest import random_weights
 
 NETWORK = EfficientNetLite0(side=32)
 
@@ -70,12 +74,23 @@ def test_a_feature_network_may_look_through_the_networks():
         def maps(self, networks, images):
             return [networks.teacher(images)]
 
-    from ctm.objectives import Networks
-
     networks = Networks(torch.nn.Linear(1, 1), teacher=lambda images: images.expand(-1, 6, -1, -1))
     built = ProjectedDiscriminator((Through(),), mixed_channels=8, width=8).build((1, 8, 8), 0, networks)
     assert built.mixings[0].channel_0.shape == (8, 6, 1, 1)
     assert built(torch.rand(2, 1, 8, 8), None, networks)[0].shape == (2, 1, 4, 4)
+
+
+def test_the_teachers_encoder_serves_as_a_feature_network():
+    teacher = DiffusionModel(
+        DDPMpp((1, 8, 8), channels=8, channel_mult=(1, 2), blocks=1, attention=()), shape=(1, 8, 8)
+    )
+    networks = Networks(teacher, teacher=random_weights(teacher))
+    network = ProjectedDiscriminator((TeacherEncoder(),), mixed_channels=8, width=8).build((1, 8, 8), 0, networks)
+    images = torch.rand(2, 1, 8, 8, requires_grad=True)
+    logits = network(images, None, networks)
+    assert [tuple(entry.shape) for entry in logits] == [(2, 1, 4, 4), (2, 1, 4, 4)]
+    sum(entry.sum() for entry in logits).backward()
+    assert float(images.grad.abs().sum()) > 0
 
 
 def test_gradients_reach_the_images_and_the_heads_only():

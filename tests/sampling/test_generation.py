@@ -100,3 +100,25 @@ def test_generating_from_a_mixture_gives_its_distribution():
     mean = (teacher.weights @ teacher.means).float()
     torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.08)
     assert (samples - mean).square().mean().sqrt().item() == pytest.approx(teacher.sigma_data, rel=0.05)
+
+
+def test_a_list_of_seeds_gives_the_first_image_of_each(small_ctm):
+    many = generate(small_ctm, 3, seed=[4, 9, 4], steps=2, gamma=0.5, labels=3, batch_size=2)
+    alone = [generate(small_ctm, 1, seed=seed, steps=2, gamma=0.5, labels=3) for seed in (4, 9, 4)]
+    torch.testing.assert_close(many, torch.cat(alone), rtol=0, atol=1e-4)
+    drawn = class_labels(small_ctm, 2, None, seed=[4, 9])
+    assert drawn.tolist() == [class_labels(small_ctm, 1, None, seed=seed).item() for seed in (4, 9)]
+    with pytest.raises(ValueError, match="a sequence of seeds needs one for each image, got 2 for 3 images"):
+        generate(small_ctm, 3, seed=[1, 2])
+    with pytest.raises(ValueError, match="seeds must be at least 0, got -1"):
+        generate(small_ctm, 1, seed=[-1])
+
+
+def test_float64_shows_what_rounding_does():
+    """The same noise in both precisions: the results differ by rounding only."""
+    teacher, grid = mixture(2), karras_grid(20, dtype=torch.float64)
+    double = generate(teacher, 50, grid=grid, sampler=heun, dtype=torch.float64, labels=-1)
+    single = generate(teacher, 50, grid=grid, sampler=heun, labels=-1)
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
+    difference = (double - single).abs().max().item()
+    assert 0 < difference < 1e-3

@@ -11,6 +11,7 @@ from ctm.sampling.jumps import consistency_plan
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
+from ..energy import energy_distance
 
 GRIDS = st.integers(1, 20).map(lambda n: karras_grid(n, dtype=torch.float64).tolist())
 
@@ -47,13 +48,6 @@ def test_variance_on_one_gaussian(form, share):
     gamma(teacher, x, grid, gamma=share, form=form, callback=lambda step: seen.append(step.x.var().item()))
     for variance, level in zip(seen, grid[1:].tolist(), strict=True):
         assert variance == pytest.approx(level**2 + c**2, rel=5 * math.sqrt(2 / n))
-
-
-def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """2E|A − B| − E|A − A'| − E|B − B'|, unbiased."""
-    n, m = len(a), len(b)
-    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
-    return float(2 * torch.cdist(a, b).mean() - within)
 
 
 @pytest.mark.parametrize("dimensions", [2, 16])

@@ -165,7 +165,7 @@ def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """A step of the student and one of the discriminator, twice, with augmentation and penalty: every weight agrees, and so do
     the numbers said of the discriminator."""
     given = arguments(teacher, "--steps", "4", "--seed", "2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29733"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launch, "-m", "ctm", "train", *given, "--out", str(tmp_path / "two")]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     train(*in_directory(given, tmp_path / "one"))

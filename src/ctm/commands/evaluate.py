@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ctm import __version__
 from ctm.commands.common import Parser, command_parser
-from ctm.commands.sample import device_of
+from ctm.commands.options import usable_device
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
@@ -154,7 +154,7 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 def _processes(device: str | None) -> Processes:
     """This process among those of accelerate's launcher."""
     state = PartialState(cpu=not torch.accelerator.is_available())
-    place = state.device if device is None else device_of(device)
+    place = state.device if device is None else usable_device(device)
     return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
 
 

@@ -10,12 +10,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from rich.console import Console
 
 from ctm.commands.common import Parser, command_parser
-from ctm.training import Recipe, train
+from ctm.training import Recipe, dry_run, train
 from ctm.training.recipe import NetworkDescription
 
 __all__ = ["RECIPES", "parse_recipe", "parser", "run"]
 
-_OWN = ("config", "out")
+_OWN = ("config", "out", "dry_run")
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -36,6 +36,11 @@ def parser() -> Parser:
     )
     result.add_argument("--config", action=_RecipeFile, help="recipe file (YAML), or the name of a shipped one")
     result.add_argument("--out", type=str, default=None, help="run directory (default: runs/NAME of the recipe)")
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, take one step, print parameters, memory, evaluations and the expected time; write nothing",
+    )
     result.add_class_arguments(Recipe, nested_key=None, as_group=False)
     return result
 
@@ -65,9 +70,15 @@ def _instantiate(own: Parser, settings: Namespace) -> Recipe:
 
 
 def run(settings: Namespace) -> None:
-    """Train, then say where the model and the newest picture are."""
+    """Train, then say where the model and the newest picture are; or measure a step, with --dry-run."""
     own = parser()
     recipe = _instantiate(own, settings)
+    console = Console(highlight=False, soft_wrap=True)
+    if settings.dry_run:
+        lines = dry_run(recipe).lines()
+        if PartialState().is_main_process:
+            console.print("\n".join(lines))
+        return
     configs = settings.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "run"
     out = Path(settings.out or f"runs/{name}")
@@ -76,4 +87,4 @@ def run(settings: Namespace) -> None:
         return
     pictures = sorted(directory.samples.glob("*.png"))
     shown = f", newest samples: {pictures[-1]}" if pictures else ""
-    Console().print(f"trained {recipe.steps} steps; model: {directory.model}{shown}", highlight=False, soft_wrap=True)
+    console.print(f"trained {recipe.steps} steps; model: {directory.model}{shown}")

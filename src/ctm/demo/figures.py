@@ -83,10 +83,9 @@ def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     """Losses against steps, one panel for each run."""
     figure, panels = plt.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 3.6), squeeze=False)
     for axes, (name, rows) in zip(panels[0], metrics.items(), strict=True):
-        for key in [key for key in rows[0] if key.startswith("loss/")]:
-            axes.plot(
-                [row["step"] for row in rows], np.array([row[key] for row in rows]), label=key.removeprefix("loss/")
-            )
+        for key in dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")):
+            known = [row for row in rows if key in row]  # a row has no losses where every step was skipped
+            axes.plot([row["step"] for row in known], np.array([row[key] for row in known]), label=key[len("loss/") :])
         axes.set_yscale("log")
         axes.set_title(name)
         axes.set_xlabel("step")

@@ -19,6 +19,7 @@ from ctm.discriminators.base import Discriminator, label_term
 __all__ = ["LogitHead", "ProjectedDiscriminator", "ProjectedDiscriminatorNetwork", "RandomMixing"]
 
 _SMALLEST = 4  # side to which a head halves its map
+_WIDEST = 8  # times the channels of the finest map
 _GROUP = 8  # channels of a group in GroupNorm
 
 
@@ -27,7 +28,7 @@ class ProjectedDiscriminator(Discriminator):
     """One head for each map of each feature network.
 
     backbones: the frozen feature networks; the paper's are EfficientNetLite0 and DeiT. mixed_channels: channels of the
-    finest map after the mixing; the coarser ones have two, four, … times as many. width: channels inside a head. seed: of
+    finest map after the mixing; the coarser ones have up to four or eight times as many. width: channels inside a head. seed: of
     the frozen mixing. Raises ValueError where there is no backbone or a width is no multiple of 8."""
 
     backbones: tuple[Backbone, ...] = field(default_factory=lambda: (EfficientNetLite0(),))
@@ -64,7 +65,7 @@ class ProjectedDiscriminatorNetwork(nn.Module):
         device = next(networks.student.parameters()).device if networks is not None else None
         for number, backbone in enumerate(self.backbones):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):  # loading one may draw numbers, the first time
-                maps = _maps(backbone, networks, torch.zeros(1, *shape, device=device))
+                maps = backbone.maps(networks, torch.zeros(1, *shape, device=device))
             generator = torch.Generator().manual_seed(settings.seed + number)
             mixing = RandomMixing([found.shape[1] for found in maps], settings.mixed_channels, generator)
             heads = [
@@ -78,28 +79,24 @@ class ProjectedDiscriminatorNetwork(nn.Module):
         """images (B, C, H, W) in [−1, 1] -> a logit map (B, 1, h, w) from each head, finest first for each backbone."""
         logits = []
         for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):
-            mixed = mixing(_maps(backbone, networks, images))
+            mixed = mixing(backbone.maps(networks, images))
             logits += [head(found, labels) for head, found in zip(heads, mixed, strict=True)]  # type: ignore[call-overload]
         return logits
-
-
-def _maps(backbone: Any, networks: Any, images: Tensor) -> list[Tensor]:
-    """Feature maps, finest first: of the images alone, or, for a backbone with `maps`, seen with the networks' help."""
-    return list(backbone.maps(networks, images) if hasattr(backbone, "maps") else backbone(images))
 
 
 class RandomMixing(nn.Module):
     """Frozen random mixing of a pyramid of maps (arXiv 2111.01007 §3.2): each map's channels by a 1×1 convolution, then from
     the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
-    the generator alone. Scale i has channels·2^i after the first mixing, half of that after the second (the finest keeps it).
+    the generator alone. Scale i has channels·2^i after the first mixing, at most 8 times as many, and after the second as many
+    as the next finer one before.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, generator: torch.Generator) -> None:
         """in_channels: of the maps, finest first."""
         super().__init__()
-        self.out_channels = [channels * 2 ** max(i - 1, 0) for i in range(len(in_channels))]
-        for i, (found, out) in enumerate(zip(in_channels, self.out_channels, strict=True)):
-            mixed = channels * 2**i
+        widths = [channels * min(2**i, _WIDEST) for i in range(len(in_channels))]
+        self.out_channels = [widths[max(i - 1, 0)] for i in range(len(in_channels))]
+        for i, (found, mixed, out) in enumerate(zip(in_channels, widths, self.out_channels, strict=True)):
             self.register_buffer(f"channel_{i}", _random((mixed, found, 1, 1), generator))
             self.register_buffer(f"scale_{i}", _random((out, mixed, 3, 3), generator))
 

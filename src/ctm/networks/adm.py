@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ctm.networks.base import LabelEmbedding, LevelEmbedding, adm_features, dhariwal_features
+from ctm.networks.base import (
+    GuidanceEmbedding,
+    LabelEmbedding,
+    LevelEmbedding,
+    add_rows,
+    adm_features,
+    dhariwal_features,
+)
 from ctm.networks.blocks import Attention, BlockStyle, ResidualBlock
 from ctm.networks.unet import UNet
 
@@ -19,7 +26,7 @@ class _ADMBase(UNet):
 
     def _initialise(self) -> None:
         """ADM's: U(−1/√fan_in, 1/√fan_in) for weights and biases (torch's own), zero for what closes a residual branch and
-        for the last layer, N(0, 1) for label rows; and zero s affines."""
+        for the last layer, N(0, 1) for label rows; zero s affines and guidance row."""
         closing: list[nn.Module] = [self.last]
         for module in self.modules():
             if isinstance(module, ResidualBlock):
@@ -33,7 +40,7 @@ class _ADMBase(UNet):
             nn.init.normal_(self.label_embedding.linear.weight)
         if self.augment_embedding is not None:
             nn.init.zeros_(self.augment_embedding.weight)
-        self._zero_s_branch()
+        self._zero_own_branches()
 
     def _label_row(self, labels: Tensor | None, n: int) -> Tensor | None:
         return None if self.label_embedding is None else self.label_embedding(labels, n)
@@ -59,6 +66,7 @@ class DhariwalUNet(_ADMBase):
         head_channels: int | None = 64,
         embedding_mult: int = 4,
         s_embedding: bool = True,
+        guidance_embedding: bool = False,
         dropout: float = 0.0,
         augment_dim: int = 0,
         resample_filter: Sequence[float] = (1, 1),
@@ -69,6 +77,7 @@ class DhariwalUNet(_ADMBase):
         self.s_embedding = LevelEmbedding(channels, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, embedding, scaled=False, bias=False) if num_classes else None
         self.augment_embedding = nn.Linear(augment_dim, channels, bias=False) if augment_dim else None
+        self.guidance_embedding = GuidanceEmbedding(channels, channels) if guidance_embedding else None
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -95,11 +104,12 @@ class DhariwalUNet(_ADMBase):
         return dhariwal_features(level, self.features)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None
+        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The augmentation's row goes early into the vector of t, the label's late into both."""
+        """The augmentation's and the guidance's row go early into the vector of t, the label's late into both."""
         label_row = self._label_row(labels, len(t))
-        t_vector = self.t_embedding(self._features(t), self._augment_row(augment), label_row)
+        early = add_rows(self._augment_row(augment), self._guidance_row(guidance, t))
+        t_vector = self.t_embedding(self._features(t), early, label_row)
         if self.s_embedding is None or s is None:
             return t_vector, None
         return t_vector, self.s_embedding(self._features(s), late=label_row)
@@ -125,6 +135,7 @@ class ADM(_ADMBase):
         head_channels: int | None = 64,
         embedding_mult: int = 4,
         s_embedding: bool = True,
+        guidance_embedding: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -133,6 +144,7 @@ class ADM(_ADMBase):
         self.s_embedding = LevelEmbedding(channels, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, embedding, scaled=False, bias=False) if num_classes else None
         self.augment_embedding = None
+        self.guidance_embedding = GuidanceEmbedding(channels, channels) if guidance_embedding else None
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -159,10 +171,11 @@ class ADM(_ADMBase):
         return adm_features(level, self.features)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None
+        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The label's row goes late into the vector of t."""
-        t_vector = self.t_embedding(self._features(t), late=self._label_row(labels, len(t)))
+        """The guidance's row goes early into the vector of t, the label's late."""
+        label_row = self._label_row(labels, len(t))
+        t_vector = self.t_embedding(self._features(t), self._guidance_row(guidance, t), label_row)
         if self.s_embedding is None or s is None:
             return t_vector, None
         return t_vector, self.s_embedding(self._features(s))

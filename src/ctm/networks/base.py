@@ -13,9 +13,11 @@ from ctm.parametrization import rescaled_time
 
 __all__ = [
     "FourierFeatures",
+    "GuidanceEmbedding",
     "LabelEmbedding",
     "LevelEmbedding",
     "Network",
+    "add_rows",
     "add_s",
     "adm_features",
     "dhariwal_features",
@@ -55,11 +57,41 @@ def one_hot_labels(labels: Tensor | None, n: int, num_classes: int, like: Tensor
     return rows.scatter_(1, labels.clamp(min=0)[:, None], known[:, None].to(like.dtype))
 
 
+class GuidanceEmbedding(nn.Module):
+    """A guidance scale to a row of `out` numbers, zero until it is trained.
+
+    w (B,), any finite number, enters as [sin, cos] of w at `channels`/2 frequencies from 1 down to 1/10000, then two linear
+    layers with SiLU between them, the second zero at first: a network copied from one without is that one for every w."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.first = nn.Linear(channels, out)
+        self.second = nn.Linear(out, out)
+        self.make_zero()
+
+    def make_zero(self) -> None:
+        """The second layer at zero, as it starts."""
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, guidance: Tensor | None, like: Tensor) -> Tensor:
+        """guidance (B,), None: 1, in the precision of the levels `like` (B,) -> (B, out)."""
+        scale = torch.ones_like(like) if guidance is None else guidance.to(like)
+        features = _sine_cosine(scale, self.channels).to(self.first.weight.dtype)
+        return self.second(nn.functional.silu(self.first(features)))
+
+
 def song_features(level: Tensor, channels: int) -> Tensor:
     """(B,) -> (B, channels): [sin, cos] of ¼·ln t at frequencies 10000^(−i/(half−1)), as EDM's DDPM++."""
+    return _sine_cosine(level.log() / 4, channels)
+
+
+def _sine_cosine(value: Tensor, channels: int) -> Tensor:
+    """(B,) -> (B, channels): [sin, cos] of the value at frequencies 10000^(−i/(half−1))."""
     half = channels // 2
-    exponent = torch.arange(half, dtype=level.dtype, device=level.device) / max(half - 1, 1)
-    angle = (level.log() / 4)[:, None] * (1 / 10000) ** exponent
+    exponent = torch.arange(half, dtype=value.dtype, device=value.device) / max(half - 1, 1)
+    angle = value[:, None] * (1 / 10000) ** exponent
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -127,6 +159,12 @@ class LabelEmbedding(nn.Module):
     def forward(self, labels: Tensor | None, n: int) -> Tensor:
         """labels int64 (n,) with −1 = unconditional, or None -> (n, channels)."""
         return self.linear(one_hot_labels(labels, n, self.num_classes, self.linear.weight) * self.scale)
+
+
+def add_rows(*rows: Tensor | None) -> Tensor | None:
+    """The sum of those that are there, None where none is."""
+    given = [row for row in rows if row is not None]
+    return sum(given[1:], given[0]) if given else None
 
 
 def add_s(from_t: Tensor, s_affine: nn.Module | None, s_vector: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ctm.networks.base import LabelEmbedding, LevelEmbedding, Network, add_s, song_features
+from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network, add_rows, add_s, song_features
 
 __all__ = ["MLP"]
 
@@ -16,8 +16,9 @@ class MLP(Network):
     """F for data of any shape, flattened: `blocks` residual blocks of norm, (scale, shift) from t, s and label, two layers.
 
     shape: of one sample, without batch. num_classes: 0 = no labels. width: of the hidden layers. embedding: size of the
-    level embeddings. s_embedding: whether there is an s branch (CTM) or none (a diffusion model). dropout: inside blocks.
-    With the s branch freshly made its affines are zero, so that F does not depend on s until it is trained: a student
+    level embeddings. s_embedding: whether there is an s branch (CTM) or none (a diffusion model). guidance_embedding: whether the
+    guidance scale is an input. dropout: inside blocks.
+    The s branch's affines and the guidance's row start at zero, so that F depends on neither until it is trained: a student
     copied from a teacher starts as its teacher.
     """
 
@@ -30,6 +31,7 @@ class MLP(Network):
         blocks: int = 4,
         embedding: int = 128,
         s_embedding: bool = True,
+        guidance_embedding: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -38,6 +40,7 @@ class MLP(Network):
         self.t_embedding = LevelEmbedding(embedding, embedding)
         self.s_embedding = LevelEmbedding(embedding, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, embedding) if num_classes else None
+        self.guidance_embedding = GuidanceEmbedding(embedding, embedding) if guidance_embedding else None
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, embedding, s_embedding, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -49,14 +52,26 @@ class MLP(Network):
     def last_layer(self) -> nn.Module:
         return self.last
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """x (B, *shape), levels t and s (B,), labels int64 (B,) or None -> like x. s is ignored without an s branch."""
-        return self.last(self.norm(self._hidden(x, t, s, labels)[-1])).reshape(x.shape)
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, *shape), levels t and s (B,), labels int64 (B,) or None, guidance (B,), None: 1 -> like x. s is ignored
+        without an s branch, guidance without its embedding."""
+        return self.last(self.norm(self._hidden(x, t, s, labels, guidance)[-1])).reshape(x.shape)
 
-    def _hidden(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+    def _hidden(
+        self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None
+    ) -> list[Tensor]:
         """(B, width) before the blocks and after each."""
         label_row = self.label_embedding(labels, len(x)) if self.label_embedding is not None else None
-        t_vector = self.t_embedding(song_features(t, self.features), label_row)
+        t_row = add_rows(label_row, None if self.guidance_embedding is None else self.guidance_embedding(guidance, t))
+        t_vector = self.t_embedding(song_features(t, self.features), t_row)
         s_vector = None
         if self.s_embedding is not None and s is not None:
             s_vector = self.s_embedding(song_features(s, self.features), label_row)

@@ -9,7 +9,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ctm.networks.base import FourierFeatures, LabelEmbedding, LevelEmbedding, song_features
+from ctm.networks.base import (
+    FourierFeatures,
+    GuidanceEmbedding,
+    LabelEmbedding,
+    LevelEmbedding,
+    add_rows,
+    song_features,
+)
 from ctm.networks.blocks import Attention, BlockStyle, ResidualBlock
 from ctm.networks.unet import UNet
 
@@ -23,11 +30,12 @@ class DDPMpp(UNet):
     level, finest first. blocks: residual blocks a level (one more on the way up). attention: image heights at which blocks
     attend. head_channels: channels of one attention head, None for a single head; blocks narrower than one head do not
     attend. embedding_mult: size of the level vectors over channels. s_embedding: CTM's s branch, or none (a diffusion
-    model). dropout: before each block's second convolution. augment_dim: EDM's augmentation labels, 0 = none.
-    level_features: "positional", or NCSN++'s "fourier", features_mult · channels of them. encoder: "standard", or NCSN++'s
-    "residual" with a second path down. resample_filter: one axis of the filter that halves and doubles images.
-    patch: the U-Net runs on squares of patch × patch pixels as channels, at a patch²-th of the cost; 1: on pixels.
-    The s branch's affines start at zero: a student copied from a teacher starts as its teacher.
+    model). guidance_embedding: whether the guidance scale is an input. dropout: before each block's second convolution.
+    augment_dim: EDM's augmentation labels, 0 = none. level_features: "positional", or NCSN++'s "fourier", features_mult ·
+    channels of them. encoder: "standard", or NCSN++'s "residual" with a second path down. resample_filter: one axis of the
+    filter that halves and doubles images. patch: the U-Net runs on squares of patch × patch pixels as channels, at a
+    patch²-th of the cost; 1: on pixels.
+    The s branch's affines and the guidance's row start at zero: a student copied from a teacher starts as its teacher.
     Raises ValueError for an image size that the levels do not divide.
     """
 
@@ -43,6 +51,7 @@ class DDPMpp(UNet):
         head_channels: int | None = None,
         embedding_mult: int = 4,
         s_embedding: bool = True,
+        guidance_embedding: bool = False,
         dropout: float = 0.0,
         augment_dim: int = 0,
         level_features: Literal["positional", "fourier"] = "positional",
@@ -63,6 +72,7 @@ class DDPMpp(UNet):
         self.s_embedding = LevelEmbedding(self.features, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, self.features) if num_classes else None
         self.augment_embedding = nn.Linear(augment_dim, self.features, bias=False) if augment_dim else None
+        self.guidance_embedding = GuidanceEmbedding(self.features, self.features) if guidance_embedding else None
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -90,7 +100,7 @@ class DDPMpp(UNet):
 
     def _initialise(self) -> None:
         """EDM's: Xavier-uniform weights, zero biases; 1e-5 of that for what closes a residual branch and for the last
-        layer, √0.2 of it for qkv; and zero s affines."""
+        layer, √0.2 of it for qkv; zero s affines and guidance row."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -103,19 +113,18 @@ class DDPMpp(UNet):
                 nn.init.xavier_uniform_(module.qkv.weight, gain=math.sqrt(0.2))
                 nn.init.xavier_uniform_(module.out.weight, gain=1e-5)
         nn.init.xavier_uniform_(self.last.weight, gain=1e-5)
-        self._zero_s_branch()
+        self._zero_own_branches()
 
     def _features(self, level: Tensor) -> Tensor:
         return song_features(level, self.features) if self.fourier is None else self.fourier(level)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None
+        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The label's row goes early into both vectors, the augmentation's into that of t."""
+        """The label's row goes early into both vectors, the augmentation's and the guidance's into that of t."""
         label_row = None if self.label_embedding is None else self.label_embedding(labels, len(t))
-        augment_row = self._augment_row(augment)
-        rows = [row for row in (label_row, augment_row) if row is not None]
-        t_vector = self.t_embedding(self._features(t), sum(rows[1:], rows[0]) if rows else None)
+        early = add_rows(label_row, self._augment_row(augment), self._guidance_row(guidance, t))
+        t_vector = self.t_embedding(self._features(t), early)
         if self.s_embedding is None or s is None:
             return t_vector, None
         return t_vector, self.s_embedding(self._features(s), label_row)
@@ -137,6 +146,7 @@ class NCSNpp(DDPMpp):
         head_channels: int | None = None,
         embedding_mult: int = 4,
         s_embedding: bool = True,
+        guidance_embedding: bool = False,
         dropout: float = 0.0,
         augment_dim: int = 0,
         features_mult: int = 2,
@@ -152,6 +162,7 @@ class NCSNpp(DDPMpp):
             head_channels=head_channels,
             embedding_mult=embedding_mult,
             s_embedding=s_embedding,
+            guidance_embedding=guidance_embedding,
             dropout=dropout,
             augment_dim=augment_dim,
             level_features="fourier",

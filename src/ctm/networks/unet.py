@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctm.networks.base import LabelEmbedding, LevelEmbedding, Network
+from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network
 from ctm.networks.blocks import AuxiliaryInput, BlockStyle, ResidualBlock
 
 __all__ = ["UNet"]
@@ -24,6 +24,7 @@ class UNet(Network):
     s_embedding: LevelEmbedding | None
     label_embedding: LabelEmbedding | None
     augment_embedding: nn.Linear | None
+    guidance_embedding: GuidanceEmbedding | None
 
     def _build(
         self,
@@ -87,8 +88,10 @@ class UNet(Network):
                 f"divisible by {divisor}, got {height}×{width}: use fewer entries in channel_mult or another image size"
             )
 
-    def _zero_s_branch(self) -> None:
-        """The s affines at zero, so that a student copied from a teacher starts as its teacher."""
+    def _zero_own_branches(self) -> None:
+        """The s affines and the guidance's row at zero, so that a student copied from a teacher starts as its teacher."""
+        if self.guidance_embedding is not None:
+            self.guidance_embedding.make_zero()
         for module in self.modules():
             if isinstance(module, ResidualBlock) and module.s_affine is not None:
                 nn.init.zeros_(module.s_affine.weight)
@@ -103,9 +106,10 @@ class UNet(Network):
         raise NotImplementedError
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None
+        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The level vectors of t and s (None without an s branch or without s), with the labels in them."""
+        """The level vectors of t and s (None without an s branch or without s), with the labels in them and the guidance
+        scale in that of t."""
         raise NotImplementedError
 
     def _augment_row(self, augment: Tensor | None) -> Tensor | None:
@@ -113,6 +117,10 @@ class UNet(Network):
         if self.augment_embedding is None or augment is None:
             return None
         return self.augment_embedding(augment.to(self.augment_embedding.weight.dtype))
+
+    def _guidance_row(self, guidance: Tensor | None, t: Tensor) -> Tensor | None:
+        """(B,) or None, which is 1 -> the row added to the features of t, None without a guidance embedding."""
+        return None if self.guidance_embedding is None else self.guidance_embedding(guidance, t)
 
     def forward(
         self,
@@ -122,12 +130,14 @@ class UNet(Network):
         labels: Tensor | None = None,
         *,
         augment: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W), levels t and s (B,), labels int64 (B,) with −1 for none -> like x.
 
         s is ignored without an s branch, and s = None leaves that branch out. augment: EDM's augmentation labels
-        (B, augment_dim), ignored by a network without them; None or zeros: not augmented."""
-        t_vector, s_vector = self._vectors(t, s, labels, augment)
+        (B, augment_dim), ignored by a network without them; None or zeros: not augmented. guidance: the
+        guidance scale (B,), None: 1, ignored by a network without its embedding."""
+        t_vector, s_vector = self._vectors(t, s, labels, augment, guidance)
         skips = self._descend(x, t_vector, s_vector)
         hidden = skips[-1]
         for block in self.middle:

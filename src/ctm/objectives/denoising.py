@@ -32,7 +32,8 @@ class DenoisingScoreMatching(Objective):
     """w(σ)·|x₀ − D(x₀ + σε, σ)|², averaged over coordinates: a loss per sample.
 
     levels: how σ is drawn, (n, sigma_min=, sigma_max=, generator=) -> (n,): `ctm.noise.half_lognormal` (CTM students) or
-    `ctm.noise.lognormal` (EDM teachers). weight: w(t, s, σ_d) at t = s = σ, EDM's (σ² + σ_d²)/(σ·σ_d)² by default.
+    `ctm.noise.lognormal` (EDM teachers). A student that takes a guidance scale is trained at w = 1, the only one of which
+    x₀ is a sample. weight: w(t, s, σ_d) at t = s = σ, EDM's (σ² + σ_d²)/(σ·σ_d)² by default.
     """
 
     levels: Callable[..., Tensor] = half_lognormal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ctm.guided import AtGuidance, GuidedDenoiser
 from ctm.noise import Times, continuous_times, draw_solver_steps, draw_span, grid_times, karras_grid, match_dims
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
@@ -22,13 +24,16 @@ Role = Literal["student", "target"]
 
 @dataclass(frozen=True)
 class MatchingDraw(Draw):
-    """The random numbers of one step: times of B samples and noise (B, …), standard normal."""
+    """The random numbers of one step: times of B samples, noise (B, …), standard normal, and the guidance scale (B,) where
+    there is one."""
 
     times: Times
     noise: Tensor
+    guidance: Tensor | None = None
 
     def rows(self, part: slice) -> MatchingDraw:
-        return MatchingDraw(self.times.rows(part), self.noise[part])
+        guidance = None if self.guidance is None else self.guidance[part]
+        return MatchingDraw(self.times.rows(part), self.noise[part], guidance)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,11 @@ class Matching(Objective):
     solver: the way t → u, see ctm.objectives.walks. weight: w(t, s, σ_d), see ctm.weighting.
     estimate_outer, target_outer: who makes the last jump of each. target_inner: who makes the target's jump u → s; "none"
     lets it jump from u to the end. estimate_at: "u" lets the estimate jump t → u → end, while the target goes by s (code:
-    ctm_target_matching). Raises ValueError for settings out of range or that contradict each other.
+    ctm_target_matching).
+    guidance: [low, high] lets the walk follow the teacher guided at a scale w, D_∅ + w·(D_y − D_∅), drawn uniformly from that
+    range for each sample (arXiv 2210.03142) and given to student and target as an input: their network needs
+    guidance_embedding. A sample whose label was left out has w = 1. Each of the teacher's evaluations becomes two.
+    Raises ValueError for settings out of range or that contradict each other.
 
     kind "local", s "end" and target_inner "target" is consistency distillation (arXiv 2303.01469, eq. 7), and consistency
     training (eq. 10) with the solver `SameNoise`: no last jump is left there.
@@ -70,6 +79,7 @@ class Matching(Objective):
     estimate_at: Literal["s", "u"] = "s"
     target_outer: Role = "target"
     target_inner: Literal["student", "target", "none"] = "student"
+    guidance: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("soft", "local", "global"):
@@ -92,6 +102,14 @@ class Matching(Objective):
             raise ValueError(f"kind local is one solver step, got solver_steps {self.solver_steps}: use kind soft")
         if self.grid_points < 2:
             raise ValueError(f"grid_points must be at least 2, got {self.grid_points}")
+        if self.guidance is not None:
+            low, high = self.guidance
+            if not 0 <= low <= high < math.inf:
+                raise ValueError(f"guidance must be [low, high] with 0 ≤ low ≤ high, got {list(self.guidance)}")
+            if not self.needs_teacher:
+                raise ValueError(
+                    f"guidance is the teacher's, but {type(self.solver).__name__} asks none: use TeacherWalk or MultistepWalk"
+                )
         for name in ("max_solver_steps", "solver_steps"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < self.grid_points:
@@ -131,7 +149,11 @@ class Matching(Objective):
             times = grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
         s = times.s if self.s == "drawn" else torch.full_like(times.s, model.sigma_min)
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise.to(like))
+        scale = None
+        if self.guidance is not None:
+            low, high = self.guidance
+            scale = low + (high - low) * torch.rand(n, generator=generator, device=generator.device).to(like)
+        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise.to(like), scale)
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]
@@ -148,18 +170,19 @@ class Matching(Objective):
 
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
-        times = draw.times
+        times, guided = draw.times, _guided(networks, draw.guidance)
         x_t = x0 + match_dims(times.t, x0) * draw.noise
         with torch.no_grad():
-            x_u = self.solver(networks, x_t, times.path, labels, x0)
-            target = self.target(networks, x_u, times, labels)
-        estimate = networks.made["estimate"] = self.estimate(networks, x_t, times, labels)
+            x_u = self.solver(guided, x_t, times.path, labels, x0)
+            target = self.target(guided, x_u, times, labels)
+        estimate = networks.made["estimate"] = self.estimate(guided, x_t, times, labels)
         distance = self.distance.between(networks, estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
 
     def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
         """The estimate alone, without its target: what the discriminator learns from."""
-        return self.estimate(networks, x0 + match_dims(draw.times.t, x0) * draw.noise, draw.times, labels)
+        x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
+        return self.estimate(_guided(networks, draw.guidance), x_t, draw.times, labels)
 
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, labels: Tensor | None) -> Tensor:
         """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""
@@ -178,7 +201,25 @@ class Matching(Objective):
         return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, labels)
 
     def teacher_evaluations(self, draw: MatchingDraw) -> int:
-        return self.solver.teacher_evaluations(len(draw.times.path) - 1)
+        each = 1 if draw.guidance is None else 2
+        return each * self.solver.teacher_evaluations(len(draw.times.path) - 1)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Raises ValueError where guidance is asked for and the student does not take it, or the teacher has no classes."""
+        if self.guidance is not None:
+            _guided(Networks(student, student, teacher), torch.ones(1))
+
+
+def _guided(networks: Networks, scale: Tensor | None) -> Networks:
+    """Student and target with the guidance scale (B,) as their input, the teacher guided by it; `made` is shared."""
+    if scale is None:
+        return networks
+    return replace(
+        networks,
+        student=AtGuidance(networks.student, scale),
+        target=AtGuidance(networks.target, scale),
+        teacher=None if networks.teacher is None else GuidedDenoiser(networks.teacher, scale),
+    )
 
 
 def _player(networks: Networks, role: Role) -> Any:

@@ -8,7 +8,8 @@ from ctm.sampling.common import Cancelled, Step
 from ctm.sampling.editing import Projection, luma, patch_means, restore
 from ctm.sampling.generation import class_labels, draw, generate, starting_noise, stream
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
-from ctm.sampling.ode import ancestral, dpmpp_2m, euler, heun, midpoint
+from ctm.sampling.ode import dpmpp_2m, euler, heun, midpoint
+from ctm.sampling.sde import ancestral, dpmpp_2m_sde
 
 __all__ = [
     "Cancelled",
@@ -18,6 +19,7 @@ __all__ = [
     "class_labels",
     "consistency",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "draw",
     "euler",
     "gamma",

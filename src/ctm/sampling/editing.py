@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ctm.sampling.common import Callback, Noise, check_start
-from ctm.sampling.jumps import consistency_plan, follow
+from ctm.sampling.jumps import follow, resampling_plan
 
 __all__ = ["LUMA", "Projection", "luma", "patch_means", "restore"]
 
@@ -50,6 +50,8 @@ def restore(
     known: Tensor,
     projection: Projection,
     *,
+    rounds: int = 1,
+    clamp: bool = True,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
@@ -58,16 +60,26 @@ def restore(
     the next level, again. The result has the projection of `known` exactly.
 
     x (B, C, H, W) at level grid[0], e.g. the degraded image with noise; grid (N + 1,) decreasing, its end sigma_min; known
-    (B, C, H, W) in [−1, 1], of which only projection(known) counts; other arguments as in `ctm.sampling.gamma`.
-    Raises ValueError where known is not shaped like x, or for an unfitting grid.
+    (B, C, H, W) in [−1, 1], of which only projection(known) counts; rounds: jumps from each level, each with new noise up to that
+    level in between; clamp: to [−1, 1], for pictures; other arguments as in `ctm.sampling.gamma`.
+    Raises ValueError where known is not shaped like x, for rounds < 1, or for an unfitting grid.
     """
     if known.shape != x.shape:
         raise ValueError(f"known must be shaped like x, got {tuple(known.shape)} and {tuple(x.shape)}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
     levels, given = check_start(x, grid, zero_end=False), projection(known.to(x))
 
     def put_in(image: Tensor) -> Tensor:
-        image = image.clamp(-1, 1)
+        image = image.clamp(-1, 1) if clamp else image
         return image - projection(image) + given
 
-    plan = consistency_plan(levels.tolist())
-    return follow(plan, model, x, labels=labels, noise=noise, callback=callback, correct=put_in)
+    return follow(
+        resampling_plan(levels.tolist(), rounds),
+        model,
+        x,
+        labels=labels,
+        noise=noise,
+        callback=callback,
+        correct=put_in,
+    )

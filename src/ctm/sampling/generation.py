@@ -13,7 +13,16 @@ from torch import Tensor
 from ctm.noise import karras_grid
 from ctm.sampling.jumps import gamma as gamma_sampler
 
-__all__ = ["ImageNoise", "class_labels", "draw", "generate", "image_generator", "starting_noise", "stream"]
+__all__ = [
+    "ImageNoise",
+    "class_labels",
+    "draw",
+    "generate",
+    "identities",
+    "image_generator",
+    "starting_noise",
+    "stream",
+]
 
 NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
@@ -24,12 +33,27 @@ def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
+def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[int, int]]:
+    """(seed, image) that each of `images` takes its random numbers from: with one seed (seed, i); with a sequence of seeds,
+    image i is number 0 of the i-th. Raises ValueError for a negative seed, or for fewer seeds than an image's number."""
+    if isinstance(seed, int):
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        return [(seed, image) for image in images]
+    seeds = [int(number) for number in seed]
+    if any(number < 0 for number in seeds):
+        raise ValueError(f"seeds must be at least 0, got {min(seeds)}")
+    if images and max(images) >= len(seeds):
+        raise ValueError(f"a sequence of seeds needs one for each image, got {len(seeds)} for {max(images) + 1} images")
+    return [(seeds[image], 0) for image in images]
+
+
 class ImageNoise:
     """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
     draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument."""
 
-    def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self._generators = [image_generator(seed, index, NOISE) for index in indices]
+    def __init__(self, seed: int | Sequence[int], indices: Sequence[int]) -> None:
+        self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
 
     def __call__(self, like: Tensor) -> Tensor:
         rows = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
@@ -41,19 +65,20 @@ def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int = 0) 
     return ImageNoise(seed, indices)(torch.empty(len(indices), *shape))
 
 
-def class_labels(model: Any, num: int, labels: int | Tensor | None = None, seed: int = 0) -> Tensor | None:
+def class_labels(
+    model: Any, num: int, labels: int | Tensor | None = None, seed: int | Sequence[int] = 0
+) -> Tensor | None:
     """The label of each of num images: the given ones, or one class for all, or where None and the model is conditional
     a class drawn for each image from (seed, i); None for an unconditional model.
 
     Returns int64 (num,) or None. Raises ValueError for a label the model does not know or another number of labels."""
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
     known_classes = getattr(model, "num_classes", None)  # None: a model that does not say
     classes = int(known_classes or 0)
+    who = identities(seed, range(num))
     if labels is None:
         if classes == 0:
             return None
-        drawn = [torch.randint(classes, (), generator=image_generator(seed, i, LABEL)).item() for i in range(num)]
+        drawn = [torch.randint(classes, (), generator=image_generator(*pair, LABEL)).item() for pair in who]
         return torch.tensor(drawn, dtype=torch.int64)
     chosen = torch.as_tensor(labels)
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
@@ -79,18 +104,20 @@ def draw(
     levels: Tensor,
     sampler: Callable[..., Tensor],
     labels: Tensor | None,
-    seed: int,
+    seed: int | Sequence[int],
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The images number `indices` of those that `generate` makes: float32 (len(indices), *shape) on `device`, not clamped.
+    """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
     levels: the grid; sampler: f(model, x, grid, labels=, noise=) -> x; labels int64 (len(indices),) or None; the model on
     `device` already."""
     noise = ImageNoise(seed, indices)
     with torch.no_grad():
-        x = levels[0].float().to(device) * noise(torch.empty(len(indices), *model.shape, device=device))
+        like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
+        x = levels[0].to(like) * noise(like)
         rows = None if labels is None else labels.to(device)
-        return sampler(model, x, levels, labels=rows, noise=noise).float()
+        return sampler(model, x, levels, labels=rows, noise=noise).to(dtype)
 
 
 def stream(
@@ -100,13 +127,14 @@ def stream(
     steps: int = 1,
     gamma: float = 0.0,
     labels: int | Tensor | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """What `generate` returns, in batches (float32, CPU) in the order of the images. Arguments as there; they are checked
+    """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
     when `stream` is called, before the first batch is asked for.
 
     sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid.
@@ -119,7 +147,7 @@ def stream(
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
-    levels = karras_grid(steps, sigma_min, sigma_max, dtype=torch.float32) if grid is None else grid
+    levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
     if sampler is None:
         if not hasattr(model, "jump"):
             raise ValueError(
@@ -139,7 +167,7 @@ def stream(
         for first in range(0, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             rows = None if chosen is None else chosen[first : first + batch_size]
-            x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place)
+            x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place, dtype=dtype)
             yield x.cpu()
 
     return batches()
@@ -152,11 +180,12 @@ def generate(
     steps: int = 1,
     gamma: float = 0.0,
     labels: int | Tensor | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
 
@@ -164,7 +193,9 @@ def generate(
     seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
     that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
     device: where to compute, None for where the model is. grid: levels instead of karras_grid(steps) between the model's
-    sigma_max and sigma_min. sampler: see `stream`. Raises ValueError for arguments out of range.
+    sigma_max and sigma_min. sampler: see `stream`. A sequence of num seeds makes image i number 0 of the i-th seed.
+    dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
+    Raises ValueError for arguments out of range.
     """
     return torch.cat(
         list(
@@ -179,6 +210,7 @@ def generate(
                 device=device,
                 grid=grid,
                 sampler=sampler,
+                dtype=dtype,
             )
         )
     )

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise
 
-__all__ = ["Plan", "consistency", "consistency_plan", "gamma", "gamma_plan", "two_level", "two_level_plan"]
+__all__ = [
+    "Plan",
+    "consistency",
+    "consistency_plan",
+    "gamma",
+    "gamma_plan",
+    "resampling_plan",
+    "two_level",
+    "two_level_plan",
+]
 
 Plan = Iterator[tuple[float, float, float]]
 Form = Literal["paper", "code"]
@@ -55,6 +64,15 @@ def gamma_plan(grid: Iterable[float], gamma: float, form: Form = "paper") -> Pla
 def consistency_plan(grid: Iterable[float]) -> Plan:
     """Jump to the last level each time, add noise up to the next: consistency models' multistep (arXiv 2303.01469, alg. 1)."""
     return gamma_plan(grid, 1.0)
+
+
+def resampling_plan(grid: Iterable[float], rounds: int) -> Plan:
+    """`consistency_plan` with `rounds` jumps from each level: after all but the last the noise goes up to that level again."""
+    levels = [float(level) for level in grid]
+    for t, _, fresh in gamma_plan(levels, 1.0):
+        for _ in range(rounds - 1):
+            yield t, levels[-1], math.sqrt(t**2 - levels[-1] ** 2)
+        yield t, levels[-1], fresh
 
 
 def two_level_plan(grid: Iterable[float]) -> Plan:

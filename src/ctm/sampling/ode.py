@@ -1,4 +1,4 @@
-"""Samplers that need only a denoiser: Euler, Heun and the midpoint method with EDM's churn, DPM-Solver++ (2M), ancestral."""
+"""Samplers of the probability flow: Euler, Heun and the midpoint method with EDM's churn, DPM-Solver++ (2M)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
-from ctm.solvers import ancestral_levels, dpmpp_2m_step, heun_step, midpoint_step, toward
+from ctm.solvers import dpmpp_2m_step, heun_step, midpoint_step, toward
 
-__all__ = ["ancestral", "dpmpp_2m", "euler", "heun", "midpoint"]
+__all__ = ["dpmpp_2m", "euler", "heun", "midpoint"]
 
 
 @torch.no_grad()
@@ -106,37 +106,6 @@ def _churned(
         t_all, s_all = raised.expand(len(x)), s.expand(len(x))
         denoised = denoise(x, t_all)
         x = step(denoise, x, t_all, s_all, denoised)
-        if callback is not None:
-            callback(Step(index, t, s, x, denoised))
-    return x
-
-
-@torch.no_grad()
-def ancestral(
-    model: Any,
-    x: Tensor,
-    grid: Tensor,
-    *,
-    eta: float = 1.0,
-    labels: Tensor | None = None,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Ancestral sampling: an Euler step below the next level, then noise up to it; one evaluation a step.
-
-    eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
-    standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
-    Raises ValueError for eta outside [0, 1] or an unfitting grid."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
-    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
-    for index, (t, s) in enumerate(itertools.pairwise(levels)):
-        t_all = t.expand(len(x))
-        denoised = denoise(x, t_all)
-        down, up = ancestral_levels(t, s, eta)
-        x = toward(x, denoised, t_all, down.expand(len(x)))
-        if float(up) > 0:
-            x = x + up * draw(x)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
     return x

@@ -1,13 +1,17 @@
 """Training: recipes, the loop, run directories. No maths of the method lives here."""
 
+from ctm.training.dry_run import dry_run
 from ctm.training.ema import Average, Decay, PowerFunction
 from ctm.training.engine import EngineSettings
+from ctm.training.guard import TrainingDiverged
 from ctm.training.recipe import DataSettings, Recipe
+from ctm.training.run_directory import CannotWrite
 from ctm.training.schedules import Doubling, Progressive
 from ctm.training.trainer import train
 
 __all__ = [
     "Average",
+    "CannotWrite",
     "DataSettings",
     "Decay",
     "Doubling",
@@ -15,5 +19,7 @@ __all__ = [
     "PowerFunction",
     "Progressive",
     "Recipe",
+    "TrainingDiverged",
+    "dry_run",
     "train",
 ]

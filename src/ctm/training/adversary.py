@@ -83,17 +83,20 @@ class Adversary:
         (loss / pieces).backward()
         self._numbers.append(numbers)
 
-    def move(self) -> dict[str, Tensor]:
-        """Average the gradients over all processes and move the weights. Returns the step's numbers, of all processes."""
+    def move(self, allows: Callable[[Tensor, Tensor], bool] = lambda loss, norm: True) -> dict[str, Tensor]:
+        """Average the gradients over all processes and move the weights, where `allows` says so of the loss and the gradient's
+        norm. Returns the step's numbers, of all processes."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         self._average(gradients)
         norm = nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
         names = list(self._numbers[0])
         means = torch.stack([torch.stack([n[name] for n in self._numbers]).mean() for name in names])
         self._average([means])
         numbers = {f"discriminator/{name}": value for name, value in zip(names, means, strict=True)}
         numbers["discriminator/gradient_norm"] = norm
+        if not allows(numbers["discriminator/loss"], norm):
+            return numbers
+        self.optimizer.step()
         sentence = self.watch.tell(float(numbers["discriminator/accuracy"]), float(numbers["discriminator/logit_gap"]))
         if sentence and self.accelerator.is_main_process:
             _LOG.warning(sentence)

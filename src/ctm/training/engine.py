@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,13 +108,22 @@ class ScaledOptimizer:
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
 
-    def step(self) -> tuple[Tensor, bool]:
-        """Move the weights. Returns the gradients' total norm before clipping, and whether the weights moved."""
+    @property
+    def state(self) -> Any:
+        """The optimiser's tensors, by parameter."""
+        return self.optimizer.state
+
+    def step(self, allows: Callable[[Tensor], bool] = lambda norm: True) -> tuple[Tensor, bool]:
+        """Move the weights, where `allows` says so of the gradients' total norm before clipping. Returns that norm, and
+        whether the weights moved."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = self.scale
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not allows(norm):
+            self.scaler.update()
+            return norm, False
         if self.clip is not None:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         self.scaler.step(self.optimizer)

@@ -62,5 +62,10 @@ class TrainingBar:
                 soft_wrap=True,
             )
 
+    def say(self, text: str) -> None:
+        """A sentence of its own, where the bar is shown."""
+        if self._shown:
+            self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True)
+
     def _rate(self) -> float:
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)

@@ -117,6 +117,10 @@ class Recipe:
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        skip_limit: training stops after this many steps in a row were skipped, because a loss or gradient was not finite or
+            the gradient was a spike.
+        spike_factor: a gradient norm above this multiple of its running median is a spike; null: none is.
         evaluation: how often, and how, the run evaluates itself and keeps the best weights as best/; unset: not at all.
         trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
         engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
@@ -143,6 +147,9 @@ class Recipe:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    skip_limit: int = 10
+    spike_factor: float | None = 30.0
     evaluation: EvaluationSettings | None = None
     trackers: list[Tracker] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -153,6 +160,8 @@ class Recipe:
             ("log_every", 1),
             ("sample_every", 1),
             ("checkpoint_every", 1),
+            ("keep_checkpoints", 1),
+            ("skip_limit", 1),
             ("warmup_steps", 0),
         ):
             if getattr(self, name) < low:
@@ -163,6 +172,8 @@ class Recipe:
         for name in ("target_ema", "label_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor must be above 1, or null for none, got {self.spike_factor}")
         if self.data.batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {self.data.batch_size}")
         if self.loss_factors is not None and len(self.loss_factors) != len(self.objectives):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,27 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, load_images
-from ctm.objectives import Networks
+from ctm.objectives import Matching, Networks
 from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.evaluation import SelfEvaluation
-from ctm.training.interrupt import InterruptLater
-from ctm.training.log import MetricsLog, loss_names, peak_memory
-from ctm.training.pictures import save_sample_grid
+from ctm.training.guard import StepGuard
+from ctm.training.interrupt import InterruptLater, Terminated
+from ctm.training.log import MetricsLog, loss_names
+from ctm.training.processes import largest
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
+from ctm.training.recording import record, take_up
 from ctm.training.run_directory import RunDirectory
 from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
 from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
 from ctm.training.student import check_teacher, start_from_student, start_from_teacher
 from ctm.training.trackers import check_trackers, open_trackers
+from ctm.training.verdict import Verdict, step_guards
 
-__all__ = ["TrainingDiverged", "train"]
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss is not a number; the last checkpoint is from before that."""
+__all__ = ["train"]
 
 
 @dataclass
@@ -55,6 +55,7 @@ class _Run:
     teacher: Any
     plain: Any  # where the weights are sharded, a whole model in the main process, else None
     sharded: bool
+    guards: dict[str, StepGuard]
     adversary: Adversary | None = None
 
     @property
@@ -76,6 +77,11 @@ class _Run:
     def optimizers(self) -> dict[str, Any]:
         """What a checkpoint holds of optimisers."""
         return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the student's or the discriminator's last step was skipped."""
+        return any(guard.in_a_row > 0 for guard in self.guards.values())
 
     def others(self) -> list[tuple[Average, Any]]:
         """The averages besides the published one."""
@@ -118,22 +124,15 @@ def train(
     settings: the recipe as YAML; it is kept as config.yaml and tells whether a used directory holds the same run.
     images: the data where the caller has it already. Works under accelerate's launcher in any number of processes; the
     batch of the recipe is divided among them. Returns the run directory, whose model/ holds the EMA weights.
-    Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged for a loss that is not a
-    number, KeyboardInterrupt (after a checkpoint) for Ctrl-C.
+    Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged where too many steps in a
+    row were skipped, CannotWrite where the disk is full or permission lacks; after a checkpoint, KeyboardInterrupt for Ctrl-C
+    and Terminated for SIGTERM. Of several processes the main one raises and the others leave with SystemExit.
     """
     processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
     accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     run = _prepare(recipe, accelerator, images or _load(recipe))
-    directory = RunDirectory(out)
-    if accelerator.is_main_process:
-        directory.claim(settings)
-    accelerator.wait_for_everyone()
-    step, elapsed = 0, 0.0
-    checkpoint = directory.latest()
-    if checkpoint is not None:
-        step, elapsed = directory.load(checkpoint, *run.parts(gather=False))
-    if accelerator.is_main_process:
-        directory.forget_after(step)
+    directory = RunDirectory(out, recipe.keep_checkpoints)
+    step, elapsed = take_up(run, directory, settings)
     trackers = (
         open_trackers(recipe.trackers, title, out, yaml.safe_load(settings)) if accelerator.is_main_process else []
     )
@@ -150,12 +149,13 @@ def _load(recipe: Recipe) -> Images:
     return load_images(data.name, data.size, data.channels, data.split)
 
 
-def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
-    """Networks, optimiser and data, in place on the device."""
+def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: bool = False) -> _Run:
+    """Networks, optimiser and data, in place on the device. stand_in: a copy of the student is the teacher where a teacher
+    is needed and none is named."""
     rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
     check_trackers(recipe.trackers)
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
-    if needs_teacher and recipe.teacher is None:
+    if needs_teacher and recipe.teacher is None and not stand_in:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
     torch.manual_seed(recipe.seed)
     student = recipe.model.build(recipe.network, images.shape, images.num_classes)
@@ -166,7 +166,11 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
         start_from_teacher(student, teacher)
     if recipe.student is not None:
         start_from_student(student, recipe.student)
+    for objective in recipe.objectives:
+        if isinstance(objective, Matching):
+            objective.check(student, teacher)
     student = student.to(accelerator.device)
+    teacher = frozen_copy(student) if teacher is None and needs_teacher else teacher
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     if recipe.engine.channels_last:
         set_layout([student] if teacher is None else [student, teacher])
@@ -190,9 +194,8 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images) -> _Run:
     else:
         wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
     scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    return _Run(
-        recipe, accelerator, images, module, wrapped, scaled, averages, target, teacher, plain, sharded, opponent
-    )
+    networks = (module, wrapped, scaled, averages, target, teacher, plain, sharded)
+    return _Run(recipe, accelerator, images, *networks, step_guards(recipe, opponent is not None), opponent)
 
 
 def _loop(
@@ -204,9 +207,9 @@ def _loop(
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
     names = loss_names(recipe.objectives)
-    log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
-    settings = recipe.evaluation
-    place = run.accelerator.device
+    with directory.writing():
+        log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
+    settings, place = recipe.evaluation, run.accelerator.device
     judge = SelfEvaluation(settings, run.images, directory, step, place) if settings is not None and main else None
     started = time.monotonic() - elapsed
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
@@ -214,48 +217,15 @@ def _loop(
             numbers = _step(run, step)
             step += 1
             bar.advance()
-            losses = {
-                name: float(v) for name, v in numbers.items() if name.startswith("loss/") or name.endswith("/loss")
-            }
-            if not math.isfinite(sum(losses.values())):
-                raise TrainingDiverged(
-                    f"step {step}: a loss is not a number ({losses}). The newest checkpoint in "
-                    f"{directory.checkpoints} is from before; lower the learning rate or change the recipe"
-                )
-            last = step == recipe.steps
-            stop = _any_process(run.accelerator, interrupt.requested)
-            sampled, kept = step % recipe.sample_every == 0 or last, step % recipe.checkpoint_every == 0 or last or stop
-            judged = settings is not None and (step % settings.every == 0 or last)
-            averages = run.whole_averages() if sampled or kept or judged else {}
-            modules, optimizers = run.parts(gather=True) if kept else ({}, {})
-            if log is not None:
+            if log is not None and not run.skipping:
                 log.add(numbers)
-                if step % recipe.log_every == 0 or last:
-                    bar.note(log.write(step, time.monotonic() - started, _state(run)))
-                if sampled:
-                    save_sample_grid(averages["model"], directory.samples / f"{step:06d}.png")
-                if judge is not None and judged:
-                    judge(averages["model"], step)
-                if kept:
-                    directory.save(step, modules, optimizers, time.monotonic() - started)
-                    for name, average in averages.items():
-                        directory.publish(average, name)
-            run.accelerator.wait_for_everyone()
-            if stop:
+            stop = largest(run.accelerator, interrupt.requested)
+            record(run, directory, log, bar, step, time.monotonic() - started, judge, stop=stop != 0)
+            if stop == signal.SIGINT:
                 raise KeyboardInterrupt
-
-
-def _state(run: _Run) -> dict[str, float]:
-    """Numbers that are logged as they stand, not as means over steps."""
-    rate = run.optimizer.param_groups[0]["lr"]
-    return {"learning_rate": rate, "peak_memory_mib": peak_memory(run.accelerator.device)}
-
-
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether any process raised the flag."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+            if stop == signal.SIGTERM:
+                bar.say(f"stopped by SIGTERM after the checkpoint of step {step}; the same command goes on from there")
+                raise Terminated
 
 
 def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
@@ -268,18 +238,21 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
     numbers: dict[str, float | Tensor] = {}
+    verdict = Verdict(run, step, lambda: [_batch(run, step, part) for part in _parts(run)])
+    skipped_before = run.guards["student"].skipped
     if opponent is not None and opponent.objective.trains_discriminator(step):
         opponent.begin()
     if opponent is None or opponent.objective.trains_student(step):
-        numbers |= _student_step(run, step)
+        numbers |= _student_step(run, step, verdict)
     else:
         for part in _parts(run):
             batch = _batch(run, step, part)
             with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
                 run.wrapped(batch, run.target, run.teacher, fake_only=True)
             _teach_adversary(run, batch, step)
-    if opponent is not None and opponent.objective.trains_discriminator(step):
-        numbers |= opponent.move()
+    skipped = run.guards["student"].skipped > skipped_before
+    if opponent is not None and opponent.objective.trains_discriminator(step) and not skipped:
+        numbers |= opponent.move(verdict.on_discriminator)
     return numbers
 
 
@@ -299,7 +272,7 @@ def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
     opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
 
 
-def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
+def _student_step(run: _Run, step: int, verdict: Verdict) -> dict[str, float | Tensor]:
     """One step of the student's optimiser."""
     recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
@@ -312,7 +285,7 @@ def _student_step(run: _Run, step: int) -> dict[str, float | Tensor]:
         numbers[name] = accelerator.reduce(numbers[name], "mean")
     if recipe.engine.precision == "fp16":
         numbers["loss_scale"] = run.optimizer.scale
-    numbers["gradient_norm"], moved = run.optimizer.step()
+    numbers["gradient_norm"], moved = run.optimizer.step(partial(verdict.on_student, numbers))
     if run.sharded:
         reshard([run.student] if run.target is None else [run.student, run.target])
     if moved:

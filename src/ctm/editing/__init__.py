@@ -1,0 +1,21 @@
+"""Editing given images with a model: linear inverse problems, denoising, strokes, interpolation, variations."""
+
+from ctm.editing.inverse import Measured, replace, solve_guided
+from ctm.editing.operators import LinearOperator, averaging, greying, masking
+from ctm.editing.pictures import denoise, interpolate, posterior_sample, spherical, stroke, variations
+
+__all__ = [
+    "LinearOperator",
+    "Measured",
+    "averaging",
+    "denoise",
+    "greying",
+    "interpolate",
+    "masking",
+    "posterior_sample",
+    "replace",
+    "solve_guided",
+    "spherical",
+    "stroke",
+    "variations",
+]

@@ -1,0 +1,130 @@
+"""Changes of a given image: remove noise, redraw from a level, interpolate, vary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.guidance import BetweenLabels
+from ctm.likelihood import decode, encode
+from ctm.noise import karras_grid, match_dims
+from ctm.sampling import ancestral, gamma
+from ctm.sampling.common import denoiser_of
+from ctm.sampling.generation import ImageNoise
+
+__all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]
+
+
+def _level(model: Any, sigma: float) -> None:
+    """Raises ValueError for a level that the model does not know."""
+    if not model.sigma_min < sigma <= model.sigma_max:
+        raise ValueError(
+            f"sigma must be above sigma_min = {model.sigma_min} and at most sigma_max = {model.sigma_max}, got {sigma}"
+        )
+
+
+def denoise(model: Any, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+    """The mean of x0 given x = x0 + sigma·ε, in one evaluation: of all estimates the one of least squared error.
+
+    x (B, *shape), sigma in the units of x. Raises ValueError for sigma outside the model's levels."""
+    _level(model, sigma)
+    with torch.no_grad():
+        return denoiser_of(model, labels)(x, x.new_full((len(x),), sigma))
+
+
+def posterior_sample(
+    model: Any, x: Tensor, sigma: float, *, steps: int = 64, labels: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """A draw of x0 given x = x0 + sigma·ε, by the reverse diffusion from sigma (`ancestral`, `steps` evaluations): exact as the
+    steps grow. The flow, and so a jump, would give one image of each x and not the spread of them."""
+    _level(model, sigma)
+    levels = karras_grid(steps, model.sigma_min, sigma, dtype=x.dtype)
+    return ancestral(model, x, levels, labels=labels, noise=ImageNoise(seed, range(len(x))))
+
+
+def stroke(
+    model: Any,
+    image: Tensor,
+    sigma: float,
+    *,
+    steps: int = 2,
+    gamma_share: float = 0.0,
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Stroke to image (SDEdit, arXiv 2108.01073): noise of level sigma is laid over the image, then `steps` jumps of γ-sampling
+    remove it. A larger sigma keeps less of the image; a larger γ forgets more on the way.
+
+    image (B, *shape); image i's noise from (seed, i) alone. Raises ValueError for sigma outside the model's levels, gamma outside
+    [0, 1], and a model without jump."""
+    _level(model, sigma)
+    noise = ImageNoise(seed, range(len(image)))
+    levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
+    return gamma(model, image + sigma * noise(image), levels, gamma=gamma_share, labels=labels, noise=noise)
+
+
+def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """sin((1−w)Ω)/sin Ω·a + sin(wΩ)/sin Ω·b with Ω the angle between a and b, for each sample: a at w = 0, b at w = 1. Where
+    they are parallel, the straight line. a, b (B, …), share w (B,)."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
+    angle = cosine.arccos()
+    sine = angle.sin()
+    flat = sine < 1e-4
+    safe = torch.where(flat, torch.ones_like(sine), sine)
+    left = torch.where(flat, 1 - share, ((1 - share) * angle).sin() / safe)
+    right = torch.where(flat, share, (share * angle).sin() / safe)
+    return match_dims(left, a) * a + match_dims(right, a) * b
+
+
+def interpolate(
+    model: Any,
+    first: Tensor,
+    second: Tensor,
+    num: int,
+    *,
+    labels: tuple[int, int] | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+) -> Tensor:
+    """num images from `first` to `second` (each of the model's shape): both go to noise along the flow, the noise moves on the
+    sphere between them, and the flow brings each back. The ends are the given images, to the tolerances.
+
+    labels: classes of both; on the way the denoiser is a mixture of theirs. Returns (num, *shape). Raises ValueError for
+    num < 2 and other shapes."""
+    if num < 2:
+        raise ValueError(f"an interpolation has at least 2 images, its ends, got {num}")
+    if tuple(first.shape) != tuple(model.shape) or tuple(second.shape) != tuple(model.shape):
+        raise ValueError(f"images must have shape {model.shape}, got {tuple(first.shape)} and {tuple(second.shape)}")
+    own = None if labels is None else torch.tensor(labels, device=first.device)
+    ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol)
+    share = torch.linspace(0, 1, num, dtype=first.dtype, device=first.device)
+    z = spherical(ends[:1].expand(num, *model.shape), ends[1:].expand(num, *model.shape), share)
+    if own is None:
+        return decode(model, z, rtol=rtol, atol=atol)
+    mixed = BetweenLabels(model, own[1:].expand(num), share)
+    return decode(mixed, z, own[:1].expand(num), rtol=rtol, atol=atol)
+
+
+def variations(
+    model: Any,
+    image: Tensor,
+    num: int,
+    amount: float,
+    *,
+    label: int | None = None,
+    seed: int = 0,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+) -> Tensor:
+    """num variations of an image of the model's shape: its noise z becomes cos θ·z + sin θ·ε with θ = amount·90°, and the flow
+    brings that back. amount 0 is the image, 1 a fresh sample; where z is standard normal, so are all: of data drawn from the
+    model, every variation is a draw from the model. Returns (num, *shape). Raises ValueError for amount outside [0, 1]."""
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount must be in [0, 1], got {amount}: 0 is the image itself, 1 a fresh sample")
+    labels = None if label is None else torch.full((1,), label, device=image.device)
+    z = encode(model, image[None], labels, rtol=rtol, atol=atol).expand(num, *model.shape)
+    angle = torch.tensor(amount * torch.pi / 2, dtype=torch.float64)
+    turned = float(angle.cos()) * z + float(angle.sin()) * ImageNoise(seed, range(num))(z)
+    return decode(model, turned, None if labels is None else labels.expand(num), rtol=rtol, atol=atol)

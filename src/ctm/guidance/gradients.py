@@ -1,0 +1,114 @@
+"""Guidance by a gradient: of a classifier, or of any differentiable loss of the denoised image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.guidance.base import Guided
+from ctm.noise import match_dims
+from ctm.sampling.common import denoiser_of
+
+__all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss", "likelihood_gain"]
+
+Loss = Callable[[Tensor], Tensor]
+
+
+class ClassifierGuided(Guided):
+    """Classifier guidance (arXiv 2105.05233): D + scale·t²·∇ₓ log p(y | x), the model itself being called without labels.
+
+    classifier(x, t) -> logits (B, K) of noisy images where noisy is true: with scale 1 and p exact, D is exactly the
+    conditional model's. Else classifier(x0) -> logits of clean images, taken at the denoised image, with the gradient
+    through it: p(y | D(x, t)) stands for p(y | x), which holds as t → 0. Samples with label −1 are not guided.
+    A jump holds the correction at its value at t: exact as s → t, with an error of order (t − s)² a jump.
+    """
+
+    def __init__(
+        self, model: Any, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False
+    ) -> None:
+        super().__init__(model)
+        self.classifier, self.scale, self.noisy = classifier, float(scale), noisy
+        self.num_classes = getattr(model, "num_classes", None) or None  # the classes are the classifier's: not said
+
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise ValueError("classifier guidance needs labels: give int64 (B,), −1 where a sample has none")
+
+        def log_probability(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
+            logits = self.classifier(at, t) if self.noisy else self.classifier(denoised(at))
+            chosen = logits.log_softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+            return torch.where(labels >= 0, chosen, torch.zeros_like(chosen))
+
+        return self.unguided(x, t, s, None) + self.scale * likelihood_gain(self.model, None, x, t, log_probability)
+
+    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        return super().unguided(x, t, s, None)
+
+
+class LossGuided(Guided):
+    """Loss guidance (arXiv 2302.07121): D − scale·t²·∇ₓ loss(D(x, t)), with the gradient through the denoiser.
+
+    loss(x0 like x) -> (B,), at the data's scale; exp(−scale·loss) plays the likelihood's part. The same approximations as of
+    ClassifierGuided on clean images, in jumps too. With a quadratic loss of a linear measurement it is DPS."""
+
+    def __init__(self, model: Any, loss: Loss, scale: float = 1.0) -> None:
+        super().__init__(model)
+        self.loss, self.scale = loss, float(scale)
+
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        def log_likelihood(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
+            return -_checked(self.loss(denoised(at)), at)
+
+        return self.unguided(x, t, s, labels) + self.scale * likelihood_gain(self.model, labels, x, t, log_likelihood)
+
+
+class LossDescent(Guided):
+    """Descent along the trajectory: the denoised image, or g, goes `steps` gradient steps of size `rate` down its loss before
+    it is used. No gradient goes through the network. It pulls towards low loss and samples no known distribution.
+
+    Raises ValueError for steps < 1."""
+
+    def __init__(self, model: Any, loss: Loss, *, steps: int = 1, rate: float) -> None:
+        super().__init__(model)
+        if steps < 1:
+            raise ValueError(f"steps of descent must be at least 1, got {steps}")
+        self.loss, self.steps, self.rate = loss, steps, float(rate)
+
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        image = self.unguided(x, t, s, labels)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                at = image.detach().requires_grad_()
+                gradient = torch.autograd.grad(_checked(self.loss(at), at).sum(), at)[0]
+            image = image - self.rate * gradient
+        return image
+
+
+def feature_loss(features: Callable[[Tensor], Tensor], target: Tensor) -> Loss:
+    """The loss |features(x0) − target|²/2 over all features, (B,). target: features of the image aimed at, (1 or B, …)."""
+
+    def loss(x0: Tensor) -> Tensor:
+        return (features(x0) - target).flatten(1).square().sum(dim=1) / 2
+
+    return loss
+
+
+def likelihood_gain(
+    model: Any, labels: Tensor | None, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
+) -> Tensor:
+    """t²·∇ₓ likelihood(x, D), the change of the denoised image, like x."""
+    denoise = denoiser_of(model, labels)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        gradient = torch.autograd.grad(likelihood(at, lambda y: denoise(y, t)).sum(), at)[0]
+    return match_dims(t, x) ** 2 * gradient
+
+
+def _checked(loss: Tensor, x: Tensor) -> Tensor:
+    """Raises ValueError for a loss that is not one number for each sample."""
+    if loss.shape != (len(x),):
+        raise ValueError(f"a loss gives one number for each of {len(x)} samples, got shape {tuple(loss.shape)}")
+    return loss

@@ -1,0 +1,79 @@
+"""Samplers of the reverse diffusion: each step goes below the next level and adds fresh noise up to it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
+from ctm.solvers import ancestral_levels, extrapolated, toward
+
+__all__ = ["ancestral", "dpmpp_2m_sde"]
+
+
+def ancestral(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    eta: float = 1.0,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling: an Euler step below the next level, then noise up to it; one evaluation a step.
+
+    eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
+    standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
+    Raises ValueError for eta outside [0, 1] or an unfitting grid."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
+    return _reverse_diffusion(model, x, grid, eta, False, labels, noise, callback)
+
+
+def dpmpp_2m_sde(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """SDE-DPM-Solver++ (2M) (arXiv 2211.01095, section 5): the reverse diffusion with DPM-Solver++'s denoised image D', carried
+    on from the step before to the middle of this one; one evaluation a step. Other arguments as in `ancestral`.
+
+        x ← (s/t)²·x + (1 − (s/t)²)·D' + s·√(1 − (s/t)²)·ε
+    """
+    return _reverse_diffusion(model, x, grid, 1.0, True, labels, noise, callback)
+
+
+@torch.no_grad()
+def _reverse_diffusion(
+    model: Any,
+    x: Tensor,
+    grid: Tensor,
+    eta: float,
+    second_order: bool,
+    labels: Tensor | None,
+    noise: Noise | None,
+    callback: Callback | None,
+) -> Tensor:
+    """The loop of both: down to ancestral_levels' `down`, then noise of its `up`."""
+    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    previous: tuple[Tensor, Tensor] | None = None
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
+        t_all = t.expand(len(x))
+        denoised = denoise(x, t_all)
+        down, up = ancestral_levels(t, s, eta)
+        aim = extrapolated(denoised, t_all, s.expand(len(x)), previous) if second_order else denoised
+        previous = (t_all, denoised)
+        x = toward(x, aim, t_all, down.expand(len(x)))
+        if float(up) > 0:
+            x = x + up * draw(x)
+        if callback is not None:
+            callback(Step(index, t, s, x, denoised))
+    return x

@@ -1,0 +1,131 @@
+"""Files that are whole or not there: synced before they get their name, with a checksum for each file of a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "clear_leftovers",
+    "damage",
+    "replace_directory",
+    "sync_files",
+    "write_directory",
+    "write_file",
+    "write_whole",
+]
+
+MANIFEST = "manifest.json"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and bring it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        write_file(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_directory(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, content) pairs as the directory `target`, and manifest.json with the size and SHA-256 of each.
+
+    Everything is written and synced under a temporary name beside it and renamed, so that `target` is whole whenever it is
+    there; one that was there before is replaced. Raises OSError, leaving nothing new behind, where writing fails."""
+    temporary = target.with_name(f".writing-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        manifest = {}
+        for name, content in files:
+            write_file(temporary / name, content)
+            manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_file(temporary / MANIFEST, (json.dumps({"files": manifest}, indent=2) + "\n").encode())
+        _sync(temporary)
+        replace_directory(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_directory(temporary: Path, target: Path) -> None:
+    """Rename a directory whose files are on the disk to `target`; one there before goes by the name .old-… and is removed
+    last, so that a whole one exists at every moment."""
+    old = target.with_name(f".old-{target.name}")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(temporary, target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_files(directory: Path) -> None:
+    """Bring the files of a directory that others wrote, and the directory itself, to the disk."""
+    for file in directory.iterdir():
+        _sync(file)
+    _sync(directory)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what a killed writer left in `directory`, and give back its name to what it was about to replace."""
+    for old in directory.glob(".old-*"):
+        target = directory / old.name.removeprefix(".old-")
+        if not target.exists():
+            os.replace(old, target)
+    for left in (*directory.glob(".old-*"), *directory.glob(".writing-*"), *directory.glob(".*.writing")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a directory that `write_directory` wrote, in words; None where it is whole."""
+    try:
+        files = json.loads((directory / MANIFEST).read_bytes())["files"]
+        for name, expected in files.items():
+            wrong = _difference(directory / name, expected["bytes"], expected["sha256"])
+            if wrong:
+                return f"{name} {wrong}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not readable"
+    return None
+
+
+def _difference(file: Path, size: int, checksum: str) -> str | None:
+    """How a file differs from what was written."""
+    with file.open("rb") as opened:
+        found = os.fstat(opened.fileno()).st_size
+        if found != size:
+            return f"has {found} bytes instead of {size}"
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != checksum:
+        return "does not have the checksum it was written with"
+    return None
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file or directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
