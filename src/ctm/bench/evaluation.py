@@ -29,13 +29,13 @@ def parser() -> Parser:
     result = command_parser(
         "bench evaluate",
         "Evaluate a model and print the share of the time that goes into its network and the feature networks; the rest is sums, "
-        "metrics, pictures and files. Statistics of the data are not counted: they are kept.",
-        "ctm bench evaluate --model models/digits-ctm --data digits --count 10000",
+        "metrics, pictures and files. Looking at the data is not counted: it is done once for all rows.",
+        "ctm bench evaluate --model models/fashion-mnist-ctm --data fashion-mnist --count 10000",
     )
     result.add_argument(
-        "--model", type=str, default="models/digits-ctm", help="model directory, run directory or hub id"
+        "--model", type=str, default="models/fashion-mnist-ctm", help="model directory, run directory or hub id"
     )
-    result.add_argument("--data", type=str, default="digits", help="as for ctm evaluate")
+    result.add_argument("--data", type=str, default="fashion-mnist", help="as for ctm evaluate")
     result.add_argument("--features", type=str, default="efficientnet", help="feature network")
     result.add_argument("--steps", type=str, default="1", help="jumps, one row for each")
     result.add_argument("--count", type=int, default=10_000, help="samples of each row")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctm.evaluation.number import Number, mean_with_error
 
-__all__ = ["cmmd", "kid"]
+__all__ = ["cmmd", "kid", "own_kernel"]
 
 _SUBSET = 500
 _CMMD_SIGMA, _CMMD_SCALE = 10.0, 1000.0
@@ -38,15 +38,22 @@ def _normalised(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.double(), dim=1)
 
 
-def cmmd(a: Tensor, b: Tensor) -> Number:
+def own_kernel(rows: Tensor) -> float:
+    """The mean of CMMD's kernel over all pairs of rows (N, F), less one: what `cmmd` needs of a reference, once."""
+    unit = _normalised(rows)
+    return float(_rows_of_kernel(unit, unit).mean())
+
+
+def cmmd(a: Tensor, b: Tensor, own: float | None = None) -> Number:
     """1000·MMD² with the kernel exp(−|x − y|²/(2·10²)) on embeddings scaled to length 1 (arXiv 2401.09603), which the authors
-    take from CLIP; any embedding serves, compared with itself alone. a (N, F), b (M, F).
+    take from CLIP; any embedding serves, compared with itself alone. a (N, F), b (M, F); own: `own_kernel(b)` where known.
 
     The biased estimate, as there: with this wide a kernel the bias is of the order of 10/n. Error bar: of a's sampling,
     by the first derivative."""
+    own = own_kernel(b) if own is None else own
     a, b = _normalised(a), _normalised(b)
     among, across = _rows_of_kernel(a, a), _rows_of_kernel(a, b)
-    value = _CMMD_SCALE * (among.mean() + _rows_of_kernel(b, b).mean() - 2 * across.mean())
+    value = _CMMD_SCALE * (among.mean() + own - 2 * across.mean())
     influence = 2 * _CMMD_SCALE * (among - across)
     return Number(float(value), mean_with_error(influence).error)
 

@@ -12,15 +12,14 @@ from torch import Tensor
 from ctm.data import to_model_range
 from ctm.evaluation.frechet import frechet_numbers
 from ctm.evaluation.kernels import cmmd, kid
-from ctm.evaluation.neighbours import Memorisation, memorisation, precision_recall
+from ctm.evaluation.neighbours import NEIGHBOURS, Memorisation, memorisation, precision_recall
 from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.reference import Reference
 from ctm.evaluation.scores import psnr
 from ctm.evaluation.statistics import Statistics
 
-__all__ = ["METRICS", "NEIGHBOURS", "Metric", "compare_images", "measure"]
+__all__ = ["METRICS", "Metric", "compare_images", "measure"]
 
-NEIGHBOURS = 5
 _QUERIES = 500  # samples of the memorisation check
 
 
@@ -73,7 +72,10 @@ def measure(
         numbers["diversity"] = samples.classes.diversity(reference.classes)
     if reference.rows is None:
         return numbers, None
-    numbers["kid"], numbers["cmmd"] = kid(samples.rows, reference.rows), cmmd(samples.rows, reference.rows)
+    numbers["kid"], numbers["cmmd"] = (
+        kid(samples.rows, reference.rows),
+        cmmd(samples.rows, reference.rows, reference.own_kernel),
+    )
     if min(len(samples.rows), len(reference.rows)) > NEIGHBOURS:
         numbers |= precision_recall(reference.rows, samples.rows, NEIGHBOURS, real_radii=reference.radii)
     if reference.table is None or len(reference.table) < 4:

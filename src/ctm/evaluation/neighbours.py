@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ctm.evaluation.number import Number, mean_with_error
 
-__all__ = ["Memorisation", "memorisation", "nearest", "precision_recall", "radii"]
+__all__ = ["NEIGHBOURS", "Memorisation", "memorisation", "nearest", "precision_recall", "radii"]
 
+NEIGHBOURS = 5
 _STEP = 1000
 
 
@@ -20,7 +21,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return squares.clamp(min=0)
 
 
-def radii(rows: Tensor, k: int = 5) -> Tensor:
+def radii(rows: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """|row − its k-th neighbour|² (N,), itself not counted. Raises ValueError for k rows or fewer."""
     if len(rows) <= k:
         raise ValueError(f"the {k}th neighbour needs more than {k} rows, got {len(rows)}")
@@ -31,7 +32,9 @@ def radii(rows: Tensor, k: int = 5) -> Tensor:
     return torch.cat(parts)
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 5, real_radii: Tensor | None = None) -> dict[str, Number]:
+def precision_recall(
+    real: Tensor, fake: Tensor, k: int = NEIGHBOURS, real_radii: Tensor | None = None
+) -> dict[str, Number]:
     """precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of feature rows fake (N, F) against real
     (M, F), with balls to the k-th neighbour. All depend on N and M.
 

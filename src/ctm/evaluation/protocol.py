@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ctm.evaluation.extractors import Extractor
-from ctm.evaluation.measure import NEIGHBOURS
 from ctm.evaluation.moments import BLOCKS
+from ctm.evaluation.neighbours import NEIGHBOURS
 from ctm.evaluation.reference import Reference
 
 __all__ = ["differences", "environment", "protocol"]

@@ -19,8 +19,9 @@ from ctm.data.folder import cache_directory
 from ctm.evaluation.classifier import Classifier, train_classifier
 from ctm.evaluation.extractors import Extractor, file_checksum
 from ctm.evaluation.frechet import frechet
+from ctm.evaluation.kernels import own_kernel
 from ctm.evaluation.moments import Gaussian
-from ctm.evaluation.neighbours import radii
+from ctm.evaluation.neighbours import NEIGHBOURS, radii
 from ctm.evaluation.passes import Processes, Progress, run_pass, silent
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
@@ -56,7 +57,22 @@ class Reference:
         """Squared distances of the kept rows to their fifth neighbours."""
         if self.rows is None:
             raise ValueError(f"{self.name} holds no rows of features, only their statistics")
-        return radii(self.rows.double())
+        return radii(self.rows.double(), NEIGHBOURS)
+
+    @cached_property
+    def own_kernel(self) -> float:
+        """The mean of CMMD's kernel over the kept rows."""
+        if self.rows is None:
+            raise ValueError(f"{self.name} holds no rows of features, only their statistics")
+        return own_kernel(self.rows)
+
+    def prepare(self) -> None:
+        """Compute what all samples are compared with, once."""
+        for gaussian in (self.gaussian, self.spatial):
+            _ = None if gaussian is None else gaussian.root
+        if self.rows is not None:
+            _ = self.own_kernel
+            _ = self.radii if len(self.rows) > NEIGHBOURS else None
 
     def record(self) -> dict[str, str | int]:
         """What a reader needs to use the same data."""

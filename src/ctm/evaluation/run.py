@@ -125,6 +125,7 @@ def judge_of(
     else:
         extractor = classifier_extractor(classifier)
     reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
+    reference.prepare()
     weights = None if classifier is None else checksum_of(classifier)
     about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels)
     return Judge(extractor, classifier, reference, about, images, rows, labels, processes)
