@@ -22,7 +22,7 @@ $(VENV)/.core: pyproject.toml $(BIN)/activate
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(BIN)/activate
-	$(BIN)/pip install --quiet -e ".[test,datasets,mnist5k,features,lpips,schedulefree,trackio,wandb]"
+	$(BIN)/pip install --quiet -e ".[test,datasets,mnist5k,features,lpips,dinov2,schedulefree,trackio,wandb]"
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.lint: pyproject.toml $(BIN)/activate

@@ -174,7 +174,7 @@ def test_efficientnet_sees_the_same_in_any_company():
         "resize": "bilinear to 64×64, no antialiasing",
     }
     assert make_extractor("efficientnet", 65).resize == "bilinear to 224×224, no antialiasing"
-    with pytest.raises(ValueError, match="--features must be one of classifier, efficientnet"):
+    with pytest.raises(ValueError, match="--features must be one of classifier, efficientnet, inception, dinov2"):
         make_extractor("magic", 28)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ctm.backbones import EfficientNetLite0
 from ctm.evaluation.classifier import Classifier
+from ctm.evaluation.dino import load_dino
+from ctm.evaluation.inception import SIDE, load_inception
 
 __all__ = ["NAMES", "Extractor", "checksum_of", "classifier_extractor", "file_checksum", "make_extractor"]
 
@@ -89,7 +91,34 @@ def classifier_extractor(classifier: Classifier) -> Extractor:
     return Extractor("classifier", checksum_of(classifier), "none", classifier.num_features, 0, look)
 
 
-_MAKERS: dict[str, Callable[[int | None, int], Extractor]] = {"efficientnet": _efficientnet}
+def _inception(side: int | None, size: int) -> Extractor:
+    if side not in (None, SIDE):
+        raise ValueError(f"Inception-v3 looks at {SIDE}×{SIDE} pixels: leave --side out")
+    network, file = load_inception()
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        pooled, spatial = network.to(images.device)(images)
+        return pooled, spatial_features(spatial)
+
+    resize = f"bilinear to {SIDE}×{SIDE} by TensorFlow 1's rule"
+    return Extractor("inception", file_checksum(file), resize, network.num_features, _SPATIAL_CHANNELS * 17**2, look)
+
+
+def _dino(side: int | None, size: int) -> Extractor:
+    network = load_dino(side)
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return network.to(images.device)(images), None
+
+    resize = f"bicubic to {network.side}×{network.side}, antialiased"
+    return Extractor("dinov2", checksum_of(network), resize, network.num_features, 0, look)
+
+
+_MAKERS: dict[str, Callable[[int | None, int], Extractor]] = {
+    "efficientnet": _efficientnet,
+    "inception": _inception,
+    "dinov2": _dino,
+}
 NAMES = ("classifier", *_MAKERS)
 
 
