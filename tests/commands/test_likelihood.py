@@ -41,3 +41,19 @@ def test_the_table_and_the_file(capsys, model, small_ctm, tmp_path):  # noqa: F8
 )
 def test_mistakes_are_one_sentence(capsys, model, arguments, message):  # noqa: F811
     assert message in sentence(capsys, "likelihood", model, *LOOSE, *arguments)
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_a_folder_whose_decoded_pictures_are_read_only(capsys, model, tmp_path, monkeypatch):  # noqa: F811
+    from PIL import Image
+
+    from ctm.data import load_images
+
+    monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for index, pixels in enumerate(load_images("digits").pixels[:2, :, :, 0]):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    options = ["--rtol", "1e-1", "--atol", "1e-1", "--data", tmp_path / "pictures"]
+    code, printed, _ = run(capsys, "likelihood", model, *options)
+    assert code == 0
+    assert "2 images without classes" in printed

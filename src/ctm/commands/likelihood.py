@@ -67,7 +67,7 @@ def run(settings: Namespace) -> None:
     model = model.to(usable_device(settings.device))
     channels, size, _ = model.shape
     images = load_images(settings.data, size, channels, settings.split)
-    pixels = np.ascontiguousarray(images.pixels[: settings.num])
+    pixels = np.array(images.pixels[: settings.num])  # a copy: the set may be read-only
     labels = None if images.labels is None or settings.labels == "none" else images.labels[: settings.num]
     if labels is not None and model.num_classes < images.num_classes:
         labels = None  # other classes than the model's, or none
