@@ -81,4 +81,9 @@ def test_images_are_compared_by_their_recipes(tmp_path, capsys, monkeypatch):
     assert consistency["teacher_evaluations"] == 2 * consistency["images"]
     assert entries["images/digits/teacher"]["frechet"]["35"] > 0
     assert "without DSM" in capsys.readouterr().out
-    assert main(["bench", "matching", *options, "--continue"]) == 0
+    assert main(["bench", "matching", *options, "--continue", "--methods", "soft", "--image_seeds", "2"]) == 0
+    entries = json.loads(out.read_text())
+    assert entries["images/digits/soft"] == soft
+    assert entries["images/digits/soft/1"]["frechet"] != soft["frechet"]
+    assert entries["images/digits/soft/1"]["steps"] == soft["steps"]
+    assert " ± " in capsys.readouterr().out

@@ -41,7 +41,7 @@ class Settings:
 
     data: a set by name, whose shipped recipes NAME-ctm.yaml … are used. teacher: its model. runs: where the students' run
     directories go. minutes: processor time of each student's training. count: samples for each distance. side: pixels the
-    feature network sees."""
+    feature network sees. seeds: trainings of each kind, with the seeds 0, 1, …"""
 
     data: str
     teacher: Path
@@ -49,6 +49,7 @@ class Settings:
     minutes: float = 12.0
     count: int = 5000
     side: int = 64
+    seeds: int = 1
 
 
 def _without_dsm(objectives: list[Any]) -> list[Any]:
@@ -139,18 +140,19 @@ def run_images(
     if _name(settings, "teacher") not in results.entries:
         entry = about | {"method": "teacher", "floor": bench.floor()} | bench.of_teacher()
         results.add(_name(settings, "teacher"), entry)
-    left = [method for method in methods if _name(settings, method) not in results.entries]
+    runs = [(method, seed) for seed in range(settings.seeds) for method in methods]
+    left = [run for run in runs if _name(settings, *run) not in results.entries]
     settings.runs.mkdir(parents=True, exist_ok=True)
-    plans = {
-        method: _plan(settings, method) for method in left
-    }  # all timed before the first is trained, under one load
-    for method in progress(left):
-        recipe, text = parse_recipe(plans[method].arguments)
-        directory = train(recipe, plans[method].out, text, images=bench.images, title=method)
-        entry = about | {"method": method, "minutes": settings.minutes, "seconds_per_step": plans[method].seconds}
+    plans = {method: _plan(settings, method) for method, _ in left}  # all timed before the first is trained: one load
+    for method, seed in progress(left):
+        plan = plans[method]
+        recipe, text = parse_recipe([*plan.arguments, "--seed", str(seed)])
+        out = plan.out if seed == 0 else plan.out.with_name(f"{plan.out.name}-{seed}")
+        directory = train(recipe, out, text, images=bench.images, title=out.name)
+        entry = about | {"method": method, "minutes": settings.minutes, "seconds_per_step": plan.seconds, "seed": seed}
         entry |= {"steps": recipe.steps, "images": recipe.steps * recipe.data.batch_size}
         entry |= {"teacher_evaluations": _teacher_evaluations(directory, recipe.data.batch_size)}
-        results.add(_name(settings, method), entry | bench.of_student(load_model(str(directory.model))))
+        results.add(_name(settings, method, seed), entry | bench.of_student(load_model(str(directory.model))))
 
 
 def _teacher_evaluations(directory: RunDirectory, batch_size: int) -> int:
@@ -171,38 +173,48 @@ class _Plan:
     seconds: float
 
 
-def _name(settings: Settings, method: str) -> str:
-    return f"images/{settings.data}/{method}"
+def _name(settings: Settings, method: str, seed: int = 0) -> str:
+    return f"images/{settings.data}/{method}" + (f"/{seed}" if seed else "")
 
 
 def _plan(settings: Settings, method: str) -> _Plan:
-    """As many steps as fit into the budget. They are kept beside the run, so that it goes on as it began. The adversarial
-    loss comes in after half of them."""
+    """As many steps as fit into the budget. They are kept beside the run, so that it goes on as it began. An
+    objective that starts late does so after the same share of the steps as in its recipe."""
     kind, change = METHODS[method]
     recipe = RECIPES / f"{settings.data}-{kind}.yaml"
     out = settings.runs / method.replace(" ", "-").lower()
-    objectives = change(yaml.safe_load(recipe.read_text())["objectives"])
+    shipped = yaml.safe_load(recipe.read_text())
+    objectives = change(shipped["objectives"])
+    alone = _share_without_late(objectives, shipped["steps"])
     base = ["--config", str(recipe)] + ([] if kind == "scratch" else ["--teacher", str(settings.teacher)])
     kept = out.with_name(f"{out.name}.json")
     if not kept.is_file():
-        ways = [_starting(objectives, 0), _starting(objectives, 10**9)] if _adversarial(objectives) else [objectives]
-        seconds = sum(_seconds_per_step([*base, f"--objectives={json.dumps(way)}"], out) for way in ways) / len(ways)
+        ways = [(1 - alone, _starting(objectives, 0)), (alone, _starting(objectives, 10**9))]
+        seconds = sum(
+            share * _seconds_per_step([*base, f"--objectives={json.dumps(way)}"], out) for share, way in ways if share
+        )
         steps = max(20, int(settings.minutes * 60 / seconds))
         write_whole(kept, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}).encode())
     found = json.loads(kept.read_text())
-    objectives = _starting(objectives, found["steps"] // 2)
+    objectives = _starting(objectives, int(alone * found["steps"]))
     arguments = [*base, f"--objectives={json.dumps(objectives)}", "--steps", str(found["steps"])]
     return _Plan(arguments, out, found["seconds_per_step"])
 
 
-def _adversarial(objectives: list[Any]) -> bool:
-    return any(entry["class_path"].endswith("Adversarial") for entry in objectives)
+def _late(entry: dict[str, Any]) -> bool:
+    """Whether a recipe's objective has a first step of its own."""
+    return "start" in entry.get("init_args", {})
+
+
+def _share_without_late(objectives: list[Any], steps: int) -> float:
+    """The share of a recipe's steps before its late objective starts; 0 where it has none."""
+    return max((entry["init_args"]["start"] / steps for entry in objectives if _late(entry)), default=0.0)
 
 
 def _starting(objectives: list[Any], start: int) -> list[Any]:
-    """The objectives with the adversarial loss from step `start` on."""
+    """The objectives with the late ones from step `start` on."""
     return [
-        {**entry, "init_args": {**entry["init_args"], "start": start}} if _adversarial([entry]) else entry
+        {**entry, "init_args": {**entry["init_args"], "start": start}} if _late(entry) else entry
         for entry in objectives
     ]
 

@@ -43,6 +43,7 @@ def parser() -> Parser:
         "--minutes", type=float, default=12.0, help="images: processor minutes of training for each method"
     )
     result.add_argument("--count", type=int, default=5000, help="images: samples for each distance")
+    result.add_argument("--image_seeds", type=int, default=1, help="images: runs of each method")
     result.add_argument(
         "--evaluations", type=int, default=10_000, help="mixture: the teacher's evaluations a run may use"
     )
@@ -57,7 +58,7 @@ def run(settings: Any) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise ValueError(f"--methods knows {', '.join(METHODS)}; not {', '.join(unknown)}")
-    for name in ("minutes", "count", "evaluations", "seconds", "seeds"):
+    for name in ("minutes", "count", "image_seeds", "evaluations", "seconds", "seeds"):
         if settings[name] <= 0:
             raise ValueError(f"--{name} must be positive, got {settings[name]}")
     torch.manual_seed(0)
@@ -68,7 +69,9 @@ def run(settings: Any) -> None:
         budget = Budget(settings.evaluations, settings.seconds)
         run_mixture(results, budget=budget, seeds=settings.seeds, progress=lambda runs: track(runs, "mixture"))
     if settings.part != "mixture":
-        about = Settings(settings.data, Path(settings.teacher), path.with_suffix(""), settings.minutes, settings.count)
+        place, teacher = path.with_suffix(""), Path(settings.teacher)
+        options = {"minutes": settings.minutes, "count": settings.count, "seeds": settings.image_seeds}
+        about = Settings(settings.data, teacher, place, **options)
         run_images(results, about, methods)
     for table in tables(results):
         console.print(table)
@@ -111,15 +114,26 @@ def _mixture_table(entries: list[dict[str, Any]], budget: str) -> Table:
 
 
 def _image_table(entries: list[dict[str, Any]]) -> Table:
+    columns = [*map(str, IMAGE_STEPS), *(f"γ=1: {k}" for k in IMAGE_STEPS[1:])]
     table = Table(title=f"Fréchet distance ({entries[0]['data']}, {entries[0]['count']} samples)")
-    for column in ("", "steps of training", *(f"{k}" for k in IMAGE_STEPS), *(f"γ=1: {k}" for k in IMAGE_STEPS[1:])):
-        table.add_column(column, justify="left" if not column else "right")
-    for entry in entries:
-        distances = {**{f"1:{k}": v for k, v in entry.get("frechet_gamma_1", {}).items()}, **entry["frechet"]}
-        columns = [*map(str, IMAGE_STEPS), *(f"1:{k}" for k in IMAGE_STEPS[1:])]
-        values = [f"{distances[key]:.0f}" if key in distances else "" for key in columns]
-        if entry["method"] == "teacher":
-            table.add_row("real images", "", f"{entry['floor']:.0f}")
-            values[0] = f"{distances['35']:.0f} (35)"
-        table.add_row(entry["method"], str(entry.get("steps", "")), *values)
+    table.add_column("", no_wrap=True)
+    for column in ("steps", *columns):
+        table.add_column(column, justify="right")
+    for method in dict.fromkeys(entry["method"] for entry in entries):
+        runs = [entry for entry in entries if entry["method"] == method]
+        if method == "teacher":
+            table.add_row("real images", "", f"{runs[0]['floor']:.0f}")
+            table.add_row(method, "", f"{runs[0]['frechet']['35']:.0f} (35)")
+            continue
+        of_runs = [entry["frechet"] | {f"γ=1: {k}": v for k, v in entry["frechet_gamma_1"].items()} for entry in runs]
+        values = [_distance([found[key] for found in of_runs if key in found]) for key in columns]
+        table.add_row(method, str(runs[0]["steps"]), *values)
     return table
+
+
+def _distance(values: list[float]) -> str:
+    """Mean of the seeds ± largest deviation."""
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    return f"{mean:.0f}" + (f" ± {max(abs(value - mean) for value in values):.0f}" if len(values) > 1 else "")

@@ -55,6 +55,7 @@ class Matching(Objective):
     guidance: [low, high] lets the walk follow the teacher guided at a scale w, D_∅ + w·(D_y − D_∅), drawn uniformly from that
     range for each sample (arXiv 2210.03142) and given to student and target as an input: their network needs
     guidance_embedding. A sample whose label was left out has w = 1. Each of the teacher's evaluations becomes two.
+    start: first step with it. Without a teacher score matching alone makes a denoiser before that, for the walk to follow.
     Raises ValueError for settings out of range or that contradict each other.
 
     kind "local", s "end" and target_inner "target" is consistency distillation (arXiv 2303.01469, eq. 7), and consistency
@@ -80,6 +81,7 @@ class Matching(Objective):
     target_outer: Role = "target"
     target_inner: Literal["student", "target", "none"] = "student"
     guidance: tuple[float, float] | None = None
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("soft", "local", "global"):
@@ -110,10 +112,15 @@ class Matching(Objective):
                 raise ValueError(
                     f"guidance is the teacher's, but {type(self.solver).__name__} asks none: use TeacherWalk or MultistepWalk"
                 )
+        if self.start < 0:
+            raise ValueError(f"start must be at least 0, got {self.start}")
         for name in ("max_solver_steps", "solver_steps"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < self.grid_points:
                 raise ValueError(f"{name} must be in 1 … grid_points − 1 = {self.grid_points - 1}, got {value}")
+
+    def active(self, step: int) -> bool:
+        return step >= self.start
 
     @property
     def largest(self) -> int:

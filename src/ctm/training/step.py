@@ -107,7 +107,8 @@ class LossModule(nn.Module):
 def fake_maker(objectives: Sequence[Objective]) -> int:
     """The index of the matching objective whose estimate the adversarial one judges: the last before it.
 
-    Raises ValueError where there is none, or where its estimate is not in data space."""
+    Raises ValueError where there is none, where it starts after the adversarial one, or where its estimate is not in data
+    space."""
     end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
     found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
     if not found:
@@ -117,6 +118,12 @@ def fake_maker(objectives: Sequence[Objective]) -> int:
         raise ValueError(
             "Adversarial judges data, but with compare: s the estimate of Matching stays at s: use compare: data"
         )
+    for opponent in objectives[end : end + 1]:
+        if isinstance(opponent, Adversarial) and opponent.start < chosen.start:
+            raise ValueError(
+                f"Adversarial starts at step {opponent.start}, Matching, whose estimate it judges, at {chosen.start}: "
+                "let it start no earlier"
+            )
     return found[-1]
 
 
