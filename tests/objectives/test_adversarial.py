@@ -122,6 +122,9 @@ def test_vectors_with_augmentation_and_wrong_settings_are_sentences():
         Adversarial(r1_every=0)
     with pytest.raises(ValueError, match="give a Matching before it"):
         fake_maker([DenoisingScoreMatching(), Adversarial(), Matching()])
+    with pytest.raises(ValueError, match="starts at step 5, Matching, whose estimate it judges, at 6"):
+        fake_maker([Matching(start=6), Adversarial(start=5)])
+    assert fake_maker([Matching(start=6), Adversarial(start=6)]) == 0
 
 
 def test_the_fake_is_the_estimate_of_the_same_draw_made_once():

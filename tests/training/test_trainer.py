@@ -16,7 +16,7 @@ from ctm.training import DataSettings, Recipe, train
 from ctm.training.ema import frozen_copy, move_average, warmed_decay
 from ctm.training.step import step_generator
 
-from .runs import RECIPES, SMALL, assert_same, student_arguments, teacher_arguments, weights
+from .runs import RECIPES, SMALL, assert_same, rows, student_arguments, teacher_arguments, trained, weights
 
 
 def recipe(name: str, *extra: str):
@@ -271,3 +271,20 @@ def test_a_recipe_may_compare_through_the_teachers_encoder(teacher, tmp_path):
     train(*_with_out(made, tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss/Matching"] > 0
+
+
+def test_matching_starts_when_it_is_told_to(tmp_path):
+    """Score matching alone before: no teacher is needed for the walk's denoiser to become one."""
+    objectives = [
+        {
+            "class_path": "ctm.objectives.Matching",
+            "init_args": {"grid_points": 5, "start": 3, "solver": {"class_path": "ctm.objectives.TargetJumps"}},
+        },
+        {"class_path": "ctm.objectives.DenoisingScoreMatching"},
+    ]
+    arguments = ["--config", str(RECIPES / "digits-scratch.yaml"), *SMALL, "--objectives", json.dumps(objectives)]
+    out = trained(tmp_path / "run", [*arguments, "--steps", "5", "--log_every", "1"])
+    assert [("loss/Matching" in row, "loss/DenoisingScoreMatching" in row) for row in rows(out)] == [
+        *[(False, True)] * 3,
+        *[(True, True)] * 2,
+    ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from rich.console import Console
@@ -71,6 +74,26 @@ def _instantiate(own: Parser, settings: Namespace) -> Recipe:
 
 def run(settings: Namespace) -> None:
     """Train, then say where the model and the newest picture are; or measure a step, with --dry-run."""
+    try:
+        _run(settings)
+    except (KeyboardInterrupt, SystemExit) as stop:  # all processes stop at the same step
+        traceback.clear_frames(stop.__traceback__)
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """End the group of processes: where its threads outlive the interpreter, they abort it now and then.
+
+    The data-parallel wrapper must be gone by then. If it were the last to hold the group, the group's end would wait with
+    Python's lock for threads that wait for the lock."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+def _run(settings: Namespace) -> None:
     own = parser()
     recipe = _instantiate(own, settings)
     console = Console(highlight=False, soft_wrap=True)
