@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
+    "edit": "Edit pictures: inpaint, superresolve, colourise, stroke, denoise, interpolate, vary.",
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
     "compare": "Compare the results of several evaluations, with significance.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     chosen = next((argument for argument in given if argument in _COMMANDS), None)
     try:
+        if chosen is not None and hasattr(_command(chosen), "arrange"):
+            given = _command(chosen).arrange(given)
         settings = _parser(chosen).parse_args(given)
         _command(settings.command).run(settings[settings.command])
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from ctm.data.files import open_picture
 from ctm.data.images import Images
 from ctm.data.resize import fit, is_colour, normal_mode
 
@@ -78,18 +78,9 @@ def _state(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
     return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
-def _open(file: Path) -> Image.Image:
-    try:
-        image = Image.open(file)
-        image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as a picture ({error}): repair or remove it") from error
-    return image
-
-
 def _decode(files: list[Path], size: int | None, channels: int | None, target: Path) -> None:
     """Write all files as one uint8 array (N, H, W, C) to `target`, which appears only when whole."""
-    first = _open(files[0])
+    first = open_picture(files[0])
     colour = is_colour(first) if channels is None else channels == 3
     if size is None and first.width != first.height:
         raise ValueError(
@@ -99,7 +90,7 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
     side = first.width if size is None else size
 
     def read(file: Path) -> np.ndarray:
-        image = _open(file)
+        image = open_picture(file)
         if channels is None and is_colour(image) != colour:
             kinds = ("grey", "in colour") if colour else ("in colour", "grey")
             raise ValueError(

@@ -1,6 +1,6 @@
 """Editing given images with a model: linear inverse problems, denoising, strokes, interpolation, variations."""
 
-from ctm.editing.inverse import Measured, replace, solve_guided
+from ctm.editing.inverse import Measured, into_range, replace, solve_guided
 from ctm.editing.operators import LinearOperator, averaging, greying, masking
 from ctm.editing.pictures import denoise, interpolate, posterior_sample, spherical, stroke, variations
 
@@ -11,6 +11,7 @@ __all__ = [
     "denoise",
     "greying",
     "interpolate",
+    "into_range",
     "masking",
     "posterior_sample",
     "replace",

@@ -13,9 +13,10 @@ from ctm.guidance.base import Guided
 from ctm.guidance.gradients import likelihood_gain
 from ctm.noise import karras_grid
 from ctm.sampling import gamma, heun, restore
+from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
-__all__ = ["Measured", "replace", "solve_guided"]
+__all__ = ["Measured", "into_range", "replace", "solve_guided"]
 
 
 class Measured(Guided):
@@ -60,6 +61,7 @@ def replace(
     grid: Tensor | None = None,
     labels: Tensor | None = None,
     seed: int = 0,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Images x with A·x = y exactly, by jumps with replacement (`ctm.sampling.restore`): steps·rounds calls of the model.
 
@@ -70,7 +72,7 @@ def replace(
     levels = karras_grid(steps, model.sigma_min, model.sigma_max, dtype=y.dtype) if grid is None else grid
     x, noise = _start(model, y, seed, y.device)
     known = operator.A_pinv(y)
-    options: dict[str, Any] = {"labels": labels, "noise": noise, "rounds": rounds, "clamp": clamp}
+    options: dict[str, Any] = {"labels": labels, "noise": noise, "rounds": rounds, "clamp": clamp, "callback": callback}
     return restore(model, levels[0].to(x) * x, levels, known, operator.projection, **options)
 
 
@@ -83,11 +85,26 @@ def solve_guided(
     jumps: bool = False,
     labels: Tensor | None = None,
     seed: int = 0,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Images with A·x near y by `Measured`: Heun on `steps` intervals, or as many guided jumps where `jumps` is true. At the
     end the measured part is put in exactly. Other arguments as in `replace`."""
     levels = karras_grid(steps, model.sigma_min, model.sigma_max, dtype=y.dtype)
     x, noise = _start(model, y, seed, y.device)
     sampler = gamma if jumps else heun
-    made = sampler(Measured(model, operator, y), levels[0] * x, levels, labels=labels, noise=noise)
+    options: dict[str, Any] = {"labels": labels, "noise": noise, "callback": callback}
+    made = sampler(Measured(model, operator, y), levels[0] * x, levels, **options)
     return made - operator.projection(made) + operator.A_pinv(y)
+
+
+def into_range(x: Tensor, operator: LinearOperator, y: Tensor, *, rounds: int = 1000) -> Tensor:
+    """Images near x in [−1, 1] with A·x = y as nearly as that allows, by projections on both in turn (von Neumann's alternating
+    projections): both hold in the limit where any image has both, else the range is kept. It ends where a round changes
+    nothing (1e-5). x (B, *shape), y (B, …)."""
+    given = operator.A_pinv(y)
+    for _ in range(rounds):
+        inside = x.clamp(-1, 1)
+        before, x = x, inside - operator.projection(inside) + given
+        if bool((x - before).abs().max() <= 1e-5):
+            break
+    return x.clamp(-1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
 from ctm.noise import karras_grid, match_dims
 from ctm.sampling import ancestral, gamma
-from ctm.sampling.common import denoiser_of
+from ctm.sampling.common import Callback, denoiser_of
 from ctm.sampling.generation import ImageNoise
 
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]
@@ -35,13 +36,20 @@ def denoise(model: Any, x: Tensor, sigma: float, labels: Tensor | None = None) -
 
 
 def posterior_sample(
-    model: Any, x: Tensor, sigma: float, *, steps: int = 64, labels: Tensor | None = None, seed: int = 0
+    model: Any,
+    x: Tensor,
+    sigma: float,
+    *,
+    steps: int = 64,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
 ) -> Tensor:
     """A draw of x0 given x = x0 + sigma·ε, by the reverse diffusion from sigma (`ancestral`, `steps` evaluations): exact as the
     steps grow. The flow, and so a jump, would give one image of each x and not the spread of them."""
     _level(model, sigma)
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=x.dtype)
-    return ancestral(model, x, levels, labels=labels, noise=ImageNoise(seed, range(len(x))))
+    return ancestral(model, x, levels, labels=labels, noise=ImageNoise(seed, range(len(x))), callback=callback)
 
 
 def stroke(
@@ -53,6 +61,7 @@ def stroke(
     gamma_share: float = 0.0,
     labels: Tensor | None = None,
     seed: int = 0,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Stroke to image (SDEdit, arXiv 2108.01073): noise of level sigma is laid over the image, then `steps` jumps of γ-sampling
     remove it. A larger sigma keeps less of the image; a larger γ forgets more on the way.
@@ -62,7 +71,8 @@ def stroke(
     _level(model, sigma)
     noise = ImageNoise(seed, range(len(image)))
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
-    return gamma(model, image + sigma * noise(image), levels, gamma=gamma_share, labels=labels, noise=noise)
+    options: dict[str, Any] = {"gamma": gamma_share, "labels": labels, "noise": noise, "callback": callback}
+    return gamma(model, image + sigma * noise(image), levels, **options)
 
 
 def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -78,6 +88,15 @@ def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return match_dims(left, a) * a + match_dims(right, a) * b
 
 
+def _halves(
+    progress: Callable[[float], object] | None,
+) -> tuple[Callable[[float], object] | None, Callable[[float], object] | None]:
+    """The callbacks of the way to noise, which is half of the whole, and of the way back."""
+    if progress is None:
+        return None, None
+    return lambda share: progress(share / 2), lambda share: progress((1 + share) / 2)
+
+
 def interpolate(
     model: Any,
     first: Tensor,
@@ -87,24 +106,26 @@ def interpolate(
     labels: tuple[int, int] | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
+    progress: Callable[[float], object] | None = None,
 ) -> Tensor:
     """num images from `first` to `second` (each of the model's shape): both go to noise along the flow, the noise moves on the
     sphere between them, and the flow brings each back. The ends are the given images, to the tolerances.
 
-    labels: classes of both; on the way the denoiser is a mixture of theirs. Returns (num, *shape). Raises ValueError for
-    num < 2 and other shapes."""
+    labels: classes of both; on the way the denoiser is a mixture of theirs. progress(share) is called with the share of the way
+    done, in [0, 1]. Returns (num, *shape). Raises ValueError for num < 2 and other shapes."""
     if num < 2:
         raise ValueError(f"an interpolation has at least 2 images, its ends, got {num}")
     if tuple(first.shape) != tuple(model.shape) or tuple(second.shape) != tuple(model.shape):
         raise ValueError(f"images must have shape {model.shape}, got {tuple(first.shape)} and {tuple(second.shape)}")
     own = None if labels is None else torch.tensor(labels, device=first.device)
-    ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol)
+    up, down = _halves(progress)
+    ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol, progress=up)
     share = torch.linspace(0, 1, num, dtype=first.dtype, device=first.device)
     z = spherical(ends[:1].expand(num, *model.shape), ends[1:].expand(num, *model.shape), share)
     if own is None:
-        return decode(model, z, rtol=rtol, atol=atol)
+        return decode(model, z, rtol=rtol, atol=atol, progress=down)
     mixed = BetweenLabels(model, own[1:].expand(num), share)
-    return decode(mixed, z, own[:1].expand(num), rtol=rtol, atol=atol)
+    return decode(mixed, z, own[:1].expand(num), rtol=rtol, atol=atol, progress=down)
 
 
 def variations(
@@ -117,14 +138,17 @@ def variations(
     seed: int = 0,
     rtol: float = 1e-4,
     atol: float = 1e-4,
+    progress: Callable[[float], object] | None = None,
 ) -> Tensor:
     """num variations of an image of the model's shape: its noise z becomes cos θ·z + sin θ·ε with θ = amount·90°, and the flow
     brings that back. amount 0 is the image, 1 a fresh sample; where z is standard normal, so are all: of data drawn from the
-    model, every variation is a draw from the model. Returns (num, *shape). Raises ValueError for amount outside [0, 1]."""
+    model, every variation is a draw from the model. progress: as of `interpolate`. Returns (num, *shape). Raises ValueError for
+    amount outside [0, 1]."""
     if not 0 <= amount <= 1:
         raise ValueError(f"amount must be in [0, 1], got {amount}: 0 is the image itself, 1 a fresh sample")
     labels = None if label is None else torch.full((1,), label, device=image.device)
-    z = encode(model, image[None], labels, rtol=rtol, atol=atol).expand(num, *model.shape)
+    up, down = _halves(progress)
+    z = encode(model, image[None], labels, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
     angle = torch.tensor(amount * torch.pi / 2, dtype=torch.float64)
     turned = float(angle.cos()) * z + float(angle.sin()) * ImageNoise(seed, range(num))(z)
-    return decode(model, turned, None if labels is None else labels.expand(num), rtol=rtol, atol=atol)
+    return decode(model, turned, None if labels is None else labels.expand(num), rtol=rtol, atol=atol, progress=down)

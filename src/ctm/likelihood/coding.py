@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,22 +16,38 @@ from ctm.solvers import heun_step
 __all__ = ["decode", "encode", "grid_log_density"]
 
 
-def encode(model: Any, x: Tensor, labels: Tensor | None = None, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
+def encode(
+    model: Any,
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    progress: Callable[[float], object] | None = None,
+) -> Tensor:
     """x (B, *shape) at level sigma_min -> the noise z, like x, from which the flow makes it: x_T/sigma_max, nearly standard
-    normal for data. By dopri5 to the tolerances."""
+    normal for data. By dopri5 to the tolerances. progress: as of `ctm.likelihood.flow.integrate_flow`."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
-    done = integrate_flow(denoiser_of(model, labels), x, sigma_min, sigma_max, None, rtol=rtol, atol=atol)
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
+    done = integrate_flow(denoiser_of(model, labels), x, sigma_min, sigma_max, None, **options)
     return (done.x / sigma_max).reshape(x.shape).to(x.dtype)
 
 
-def decode(model: Any, z: Tensor, labels: Tensor | None = None, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
+def decode(
+    model: Any,
+    z: Tensor,
+    labels: Tensor | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    progress: Callable[[float], object] | None = None,
+) -> Tensor:
     """The inverse of `encode`: the flow from sigma_max·z down to sigma_min, like z. A model that jumps does it in a step:
     model.jump(sigma_max·z, …)."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
     start = sigma_max * z
-    done = integrate_flow(
-        denoiser_of(model, labels), start, sigma_min, sigma_max, None, down=True, rtol=rtol, atol=atol
-    )
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
+    done = integrate_flow(denoiser_of(model, labels), start, sigma_min, sigma_max, None, down=True, **options)
     return done.x.reshape(z.shape).to(z.dtype)
 
 

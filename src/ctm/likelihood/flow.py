@@ -106,11 +106,13 @@ def integrate_flow(
     down: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    progress: Callable[[float], object] | None = None,
 ) -> Integral:
     """The flow from sigma_min up to sigma_max (or down from there) by dopri5, to the tolerances in every sample.
 
     traces: how many the trace gives for each sample. trace None integrates no divergence: `gained` is then (B, 0). State and
-    divergence are float64 (float32 where the device has no float64); `denoise` sees x's own dtype."""
+    divergence are float64 (float32 where the device has no float64); `denoise` sees x's own dtype. progress(share) is called at
+    each evaluation with the share of the way done, in [0, 1]; it may fall where the solver takes a step again."""
     from torchdiffeq import odeint  # here, because it brings scipy, which little else needs
 
     precision = torch.float32 if x.device.type == "mps" else torch.float64
@@ -119,6 +121,8 @@ def integrate_flow(
     def slope(clock: Tensor, state: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
+        if progress is not None:
+            progress(float(clock))
         at = state[:, :size].reshape(x.shape).to(x.dtype)
         tau = ((1 - clock) if down else clock).expand(len(x)).to(x.dtype)
         parts = probability_flow(

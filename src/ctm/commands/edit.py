@@ -1,0 +1,86 @@
+"""Edit given pictures: fill, enlarge, colour, redraw, denoise, interpolate, vary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ctm import __version__
+from ctm.commands.common import Parser, command_parser
+from ctm.commands.editing import changes, linear
+from ctm.commands.editing.common import Edited, expected
+from ctm.commands.editing.output import check_target, write_edit
+from ctm.commands.options import usable_device
+from ctm.model import load_model
+
+__all__ = ["arrange", "parser", "run"]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """parser: its options; edit: model and settings -> pictures; aliases: other names of it."""
+
+    parser: Callable[[], Parser]
+    edit: Callable[[Any, Namespace], Edited]
+    aliases: tuple[str, ...] = ()
+
+
+_TASKS = {
+    "inpaint": _Task(linear.inpaint_parser, linear.inpaint),
+    "superresolve": _Task(linear.superresolve_parser, linear.superresolve, ("superres",)),
+    "colourise": _Task(linear.colourise_parser, linear.colourise, ("colorize", "colorise", "colourize")),
+    "stroke": _Task(changes.stroked_parser, changes.stroked),
+    "denoise": _Task(changes.denoised_parser, changes.denoised),
+    "interpolate": _Task(changes.interpolated_parser, changes.interpolated),
+    "vary": _Task(changes.varied_parser, changes.varied, ("variations",)),
+}
+_NAMES = {alias: name for name, task in _TASKS.items() for alias in (name, *task.aliases)}
+
+
+def parser() -> Parser:
+    return command_parser(
+        "edit",
+        "Edit pictures with a model. Pictures of any size and mode are converted, resized and cropped to the model's.",
+        "ctm edit inpaint models/fashion-mnist-ctm shirt.png --mask mask.png --out filled.png",
+    )
+
+
+def add_subcommands(own: Parser) -> None:
+    """The kinds of edits, once the command itself has its place."""
+    kinds = own.add_subcommands(required=True, dest="task")
+    for name, task in _TASKS.items():
+        kind = task.parser()
+        kinds.add_subcommand(name, kind, help=kind.description)
+
+
+def arrange(arguments: list[str]) -> list[str]:
+    """`ctm edit MODEL inpaint …` as `ctm edit inpaint MODEL …`, and other spellings as the one known."""
+    at = arguments.index("edit") + 1
+    words = arguments[at : at + 2]
+    if words and words[0] not in _NAMES and len(words) == 2 and words[1] in _NAMES:
+        words.reverse()
+    return [*arguments[:at], *(_NAMES.get(word, word) for word in words[:1]), *words[1:], *arguments[at + 2 :]]
+
+
+def run(settings: Namespace) -> None:
+    """Read, edit, write; nothing is written where any of it fails."""
+    task, own = settings.task, settings[settings.task]
+    own.task = task
+    model = load_model(own.model)
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
+        raise ValueError(
+            f"{own.model} is a model of shape {model.shape}: edits need square pictures of 1 or 3 channels"
+        )
+    names = ("image", "first", "second", "mask")
+    inputs = {name: own[name] for name in names if own.get(name) is not None}
+    out = Path(own.out)
+    check_target(out, model.shape, expected(model, own), list(inputs.values()))
+    edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
+    about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
+    write_edit(out, edited, about | edited.facts | {"version": __version__})
+    count = len(edited.results)
+    print(f"{count} result{'s' if count > 1 else ''} in {out}")

@@ -1,0 +1,1 @@
+"""The parts of `ctm edit`: pictures in, one file for each kind of edit, pictures out."""

@@ -1,0 +1,185 @@
+"""Stroke to image, denoising, interpolation and variations: the whole picture is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from ctm.commands.common import Parser
+from ctm.commands.editing.common import (
+    Edited,
+    bar,
+    edit_parser,
+    labels_of,
+    needs_denoiser,
+    needs_jump,
+    of_steps,
+    reports,
+)
+from ctm.commands.editing.inputs import for_model, read
+from ctm.commands.options import parse_labels
+from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
+from ctm.sampling import class_labels
+
+__all__ = [
+    "denoised",
+    "denoised_parser",
+    "interpolated",
+    "interpolated_parser",
+    "stroked",
+    "stroked_parser",
+    "varied",
+    "varied_parser",
+]
+
+_LEVEL = "in units of the range [−1, 1]: 0.1 is 12.75 of 255 levels"
+
+
+def stroked_parser() -> Parser:
+    result = edit_parser(
+        "stroke",
+        "Redraw a picture, e.g. a rough drawing: noise of level sigma is laid over it, and jumps remove it.",
+        "models/fashion-mnist-ctm drawing.png --sigma 1 --labels 0 --out drawn.png",
+        "image",
+    )
+    add = result.add_argument
+    add("--sigma", type=float, required=True, help=f"level of the noise: the larger, the less is kept; {_LEVEL}")
+    add("--gamma", type=float, default=1.0, help="1: new noise after each jump … 0: none, keeping more")
+    add("--steps", type=int, default=8, help="jumps")
+    add("--num", type=int, default=None, help="number of results (default: 4, or one for each label given)")
+    return result
+
+
+def denoised_parser() -> Parser:
+    result = edit_parser(
+        "denoise",
+        "Remove noise of a known level: the mean of all clean pictures that it may be, and draws of them with --num.",
+        "models/fashion-mnist-ctm noisy.png --sigma 0.3 --num 3 --out clean.png",
+        "image",
+    )
+    add = result.add_argument
+    add("--sigma", type=float, required=True, help=f"standard deviation of the picture's noise; {_LEVEL}")
+    add("--num", type=int, default=0, help="clean pictures drawn beside the mean")
+    add("--steps", type=int, default=64, help="evaluations of each draw")
+    return result
+
+
+def interpolated_parser() -> Parser:
+    result = edit_parser(
+        "interpolate",
+        "Go from one picture to another: both become noise along the flow, and the noise between them pictures.",
+        "models/fashion-mnist-ctm a.png b.png --labels 0,3 --num 8 --out between.png",
+        "first",
+        "second",
+        labels="classes of both pictures, e.g. 3,7 (default: no class)",
+    )
+    result.add_argument("--num", type=int, default=8, help="pictures, both ends among them")
+    return result
+
+
+def varied_parser() -> Parser:
+    result = edit_parser(
+        "vary",
+        "Vary a picture: it becomes noise along the flow, which is turned towards other noise and becomes a picture again.",
+        "models/fashion-mnist-ctm shirt.png --amount 0.3 --num 8 --labels 0 --out varied.png",
+        "image",
+        labels="the picture's class, e.g. 3 (default: no class)",
+    )
+    result.add_argument("--amount", type=float, default=0.3, help="0: the picture itself … 1: fresh samples")
+    result.add_argument("--num", type=int, default=4, help="number of results")
+    return result
+
+
+def stroked(model: Any, settings: Namespace) -> Edited:
+    """Raises ValueError for unfitting pictures and options, as the other three."""
+    needs_jump(model, settings, "stroke to image needs a CTM")
+    count, labels = labels_of(model, settings, settings.num)
+    image = for_model(read(settings.image), settings.image, model)
+    options: dict[str, Any] = {"steps": settings.steps, "gamma_share": settings.gamma, "seed": settings.seed}
+    with bar("stroke") as advance:
+        made = stroke(
+            model,
+            _on(model, image).expand(count, *model.shape),
+            settings.sigma,
+            labels=_on(model, labels),
+            callback=of_steps(advance, settings.steps),
+            **options,
+        )
+    facts = {"sigma": settings.sigma, "gamma": settings.gamma, "steps": settings.steps}
+    facts["labels"] = None if labels is None else labels.tolist()
+    return Edited([("input", image)], made, reports(labels, count), facts=facts)
+
+
+def denoised(model: Any, settings: Namespace) -> Edited:
+    """The mean, then the draws."""
+    needs_denoiser(model, settings)
+    if settings.num < 0:
+        raise ValueError(f"--num must be at least 0, got {settings.num}")
+    _, label = _one_class(model, settings, 1)
+    picture = read(settings.image)
+    image = for_model(picture, settings.image, model)
+    if picture.size != (model.shape[2], model.shape[1]):
+        print("denoise: resizing changes the noise; --sigma is taken to be what it is afterwards")
+    x = _on(model, image)[None]
+    made = [denoise(model, x, settings.sigma, _on(model, label))]
+    if settings.num:
+        labels = None if label is None else _on(model, label).expand(settings.num)
+        with bar("denoise") as advance:
+            options: dict[str, Any] = {"seed": settings.seed, "callback": of_steps(advance, settings.steps)}
+            x = x.expand(settings.num, *model.shape)
+            made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, labels=labels, **options))
+    facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None}
+    facts["labels"] = None if label is None else label.tolist()
+    captions = ["mean", *(f"draw {i + 1}" for i in range(settings.num))]
+    return Edited([("input", image)], torch.cat(made), captions, facts=facts)
+
+
+def interpolated(model: Any, settings: Namespace) -> Edited:
+    """From the first picture to the second."""
+    needs_denoiser(model, settings)
+    given, labels = _one_class(model, settings, 2)
+    first = for_model(read(settings.first), settings.first, model)
+    second = for_model(read(settings.second), settings.second, model)
+    with bar("interpolate") as advance:
+        pair = None if given is None else (given[0], given[1])
+        ends = (_on(model, first), _on(model, second))
+        made = interpolate(model, *ends, settings.num, labels=pair, progress=advance)
+    off = float((made[[0, -1]].cpu().clamp(-1, 1) - torch.stack([first, second])).abs().max()) * 127.5
+    print(f"interpolate: the ends come back from noise to within {off:.1f} of 255 levels")
+    captions = [f"{i / (settings.num - 1):.0%}" for i in range(settings.num)]
+    facts = {"deviation_of_ends": round(off, 4), "labels": None if labels is None else labels.tolist()}
+    return Edited([("first", first)], made, captions, [("second", second)], facts)
+
+
+def varied(model: Any, settings: Namespace) -> Edited:
+    """Variations of one picture."""
+    needs_denoiser(model, settings)
+    if settings.num < 1:
+        raise ValueError(f"--num must be at least 1, got {settings.num}")
+    given, _ = _one_class(model, settings, 1)
+    image = for_model(read(settings.image), settings.image, model)
+    label = None if given is None else given[0]
+    with bar("vary") as advance:
+        options: dict[str, Any] = {"label": label, "seed": settings.seed, "progress": advance}
+        made = variations(model, _on(model, image), settings.num, settings.amount, **options)
+    facts = {"amount": settings.amount, "labels": given}
+    return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
+
+
+def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
+    """One class for each picture that is given, as a list and int64 (pictures,); None where --labels is left out."""
+    if settings.labels is None:
+        return None, None
+    given = parse_labels(settings.labels, model.num_classes)
+    if len(given) != pictures:
+        wanted = "one class, the picture's" if pictures == 1 else "two classes, those of both pictures"
+        raise ValueError(f"--labels of {settings.task} takes {wanted}, got {settings.labels!r}")
+    return given, class_labels(model, pictures, torch.tensor(given))
+
+
+def _on(model: Any, x: Any) -> Any:
+    """On the model's device; None stays None."""
+    return None if x is None else x.to(next(model.parameters()).device)

@@ -1,0 +1,118 @@
+"""What every kind of edit shares: its options, its labels, its bar, and what it hands to the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from ctm.commands.common import Parser, command_parser
+from ctm.commands.options import parse_labels
+from ctm.model import ConsistencyModel
+from ctm.sampling import class_labels
+from ctm.sampling.common import Step
+
+__all__ = [
+    "Edited",
+    "bar",
+    "edit_parser",
+    "expected",
+    "labels_of",
+    "needs_denoiser",
+    "needs_jump",
+    "of_steps",
+    "reports",
+]
+
+PICTURE = "a picture file of any size and mode"
+
+
+@dataclass(frozen=True)
+class Edited:
+    """before, after: names and pictures (C, h, w) shown beside the results (N, C, H, W); captions: one for each result; facts:
+    what edit.json keeps of how they were made. All pictures in [-1, 1]."""
+
+    before: list[tuple[str, Tensor]]
+    results: Tensor
+    captions: list[str]
+    after: list[tuple[str, Tensor]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def edit_parser(name: str, description: str, example: str, *images: str, labels: str | None = None) -> Parser:
+    """A parser with the options that all edits have. labels: the help of --labels where it differs."""
+    result = command_parser(f"edit {name}", description, f"ctm edit {name} {example}")
+    add = result.add_argument
+    add("model", type=str, help="model directory, run directory or hub id")
+    for image in images:
+        add(image, type=str, help=PICTURE)
+    several = "classes of the results, repeated over them: 3, 0-9 or all (default: no class)"
+    add("--labels", "--label", type=str, default=None, help=labels or several)
+    add("--seed", type=int, default=0, help="result i depends on (seed, i) alone")
+    add(
+        "--out",
+        type=str,
+        default="edit.png",
+        help="FILE.png (a captioned strip) or a directory (PNG files and edit.json)",
+    )
+    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    return result
+
+
+def labels_of(model: Any, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
+    """The number of results, and their classes: int64 (num,), None where none are asked for. Raises ValueError for classes that
+    the model does not know and a number below 1."""
+    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
+    count = num if num is not None else len(cycle or [0] * default)
+    if count < 1:
+        raise ValueError(f"--num must be at least 1, got {count}")
+    if cycle is None:
+        return count, None
+    return count, class_labels(model, count, torch.tensor([cycle[i % len(cycle)] for i in range(count)]))
+
+
+def expected(model: Any, settings: Namespace) -> int:
+    """How many results there will be."""
+    if settings.task == "denoise":
+        return 1 + settings.num
+    return labels_of(model, settings, None)[0] if settings.num is None else settings.num
+
+
+def reports(labels: Tensor | None, count: int) -> list[str]:
+    """The caption of each result: its number, or its class."""
+    return [str(i + 1) for i in range(count)] if labels is None else [f"class {label}" for label in labels.tolist()]
+
+
+def needs_jump(model: Any, settings: Namespace, instead: str) -> None:
+    """Raises ValueError for a diffusion model."""
+    if not hasattr(model, "jump"):
+        raise ValueError(f"{settings.model} is a diffusion model and cannot jump: {instead}")
+
+
+def needs_denoiser(model: Any, settings: Namespace) -> None:
+    """Raises ValueError for a consistency model, whose `denoise` is the end of the trajectory."""
+    if isinstance(model, ConsistencyModel):
+        raise ValueError(
+            f"{settings.model} is a consistency model, which knows no flow between its ends: use a CTM or a diffusion model"
+        )
+
+
+@contextmanager
+def bar(words: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar on the terminal; the function given takes the share that is done, in [0, 1]."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        line = progress.add_task(words, total=1.0)
+        yield lambda share: progress.update(line, completed=share)
+
+
+def of_steps(advance: Callable[[float], None], total: int) -> Callable[[Step], None]:
+    """The callback of a sampler of so many steps that advances a bar."""
+    return lambda step: advance((step.index + 1) / total)

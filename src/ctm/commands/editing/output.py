@@ -1,0 +1,79 @@
+"""Edited pictures into files: a captioned strip, or a directory of PNG files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ctm.commands.editing.common import Edited
+from ctm.commands.output import check_output
+from ctm.pictures import to_uint8
+
+__all__ = ["check_target", "strip", "write_edit"]
+
+_SIDE, _GAP, _COLUMNS, _TEXT = 128, 8, 10, 14
+_GROUND, _INK = 32, 224
+
+
+def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[str]) -> None:
+    """Raises ValueError for a target that cannot hold the results or would write over a picture that is read."""
+    if out.suffix == ".npz":
+        raise ValueError(f"--out {out}: edits are written to FILE.png or to a directory")
+    check_output(out, shape, num)
+    parent = next(folder for folder in (out, *out.parents) if folder.exists() and folder != out)
+    if not parent.is_dir():
+        raise ValueError(f"--out {out}: {parent} is a file, not a directory")
+    for given in (Path(name) for name in inputs):
+        same = given.resolve() == out.resolve() or (out.suffix != ".png" and given.resolve().parent == out.resolve())
+        if same:
+            raise ValueError(f"--out {out} would write over {given}, which is read: give another name")
+
+
+def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
+    """FILE.png: one strip. A directory: input.png, known.png and the like, the results as 000000.png … and edit.json."""
+    if out.suffix == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        strip(edited).save(out)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name, pixels in (*edited.before, *edited.after):
+        _picture(pixels).save(out / f"{name}.png")
+    for index, pixels in enumerate(edited.results):
+        _picture(pixels).save(out / f"{index:06d}.png")
+    (out / "edit.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def strip(edited: Edited) -> Image.Image:
+    """All pictures in rows of up to ten, enlarged by whole pixels to about 128 (smaller ones stretched to the same square), the
+    name of each above it."""
+    results = zip(edited.captions, edited.results, strict=True)
+    panels = [*edited.before, *results, *edited.after]
+    side = edited.results.shape[-1]
+    cell = side * max(1, round(_SIDE / side))
+    columns = min(len(panels), _COLUMNS)
+    width, height = cell + _GAP, cell + _GAP + _TEXT
+    sheet = Image.new(
+        "L" if edited.results.shape[1] == 1 else "RGB",
+        (columns * width + _GAP, math.ceil(len(panels) / columns) * height + _GAP),
+        _GROUND if edited.results.shape[1] == 1 else (_GROUND,) * 3,
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT - 2)
+    ink = _INK if sheet.mode == "L" else (_INK,) * 3
+    for index, (caption, pixels) in enumerate(panels):
+        left, top = (index % columns) * width + _GAP, (index // columns) * height + _GAP // 2
+        draw.text((left, top), caption, fill=ink, font=font)
+        picture = _picture(pixels).resize((cell, cell), Image.Resampling.NEAREST)
+        sheet.paste(picture if picture.mode == sheet.mode else picture.convert(sheet.mode), (left, top + _TEXT + 2))
+    return sheet
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """(C, h, w) in [-1, 1] as L or RGB."""
+    values = to_uint8(pixels[None].detach().cpu()).numpy()[0]
+    return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
