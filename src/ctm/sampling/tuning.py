@@ -29,7 +29,7 @@ class GridMeasure(Protocol):
     name: str
 
     def __call__(self, levels: Tensor, gamma: float, *, held_out: bool) -> Tensor:
-        """Independent repeats (k,) of the measured value of γ-sampling on `levels` (steps + 1,), the mean of which counts.
+        """Independent repeats (k,) of the measured value of γ-sampling on `levels` (n,), n ≥ 3, the mean of which counts.
 
         The same random numbers for every grid, so that repeats of two grids are pairs; others where held_out."""
         ...
@@ -199,8 +199,9 @@ def _judged(
     same = (list(levels), gamma) == (list(plain), plain_gamma)
     before = measure(torch.tensor(plain), plain_gamma, held_out=True).double()
     after = before if same else measure(torch.tensor(levels), gamma, held_out=True).double()
-    ratio = float(after.mean() / before.mean())
-    pairs = (after - ratio * before) / before.mean()
+    whole = before.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    ratio = float(after.mean() / whole)
+    pairs = (after - ratio * before) / whole
     errors = [_error(values) for values in (before, after, pairs)]
     means = float(before.mean()), float(after.mean())
     return TunedGrid(tuple(levels), gamma, measure.name, means[0], errors[0], means[1], errors[1], 1 - ratio, errors[2])
