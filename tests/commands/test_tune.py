@@ -93,7 +93,12 @@ def test_sample_uses_the_grid_and_says_so(capsys, tuned, tmp_path):
         samples, noted = sampled("--steps", 2, *options)
         assert noted
         assert np.array_equal(samples, expected)
-    for options in (["--steps", 3], ["--steps", 2, "--gamma", 0.5], ["--steps", 2, "--cfg", 1], ["--grid", "80,3,0.002"]):
+    for options in (
+        ["--steps", 3],
+        ["--steps", 2, "--gamma", 0.5],
+        ["--steps", 2, "--cfg", 1],
+        ["--grid", "80,3,0.002"],
+    ):
         assert not sampled(*options)[1], options
     assert np.array_equal(sampled("--steps", 2, "--cfg", 1)[0], plain)
 

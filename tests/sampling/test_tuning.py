@@ -1,5 +1,6 @@
 """`tune_grid` against brute force where the best levels can be had, and what becomes of a tuned grid."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def test_the_same_again_and_no_randomness_of_the_callers(small_ctm):
     assert tune_grid(small_ctm, 3, measure=FlowDistance(small_ctm, num=8, held_out=16, levels=6)) == first
     assert torch.equal(torch.get_rng_state(), before)
     assert [count for count, _ in calls] == list(range(1, len(calls) + 1))
-    assert all(later <= earlier for (_, earlier), (_, later) in zip(calls, calls[1:], strict=False))
+    assert all(later <= earlier for (_, earlier), (_, later) in itertools.pairwise(calls))
     assert len(calls) < 60
 
 

@@ -19,6 +19,8 @@ from ctm.evaluation.report import read_result
 
 __all__ = ["parser", "run"]
 
+_WIDTH = 240  # of a table in a file or a pipe: nothing is cut
+
 
 def parser() -> Parser:
     result = command_parser(
@@ -37,7 +39,7 @@ def run(settings: Namespace) -> None:
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_rows(results))
+    console.print(_rows(results), width=console.width if console.is_terminal else _WIDTH)
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)
     console.print(f"{len(wanted)} of {count} differences are significant at 5 % after Holm's correction.")
@@ -47,7 +49,7 @@ def run(settings: Namespace) -> None:
             title = f"{METRICS[each.metric].title}"
             values = [f"{each.first:.4g}", f"{each.other}: {each.second:.4g}"]
             table.add_row(title_of(each.row), title, *values, f"{each.p:.1e}", each.verdict)
-        console.print(table)
+        console.print(table, width=console.width if console.is_terminal else _WIDTH)
 
 
 def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:
