@@ -7,10 +7,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.evaluation.compare import compare
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
@@ -18,8 +17,6 @@ from ctm.evaluation.plans import title_of
 from ctm.evaluation.report import read_result
 
 __all__ = ["parser", "run"]
-
-_WIDTH = 240  # of a table in a file or a pipe: nothing is cut
 
 
 def parser() -> Parser:
@@ -38,8 +35,8 @@ def run(settings: Namespace) -> None:
     """Print the tables."""
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_rows(results), width=console.width if console.is_terminal else _WIDTH)
+    console = wide_console()
+    console.print(_rows(results))
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)
     console.print(f"{len(wanted)} of {count} differences are significant at 5 % after Holm's correction.")
@@ -49,7 +46,7 @@ def run(settings: Namespace) -> None:
             title = f"{METRICS[each.metric].title}"
             values = [f"{each.first:.4g}", f"{each.other}: {each.second:.4g}"]
             table.add_row(title_of(each.row), title, *values, f"{each.p:.1e}", each.verdict)
-        console.print(table, width=console.width if console.is_terminal else _WIDTH)
+        console.print(table)
 
 
 def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ctm import __version__
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.commands.options import usable_device
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
@@ -206,8 +206,8 @@ def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
         speed = row.seconds_per_image
         cells = [_cell(row, name) for name in names]
         table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table, width=console.width if console.is_terminal else 120)
+    console = wide_console()
+    console.print(table)
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")
 

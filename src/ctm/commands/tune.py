@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctm import sampling
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.commands.evaluate import numbers
 from ctm.commands.options import usable_device
 from ctm.data import load_images
@@ -173,6 +173,6 @@ def _print(found: list[TunedGrid]) -> None:
         numbers_ = [str(Number(grid.before, grid.before_error)), str(Number(grid.after, grid.after_error))]
         levels = ", ".join(f"{level:g}" for level in grid.levels)
         table.add_row(str(grid.steps), *numbers_, f"{100 * grid.gain:.1f}{error} %", f"{grid.gamma:g}", levels)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     console.print(f"{found[0].measure}, on noise that tuning has not seen; ±: one standard error")
-    console.print(table, width=console.width if console.is_terminal else 120)
+    console.print(table)
