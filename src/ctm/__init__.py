@@ -3,7 +3,7 @@
 from ctm import editing, guidance, likelihood, objectives, sampling, teachers
 from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
-from ctm.sampling import Cancelled, generate
+from ctm.sampling import Cancelled, generate, tune_grid
 from ctm.teachers import load_teacher
 
 __version__ = "0.1.0.dev0"
@@ -23,4 +23,5 @@ __all__ = [
     "objectives",
     "sampling",
     "teachers",
+    "tune_grid",
 ]

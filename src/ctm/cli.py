@@ -19,6 +19,7 @@ _COMMANDS = {
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "edit": "Edit pictures: inpaint, superresolve, colourise, stroke, denoise, interpolate, vary.",
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
+    "tune": "Choose the noise levels of few jumps for a model, and keep them in its config.json.",
     "compare": "Compare the results of several evaluations, with significance.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
     "likelihood": "Bits per dimension of a data set under a model.",

@@ -3,12 +3,15 @@ distilled student's from its input (arXiv 2210.03142). w = 1 is the conditional 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.noise import match_dims
+from ctm.tuned import TunedGrid
 
 __all__ = ["AtGuidance", "GuidedDenoiser", "at_guidance", "takes_guidance"]
 
@@ -26,7 +29,9 @@ def at_guidance(model: Any, scale: float) -> AtGuidance:
 
 
 class _Around:
-    """A model around a model; what it does not change is the model's."""
+    """A model around a model; what it does not change is the model's, but for its `grids`, tuned without guidance."""
+
+    grids: Mapping[int, TunedGrid] = MappingProxyType({})
 
     def __init__(self, model: Any) -> None:
         self.model = model

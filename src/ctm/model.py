@@ -27,6 +27,7 @@ from ctm.parametrization import (
     outer_scaling,
     output_scalings,
 )
+from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
 __all__ = ["ConsistencyModel", "DiffusionModel", "TrajectoryModel", "build", "describe", "load_model"]
 
@@ -55,7 +56,8 @@ model = ctm.load_model("directory or hub id")
 class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
     """What both models share: the network, its settings, the EDM denoiser interface, and files.
 
-    `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file."""
+    `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
+    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `further`: what else config.json held."""
 
     autocast: torch.dtype | None = None
 
@@ -78,6 +80,8 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
         self.network = network if isinstance(network, nn.Module) else build(network)
+        self.grids: dict[int, TunedGrid] = {}
+        self.further: dict[str, Any] = {}
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Calling a model means denoise."""
@@ -147,7 +151,8 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
         return described
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {"model": type(self).__name__, "network": self._description(), **self._settings()}
+        config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
+        config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(
@@ -193,6 +198,9 @@ class _Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license=
             )
         model = cls(**model_kwargs)
         model.load_state_dict(load_file(weights), strict=strict)
+        known = {"model", "network", "grids", *model._settings()}
+        model.further = {name: value for name, value in (config or {}).items() if name not in known}
+        model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max)
         return model.to(map_location).eval()
 
 

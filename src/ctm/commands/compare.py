@@ -7,10 +7,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.evaluation.compare import compare
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
@@ -36,7 +35,7 @@ def run(settings: Namespace) -> None:
     """Print the tables."""
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     console.print(_rows(results))
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ctm import __version__
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.commands.options import usable_device
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
@@ -50,7 +50,10 @@ def parser() -> Parser:
     result.add_argument("--teacher", type=str, default=None, help="its row is added; MSE and PSNR are to its samples")
     result.add_argument("--num", type=int, default=10_000, help="samples of each row")
     result.add_argument("--steps", type=str, default=None, help="jumps: 1,2,4; or noise levels of other samplers: 18")
-    result.add_argument("--gamma", type=str, default="0", help="γ of the jumps, one or several: 0,0.5,1")
+    result.add_argument("--gamma", type=str, default=None, help="γ of the jumps, one or several: 0,0.5,1 (default: 0)")
+    result.add_argument(
+        "--grid", type=str, default=None, help="karras: not the levels that ctm tune chose, with their γ"
+    )
     result.add_argument(
         "--sampler", type=str, default=None, help="gamma, euler, heun or dpmpp_2m (default as in sample)"
     )
@@ -130,9 +133,10 @@ def _plans(settings: Namespace) -> list[Plan]:
             raise ValueError("--teacher and --steps belong to a model, and none is given")
         return []
     steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
-    gammas = numbers(settings.gamma, float, "--gamma")
+    gammas = None if settings.gamma is None else numbers(settings.gamma, float, "--gamma")
     subject = subject_of("model", settings.model, load_model(settings.model))
-    plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, seed=settings.seed)
+    options = {"sampler": settings.sampler, "grid": settings.grid, "seed": settings.seed}
+    plans = make_plans(subject, steps=steps, gammas=gammas, **options)
     if settings.teacher is not None:
         teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher))
         if teacher.model.shape != subject.model.shape:
@@ -202,8 +206,8 @@ def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
         speed = row.seconds_per_image
         cells = [_cell(row, name) for name in names]
         table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table, width=console.width if console.is_terminal else 120)
+    console = wide_console()
+    console.print(table)
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")
 

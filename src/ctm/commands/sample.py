@@ -22,6 +22,7 @@ from ctm.guided import at_guidance, takes_guidance
 from ctm.model import load_model
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
+from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["parser", "run"]
 
@@ -41,7 +42,7 @@ def parser() -> Parser:
     add("model", type=str, help="model directory, run directory or hub id")
     add("--num", type=int, default=None, help="number of samples (default: 16, or one for each label or seed given)")
     add("--steps", type=int, default=None, help="jumps, or noise levels of the other samplers (default: 1, or 18)")
-    add("--gamma", type=float, default=0.0, help="0: deterministic jumps … 1: consistency multistep")
+    add("--gamma", type=float, default=None, help="0 (the default): deterministic jumps … 1: consistency multistep")
     add("--form", type=str, default="paper", help="form of γ-sampling: paper or code")
     add(
         "--sampler",
@@ -49,7 +50,12 @@ def parser() -> Parser:
         default=None,
         help=f"{', '.join(_SAMPLERS)} (default: gamma for a CTM, heun for a diffusion model; heun at 18: 35 evaluations)",
     )
-    add("--grid", type=str, default=None, help=f"noise levels: {GRID_HELP} (default: karras)")
+    add(
+        "--grid",
+        type=str,
+        default=None,
+        help=f"noise levels: {GRID_HELP} (default: those that ctm tune chose, else karras)",
+    )
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7 or all")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
@@ -65,7 +71,9 @@ def run(settings: Namespace) -> None:
     """Sample and write, batch by batch."""
     model = load_model(settings.model)
     name = settings.sampler or ("gamma" if hasattr(model, "jump") else "heun")
-    grid, sampler = _sampler(model, name, settings)
+    tuned = _tuned(model, name, settings)
+    settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma
+    grid, sampler = _sampler(model, name, settings, tuned)
     seeds = None if settings.seeds is None else parse_seeds(settings.seeds)
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
     num = _number(settings, cycle, seeds)
@@ -92,7 +100,17 @@ def run(settings: Namespace) -> None:
     console = Console(stderr=True)
     shown = track(batches, "sampling", total=total, console=console, disable=not console.is_terminal)
     write_samples(out, shown, labels, _about(settings, name, num, grid, labels, seed))
+    if tuned is not None:
+        levels = ", ".join(f"{level:g}" for level in tuned.levels)
+        print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
     print(f"{num} samples in {out}")
+
+
+def _tuned(model: Any, name: str, settings: Namespace) -> TunedGrid | None:
+    """The grid that the model keeps for this, where nothing else was asked for: no grid, no guidance, no other γ or form."""
+    if name != "gamma" or settings.grid is not None or settings.cfg is not None or settings.form != "paper":
+        return None
+    return tuned_for(model, 1 if settings.steps is None else settings.steps, settings.gamma)
 
 
 def _about(
@@ -138,8 +156,12 @@ def _guided(model: Any, scale: float | None) -> Any:
     return ClassifierFree(model, scale)
 
 
-def _sampler(model: Any, name: str, settings: Namespace) -> tuple[Tensor, Callable[..., Tensor]]:
-    """The grid and the sampler that were asked for."""
+def _sampler(
+    model: Any, name: str, settings: Namespace, tuned: TunedGrid | None = None
+) -> tuple[Tensor, Callable[..., Tensor]]:
+    """The grid and the sampler that were asked for, or the tuned ones."""
+    if tuned is not None:
+        return tuned.grid(torch.float64), partial(sampling.gamma, gamma=tuned.gamma)
     if name not in _SAMPLERS:
         raise ValueError(f"--sampler must be one of {', '.join(_SAMPLERS)}, got {name!r}")
     if name != "gamma" and settings.gamma != 0:

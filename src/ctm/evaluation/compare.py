@@ -87,7 +87,9 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
         raise ValueError(f"a comparison needs at least two results, got {len(results)}")
     check_protocols(results)
     found = [
-        Comparison(row, metric, name, row["numbers"][metric]["value"], twin["numbers"][metric]["value"], p)
+        Comparison(
+            row, metric, _named(name, row, twin), row["numbers"][metric]["value"], twin["numbers"][metric]["value"], p
+        )
         for name, result in results[1:]
         for row in results[0][1]["rows"]
         for twin in result["rows"]
@@ -100,6 +102,12 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
         raise ValueError("the results have no row in common: evaluate the same --steps, --gamma and --sampler")
     flags = significant([each.p for each in found])
     return [_judged(each, flag) for each, flag in zip(found, flags, strict=True)]
+
+
+def _named(name: str, row: dict[str, Any], twin: dict[str, Any]) -> str:
+    """The other result's name, and its grid where that is of another kind."""
+    kinds = [(each.get("grid") or {}).get("kind") for each in (row, twin)]
+    return name if kinds[0] == kinds[1] else f"{name} ({kinds[1]} grid)"
 
 
 def _judged(each: Comparison, flag: bool) -> Comparison:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
 from ctm.noise import karras_grid
+from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
 
@@ -54,7 +55,8 @@ def title_of(record: dict[str, Any]) -> str:
     if record["role"] == "samples":
         return "samples"
     extra = f", γ = {record['gamma']:g}" if record["gamma"] else ""
-    return f"{record['role']}, {record['evaluations']}{extra}"
+    grid = ", tuned grid" if record["grid"]["kind"] == "tuned" else ""
+    return f"{record['role']}, {record['evaluations']}{extra}{grid}"
 
 
 def subject_of(role: str, name: str, model: Any) -> Subject:
@@ -74,14 +76,17 @@ def make_plans(
     subject: Subject,
     *,
     steps: Sequence[int] | None,
-    gammas: Sequence[float] = (0.0,),
+    gammas: Sequence[float] | None = None,
     sampler: str | None = None,
+    grid: str | None = None,
     seed: int = 0,
 ) -> list[Plan]:
     """One plan for each number of steps and each γ; a single jump adds no noise, so γ is not varied there.
 
     steps: jumps, or noise levels of the other samplers; None: 1, 2, 4, or 18. sampler: None for jumps where the model has them,
-    else Heun. Raises ValueError for a sampler that is unknown or does not fit the model."""
+    else Heun. gammas None and grid None: as `ctm.generate` samples, on the grid that the model keeps for so many steps and
+    with its γ, else on the Karras grid with γ = 0; grid "karras": on that. Raises ValueError for a sampler that is unknown or
+    does not fit the model, and for another grid."""
     jumps = hasattr(subject.model, "jump")
     name = sampler or ("gamma" if jumps else "heun")
     if name not in SAMPLERS:
@@ -89,15 +94,20 @@ def make_plans(
     if name == "gamma" and not jumps:
         raise ValueError(f"{subject.name} cannot jump: choose --sampler heun, euler or dpmpp_2m")
     counts = list(steps or ((1, 2, 4) if name == "gamma" else (18,)))
-    if name != "gamma" and list(gammas) != [0.0]:
+    if grid not in (None, "karras"):
+        raise ValueError(f"--grid must be karras, or left out for the model's own, got {grid!r}")
+    if name != "gamma" and list(gammas or [0.0]) != [0.0]:
         raise ValueError(f"--gamma belongs to jumps, and the sampler of {subject.name} is {name}: leave it out")
     if min(counts) < (1 if name == "gamma" else 2):
         raise ValueError(f"--steps must be at least {1 if name == 'gamma' else 2} for {name}, got {min(counts)}")
     if name != "gamma":
         return [_denoising(subject, name, count, seed) for count in counts]
-    gammas = sorted(set(gammas))
+    wanted: list[float | None] = [None] if gammas is None else [*sorted(set(gammas))]
     return [
-        _jumping(subject, count, gamma, seed) for gamma in gammas for count in counts if count > 1 or gamma == gammas[0]
+        _jumping(subject, count, gamma, None if grid == "karras" else tuned_for(subject.model, count, gamma), seed)
+        for gamma in wanted
+        for count in counts
+        if count > 1 or gamma == wanted[0]
     ]
 
 
@@ -129,8 +139,13 @@ def _denoising(subject: Subject, name: str, count: int, seed: int) -> Plan:
     return Plan(subject, torch.cat([grid, torch.zeros(1)]), getattr(sampling, name), record)
 
 
-def _jumping(subject: Subject, count: int, gamma: float, seed: int) -> Plan:
-    sampling.gamma_plan([1.0, 0.5], gamma)  # checks γ before anything is computed
+def _jumping(subject: Subject, count: int, gamma: float | None, tuned: TunedGrid | None, seed: int) -> Plan:
+    chosen = gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma
+    sampling.gamma_plan([1.0, 0.5], chosen)  # checks γ before anything is computed
     grid = karras_grid(count, subject.model.sigma_min, subject.model.sigma_max, _RHO, dtype=torch.float32)
-    record = _record(subject, "gamma", count, count, seed) | {"gamma": gamma, "form": "paper"}
-    return Plan(subject, grid, partial(sampling.gamma, gamma=gamma), record)
+    record = _record(subject, "gamma", count, count, seed) | {"gamma": chosen, "form": "paper"}
+    if tuned is not None:
+        grid = tuned.grid()
+        ends = {"sigma_min": subject.model.sigma_min, "sigma_max": subject.model.sigma_max}
+        record["grid"] = {"kind": "tuned", "levels": list(tuned.levels), **ends}
+    return Plan(subject, grid, partial(sampling.gamma, gamma=chosen), record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ctm.noise import match_dims
 from ctm.sampling.common import denoiser_of
+from ctm.tuned import TunedGrid
 
 __all__ = ["Guided", "Limited", "Thresholded", "g_of", "jump_with"]
 
@@ -35,8 +38,11 @@ def jump_with(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
 class Guided(nn.Module):
     """A model around a model. A subclass gives `correct`, or `guided` where it needs no image of the model alone.
 
-    `model` is any model; `jump` is there where the model has one. Attributes (shape, num_classes, sigma_min …) are the model's.
+    `model` is any model; `jump` is there where the model has one. Attributes (shape, num_classes, sigma_min …) are the model's,
+    but not its `grids`, which were tuned without guidance.
     """
+
+    grids: Mapping[int, TunedGrid] = MappingProxyType({})
 
     def __init__(self, model: Any) -> None:
         super().__init__()

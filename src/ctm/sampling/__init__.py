@@ -10,9 +10,12 @@ from ctm.sampling.generation import class_labels, draw, generate, starting_noise
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, two_level
 from ctm.sampling.ode import dpmpp_2m, euler, heun, midpoint
 from ctm.sampling.sde import ancestral, dpmpp_2m_sde
+from ctm.sampling.tuning import FlowDistance, GridMeasure, tune_grid
 
 __all__ = [
     "Cancelled",
+    "FlowDistance",
+    "GridMeasure",
     "Projection",
     "Step",
     "ancestral",
@@ -32,5 +35,6 @@ __all__ = [
     "restore",
     "starting_noise",
     "stream",
+    "tune_grid",
     "two_level",
 ]

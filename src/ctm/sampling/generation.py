@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctm.noise import karras_grid
 from ctm.sampling.jumps import gamma as gamma_sampler
+from ctm.tuned import tuned_for
 
 __all__ = [
     "ImageNoise",
@@ -125,7 +126,7 @@ def stream(
     num: int,
     *,
     steps: int = 1,
-    gamma: float = 0.0,
+    gamma: float | None = None,
     labels: int | Tensor | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
@@ -147,7 +148,12 @@ def stream(
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
-    levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
+    tuned = tuned_for(model, steps, gamma) if grid is None and sampler is None else None
+    gamma = gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma
+    if tuned is not None:
+        levels = tuned.grid(dtype)
+    else:
+        levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
     if sampler is None:
         if not hasattr(model, "jump"):
             raise ValueError(
@@ -178,7 +184,7 @@ def generate(
     num: int,
     *,
     steps: int = 1,
-    gamma: float = 0.0,
+    gamma: float | None = None,
     labels: int | Tensor | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
@@ -193,7 +199,9 @@ def generate(
     seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
     that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
     device: where to compute, None for where the model is. grid: levels instead of karras_grid(steps) between the model's
-    sigma_max and sigma_min. sampler: see `stream`. A sequence of num seeds makes image i number 0 of the i-th seed.
+    sigma_max and sigma_min. gamma: in [0, 1], None for 0. Where the model keeps a grid for so many steps (`tune_grid`) and
+    neither grid nor another γ is given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes
+    image i number 0 of the i-th seed.
     dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
     Raises ValueError for arguments out of range.
     """

@@ -1,0 +1,178 @@
+"""Choose the noise levels of few jumps for a model, and keep them in its config.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from jsonargparse import Namespace
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ctm import sampling
+from ctm.commands.common import Parser, command_parser, wide_console
+from ctm.commands.evaluate import numbers
+from ctm.commands.options import usable_device
+from ctm.data import load_images
+from ctm.evaluation.extractors import NAMES
+from ctm.evaluation.number import Number
+from ctm.evaluation.tuning import FrechetMeasure
+from ctm.model import CONFIG, WEIGHTS, load_model
+from ctm.sampling import FlowDistance, GridMeasure
+from ctm.teachers import load_teacher
+from ctm.training.run_directory import write_whole
+from ctm.tuned import TunedGrid, grids_as_json
+
+__all__ = ["parser", "run"]
+
+_GAMMAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def parser() -> Parser:
+    result = command_parser(
+        "tune",
+        "Choose the noise levels (and γ) of so many jumps by measuring a model's samples. A grid that is better by more than two "
+        "standard errors, on noise and images that tuning has not seen, is kept in the model's config.json; ctm sample, "
+        "ctm evaluate and ctm.generate then use it for that number of steps, unless told otherwise.",
+        "ctm tune runs/mine --steps 2,4 --teacher runs/teacher",
+    )
+    add = result.add_argument
+    add("model", type=str, help="model directory, run directory or hub id")
+    add("--steps", type=str, default="2,4", help="numbers of jumps, each tuned apart")
+    add("--measure", type=str, default="flow", help="flow: squared distance to the flow; frechet: to the data")
+    add("--teacher", type=str, default=None, help="flow: whose denoiser gives the flow (default: the model's own)")
+    add("--data", type=str, default=None, help="frechet: images as for evaluate; one half tunes, the other judges")
+    add("--features", type=str, default="efficientnet", help=f"frechet: feature network, {', '.join(NAMES)}")
+    add(
+        "--gamma",
+        type=str,
+        default="0",
+        help="frechet: γ to be tried, such as 0,0.5,1, or tune for five; first: baseline",
+    )
+    add(
+        "--num", type=int, default=None, help="samples that tune (default: 256, frechet 1000); four times as many judge"
+    )
+    add("--seed", type=int, default=0, help="of the noise, the classes and the halves")
+    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add("--out", type=str, default=None, help="a new directory for the model with its grids (default: where it is)")
+    return result
+
+
+def run(settings: Namespace) -> None:
+    """Tune, print the table, write the grids that are better."""
+    steps = numbers(settings.steps, int, "--steps")
+    gammas = _GAMMAS if settings.gamma == "tune" else numbers(settings.gamma, float, "--gamma")
+    _check(settings, gammas)
+    model = load_model(settings.model)
+    source = _directory(settings.model)
+    out = _target(settings.out, source)
+    model.to(usable_device(settings.device))
+    measure, console = _measure(model, settings), Console(stderr=True)
+    found = []
+    for count in dict.fromkeys(steps):
+        with console.status(f"{count} steps") as status:
+            found.append(
+                sampling.tune_grid(model, count, measure=measure, gammas=gammas, progress=_shown(count, status.update))
+            )
+    _print(found)
+    kept = {grid.steps: grid for grid in found if grid.better}
+    if not kept:
+        print("no grid is better than the plain one: nothing was written")
+        return
+    _write(out, source, model.grids | kept)
+    print(
+        f"{out / CONFIG} keeps the {_listed(kept)}; --grid karras gives the plain one"
+        + ("" if len(kept) == len(found) else ". What is not better was not kept")
+    )
+
+
+def _listed(kept: dict[int, TunedGrid]) -> str:
+    return f"grid{'s' if len(kept) > 1 else ''} for {' and '.join(map(str, sorted(kept)))} steps"
+
+
+def _check(settings: Namespace, gammas: list[float]) -> None:
+    """Raises ValueError for settings that do not go together."""
+    if settings.measure not in ("flow", "frechet"):
+        raise ValueError(f"--measure must be flow or frechet, got {settings.measure!r}")
+    if settings.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {settings.seed}")
+    if settings.measure == "flow" and settings.data is not None:
+        raise ValueError("--data belongs to --measure frechet: the distance to the flow needs no images")
+    if settings.measure == "flow" and gammas != [0.0]:
+        raise ValueError("--gamma belongs to --measure frechet: samples with added noise are not on the flow")
+    if settings.measure == "frechet" and settings.data is None:
+        raise ValueError("--measure frechet needs --data: the images that samples are compared with")
+    if settings.measure == "frechet" and settings.teacher is not None:
+        raise ValueError("--teacher belongs to --measure flow: the Fréchet distance is to the data")
+
+
+def _measure(model: Any, settings: Namespace) -> GridMeasure:
+    if settings.measure == "flow":
+        num = 256 if settings.num is None else settings.num
+        teacher = None if settings.teacher is None else load_teacher(settings.teacher)
+        if teacher is not None:
+            teacher.to(next(model.parameters()).device)
+        return FlowDistance(model, teacher, num=num, held_out=4 * num, seed=settings.seed)
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
+        raise ValueError(f"--measure frechet looks at square pictures of 1 or 3 channels, and these are {model.shape}")
+    return FrechetMeasure(
+        model,
+        load_images(settings.data, model.shape[1], model.shape[0]),
+        features=settings.features,
+        num=1000 if settings.num is None else settings.num,
+        seed=settings.seed,
+        device=next(model.parameters()).device,
+    )
+
+
+def _directory(model: str) -> Path:
+    """Where the model's files are, a hub repository's in the hub's cache."""
+    local = Path(model)
+    if local.is_dir():
+        return local if (local / CONFIG).is_file() else local / "model"
+    return Path(hf_hub_download(model, CONFIG, local_files_only=True)).parent
+
+
+def _target(out: str | None, source: Path) -> Path:
+    """The directory to be written. Raises ValueError where it holds other things."""
+    if out is None:
+        if "snapshots" in source.parts:
+            raise ValueError("a model from the hub is not written to where it is: give --out, a new directory")
+        return source
+    target = Path(out)
+    if target.resolve() != source.resolve() and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--out {out} is there already: give a new directory")
+    return target
+
+
+def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
+    """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
+    config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
+    if out.resolve() != source.resolve():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
+    write_whole(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _shown(steps: int, update: Callable[[str], object]) -> Callable[[int, float], object]:
+    return lambda count, best: update(f"{steps} steps: {count} grids measured, the best {best:.4g}")
+
+
+def _print(found: list[TunedGrid]) -> None:
+    """The table of before and after."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("steps", "Karras", "tuned", "gain", "γ", "levels"):
+        table.add_column(column, no_wrap=True)
+    for grid in found:
+        error = "" if grid.gain_error is None else f" ± {100 * grid.gain_error:.1f}"
+        numbers_ = [str(Number(grid.before, grid.before_error)), str(Number(grid.after, grid.after_error))]
+        levels = ", ".join(f"{level:g}" for level in grid.levels)
+        table.add_row(str(grid.steps), *numbers_, f"{100 * grid.gain:.1f}{error} %", f"{grid.gamma:g}", levels)
+    console = wide_console()
+    console.print(f"{found[0].measure}, on noise that tuning has not seen; ±: one standard error")
+    console.print(table)

@@ -1,0 +1,93 @@
+"""Fréchet distance to images as what `ctm.tune_grid` makes small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctm.data import Images, epoch_order, to_model_range
+from ctm.evaluation.extractors import Extractor, classifier_extractor, make_extractor
+from ctm.evaluation.frechet import frechet
+from ctm.evaluation.moments import Gaussian
+from ctm.evaluation.passes import Processes
+from ctm.evaluation.reference import classifier_of, images_checksum
+from ctm.evaluation.sources import data_labels
+from ctm.pictures import to_uint8
+from ctm.sampling import class_labels, generate
+
+__all__ = ["FrechetMeasure"]
+
+_IMAGES = 5000  # of each half that are looked at
+
+
+class FrechetMeasure:
+    """Fréchet distance of samples to a half of the images, a `ctm.sampling.GridMeasure`: (1,) when tuning, held out (repeats,).
+
+    images: split once at random; one half (at most 5,000 of it) tunes, the other judges, with samples from other seeds. Samples
+    are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
+    "efficientnet", side its pixels, as in `ctm evaluate`. num: samples of a distance. Classes are as frequent as in the half,
+    where the model knows as many as the images have. Distances of few samples are biased upwards, all alike.
+    Raises ValueError for images of another shape, fewer than 4 of them, and num or repeats too small."""
+
+    def __init__(
+        self,
+        model: Any,
+        images: Images,
+        *,
+        features: str = "efficientnet",
+        side: int | None = None,
+        num: int = 1000,
+        repeats: int = 4,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        if tuple(images.shape) != tuple(model.shape):
+            raise ValueError(f"the images are {tuple(images.shape)} and the model's samples {tuple(model.shape)}")
+        if len(images) < 4 or num < 2 or repeats < 1:
+            raise ValueError(
+                "a Fréchet distance needs at least 4 images, 2 samples and 1 repeat, got "
+                f"{len(images)}, {num} and {repeats}"
+            )
+        self.name = f"Fréchet distance, {features} features"
+        self.model, self._num, self._repeats, self._seed = model, num, repeats, seed
+        self._device = device or torch.device("cpu")
+        self._look = _extractor(images, features, side, self._device)
+        order = epoch_order(len(images), 0, len(images), seed)
+        self._halves = [_part(images, order[held_out::2]) for held_out in (0, 1)]
+        self._real: dict[bool, Gaussian] = {}
+
+    def __call__(self, levels: Tensor, gamma: float, *, held_out: bool) -> Tensor:
+        if held_out not in self._real:
+            half = self._halves[held_out]
+            x, _ = half.batch(np.arange(min(len(half), _IMAGES)))
+            self._real[held_out] = self._gaussian(x)
+        seeds = [self._seed + 1 + repeat for repeat in range(self._repeats)] if held_out else [self._seed]
+        found = [frechet(self._gaussian(self._samples(levels, gamma, seed)), self._real[held_out]) for seed in seeds]
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _samples(self, levels: Tensor, gamma: float, seed: int) -> Tensor:
+        half = self._halves[seed != self._seed]
+        same = half.labels is not None and half.num_classes == self.model.num_classes
+        labels = class_labels(self.model, self._num, data_labels(half, self._num, seed) if same else None, seed)
+        return generate(self.model, self._num, grid=levels, gamma=gamma, labels=labels, seed=seed, batch_size=250)
+
+    def _gaussian(self, x: Tensor) -> Gaussian:
+        seen = [self._look(to_model_range(to_uint8(part)).to(self._device))[0].cpu() for part in x.split(250)]
+        return Gaussian.of(torch.cat(seen))
+
+
+def _part(images: Images, chosen: np.ndarray) -> Images:
+    labels = None if images.labels is None else images.labels[chosen]
+    return Images(images.pixels[chosen], labels, images.class_names, images.name, images.source)
+
+
+def _extractor(images: Images, features: str, side: int | None, device: torch.device) -> Extractor:
+    if features != "classifier":
+        return make_extractor(features, images.shape[1], side)
+    classifier = classifier_of(images, images_checksum(images), Processes(device=device))
+    if classifier is None:
+        raise ValueError(f"--features classifier trains on the labels of the data, and {images.name} has none")
+    return classifier_extractor(classifier)

@@ -1,0 +1,89 @@
+"""Grids chosen for a model and a number of steps, as the model's config.json keeps them under "grids"."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TunedGrid", "grids_as_json", "read_grids", "tuned_for"]
+
+
+@dataclass(frozen=True)
+class TunedGrid:
+    """The result of `ctm.tune_grid`.
+
+    levels: the steps + 1 noise levels, falling; gamma: of γ-sampling on them; measure: what was made small, by name. Measured
+    on noise (and, where there are any, images) that tuning has not seen: before, with the plain Karras grid, and after, each
+    with one standard error (None where it was measured once); gain = 1 − after/before with that of the pairs."""
+
+    levels: tuple[float, ...]
+    gamma: float
+    measure: str
+    before: float
+    before_error: float | None
+    after: float
+    after_error: float | None
+    gain: float
+    gain_error: float | None
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or not all(math.isfinite(level) and level > 0 for level in self.levels):
+            raise ValueError(f"a grid holds at least two finite levels above 0, got {list(self.levels)}")
+        if any(later >= level for level, later in itertools.pairwise(self.levels)):
+            raise ValueError(f"a grid's levels must decrease strictly, got {list(self.levels)}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+    @property
+    def better(self) -> bool:
+        """Whether it gains more than two standard errors on what tuning has not seen."""
+        return self.gain > 2 * (self.gain_error or 0.0)
+
+    def grid(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The levels as a tensor (steps + 1,), for samplers."""
+        return torch.tensor(self.levels, dtype=dtype)
+
+
+def tuned_for(model: Any, steps: int, gamma: float | None) -> TunedGrid | None:
+    """The grid that the model keeps for so many steps, where it is to be used: γ not given, or given as the grid's own. None
+    for any model that keeps none."""
+    grids: Mapping[int, TunedGrid] = getattr(model, "grids", None) or {}
+    found = grids.get(steps)
+    return found if found is not None and gamma in (None, found.gamma) else None
+
+
+def grids_as_json(grids: Mapping[int, TunedGrid]) -> dict[str, Any]:
+    """What config.json holds: {"2": {"levels": […], "gamma": …, …}, …}."""
+    return {str(steps): asdict(grids[steps]) for steps in sorted(grids)}
+
+
+def read_grids(entry: Any, sigma_min: float, sigma_max: float) -> dict[int, TunedGrid]:
+    """The grids of config.json's entry, by their number of steps. Raises ValueError for one that is damaged, has another number
+    of steps than its name says, or does not lead from sigma_max to sigma_min."""
+    grids: dict[int, TunedGrid] = {}
+    try:
+        for name, values in entry.items():
+            grid = TunedGrid(**{**values, "levels": tuple(float(level) for level in values["levels"])})
+            ends = math.isclose(grid.levels[0], sigma_max, rel_tol=1e-6) and math.isclose(
+                grid.levels[-1], sigma_min, rel_tol=1e-6
+            )
+            if int(name) != grid.steps or not ends:
+                raise ValueError(
+                    f"for {name} steps it needs {int(name) + 1} levels from {sigma_max} to {sigma_min}, got {list(grid.levels)}"
+                )
+            grids[grid.steps] = grid
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'the "grids" in config.json are damaged: {error}. Tune them again (ctm tune), or take the entry out'
+        ) from error
+    return grids
