@@ -13,6 +13,8 @@ from torch import Tensor
 from ctm.editing import LinearOperator
 from ctm.teachers import GaussianMixture
 
+from ..sampling.test_limits import Flow
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -55,3 +57,11 @@ def posterior(teacher: GaussianMixture, operator: LinearOperator, y: Tensor) -> 
     weights = (teacher.weights.log() - distance / (2 * teacher.std**2)).softmax(0)
     hidden = torch.eye(dimensions, dtype=torch.float64) - measured
     return Posterior(weights, point + teacher.means @ hidden, hidden, teacher.std)
+
+
+class Jumps:
+    """A mixture with the quick flow of the sampler tests as its jump."""
+
+    def __init__(self, teacher: GaussianMixture, steps: int) -> None:
+        self.shape, self.sigma_min, self.sigma_max = teacher.shape, teacher.sigma_min, teacher.sigma_max
+        self.sigma_data, self.denoise, self.jump = teacher.sigma_data, teacher.denoise, Flow(teacher, steps).jump

@@ -12,19 +12,10 @@ from ctm.editing import LinearOperator, masking, replace, solve_guided
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
-from ..sampling.test_limits import Flow
-from .posterior import posterior
+from .posterior import Jumps, posterior
 
 N = 1000
 MANY = torch.tensor([80.0, 1.0, 0.25, 0.002], dtype=torch.float64)
-
-
-class Jumps:
-    """A mixture with the quick flow of the sampler tests as its jump."""
-
-    def __init__(self, teacher, steps):
-        self.shape, self.sigma_min, self.sigma_max = teacher.shape, teacher.sigma_min, teacher.sigma_max
-        self.sigma_data, self.denoise, self.jump = teacher.sigma_data, teacher.denoise, Flow(teacher, steps).jump
 
 
 def near(dimensions):
@@ -131,7 +122,7 @@ def test_true_samples_give_the_scale(case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_bias_of_each_method_is_the_documented_one(case, row):
     teacher, operator, y = asked(case)
-    n = 250 if case.startswith("64-d") and "75" in row else N
+    n = 250 if case.startswith("64-d far") and "75" in row else N
     model = Jumps(teacher, 32 if case.startswith("64-d far") else 8)
     check(case, row, METHODS[row](model, operator, y.expand(n, *y.shape[1:])))
 

@@ -19,7 +19,7 @@ from ctm.sampling.generation import image_generator
 __all__ = ["METHODS", "TASKS", "Score", "Task", "make_tasks"]
 
 TASKS = ("super-resolution", "inpainting", "colourisation")
-_LOOKED_AT = 80
+_LOOKED_AT = 40
 _MASK = 2**32  # the number of an image that no data set reaches: the mask's random numbers are its
 
 
@@ -110,7 +110,7 @@ METHODS = {
 class Score:
     """Restored images against the true ones (B, C, H, W): means over the images with their standard errors.
 
-    LPIPS is the shift-tolerant one over AlexNet, at 64 pixels for images up to 64, else 224, of the first 80 images, as it
+    LPIPS is the shift-tolerant one over AlexNet, at 64 pixels for images up to 64, else 224, of the first 40 images, as it
     takes longer than the restoring; left out where its package is."""
 
     def __init__(self, truth: Tensor) -> None:

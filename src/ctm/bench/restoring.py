@@ -24,7 +24,7 @@ from ctm.pictures import grid_picture, save_picture
 __all__ = ["measure", "parser", "run", "table"]
 
 _EXAMPLES = 6
-_MOST_DRAWN = 24  # images of which several samples are drawn
+_MOST_DRAWN = 16  # images of which several samples are drawn
 
 
 def parser() -> Parser:
