@@ -20,6 +20,7 @@ from ctm.sampling import gamma, heun
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
+from ..editing.posterior import Jumps
 from ..energy import energy_distance, null_bound
 
 
@@ -109,18 +110,26 @@ def test_a_clean_classifier_is_exact_at_small_levels(points):
     assert errors[1] < errors[0] / 10
 
 
-def test_classifier_guidance_samples_the_known_conditional():
-    """By Heun on the guided denoiser, and by 64 guided jumps; one guided jump is far off, and 16 are between."""
-    teacher, n = mixture(2), 500
+@pytest.mark.parametrize("dimensions", [2, 64])
+def test_classifier_guidance_samples_the_known_conditional(dimensions):
+    """By Heun on the guided denoiser, in energy distance, mean and variance, and by 64 guided jumps; one guided jump is far off,
+    and 16 are between."""
+    teacher, n = mixture(dimensions), 500
     guided = ClassifierGuided(teacher, noisy_classifier(teacher), noisy=True)
     labels = torch.full((n,), 2)
+    guided_jumps = ClassifierGuided(Jumps(teacher, 16), noisy_classifier(teacher), noisy=True)
     alone = GaussianMixture(teacher.means[2:3], teacher.std, torch.ones(1))
     bound, truth = null_bound(alone.sample, n), alone.sample(n, seed=51)
-    start = alone.sample(n, seed=50) + 80 * torch.randn(n, 2, dtype=torch.float64)
+    start = alone.sample(n, seed=50) + 80 * torch.randn(n, dimensions, dtype=torch.float64)
     by_denoiser = heun(guided, start, karras_grid(60, dtype=torch.float64), labels=labels)
     assert energy_distance(by_denoiser, truth) < bound
+    error = (by_denoiser.mean(0) - teacher.means[2]) / (teacher.std / n**0.5)
+    assert float(error.abs().max()) < 4
+    covariance = by_denoiser.T.cov() / teacher.std**2 - torch.eye(dimensions)
+    assert float(covariance.abs().max()) < 5 * (2 / n) ** 0.5
     distance = {
-        k: energy_distance(gamma(guided, start, karras_grid(k).double(), labels=labels), truth) for k in (1, 16, 64)
+        k: energy_distance(gamma(guided_jumps, start, karras_grid(k).double(), labels=labels), truth)
+        for k in (1, 16, 64)
     }
     assert distance[64] < distance[16] < distance[1]
     assert distance[64] < 3 * bound

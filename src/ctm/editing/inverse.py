@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,38 +9,52 @@ from torch import Tensor
 
 from ctm.editing.operators import LinearOperator
 from ctm.guidance.base import Guided
-from ctm.guidance.gradients import likelihood_gain
-from ctm.noise import karras_grid
-from ctm.sampling import gamma, heun, restore
-from ctm.sampling.common import Callback
+from ctm.noise import karras_grid, match_dims
+from ctm.sampling import euler, gamma, restore
+from ctm.sampling.common import Callback, denoiser_of
 from ctm.sampling.generation import ImageNoise
 
 __all__ = ["Measured", "into_range", "replace", "solve_guided"]
 
 
 class Measured(Guided):
-    """Pseudo-inverse guidance (ΠGDM: Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023):
+    """Guidance by the pseudo-inverse, with the covariance the model itself has. With m = A⁺(y − A·D), what D lacks, and
+    Σ = t²·∂D/∂x, the covariance of x0 given x_t (Tweedie's second formula):
 
-        D + (t²/r²)·(∂D/∂x)ᵀ A⁺(y − A·D),     r² = t²σ_d²/(t² + σ_d²)
+        D + Σm·⟨m, m⟩/⟨m, Σm⟩,     its measured part then put in exactly
 
-    which takes p(x0 | x_t) to be N(D, r²·I). Exact where the data are one Gaussian N(μ, σ_d²·I); of other data the samples are
-    biased, docs/sampling.md says how much on a mixture. model: any model; y: the measurement A(x0) of each sample."""
+    ΠGDM (Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023) has 1/r², r² = t²σ_d²/(t² + σ_d²),
+    in place of the quotient. That is the same for data N(μ, σ_d²·I), where both are exact; in pictures, whose pixels go together,
+    Σ is far larger along m than r² and ΠGDM overshoots at high levels. This is the first step of the conjugate gradients by which
+    Rozet et al. (arXiv 2405.13712) solve the Gaussian case Σ(PΣP)⁺m, P = A⁺A. Of other data the samples are biased,
+    docs/sampling.md says how much on a mixture.
 
-    def __init__(self, model: Any, operator: LinearOperator, y: Tensor) -> None:
+    model: any model; y: the measurement A(x0) of each sample; clamp: the guided image to [−1, 1], for pictures. One call is an
+    evaluation of the denoiser and its gradient, and for a jump one more of the jump, whose g stands in D's place."""
+
+    def __init__(self, model: Any, operator: LinearOperator, y: Tensor, *, clamp: bool = False) -> None:
         super().__init__(model)
-        self.operator, self.y = operator, y
-        self.spread = float(getattr(model, "sigma_data", 0.5))
+        self.operator, self.y, self.clamp = operator, y, clamp
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        variance = (t**2 * self.spread**2 / (t**2 + self.spread**2)).to(x.dtype)
         measured = self.operator.A_pinv(self.y.to(x))
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            denoised = denoiser_of(self.model, labels)(at, t)
+            image = denoised.detach() if s is None else self.unguided(x, t, s, labels)
+            missing = measured - self.operator.projection(image)
+            along = match_dims(t, x) ** 2 * torch.autograd.grad(denoised, at, missing)[0]
+        image = image + match_dims(_quotient(missing, along), x) * along
+        image = image.clamp(-1, 1) if self.clamp else image
+        return image - self.operator.projection(image) + measured
 
-        def log_likelihood(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
-            missing = measured - self.operator.projection(denoised(at))
-            return -missing.flatten(1).square().sum(dim=1) / (2 * variance)
 
-        image = self.unguided(x, t, s, labels)
-        return image + likelihood_gain(self.model, labels, x, t, log_likelihood)
+def _quotient(missing: Tensor, along: Tensor) -> Tensor:
+    """⟨m, m⟩/⟨m, Σm⟩ (B,); 0 where nothing is missing, or where a model's Σ is not positive along m."""
+    above = missing.flatten(1).square().sum(dim=1)
+    below = (missing * along).flatten(1).sum(dim=1)
+    usable = below > torch.finfo(below.dtype).tiny
+    return torch.where(usable, above / below.where(usable, torch.ones_like(below)), torch.zeros_like(above))
 
 
 def _start(model: Any, y: Tensor, seed: int, device: torch.device) -> tuple[Tensor, ImageNoise]:
@@ -59,21 +72,39 @@ def replace(
     rounds: int = 1,
     clamp: bool = True,
     grid: Tensor | None = None,
+    guess: Tensor | None = None,
     labels: Tensor | None = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
     """Images x with A·x = y exactly, by jumps with replacement (`ctm.sampling.restore`): steps·rounds calls of the model.
 
-    Each round jumps to σ_min, puts the measured part in, and adds new noise. At a small level t one round is a step of
-    Langevin's dynamics on the images with A·x = y, of size t², so many rounds at small levels tend to the posterior; few
-    rounds are biased. y (B, …); grid: levels instead of karras_grid(steps); image i from (seed, i) alone; clamp: pictures.
-    Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1 and a model without jump."""
-    levels = karras_grid(steps, model.sigma_min, model.sigma_max, dtype=y.dtype) if grid is None else grid
-    x, noise = _start(model, y, seed, y.device)
+    It starts from a first guess under noise of three times the data's deviation, the model's sigma_data. Each round jumps to
+    σ_min, puts the measured part in, and adds new noise. At a small level t one round is a step of Langevin's dynamics on the
+    images with A·x = y, of size t², so many rounds at small levels tend to the posterior; few are biased towards the guess.
+    y (B, …); grid: levels instead of `steps` on a Karras grid from 3·sigma_data down; guess (B, *model.shape): what is not
+    measured at the start, e.g. the mean of the known pixels, None for A⁺y; image i from (seed, i) alone; clamp: to [−1, 1], for
+    pictures. Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1, a guess of another shape, and a model
+    without jump."""
     known = operator.A_pinv(y)
+    levels = karras_grid(steps, model.sigma_min, _first_level(model), dtype=y.dtype) if grid is None else grid
+    first = known if guess is None else _fitted(guess, operator, known)
+    x, noise = _start(model, y, seed, y.device)
     options: dict[str, Any] = {"labels": labels, "noise": noise, "rounds": rounds, "clamp": clamp, "callback": callback}
-    return restore(model, levels[0].to(x) * x, levels, known, operator.projection, **options)
+    return restore(model, first + levels[0].to(x) * x, levels, known, operator.projection, **options)
+
+
+def _fitted(guess: Tensor, operator: LinearOperator, known: Tensor) -> Tensor:
+    """The guess with the measured part put in. Raises ValueError for a guess of another shape than the images."""
+    if guess.shape != known.shape:
+        raise ValueError(f"a guess has the shape of the images, {tuple(known.shape)}, got {tuple(guess.shape)}")
+    guess = guess.to(known)
+    return guess - operator.projection(guess) + known
+
+
+def _first_level(model: Any) -> float:
+    """3·sigma_data, at most the model's highest level: above it a guess counts for nothing, far below it its faults stay."""
+    return min(3 * float(getattr(model, "sigma_data", 0.5)), float(model.sigma_max))
 
 
 def solve_guided(
@@ -83,18 +114,27 @@ def solve_guided(
     *,
     steps: int = 18,
     jumps: bool = False,
+    clamp: bool = True,
+    guess: Tensor | None = None,
     labels: Tensor | None = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Images with A·x near y by `Measured`: Heun on `steps` intervals, or as many guided jumps where `jumps` is true. At the
-    end the measured part is put in exactly. Other arguments as in `replace`."""
-    levels = karras_grid(steps, model.sigma_min, model.sigma_max, dtype=y.dtype)
+    """Images with A·x = y by `Measured` on karras_grid(steps): Euler's steps, one evaluation of the denoiser with its gradient
+    each, or as many guided jumps where `jumps` is true. guess: start from it as `replace` does, which is better on one or
+    two steps and biased on many; None: from noise of sigma_max. Other arguments as in `replace`.
+
+    Euler and not Heun: the guided denoiser changes faster than Heun's second evaluation can tell on few levels."""
+    known = operator.A_pinv(y)
+    top = model.sigma_max if guess is None else _first_level(model)
+    levels = karras_grid(steps, model.sigma_min, top, dtype=y.dtype)
     x, noise = _start(model, y, seed, y.device)
-    sampler = gamma if jumps else heun
+    x = levels[0].to(x) * x
+    x = x if guess is None else x + _fitted(guess, operator, known)
+    sampler = gamma if jumps else euler
     options: dict[str, Any] = {"labels": labels, "noise": noise, "callback": callback}
-    made = sampler(Measured(model, operator, y), levels[0] * x, levels, **options)
-    return made - operator.projection(made) + operator.A_pinv(y)
+    made = sampler(Measured(model, operator, y, clamp=clamp), x, levels, **options)
+    return made - operator.projection(made) + known
 
 
 def into_range(x: Tensor, operator: LinearOperator, y: Tensor, *, rounds: int = 1000) -> Tensor:

@@ -111,13 +111,20 @@ def colourise(model: Any, settings: Namespace) -> Edited:
     if model.shape[0] != 3:
         raise ValueError(f"{settings.model} makes grey pictures: colourising needs a model of 3 channels")
     grey = for_model(read(settings.image), settings.image, model, grey=True)
-    return _solve(model, settings, greying(), greying().A(grey[None]), [])
+    y = greying().A(grey[None])
+    return _solve(model, settings, greying(), y, [], guess=y.expand(1, 3, *y.shape[2:]))
 
 
 def _solve(
-    model: Any, settings: Namespace, operator: LinearOperator, y: Tensor, before: list[tuple[str, Tensor]]
+    model: Any,
+    settings: Namespace,
+    operator: LinearOperator,
+    y: Tensor,
+    before: list[tuple[str, Tensor]],
+    *,
+    guess: Tensor | None = None,
 ) -> Edited:
-    """Results x with A·x = y, their values in range. y (1, …)."""
+    """Results x with A·x = y, their values in range. y (1, …); guess (1, …) for replacement, None for A⁺y."""
     method = settings.method or ("replace" if hasattr(model, "jump") else "guided")
     if method not in _METHODS:
         raise ValueError(f"--method must be replace or guided, got {method!r}")
@@ -138,7 +145,8 @@ def _solve(
             "callback": of_steps(advance, steps * (rounds if method == "replace" else 1)),
         }
         if method == "replace":
-            made = replace(model, operator, given, rounds=rounds, **options)
+            first = None if guess is None else guess.to(device).expand(count, *guess.shape[1:])
+            made = replace(model, operator, given, rounds=rounds, guess=first, **options)
         else:
             made = solve_guided(model, operator, given, **options)
     made = into_range(made, operator, given).cpu()
