@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctm.noise import karras_grid
-from ctm.objectives import Matching, MultistepWalk, Networks, Squared, TargetJump, TargetJumps, TargetWalk, TeacherWalk
+from ctm.objectives import Matching, MultistepWalk, Networks, Squared, TargetJump, TargetJumps, TeacherWalk
 from ctm.sampling import dpmpp_2m
 from ctm.solvers import dpmpp_2m_walk, euler_step, heun_step, midpoint_step
 from ctm.training.step import fake_maker
@@ -178,13 +178,3 @@ def test_a_discriminator_is_given_no_estimate_at_s():
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Matching(**settings)
-
-
-def test_the_targets_own_walk_is_the_teachers_with_the_target_in_its_place():
-    teacher = mixture(2)
-    path = karras_grid(6, 0.2, 2.0, dtype=torch.float64)[:, None].expand(-1, 16)
-    x = teacher.sample(16) + 2 * torch.randn(16, 2, dtype=torch.float64)
-    walked = TargetWalk(euler_step)(Networks(None, teacher), x, path, None)
-    assert torch.equal(walked, TeacherWalk(euler_step)(Networks(None, None, teacher), x, path, None))
-    assert not Matching(solver=TargetWalk()).needs_teacher
-    assert TargetWalk().teacher_evaluations(6) == 0

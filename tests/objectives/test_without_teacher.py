@@ -7,7 +7,7 @@ import torch
 
 from ctm import TrajectoryModel
 from ctm.networks import MLP
-from ctm.objectives import DenoisingScoreMatching, Matching, TargetJump, TargetJumps, TargetWalk
+from ctm.objectives import DenoisingScoreMatching, Matching, TargetJump, TargetJumps
 from ctm.teachers import GaussianMixture
 
 from ..learning import learn, one_jump_error
@@ -23,7 +23,7 @@ class Denoised:
         return self.data.denoise(x, t)
 
 
-@pytest.mark.parametrize("walk", [TargetWalk(), TargetJumps(), TargetJump()])
+@pytest.mark.parametrize("walk", [TargetJumps(), TargetJump()])
 def test_a_student_from_scratch_learns_the_jump(walk):
     """Error of the jump 80 → 0.002 against the exact flow, relative to the data's standard deviation: several times less than
     the best that a denoiser could do in one jump, its mean."""

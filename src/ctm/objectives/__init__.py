@@ -13,7 +13,7 @@ from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
-from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TargetWalk, TeacherWalk
+from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
     "LPIPS",
@@ -31,7 +31,6 @@ __all__ = [
     "Squared",
     "TargetJump",
     "TargetJumps",
-    "TargetWalk",
     "TeacherWalk",
     "balance",
     "hinge_discriminator",

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctm.objectives.base import Networks
 from ctm.solvers import Denoise, dpmpp_2m_walk, heun_step, toward, walk
 
-__all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TargetWalk", "TeacherWalk", "Walk"]
+__all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 
 
 class Walk(ABC):
@@ -100,22 +100,6 @@ class SameNoise(Walk):
         if x0 is None:
             raise ValueError("SameNoise needs the data x0 that x was made of")
         return toward(x, x0, path[0], path[-1])
-
-
-@dataclass(frozen=True)
-class TargetWalk(Walk):
-    """k steps of a one-step ODE solver on the denoiser of the EMA target, g(x, t, t): training without a teacher by what score
-    matching has taught.
-
-    step: as of `TeacherWalk`. Unlike the target's jumps, which nothing but matching itself teaches, the denoiser has the data
-    behind it."""
-
-    step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
-
-    def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
-    ) -> Tensor:
-        return walk(lambda x, t: networks.target.denoise(x, t, labels), x, path, self.step)
 
 
 @dataclass(frozen=True)
