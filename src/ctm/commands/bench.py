@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import evaluation, matching
+from ctm.bench import evaluation, matching, samplers
 from ctm.commands.common import Parser, command_parser
 
 __all__ = ["parser", "run"]
 
-_BENCHMARKS = {"matching": matching, "evaluate": evaluation}
+_BENCHMARKS = {"matching": matching, "evaluate": evaluation, "samplers": samplers}
 
 
 def parser() -> Parser:
