@@ -108,8 +108,8 @@ def test_sample_json_names_the_levels_and_the_gamma(capsys, small_ctm, tmp_path)
     small_ctm.grids = {2: TunedGrid((80.0, 0.3, 0.002), 0.7, "m", 1.0, 0.1, 0.5, 0.1, 0.5, 0.01)}
     small_ctm.save_pretrained(tmp_path / "model")
     for options, gamma, level in (([], 0.7, 0.3), (["--gamma", 0], 0.0, 2.51522)):
-        run(capsys, "sample", tmp_path / "model", "--num", 2, "--steps", 2, *options, "--out", tmp_path / "out")
-        about = json.loads((tmp_path / "out" / "sample.json").read_text())
+        run(capsys, "sample", tmp_path / "model", "--num", 2, "--steps", 2, *options, "--out", tmp_path / f"at{gamma}")
+        about = json.loads((tmp_path / f"at{gamma}" / "sample.json").read_text())
         assert (about["gamma"], about["grid"][1]) == (gamma, level)
 
 

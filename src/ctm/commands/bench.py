@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import evaluation, matching, restoring
+from ctm.bench import evaluation, matching, overhead, restoring, samplers
 from ctm.commands.common import Parser, command_parser
 
 __all__ = ["parser", "run"]
 
-_BENCHMARKS = {"matching": matching, "evaluate": evaluation, "restoring": restoring}
+_BENCHMARKS = {
+    "matching": matching,
+    "evaluate": evaluation,
+    "restoring": restoring,
+    "samplers": samplers,
+    "overhead": overhead,
+}
 
 
 def parser() -> Parser:

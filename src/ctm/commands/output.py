@@ -1,12 +1,14 @@
-"""Samples into files: a directory of PNG files, one picture, or an .npz."""
+"""Samples into files as they are made: a directory of PNG files, or an .npz, which a later run goes on with; or one picture."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +17,11 @@ from torch import Tensor
 
 from ctm.pictures import grid_picture, to_uint8
 
-__all__ = ["check_output", "write_samples"]
+__all__ = ["check_output", "finished_samples", "write_samples"]
+
+_LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
+_RECORD = "sample.json"
+_ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
 
 
 def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
@@ -26,6 +32,10 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
     if out.suffix == ".npz":
         return
+    if out.suffix == ".png" and num > _LARGEST_GRID:
+        raise ValueError(
+            f"--out {out}: one picture shows at most {_LARGEST_GRID} samples, got --num {num}: give a directory or FILE.npz"
+        )
     others = [p.name for p in out.glob("*.png") if p.stem.isdigit() and int(p.stem) >= num] if out.is_dir() else []
     if others:
         raise ValueError(f"--out {out} holds more samples than --num {num} (e.g. {others[0]}): use another directory")
@@ -35,29 +45,158 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
 
 
-def write_samples(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any]) -> None:
-    """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1."""
+def finished_samples(out: Path, about: dict[str, Any]) -> int:
+    """How many samples, from the first on, an earlier run with the record `about` has written to `out`.
+
+    In a directory --num may have been another; what an .npz was begun with for another number is made anew. Raises ValueError
+    for a directory with samples of other settings, or without a record of them."""
+    if out.suffix == ".png":
+        return 0
+    if out.suffix == ".npz":
+        kept = _record(_partial(out))
+        same = kept is not None and not _differing(kept, about) and kept["num"] == about["num"]
+        return _rows(_partial(out) / "arr_0.npy") if same else 0
+    if not out.is_dir():
+        return 0
+    done = {int(p.stem) for p in out.glob("*.png") if p.stem.isdigit() and p.stat().st_size > 0}
+    kept = _record(out)
+    if kept is None and not done:
+        return 0
+    if kept is None:
+        raise ValueError(
+            f"--out {out} holds pictures but no {_RECORD} that says how they were made: use another directory"
+        )
+    others = _differing(kept, about)
+    if others:
+        raise ValueError(
+            f"--out {out} holds samples made with another {', '.join(others)} (see its {_RECORD}): use another directory"
+        )
+    return next((index for index in range(about["num"]) if index not in done), about["num"])
+
+
+def write_samples(
+    out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int = 0
+) -> None:
+    """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1.
+
+    batches: of the samples from number `start` on, at most finished_samples; of these none is written again."""
     (out.parent if out.suffix in (".png", ".npz") else out).mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         columns = 10 if about["labels"] and len(about["labels"]) % 10 == 0 else None
         grid_picture(torch.cat(list(batches)), columns=columns).save(out)
     elif out.suffix == ".npz":
-        _write_npz(out, batches, labels)
+        _write_npz(out, batches, labels, about, start)
     else:
-        index = 0
-        for batch in batches:
-            for pixels in to_uint8(batch).numpy():
-                picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-                picture.save(out / f"{index:06d}.png")
-                index += 1
-        (out / "sample.json").write_text(json.dumps(about, indent=2) + "\n")
+        _write_pictures(out, batches, about, start)
 
 
-def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None) -> None:
-    """arr_0: uint8 (N, H, W, C) for pictures, float32 for other data; arr_1: labels where there are any."""
-    parts = [to_uint8(batch).numpy() if batch.dim() == 4 else batch.numpy() for batch in batches]
-    arrays = [np.concatenate(parts)] + ([] if labels is None else [labels.numpy()])
+def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
+    """The record first, then each picture that is not there, whole under its name or not at all."""
+    _write_record(out, about)
+    index = start
+    for batch in batches:
+        for pixels in to_uint8(batch).numpy():
+            path = out / f"{index:06d}.png"
+            index += 1
+            if path.is_file() and path.stat().st_size > 0:
+                continue
+            temporary = out / f".{path.name}.writing"
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(temporary, format="png")
+            os.replace(temporary, path)
+
+
+def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
+    """arr_0: uint8 (N, H, W, C) for pictures, float for other data; arr_1: labels where there are any. The rows are gathered
+    in FILE.npz.partial/arr_0.npy and packed at the end."""
+    partial = _partial(out)
+    if start == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _write_record(partial, about)
+    for batch in batches:
+        rows = to_uint8(batch).numpy() if batch.dim() == 4 else batch.numpy()
+        _append(partial / "arr_0.npy", np.ascontiguousarray(rows), start, about["num"])
+        start += len(rows)
     temporary = out.with_name(f".{out.name}.writing")
-    with temporary.open("wb") as file:
-        np.savez(file, *arrays)
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as target, (partial / "arr_0.npy").open("rb") as source:
+            shutil.copyfileobj(source, target, 2**20)
+        if labels is not None:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as target:
+                np.lib.format.write_array(target, labels.numpy())
     os.replace(temporary, out)
+    shutil.rmtree(partial)
+
+
+def _append(path: Path, rows: np.ndarray, start: int, num: int) -> None:
+    """Put rows at number `start` of an .npy file of num rows, cutting off what may lie behind."""
+    if start == 0:
+        with path.open("wb") as file:
+            description = np.lib.format.header_data_from_array_1_0(rows)
+            np.lib.format.write_array_header_1_0(file, description | {"shape": (num, *rows.shape[1:])})
+            file.write(rows.tobytes())
+        return
+    with path.open("r+b") as file:
+        _header(file)
+        file.seek(file.tell() + start * rows[0].nbytes)
+        file.truncate()
+        file.write(rows.tobytes())
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an .npy file; the file then stands at its first row."""
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
+def _rows(path: Path) -> int:
+    """How many whole rows an unfinished .npy file holds; 0 for one with no whole header."""
+    try:
+        with path.open("rb") as file:
+            shape, dtype = _header(file)
+            held = path.stat().st_size - file.tell()
+    except (FileNotFoundError, ValueError):
+        return 0
+    return held // (dtype.itemsize * int(np.prod(shape[1:])))
+
+
+def _partial(out: Path) -> Path:
+    """Where the samples of an .npz are gathered."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What sample.json in a folder says; None where there is none. Raises ValueError for one that cannot be read."""
+    try:
+        kept = json.loads((folder / _RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / _RECORD} cannot be read ({error}): use another directory") from error
+    if not isinstance(kept, dict):
+        raise ValueError(f"{folder / _RECORD} is no record of samples: use another directory")
+    return kept
+
+
+def _write_record(folder: Path, about: dict[str, Any]) -> None:
+    temporary = folder / f".{_RECORD}.writing"
+    temporary.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(temporary, folder / _RECORD)
+
+
+def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    """The entries in which two records make other samples. Their number does not count, nor the name of the model, whose
+    weights do; lists with a value for each sample are compared as far as both go."""
+    asked = json.loads(json.dumps(about))
+    differing = []
+    for name in asked:
+        if name in ("num", "model"):
+            continue
+        one, other = kept.get(name), asked[name]
+        if name in _ONE_EACH and isinstance(one, list) and isinstance(other, list):
+            common = min(len(one), len(other))
+            one, other = one[:common], other[:common]
+        if one != other or name not in kept:
+            differing.append(name)
+    return differing

@@ -16,7 +16,8 @@ from torch import Tensor
 from ctm import __version__, sampling
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import GRID_HELP, explicit_levels, parse_grid, parse_labels, parse_seeds, usable_device
-from ctm.commands.output import check_output, write_samples
+from ctm.commands.output import check_output, finished_samples, write_samples
+from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import ClassifierFree
 from ctm.guided import at_guidance, takes_guidance
 from ctm.model import load_model
@@ -84,6 +85,10 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     out = Path(settings.out)
     check_output(out, model.shape, num)
+    about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
+    done = finished_samples(out, about)
+    # the batches of an unbroken run: in others the last bits of a sample may differ
+    start = done if done == num else done - done % max(1, settings.batch_size)
     device = usable_device(settings.device)
     batches = sampling.stream(
         _guided(model.to(device), settings.cfg),
@@ -95,11 +100,12 @@ def run(settings: Namespace) -> None:
         grid=grid,
         sampler=sampler,
         dtype=_DTYPES[settings.dtype],
+        start=start,
     )
-    total = -(-num // settings.batch_size)
+    total = -(-(num - start) // settings.batch_size)
     console = Console(stderr=True)
     shown = track(batches, "sampling", total=total, console=console, disable=not console.is_terminal)
-    write_samples(out, shown, labels, _about(settings, name, num, grid, labels, seed))
+    write_samples(out, shown, labels, about, start)
     if tuned is not None:
         levels = ", ".join(f"{level:g}" for level in tuned.levels)
         print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
@@ -128,6 +134,7 @@ def _about(
         "cfg": settings.cfg,
         "labels": None if labels is None else labels.tolist(),
         "seed": seed,
+        "dtype": settings.dtype,
         "version": __version__,
     }
 

@@ -36,7 +36,7 @@ from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
 from ctm.sampling import class_labels
 
-__all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "likelihood_number", "make_judge"]
+__all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "labels_of", "likelihood_number", "make_judge"]
 
 _SHOWN_COPIES = 10
 _KEPT_PIXELS = 1024
@@ -139,7 +139,7 @@ def evaluate_plans(
     rows: list[Row] = []
     for plan in sorted(plans, key=lambda plan: plan.record["role"] != "teacher"):
         plan.subject.model.to(judge.processes.device)
-        labels = _labels(judge, plan)
+        labels = labels_of(judge, plan.subject.model, plan.record["seed"])
         source = ModelSource(
             plan.subject.model,
             judge.images,
@@ -214,9 +214,8 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
     return ours["seed"] == theirs["seed"] and ours["grid"]["sigma_max"] == theirs["grid"]["sigma_max"]
 
 
-def _labels(judge: Judge, plan: Plan) -> Tensor | None:
-    """The classes of a plan's samples: as often as in the data, or equally often; None for an unconditional model."""
-    model, seed = plan.subject.model, plan.record["seed"]
+def labels_of(judge: Judge, model: Any, seed: int) -> Tensor | None:
+    """The classes of a model's samples: as often as in the data, or equally often; None for an unconditional model."""
     data = judge.reference.source
     chosen = None
     if model.num_classes and judge.labels == "data" and data is not None and _same_classes(judge, model.num_classes):

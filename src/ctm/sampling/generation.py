@@ -57,8 +57,10 @@ class ImageNoise:
         self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
 
     def __call__(self, like: Tensor) -> Tensor:
-        rows = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(like)
+        drawn = torch.empty(len(self._generators), *like.shape[1:])
+        for row, generator in zip(drawn, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return drawn.to(like)
 
 
 def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int = 0) -> Tensor:
@@ -134,14 +136,18 @@ def stream(
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    start: int = 0,
 ) -> Iterator[Tensor]:
     """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
     when `stream` is called, before the first batch is asked for.
 
-    sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid.
+    sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid. start: number
+    of the first image to make, 0 … num, to go on with what was interrupted; a multiple of batch_size keeps the batches.
     """
     if num < 1 or batch_size < 1:
         raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
+    if not 0 <= start <= num:
+        raise ValueError(f"start must be in 0 … num = {num}, got {start}")
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
     chosen = class_labels(model, num, labels, seed)
@@ -170,7 +176,7 @@ def stream(
     method = sampler or partial(gamma_sampler, gamma=gamma)
 
     def batches() -> Iterator[Tensor]:
-        for first in range(0, num, batch_size):
+        for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             rows = None if chosen is None else chosen[first : first + batch_size]
             x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place, dtype=dtype)

@@ -1,0 +1,184 @@
+"""Samples are written as they are made: what was killed goes on, to the same bits, and memory is that of a batch."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctm import TrajectoryModel, generate
+from ctm.cli import main
+from ctm.networks import MLP
+from ctm.sampling import stream
+
+from ..conftest import random_weights
+from .test_cli import run, sentence
+
+NUM = 1500
+
+
+@pytest.fixture
+def model(small_ctm, tmp_path) -> Path:
+    small_ctm.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def killed(arguments: list[str], enough) -> None:
+    """Run the real command and kill it once `enough()` holds."""
+    command = subprocess.Popen([sys.executable, "-m", "ctm", *arguments], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not enough():
+        assert command.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
+
+
+def options(model: Path, out: Path) -> list[str]:
+    asked = ["--num", NUM, "--steps", 3, "--gamma", 0.5, "--seed", 7, "--batch_size", 40, "--out", out]
+    return ["sample", str(model), *map(str, asked)]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_killed_directory_goes_on_to_the_same_bits(model, tmp_path):
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    killed(options(model, broken), lambda: (broken / "000100.png").exists())
+    finished = {path.name: path.stat().st_mtime_ns for path in broken.glob("[0-9]*.png")}
+    assert 100 < len(finished) < NUM
+    assert main(options(model, broken)) == 0
+    assert {name: (broken / name).stat().st_mtime_ns for name in finished} == finished
+    assert main(options(model, whole)) == 0
+    assert len(pictures(whole)) == NUM + 1
+    assert pictures(broken) == pictures(whole)
+
+
+def test_a_killed_npz_goes_on_to_the_same_bits(model, tmp_path, monkeypatch):
+    broken, whole = tmp_path / "broken.npz", tmp_path / "whole.npz"
+    rows = tmp_path / "broken.npz.partial" / "arr_0.npy"
+    killed(options(model, broken), lambda: rows.exists() and rows.stat().st_size > 100 * 64 + 128)
+    finished = (rows.stat().st_size - 128) // 64
+    assert 100 < finished < NUM
+    begun = []
+    monkeypatch.setattr("ctm.sampling.stream", lambda *a, **k: begun.append(k["start"]) or stream(*a, **k))
+    assert main(options(model, broken)) == 0
+    assert main(options(model, whole)) == 0
+    assert begun == [finished - finished % 40, 0]
+    assert broken.read_bytes() == whole.read_bytes()
+    assert not rows.parent.exists()
+    with np.load(whole) as stored:
+        assert stored["arr_0"].shape == (NUM, 8, 8, 1)
+        assert stored["arr_1"].shape == (NUM,)
+
+
+def test_memory_is_that_of_a_batch(tmp_path):
+    """Twelve times the samples, whose bytes alone are 15 MB as pictures and 60 MB as floats, in the same memory."""
+    network = MLP((3, 32, 32), width=4, blocks=1, embedding=4)
+    random_weights(TrajectoryModel(network, shape=(3, 32, 32))).save_pretrained(tmp_path / "model")
+    code = """
+import resource, sys
+from ctm.cli import main
+model, out = sys.argv[1:]
+for num in (400, 5000):
+    for name in (f"{num}", f"{num}.npz"):
+        pictures = num if name.endswith("npz") else num // 4
+        assert main(["sample", model, "--num", str(pictures), "--batch_size", "50", "--out", f"{out}/{name}"]) == 0
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "model"), str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    few, many = (int(line.split()[1]) for line in printed.splitlines() if line.startswith("peak"))
+    assert many - few < 5_000, f"{few} kB became {many} kB"
+
+
+def test_a_directory_goes_on_with_more_and_mends_what_is_missing(capsys, model, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    asked = ["sample", model, "--labels", "0-2", "--batch_size", 4]
+    assert run(capsys, *asked, "--num", 6, "--out", out)[0] == 0
+    (out / "000001.png").unlink()
+    (out / "000003.png").write_bytes(b"")  # what a power cut can leave
+    assert run(capsys, *asked, "--num", 9, "--out", out)[0] == 0
+    assert run(capsys, *asked, "--num", 9, "--out", whole)[0] == 0
+    assert pictures(out) == pictures(whole)
+    assert json.loads((out / "sample.json").read_text())["labels"] == [0, 1, 2] * 3
+
+
+def test_a_finished_directory_is_left_as_it_is(capsys, model, tmp_path, monkeypatch):
+    asked = ["sample", model, "--num", 5, "--out", tmp_path / "out"]
+    assert run(capsys, *asked)[0] == 0
+    monkeypatch.setattr("ctm.sampling.generation.draw", None)  # would fail if it were called
+    assert run(capsys, *asked)[:2] == (0, f"5 samples in {tmp_path / 'out'}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--steps", 2], "steps, grid"),
+        (["--seed", 1, "--labels", 3], "seed"),
+        (["--labels", 4], "labels"),
+        (["--gamma", 0.5, "--labels", 3], "gamma"),
+        (["--dtype", "float64", "--labels", 3], "dtype"),
+    ],
+)
+def test_a_directory_of_other_settings_is_refused(capsys, model, tmp_path, arguments, what):
+    out = tmp_path / "out"
+    assert run(capsys, "sample", model, "--num", 3, "--labels", 3, "--out", out)[0] == 0
+    before = pictures(out)
+    err = sentence(capsys, "sample", model, "--num", 3, *arguments, "--out", out)
+    assert f"made with another {what}" in err
+    assert pictures(out) == before
+
+
+def test_other_weights_under_the_same_name_are_refused(capsys, small_ctm, model, tmp_path):
+    out = tmp_path / "out"
+    assert run(capsys, "sample", model, "--num", 3, "--out", out)[0] == 0
+    random_weights(small_ctm, seed=1).save_pretrained(model)
+    assert "made with another weights" in sentence(capsys, "sample", model, "--num", 3, "--out", out)
+
+
+def test_pictures_of_unknown_make_are_refused(capsys, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "out" / "000000.png")
+    assert "holds pictures but no sample.json" in sentence(capsys, "sample", model, "--out", tmp_path / "out")
+    (tmp_path / "out" / "sample.json").write_text("{")
+    assert "sample.json cannot be read" in sentence(capsys, "sample", model, "--out", tmp_path / "out")
+
+
+def test_an_npz_begun_with_other_settings_is_begun_anew(capsys, model, tmp_path, monkeypatch):
+    out = tmp_path / "x.npz"
+
+    def stopped(*arguments, **settings):
+        yield next(stream(*arguments, **settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ctm.sampling.stream", stopped)
+    asked = ["sample", model, "--num", 9, "--batch_size", 4, "--out", out]
+    assert run(capsys, *asked, "--seed", 1)[0] == 130
+    assert (tmp_path / "x.npz.partial").is_dir()
+    monkeypatch.undo()
+    assert run(capsys, *asked)[0] == 0
+    assert run(capsys, *asked[:-1], tmp_path / "y.npz")[0] == 0
+    assert out.read_bytes() == (tmp_path / "y.npz").read_bytes()
+
+
+def test_one_picture_has_a_bound(capsys, model, tmp_path):
+    err = sentence(capsys, "sample", model, "--num", 4097, "--out", tmp_path / "x.png")
+    assert "one picture shows at most 4096 samples, got --num 4097" in err
+
+
+def test_a_stream_starts_anywhere(small_ctm):
+    whole = generate(small_ctm, 10, batch_size=4, steps=2, gamma=0.5)
+    parts = list(stream(small_ctm, 10, batch_size=4, steps=2, gamma=0.5, start=4))
+    assert [len(part) for part in parts] == [4, 2]
+    assert all((part == rows).all() for part, rows in zip(parts, whole[4:].split(4), strict=True))
+    assert list(stream(small_ctm, 10, start=10)) == []
+    with pytest.raises(ValueError, match=r"start must be in 0 … num = 10, got 11"):
+        stream(small_ctm, 10, start=11)
