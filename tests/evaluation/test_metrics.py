@@ -8,7 +8,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ctm.evaluation.kernels import cmmd, kid
-from ctm.evaluation.neighbours import memorisation, nearest, precision_recall, radii
+from ctm.evaluation.neighbours import Training, nearest, precision_recall, radii
 from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.scores import ClassSums, ProbabilitySums, psnr
 
@@ -112,15 +112,15 @@ def test_nearest_is_found_in_every_part():
 
 def test_memorisation_tells_copies_from_fresh_draws():
     train, fresh = rows(2000), rows(400, seed=1)
-    honest = memorisation(fresh, train)
+    honest = Training(train).memorisation(fresh)
     assert honest.share.value == pytest.approx(
         honest.expected.value, abs=4 * (honest.share.error + honest.expected.error)
     )
     copies = train[torch.randperm(2000)[:400]] + 0.01 * rows(400, seed=2)
-    assert memorisation(copies, train).share.value == 1
+    assert Training(train).memorisation(copies).share.value == 1
     half = torch.cat([copies[:200], fresh[:200]])
-    assert memorisation(half, train).share.value > honest.expected.value + 0.2
-    exact = memorisation(train[:7], train)
+    assert Training(train).memorisation(half).share.value > honest.expected.value + 0.2
+    exact = Training(train).memorisation(train[:7])
     assert torch.equal(exact.neighbours, torch.arange(7))
     assert float(exact.distances.max()) < 1e-6
 
@@ -188,4 +188,4 @@ def test_too_few_rows_are_sentences():
     with pytest.raises(ValueError, match="at least two rows on both sides"):
         kid(rows(1), rows(5))
     with pytest.raises(ValueError, match="at least four training images"):
-        memorisation(rows(3), rows(3))
+        Training(rows(3))

@@ -37,7 +37,7 @@ def parser() -> Parser:
     )
     result.add_argument("--data", type=str, default="fashion-mnist", help="as for ctm evaluate")
     result.add_argument("--features", type=str, default="efficientnet", help="feature network")
-    result.add_argument("--steps", type=str, default="1", help="jumps, one row for each")
+    result.add_argument("--steps", type=str, default="1,2,4", help="jumps, one row for each: as ctm evaluate by default")
     result.add_argument("--count", type=int, default=10_000, help="samples of each row")
     result.add_argument("--out", type=str, default="runs/bench/evaluate.json", help="results file")
     result.add_argument("--continue", action="store_true", help="add to a results file that exists")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctm.evaluation.moments import BlockMoments, Gaussian
 from ctm.evaluation.number import Number
 
-__all__ = ["frechet", "frechet_distance", "frechet_numbers"]
+__all__ = ["frechet", "frechet_distance", "frechet_number", "frechet_numbers"]
 
 
 def _eigen(a: Gaussian, b: Gaussian, vectors: bool = False) -> tuple[Tensor, Any]:
@@ -46,14 +46,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return frechet(Gaussian.of(a), Gaussian.of(b))
 
 
-def frechet_numbers(samples: BlockMoments, reference: Gaussian) -> tuple[Number, Number | None]:
-    """The distance of samples to a reference, and FID∞: its limit for endlessly many samples (arXiv 1911.07023).
+def frechet_number(samples: BlockMoments, reference: Gaussian) -> Number:
+    """The distance of samples to a reference.
 
     The error bar is that of the samples alone, the reference taken as given: the distance's first derivative (1 − T for the
     covariance, T = Σ_b^½·(Σ_b^½·Σ_a·Σ_b^½)^-½·Σ_b^½ being the optimal transport from samples to reference, and 2(μ_a − μ_b) for
-    the mean) taken on each block's own moments, their spread over √blocks. FID∞ is the line through n samples and the mean
-    of two halves, against 1/n, at 1/n = 0; both use every sample equally, so to first order its error bar is the same. None
-    where half the samples are fewer than the features: the bias is no multiple of 1/n there."""
+    the mean) taken on each block's own moments, their spread over √blocks. Raises ValueError for other numbers of
+    features."""
     whole = samples.gaussian()
     if len(whole.mean) != len(reference.mean):
         raise ValueError(
@@ -61,14 +60,23 @@ def frechet_numbers(samples: BlockMoments, reference: Gaussian) -> tuple[Number,
         )
     eigenvalues, vectors = _eigen(whole, reference, vectors=True)
     value = _from_eigenvalues(whole, reference, eigenvalues)
-    error = _error(samples, whole, reference, eigenvalues, vectors)
-    if whole.count < 2 * len(whole.mean):
-        return Number(value, error), None
+    return Number(value, _error(samples, whole, reference, eigenvalues, vectors))
+
+
+def frechet_numbers(samples: BlockMoments, reference: Gaussian) -> tuple[Number, Number | None]:
+    """`frechet_number`, and FID∞: its limit for endlessly many samples (arXiv 1911.07023).
+
+    FID∞ is the line through n samples and the mean of two halves, against 1/n, at 1/n = 0; both use every sample equally,
+    so to first order its error bar is the same. None where half the samples are fewer than the features: the bias is no
+    multiple of 1/n there."""
+    found, count = frechet_number(samples, reference), int(samples.count.sum())
+    if count < 2 * len(reference.mean):
+        return found, None
     halves = [samples.gaussian(range(start, len(samples.count), 2)) for start in (0, 1)]
     half = sum(frechet(part, reference) for part in halves) / 2
     inverse = sum(1 / part.count for part in halves) / 2
-    slope = (half - value) / (inverse - 1 / whole.count)
-    return Number(value, error), Number(value - slope / whole.count, error)
+    slope = (half - found.value) / (inverse - 1 / count)
+    return found, Number(found.value - slope / count, found.error)
 
 
 def _error(

@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ctm.data import to_model_range
-from ctm.evaluation.frechet import frechet_numbers
+from ctm.evaluation.frechet import frechet_number, frechet_numbers
 from ctm.evaluation.kernels import cmmd, kid
-from ctm.evaluation.neighbours import NEIGHBOURS, Memorisation, memorisation, precision_recall
+from ctm.evaluation.neighbours import NEIGHBOURS, Memorisation, precision_recall
 from ctm.evaluation.number import Number, mean_with_error
-from ctm.evaluation.reference import Reference
+from ctm.evaluation.reference import QUERIES, Reference
 from ctm.evaluation.scores import psnr
 from ctm.evaluation.statistics import Statistics
 
 __all__ = ["METRICS", "Metric", "compare_images", "measure"]
-
-_QUERIES = 500  # samples of the memorisation check
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def measure(
     if limit is not None:
         numbers["frechet_infinity"] = limit
     if samples.spatial is not None and reference.spatial is not None:
-        numbers["spatial_frechet"] = frechet_numbers(samples.spatial, reference.spatial)[0]
+        numbers["spatial_frechet"] = frechet_number(samples.spatial, reference.spatial)
     if samples.probabilities is not None:
         numbers["inception_score"] = samples.probabilities.inception_score()
         if labelled:
@@ -78,10 +74,9 @@ def measure(
     )
     if min(len(samples.rows), len(reference.rows)) > NEIGHBOURS:
         numbers |= precision_recall(reference.rows, samples.rows, NEIGHBOURS, real_radii=reference.radii)
-    if reference.table is None or len(reference.table) < 4:
+    if reference.training is None:
         return numbers, None
-    table = torch.from_numpy(np.asarray(reference.table))
-    copies = memorisation(samples.rows[:_QUERIES], table)
+    copies = reference.training.memorisation(samples.rows[:QUERIES])
     numbers["memorised"], numbers["memorised_expected"] = copies.share, copies.expected
     return numbers, copies
 

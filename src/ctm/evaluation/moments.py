@@ -14,6 +14,7 @@ from ctm.evaluation.sums import Sums, zeros
 __all__ = ["BLOCKS", "BlockMoments", "Gaussian", "symmetric_root"]
 
 BLOCKS = 8  # row i belongs to block i mod 8
+_WAITING = 2000  # rows that wait to be multiplied together: a few at a time would be bound by memory
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -50,16 +51,31 @@ class BlockMoments(Sums):
     def __init__(self, features: int, blocks: int = BLOCKS) -> None:
         self.count = zeros(blocks)
         self.total = zeros(blocks, features)
-        self.outer = zeros(blocks, features, features)
+        self._outer = zeros(blocks, features, features)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def outer(self) -> Tensor:
+        """Σ x·xᵀ of all rows that were added."""
+        if self._waiting:
+            rows, of_block = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting = []
+            for block in range(len(self.count)):
+                chosen = rows[of_block == block]
+                self._outer[block].addmm_(chosen.T, chosen)
+        return self._outer
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"count": self.count, "total": self.total, "outer": self.outer}
 
     def add(self, rows: Tensor, indices: Tensor) -> None:
         """Add rows (N, F), row j being number indices[j] (int64 (N,)) of the stream."""
-        rows = rows.double()
-        for block in range(len(self.count)):
-            chosen = rows[indices % len(self.count) == block]
-            self.count[block] += len(chosen)
-            self.total[block] += chosen.sum(dim=0)
-            self.outer[block].addmm_(chosen.T, chosen)
+        rows, block = rows.double(), indices % len(self.count)
+        self.count.index_add_(0, block, torch.ones(len(rows), dtype=torch.float64))
+        self.total.index_add_(0, block, rows)
+        self._waiting.append((rows, block))
+        if sum(len(part) for part, _ in self._waiting) >= _WAITING:
+            _ = self.outer
 
     def gaussian(self, blocks: Sequence[int] | None = None) -> Gaussian:
         """Mean and covariance (divisor n − 1) of some blocks together, or of all. Raises ValueError for fewer than two rows."""

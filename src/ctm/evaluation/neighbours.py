@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ctm.evaluation.number import Number, mean_with_error
 
-__all__ = ["NEIGHBOURS", "Memorisation", "memorisation", "nearest", "precision_recall", "radii"]
+__all__ = ["NEIGHBOURS", "Memorisation", "Training", "nearest", "precision_recall", "radii"]
 
 NEIGHBOURS = 5
 _STEP = 1000
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i − b_j|² (N, M), in the precision of the rows."""
-    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)[None] - 2 * a @ b.T
-    return squares.clamp(min=0)
+def _distances(a: Tensor, b: Tensor, of_b: Tensor | None = None) -> Tensor:
+    """|a_i − b_j|² (N, M), in the precision of the rows; of_b: |b_j|² (M,) where they are there already."""
+    of_b = b.square().sum(dim=1) if of_b is None else of_b
+    squares = a.square().sum(dim=1)[:, None] + of_b[None]
+    return squares.addmm_(a, b.T, alpha=-2).clamp_(min=0)
 
 
 def radii(rows: Tensor, k: int = NEIGHBOURS) -> Tensor:
@@ -61,14 +63,18 @@ def precision_recall(
     }
 
 
-def nearest(queries: Tensor, rows: Tensor, *, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, rows: Tensor, *, without: Tensor | None = None, of_rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The nearest of rows (M, F) for each of queries (N, F): its distance (N,) and number (N,).
 
-    without: int64 (N,), the number of the row that is not to be found (the query itself)."""
+    without: int64 (N,), the number of the row that is not to be found (the query itself). of_rows: |row|² (M,) where they are
+    there already."""
     best = torch.full((len(queries),), torch.inf, dtype=queries.dtype)
     found = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(rows), 10 * _STEP):
-        squares = _distances(queries, rows[start : start + 10 * _STEP].to(queries))
+        end = start + 10 * _STEP
+        squares = _distances(queries, rows[start:end].to(queries), None if of_rows is None else of_rows[start:end])
         if without is not None:
             here = (without >= start) & (without < start + squares.shape[1])
             squares[here, without[here] - start] = torch.inf
@@ -90,20 +96,39 @@ class Memorisation:
     neighbours: Tensor
 
 
-def _closer(samples: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample's distance to its nearest training row, over that row's own to the rest; and the row's number."""
-    distance, number = nearest(samples, train)
-    own, _ = nearest(train[number].to(samples), train, without=number)
-    return distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30))), number
+class Training:
+    """The training set's features (M, F) in random order, and what every set of samples is compared with, computed once.
 
+    Raises ValueError for fewer than four rows."""
 
-def memorisation(samples: Tensor, train: Tensor) -> Memorisation:
-    """Authenticity (arXiv 2102.08921) turned round: samples (N, F) against the training set's features (M, F), in random order.
+    def __init__(self, rows: Tensor) -> None:
+        if len(rows) < 4:
+            raise ValueError(f"the memorisation check needs at least four training images, got {len(rows)}")
+        self.rows = rows
+        self._expected: dict[int, Number] = {}
 
-    Raises ValueError for fewer than four training rows."""
-    if len(train) < 4:
-        raise ValueError(f"the memorisation check needs at least four training images, got {len(train)}")
-    left_out = min(len(samples), len(train) // 4)
-    ratios, numbers = _closer(samples, train)
-    null, _ = _closer(train[-left_out:].to(samples), train[:-left_out])
-    return Memorisation(mean_with_error(ratios < 1), mean_with_error(null < 1), ratios, numbers)
+    @cached_property
+    def _squares(self) -> Tensor:
+        return self.rows.square().sum(dim=1)
+
+    def _closer(self, samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Each sample's distance to the nearest of the first `count` rows, over that row's own to the rest of them; and the
+        row's number."""
+        rows, squares = self.rows[:count], self._squares[:count]
+        distance, number = nearest(samples, rows, of_rows=squares)
+        own, _ = nearest(rows[number].to(samples), rows, without=number, of_rows=squares)
+        return distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30))), number
+
+    def expected(self, count: int) -> Number:
+        """The share of `count` training images, or a quarter of them all where that is less, that would be called copies of
+        the others: what a model that copies nothing gives."""
+        left_out = min(count, len(self.rows) // 4)
+        if left_out not in self._expected:
+            ratios, _ = self._closer(self.rows[-left_out:], len(self.rows) - left_out)
+            self._expected[left_out] = mean_with_error(ratios < 1)
+        return self._expected[left_out]
+
+    def memorisation(self, samples: Tensor) -> Memorisation:
+        """Authenticity (arXiv 2102.08921) turned round, of samples (N, F)."""
+        ratios, numbers = self._closer(samples.to(self.rows), len(self.rows))
+        return Memorisation(mean_with_error(ratios < 1), self.expected(len(samples)), ratios, numbers)

@@ -18,7 +18,7 @@ from ctm.evaluation.sources import Source
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.pictures import to_uint8
 
-__all__ = ["Processes", "Progress", "run_pass", "silent"]
+__all__ = ["Processes", "Progress", "forget", "run_pass", "silent"]
 
 _SAVE_SECONDS = 30.0  # between two savings, or more where saving itself takes long
 _SAVE_SHARE = 0.02
@@ -49,19 +49,22 @@ def run_pass(
     path: Path,
     key: str,
     batch_size: int = 250,
-    processes: Processes = Processes(),
+    processes: Processes | None = None,
     table: np.ndarray | None = None,
     progress: Progress = silent,
     words: str = "",
+    keep: bool = True,
 ) -> Statistics:
     """The statistics of all images of `source`, from the file `path` where they are there under the same key.
 
     Images are looked at as a picture file holds them: clamped, 256 values. Chunk c is images c·batch_size …, done by one
     process; each keeps what it has in a file beside `path` now and then and when stopped, and a later call, with any number
     of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
-    one, features of image i < len(table) are written to its row i, too."""
-    whole, processes = Statistics(layout), processes or Processes()
-    if whole.merge_file(path, key):
+    one, features of image i < len(table) are written to its row i, too. keep: False where the caller keeps at once what it
+    makes of them, and then calls `forget`: a single process does not write the whole to `path`."""
+    processes = processes or Processes()
+    whole = Statistics(layout) if path.exists() else None
+    if whole is not None and whole.merge_file(path, key):
         return whole
     path.parent.mkdir(parents=True, exist_ok=True)
     mine, done = _earlier_parts(layout, path, key, processes)
@@ -82,8 +85,9 @@ def run_pass(
         mine.save(part, key)
         raise
     if processes.count == 1:
-        mine.save(path, key)
-        part.unlink(missing_ok=True)
+        if keep:
+            mine.save(path, key)
+            part.unlink(missing_ok=True)
         return mine
     mine.save(part, key)
     processes.wait()
@@ -96,6 +100,12 @@ def run_pass(
     if not whole.merge_file(path, key):
         raise RuntimeError(f"{path} was written and cannot be read back")
     return whole
+
+
+def forget(path: Path) -> None:
+    """Remove the statistics at `path` and their parts, as far as they are there."""
+    for file in (path, *path.parent.glob(f"{path.stem}.part*")):
+        file.unlink(missing_ok=True)
 
 
 def _part(path: Path, index: int) -> Path:

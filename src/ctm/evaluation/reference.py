@@ -21,17 +21,26 @@ from ctm.evaluation.extractors import Extractor, file_checksum
 from ctm.evaluation.frechet import frechet
 from ctm.evaluation.kernels import own_kernel
 from ctm.evaluation.moments import Gaussian
-from ctm.evaluation.neighbours import NEIGHBOURS, radii
+from ctm.evaluation.neighbours import NEIGHBOURS, Training, radii
 from ctm.evaluation.passes import Processes, Progress, run_pass, silent
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
 
-__all__ = ["Reference", "classifier_of", "images_checksum", "is_statistics", "reference_of", "statistics_file"]
+__all__ = [
+    "QUERIES",
+    "Reference",
+    "classifier_of",
+    "images_checksum",
+    "is_statistics",
+    "reference_of",
+    "statistics_file",
+]
 
 _VERSION = 1
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
+QUERIES = 500  # samples of the memorisation check
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,21 @@ class Reference:
             raise ValueError(f"{self.name} holds no rows of features, only their statistics")
         return own_kernel(self.rows)
 
-    def prepare(self) -> None:
-        """Compute what all samples are compared with, once."""
+    @cached_property
+    def training(self) -> Training | None:
+        """The features for the memorisation check; None with fewer than four images or none."""
+        few = self.table is None or len(self.table) < 4
+        return None if few else Training(torch.from_numpy(np.asarray(self.table)))
+
+    def prepare(self, rows: int) -> None:
+        """Compute what all samples are compared with, once; rows: how many features are kept of the samples."""
         for gaussian in (self.gaussian, self.spatial):
             _ = None if gaussian is None else gaussian.root
         if self.rows is not None:
             _ = self.own_kernel
             _ = self.radii if len(self.rows) > NEIGHBOURS else None
+        if self.rows is not None and self.training is not None:
+            self.training.expected(min(rows, QUERIES))
 
     def record(self) -> dict[str, str | int]:
         """What a reader needs to use the same data."""

@@ -19,7 +19,7 @@ from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
-from ctm.evaluation.passes import Processes, Progress, run_pass, silent
+from ctm.evaluation.passes import Processes, Progress, forget, run_pass, silent
 from ctm.evaluation.plans import Plan
 from ctm.evaluation.protocol import protocol
 from ctm.evaluation.reference import (
@@ -125,7 +125,7 @@ def judge_of(
     else:
         extractor = classifier_extractor(classifier)
     reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
-    reference.prepare()
+    reference.prepare(rows)
     weights = None if classifier is None else checksum_of(classifier)
     about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels)
     return Judge(extractor, classifier, reference, about, images, rows, labels, processes)
@@ -263,10 +263,11 @@ def _row(
         processes=processes,
         progress=progress,
         words=words,
+        keep=False,
     )
     if processes.index == 0:
         _numbered(judge, seen, record, labelled, teacher).save(path)
-        passing.unlink()
+        forget(passing)
     processes.wait()
     row = Row.load(path)
     if row is None:
