@@ -35,25 +35,33 @@ def parser() -> Parser:
     result.add_argument(
         "--model", type=str, default="models/fashion-mnist-ctm", help="model directory, run directory or hub id"
     )
+    result.add_argument("--teacher", type=str, default=None, help="its teacher, a row more: 18 levels of Heun's method")
     result.add_argument("--data", type=str, default="fashion-mnist", help="as for ctm evaluate")
     result.add_argument("--features", type=str, default="efficientnet", help="feature network")
-    result.add_argument("--steps", type=str, default="1,2,4", help="jumps, one row for each: as ctm evaluate by default")
+    result.add_argument(
+        "--steps", type=str, default="1,2,4", help="jumps, one row for each: as ctm evaluate by default"
+    )
     result.add_argument("--count", type=int, default=10_000, help="samples of each row")
     result.add_argument("--out", type=str, default="runs/bench/evaluate.json", help="results file")
     result.add_argument("--continue", action="store_true", help="add to a results file that exists")
     return result
 
 
-def measure_shares(model: str, data: str, features: str, steps: list[int], count: int) -> dict[str, Any]:
+def measure_shares(
+    model: str, data: str, features: str, steps: list[int], count: int, teacher: str | None = None
+) -> dict[str, Any]:
     """Seconds by stage over all rows, the wall clock's seconds from the first sample to the last file, and the share of these
     in the generator and the feature networks."""
     subject = subject_of("model", model, load_model(model))
     channels, size, _ = subject.model.shape
+    plans = make_plans(subject, steps=steps)
+    if teacher is not None:
+        plans += make_plans(subject_of("teacher", teacher, load_model(teacher)), steps=None)
     processes = Processes()
     judge = make_judge(data, size=size, channels=channels, features=features, images=count, processes=processes)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        rows = evaluate_plans(judge, make_plans(subject, steps=steps), Path(folder))
+        rows = evaluate_plans(judge, plans, Path(folder))
         about = environment(processes.device, processes.count, __version__)
         write_result(Path(folder), judge.protocol, about, judge.reference, rows)
         total = time.perf_counter() - started
@@ -66,9 +74,12 @@ def run(settings: Any) -> None:
     """Measure, keep, print."""
     results = Results(Path(settings.out), go_on=settings["continue"])
     steps = numbers(settings.steps, int, "--steps")
-    found = measure_shares(settings.model, settings.data, settings.features, steps, settings.count)
-    asked = {name: settings[name] for name in ("model", "data", "features", "steps", "count")}
-    results.add(f"{settings.model}/{settings.features}/{settings.count}", asked | found)
+    found = measure_shares(settings.model, settings.data, settings.features, steps, settings.count, settings.teacher)
+    asked = {name: settings[name] for name in ("model", "teacher", "data", "features", "steps", "count")}
+    results.add(
+        f"{settings.model}/{settings.features}/{settings.count}/{settings.steps}{'/teacher' if settings.teacher else ''}",
+        asked | found,
+    )
     table = Table("", "seconds", "share")
     for stage, seconds in found["seconds"].items():
         table.add_row(stage, f"{seconds:.2f}", f"{seconds / found['total']:.1%}")
