@@ -51,12 +51,17 @@ def test_each_sampler_is_measured_once_and_kept(small_ctm, tmp_path, capsys):
     out = tmp_path / "overhead.json"
     asked = ["bench", "overhead", "--models", str(tmp_path / "model"), "--steps", "4", "--batch_size", "3"]
     assert main([*asked, "--pairs", "2", "--out", str(out)]) == 0
-    entries = list(json.loads(out.read_text()).values())
+    entries = json.loads(out.read_text())
+    fans = [entries.pop(f"{tmp_path / 'model'}/fan/{size}") for size in (1, 3)]
+    assert all(fan["levels"] == 8 and fan["ratio"] > 0 for fan in fans)
+    entries = list(entries.values())
     made = {(entry["sampler"], entry["evaluations"]) for entry in entries}
     denoisers = {(name, 4) for name in ("euler", "midpoint", "dpmpp_2m", "ancestral", "dpmpp_2m_sde")}
     assert made == denoisers | {("gamma", 4), ("gamma_code", 4), ("two_level", 2), ("heun", 3), ("heun_churn", 3)}
     assert all(entry["ratio_to_inside"] > 1 and entry["own_microseconds"] > 0 for entry in entries)
-    assert "own µs an evaluation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "own µs an evaluation" in printed
+    assert "8 jumps from one state, batch 1: one call takes" in printed
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctm.noise import karras_grid
-from ctm.sampling import Cancelled, consistency, gamma, gamma_plan, two_level
+from ctm.sampling import Cancelled, consistency, fan, gamma, gamma_plan, two_level
 from ctm.sampling.jumps import consistency_plan
 from ctm.teachers import GaussianMixture
 
@@ -94,6 +94,34 @@ def test_consistency_is_gamma_one():
     x, noise = 80 * torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     a = consistency(teacher, x, grid, noise=lambda like: noise)
     assert torch.equal(a, gamma(teacher, x, grid, gamma=1.0, noise=lambda like: noise))
+
+
+def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
+    """In one call, whatever the order of the levels, with one start or one for each sample."""
+    teacher, levels = mixture(2), torch.tensor([0.002, 5.0, 80.0, 0.3], dtype=torch.float64)
+    x = 80 * torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one_by_one = [teacher.jump(x, x.new_full((6,), 80.0), level.expand(6)) for level in levels]
+    torch.testing.assert_close(fan(teacher, x, 80.0, levels), torch.stack(one_by_one), rtol=1e-9, atol=1e-9)
+
+    calls, labels = [], torch.tensor([3, -1, 0])
+    hook = small_ctm.network.register_forward_hook(lambda *_: calls.append(1))
+    x, starts = torch.randn(3, *small_ctm.shape), torch.tensor([80.0, 2.0, 9.0])
+    found = fan(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels)
+    assert found.shape == (2, 3, *small_ctm.shape)
+    assert len(calls) == 1
+    with torch.no_grad():
+        second = small_ctm.jump(x, starts, torch.full((3,), 0.002), labels)
+    hook.remove()
+    torch.testing.assert_close(found[1], second, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [(torch.zeros(0), "at least one"), (torch.ones(2, 2), r"\(S,\)"), (torch.tensor([90.0]), "≤ s ≤ t")],
+)
+def test_a_fan_to_unfitting_levels_is_refused(small_ctm, levels, message):
+    with pytest.raises(ValueError, match=message):
+        fan(small_ctm, torch.zeros(1, *small_ctm.shape), 80.0, levels)
 
 
 def test_noise_is_drawn_once_for_each_noisy_step():

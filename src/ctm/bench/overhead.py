@@ -17,9 +17,10 @@ from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import usable_device
 from ctm.model import load_model
-from ctm.sampling import class_labels, draw
+from ctm.noise import karras_grid
+from ctm.sampling import class_labels, draw, fan, starting_noise
 
-__all__ = ["measure", "network_calls", "parser", "run"]
+__all__ = ["measure", "measure_fan", "network_calls", "parser", "run"]
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 _WIDTH = 120  # of the table where the output is no terminal
@@ -70,6 +71,14 @@ def run(settings: Any) -> None:
             results.add(f"{name}/{cell.name}/{settings.batch_size}", asked | found)
             table.add_row(*_cells(found))
         console.print(table)
+        for size in sorted({1, settings.batch_size}):
+            found = measure_fan(model, size, settings.pairs, device)
+            asked = {"model": name, "batch_size": size, "device": str(device)}
+            results.add(f"{name}/fan/{size}", asked | found)
+            console.print(
+                f"{found['levels']} jumps from one state, batch {size}: one call takes {found['ratio']:.2f} of the time of "
+                f"{found['levels']} calls"
+            )
     console.print(f"results: {settings.out}")
 
 
@@ -131,6 +140,33 @@ def measure(model: Any, cell: Cell, batch_size: int, pairs: int, device: torch.d
         "ratio_to_inside": statistics.median(whole / inside for whole, inside, _ in runs),
         "own_microseconds": 1e6 * statistics.median(whole - inside for whole, inside, _ in runs) / len(calls),
     }
+
+
+def measure_fan(model: Any, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
+    """ratio: the median over the pairs of the seconds of `fan` to `count` levels to those of as many calls of `jump`."""
+    levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)[1:]
+    x = model.sigma_max * starting_noise(model.shape, range(batch_size)).to(device)
+    labels = class_labels(model, batch_size)
+    labels = None if labels is None else labels.to(device)
+    start = torch.full((batch_size,), model.sigma_max, device=device)
+
+    def together() -> None:
+        fan(model, x, model.sigma_max, levels, labels=labels)
+
+    def apart() -> None:
+        with torch.no_grad():
+            for level in levels.tolist():
+                model.jump(x, start, torch.full_like(start, level), labels)
+
+    together()
+    apart()
+    clock = _clock(device)
+    seconds = []
+    for number in range(pairs):
+        order = (together, apart) if number % 2 == 0 else (apart, together)
+        found = {work: _timed(work, clock) for work in order}
+        seconds.append(found[together] / found[apart])
+    return {"levels": count, "pairs": pairs, "ratio": statistics.median(seconds)}
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

@@ -106,29 +106,34 @@ class Training:
             raise ValueError(f"the memorisation check needs at least four training images, got {len(rows)}")
         self.rows = rows
         self._expected: dict[int, Number] = {}
+        self._own = torch.full((len(rows),), torch.nan)  # each row's distance to its nearest other, once asked for
 
     @cached_property
     def _squares(self) -> Tensor:
         return self.rows.square().sum(dim=1)
 
-    def _closer(self, samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Each sample's distance to the nearest of the first `count` rows, over that row's own to the rest of them; and the
-        row's number."""
-        rows, squares = self.rows[:count], self._squares[:count]
-        distance, number = nearest(samples, rows, of_rows=squares)
-        own, _ = nearest(rows[number].to(samples), rows, without=number, of_rows=squares)
-        return distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30))), number
+    def _own_distances(self, numbers: Tensor) -> Tensor:
+        """The distance of each of these rows to its nearest other."""
+        new = numbers.unique()
+        new = new[self._own[new].isnan()]
+        if len(new):
+            self._own[new] = nearest(self.rows[new], self.rows, without=new, of_rows=self._squares)[0].to(self._own)
+        return self._own[numbers]
 
     def expected(self, count: int) -> Number:
         """The share of `count` training images, or a quarter of them all where that is less, that would be called copies of
         the others: what a model that copies nothing gives."""
         left_out = min(count, len(self.rows) // 4)
         if left_out not in self._expected:
-            ratios, _ = self._closer(self.rows[-left_out:], len(self.rows) - left_out)
-            self._expected[left_out] = mean_with_error(ratios < 1)
+            rest, squares = self.rows[:-left_out], self._squares[:-left_out]
+            distance, number = nearest(self.rows[-left_out:], rest, of_rows=squares)
+            own, _ = nearest(rest[number], rest, without=number, of_rows=squares)
+            self._expected[left_out] = mean_with_error(distance < own)
         return self._expected[left_out]
 
     def memorisation(self, samples: Tensor) -> Memorisation:
         """Authenticity (arXiv 2102.08921) turned round, of samples (N, F)."""
-        ratios, numbers = self._closer(samples.to(self.rows), len(self.rows))
-        return Memorisation(mean_with_error(ratios < 1), self.expected(len(samples)), ratios, numbers)
+        distance, number = nearest(samples.to(self.rows), self.rows, of_rows=self._squares)
+        own = self._own_distances(number)
+        ratios = distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30)))
+        return Memorisation(mean_with_error(distance < own), self.expected(len(samples)), ratios, number)
