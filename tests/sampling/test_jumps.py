@@ -113,6 +113,8 @@ def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
         second = small_ctm.jump(x, starts, torch.full((3,), 0.002), labels)
     hook.remove()
     torch.testing.assert_close(found[1], second, rtol=1e-4, atol=1e-4)
+    in_pieces = fan(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels, batch_size=4)
+    torch.testing.assert_close(in_pieces, found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

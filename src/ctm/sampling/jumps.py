@@ -116,10 +116,12 @@ def follow(
 
 
 @torch.no_grad()
-def fan(model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, labels: Tensor | None = None) -> Tensor:
-    """Jumps from one state to several levels, G(x, t, s) for each s of `levels`, in one call of the model on S·B samples
-    instead of S calls on B: the same values, and less time where a call costs more than its samples (few samples, small
-    networks, GPUs). Layers' outputs are not shared: after the first convolution every block of a network sees s.
+def fan(
+    model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, labels: Tensor | None = None, batch_size: int = 64
+) -> Tensor:
+    """Jumps from one state to several levels, G(x, t, s) for each s of `levels`, the model being called on up to batch_size of
+    the S·B samples together instead of S times on B: the same values, and less time where a call costs more than its samples
+    (few samples, small networks). No output of a layer is shared: after the first convolution all of a network sees s.
 
     x (B, *shape) at level t, a number or (B,); levels (S,), each with sigma_min ≤ s ≤ t, in any order; labels int64 (B,) or
     None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model without `jump`."""
@@ -128,10 +130,13 @@ def fan(model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, labels: Ten
     if levels.dim() != 1 or len(levels) == 0:
         raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got shape {tuple(levels.shape)}")
     start = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-    count, ends = len(levels), levels.to(x).repeat_interleave(len(x))
-    many = None if labels is None else labels.repeat(count)
-    found: Tensor = model.jump(x.repeat(count, *(1,) * (x.dim() - 1)), start.repeat(count), ends, many)
-    return found.reshape(count, *x.shape)
+    ends = levels.to(x)[:, None].expand(-1, len(x)).flatten()
+    rows = torch.arange(len(x), device=x.device).repeat(len(levels))  # whose jump the call's n-th is
+    parts = [
+        model.jump(x[some], start[some], s, None if labels is None else labels[some])
+        for some, s in zip(rows.split(batch_size), ends.split(batch_size), strict=True)
+    ]
+    return torch.cat(parts).reshape(len(levels), *x.shape)
 
 
 def gamma(
