@@ -61,7 +61,7 @@ def test_each_sampler_is_measured_once_and_kept(small_ctm, tmp_path, capsys):
     assert all(entry["ratio_to_inside"] > 1 and entry["own_microseconds"] > 0 for entry in entries)
     printed = capsys.readouterr().out
     assert "own µs an evaluation" in printed
-    assert "8 jumps from one state, batch 1: one call takes" in printed
+    assert "8 jumps from one state, batch 1: together they take" in printed
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def run(settings: Any) -> None:
             asked = {"model": name, "batch_size": size, "device": str(device)}
             results.add(f"{name}/fan/{size}", asked | found)
             console.print(
-                f"{found['levels']} jumps from one state, batch {size}: one call takes {found['ratio']:.2f} of the time of "
+                f"{found['levels']} jumps from one state, batch {size}: together they take {found['ratio']:.2f} of the time of "
                 f"{found['levels']} calls"
             )
     console.print(f"results: {settings.out}")
