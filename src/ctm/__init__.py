@@ -5,8 +5,7 @@ from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_mo
 from ctm.noise import karras_grid
 from ctm.sampling import Cancelled, generate, tune_grid
 from ctm.teachers import load_teacher
-
-__version__ = "0.1.0.dev0"
+from ctm.version import __version__ as __version__
 
 __all__ = [
     "Cancelled",

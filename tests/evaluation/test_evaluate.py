@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm import DiffusionModel, generate, karras_grid
+from ctm import DiffusionModel, __version__, generate, karras_grid
 from ctm.data import Images, load_images
 from ctm.evaluation.classifier import train_classifier
+from ctm.evaluation.extractors import spatial_features
 from ctm.evaluation.frechet import frechet, frechet_distance
 from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.neighbours import precision_recall
 from ctm.evaluation.passes import Processes
-from ctm.evaluation.reference import classifier_of, images_checksum
+from ctm.evaluation.reference import classifier_of, images_checksum, statistics_file
 from ctm.networks import MLP
 from ctm.pictures import to_uint8
 from ctm.sampling import class_labels
@@ -335,3 +336,60 @@ def test_the_grid_in_the_record_is_the_grid_that_was_used(capsys, model, data, t
     grid = result["rows"][0]["grid"]
     assert grid == {"kind": "karras", "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
     assert karras_grid(3).tolist()[0] == grid["sigma_max"]
+
+
+def test_guided_samples_say_so_and_are_those_of_ctm_sample(capsys, model, data, tmp_path):
+    """Under --cfg, and from the files that `ctm sample` writes, whose settings are kept with them."""
+    result, _ = evaluated(capsys, tmp_path / "guided", model, "--data", data, "--steps", "2", "--cfg", "2")
+    (row,) = result["rows"]
+    assert (row["guidance"], row["evaluations"], row["steps"]) == (2.0, 4, 2)
+    plain = evaluated(capsys, tmp_path / "plain", model, "--data", data, "--steps", "2", "--cfg", "1")[0]["rows"][0]
+    assert (plain["guidance"], plain["evaluations"]) == (1.0, 2)
+    assert plain["numbers"]["frechet"]["value"] != row["numbers"]["frechet"]["value"]
+    for name in ("made.npz", "made"):
+        asked = ["--num", 100, "--steps", 2, "--cfg", 2, "--labels", "all", "--seed", 3, "--out", tmp_path / name]
+        assert run(capsys, "sample", model, *asked)[0] == 0
+        out = tmp_path / f"of-{name}"
+        (kept,) = evaluated(capsys, out, "--samples", tmp_path / name, "--data", data)[0]["rows"]
+        known = {key: kept[key] for key in ("role", "sampler", "steps", "gamma", "guidance", "seed", "precision")}
+        assert known == {
+            "role": "samples",
+            "sampler": "gamma",
+            "steps": 2,
+            "gamma": 0.0,
+            "guidance": 2.0,
+            "seed": 3,
+            "precision": "float32",
+        }
+        assert kept["made_by"]["checksum"] == row["checksum"]
+        assert kept["grid"]["levels"][0] == 80
+    assert "guidance: 2.0 and 1.0" in sentence(capsys, "compare", tmp_path / "guided", tmp_path / "plain")
+
+
+def test_activations_are_kept_as_far_as_rows_say(capsys, model, data, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "activations.npz", activations=rng.normal(size=(90, 64)).astype(np.float32))
+    reference = statistics_file(tmp_path / "activations.npz", 40)
+    assert reference.rows.shape == (40, 64)
+    assert reference.gaussian.count == reference.count == 90
+
+
+def test_spatial_statistics_of_adm_are_read_in_their_order(tmp_path):
+    """mu_s, sigma_s over a map's first seven channels with the channels innermost: distance 0 to the maps they are of."""
+    maps = torch.rand(40, 9, 2, 3, generator=torch.Generator().manual_seed(0))
+    flat = maps.permute(0, 2, 3, 1).numpy()[..., :7].reshape(40, -1).astype(np.float64)
+    np.savez(
+        tmp_path / "adm.npz",
+        mu=np.zeros(2),
+        sigma=np.eye(2),
+        mu_s=flat.mean(axis=0),
+        sigma_s=np.cov(flat, rowvar=False),
+    )
+    spatial = statistics_file(tmp_path / "adm.npz", 10).spatial
+    assert frechet(Gaussian.of(spatial_features(maps)), spatial) == pytest.approx(0, abs=1e-6)
+    assert frechet(Gaussian.of(maps[:, :7].flatten(1)), spatial) > 0.1
+
+
+def test_every_row_names_the_version_that_made_it(capsys, model, data, tmp_path):
+    result, _ = evaluated(capsys, tmp_path / "out", model, "--data", data, "--steps", "1")
+    assert result["rows"][0]["environment"]["version"] == __version__

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -64,6 +65,7 @@ def test_the_network_has_the_shape_of_the_public_weights(network):
         features, spatial = network(torch.rand(1, 1, 28, 28) * 2 - 1)
     assert features.shape == (1, 2048)
     assert spatial.shape == (1, 192, 17, 17)
+    assert float(spatial.min()) == 0  # after the ReLU, as the node `mixed_6/conv` of the original graph is
 
 
 def test_weights_come_from_the_users_cache(network, tmp_path, monkeypatch):
@@ -79,6 +81,9 @@ def test_weights_come_from_the_users_cache(network, tmp_path, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(pooled, network(images)[0])
     assert spatial.shape == (2, extractor.spatial) == (2, 2023)
+    with torch.no_grad():
+        innermost = network(images)[1].permute(0, 2, 3, 1).numpy()  # (B, H, W, C), as TensorFlow has it
+    np.testing.assert_allclose(spatial.numpy(), innermost[..., :7].reshape(2, -1), rtol=1e-4, atol=1e-5)
     assert extractor.record()["resize"] == "bilinear to 299×299 by TensorFlow 1's rule"
     torch.save({**state, "fc.weight": torch.zeros(10, 2048)}, file)
     with pytest.raises(ValueError, match=r"not the weights of the FID's Inception-v3:[^$]*fc\.weight"):

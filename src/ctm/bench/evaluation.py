@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctm import __version__
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
@@ -62,7 +61,7 @@ def measure_shares(
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         rows = evaluate_plans(judge, plans, Path(folder))
-        about = environment(processes.device, processes.count, __version__)
+        about = environment(processes.device, processes.count)
         write_result(Path(folder), judge.protocol, about, judge.reference, rows)
         total = time.perf_counter() - started
     seconds = {stage: sum(row.seconds[stage] for row in rows) for stage in rows[0].seconds}

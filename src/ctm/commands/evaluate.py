@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ctm import __version__
 from ctm.commands.common import Parser, command_parser, wide_console
 from ctm.commands.options import usable_device
+from ctm.commands.output import sampling_record
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
@@ -57,6 +57,7 @@ def parser() -> Parser:
     result.add_argument(
         "--sampler", type=str, default=None, help="gamma, euler, heun or dpmpp_2m (default as in sample)"
     )
+    result.add_argument("--cfg", type=float, default=None, help="classifier-free guidance of the model and the teacher")
     result.add_argument("--teacher_steps", type=int, default=18, help="noise levels of the teacher's Heun sampler")
     result.add_argument("--features", type=str, default="efficientnet", help=f"feature network: {', '.join(NAMES)}")
     result.add_argument(
@@ -121,6 +122,7 @@ def run(settings: Namespace) -> None:
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
     if samples is not None:
         options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": progress}
+        options["made"] = sampling_record(Path(settings.samples))
         rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
     if processes.index == 0:
         _finish(judge, _with_likelihood(judge, plans, rows, settings), out)
@@ -129,19 +131,19 @@ def run(settings: Namespace) -> None:
 def _plans(settings: Namespace) -> list[Plan]:
     """What is to be sampled, checked before anything is computed."""
     if settings.model is None:
-        if settings.teacher is not None or settings.steps is not None:
-            raise ValueError("--teacher and --steps belong to a model, and none is given")
+        if settings.teacher is not None or settings.steps is not None or settings.cfg is not None:
+            raise ValueError("--teacher, --steps and --cfg belong to a model, and none is given")
         return []
     steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
     gammas = None if settings.gamma is None else numbers(settings.gamma, float, "--gamma")
     subject = subject_of("model", settings.model, load_model(settings.model))
-    options = {"sampler": settings.sampler, "grid": settings.grid, "seed": settings.seed}
-    plans = make_plans(subject, steps=steps, gammas=gammas, **options)
+    options: dict[str, Any] = {"seed": settings.seed, "guidance": settings.cfg}
+    plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, grid=settings.grid, **options)
     if settings.teacher is not None:
         teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher))
         if teacher.model.shape != subject.model.shape:
             raise ValueError(f"the teacher's images are {teacher.model.shape} and the model's {subject.model.shape}")
-        plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", seed=settings.seed)
+        plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", **options)
     return plans
 
 
@@ -196,7 +198,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
 
 def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
     """The files and the table."""
-    about = environment(judge.processes.device, judge.processes.count, __version__)
+    about = environment(judge.processes.device, judge.processes.count)
     result = write_result(out, judge.protocol, about, judge.reference, rows)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     names = [name for name in _SHOWN if any(name in row.numbers for row in rows)]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctm.pictures import grid_picture, to_uint8
 
-__all__ = ["check_output", "finished_samples", "write_samples"]
+__all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
 _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
 _RECORD = "sample.json"
@@ -106,8 +106,8 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any],
 
 
 def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
-    """arr_0: uint8 (N, H, W, C) for pictures, float for other data; arr_1: labels where there are any. The rows are gathered
-    in FILE.npz.partial/arr_0.npy and packed at the end."""
+    """arr_0: uint8 (N, H, W, C) for pictures, float for other data; arr_1: labels where there are any; sample.json, which
+    np.load passes over. The rows are gathered in FILE.npz.partial/arr_0.npy and packed at the end."""
     partial = _partial(out)
     if start == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -124,8 +124,25 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
         if labels is not None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as target:
                 np.lib.format.write_array(target, labels.numpy())
+        archive.writestr(_RECORD, json.dumps(about))
     os.replace(temporary, out)
     shutil.rmtree(partial)
+
+
+def sampling_record(source: Path) -> dict[str, Any]:
+    """How `ctm sample` made a directory or .npz, by the names of an evaluation's record; nothing for samples of others."""
+    try:
+        if source.is_dir():
+            about = json.loads((source / _RECORD).read_text())
+        else:
+            with zipfile.ZipFile(source) as archive:
+                about = json.loads(archive.read(_RECORD))
+        known = {name: about[name] for name in ("sampler", "steps", "gamma", "form", "seed")}
+        made_by = {"model": about["model"], "checksum": about["weights"], "version": about["version"]}
+        grid = {"kind": "list", "levels": about["grid"]}
+        return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return {}
 
 
 def _append(path: Path, rows: np.ndarray, start: int, num: int) -> None:

@@ -18,8 +18,7 @@ from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import GRID_HELP, explicit_levels, parse_grid, parse_labels, parse_seeds, usable_device
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
-from ctm.guidance import ClassifierFree
-from ctm.guided import at_guidance, takes_guidance
+from ctm.guidance import at_scale
 from ctm.model import load_model
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
@@ -91,7 +90,7 @@ def run(settings: Namespace) -> None:
     start = done if done == num else done - done % max(1, settings.batch_size)
     device = usable_device(settings.device)
     batches = sampling.stream(
-        _guided(model.to(device), settings.cfg),
+        model.to(device) if settings.cfg is None else at_scale(model.to(device), settings.cfg),
         num,
         labels=labels,
         seed=seed,
@@ -150,17 +149,6 @@ def _number(settings: Namespace, cycle: list[int] | None, seeds: list[int] | Non
     if settings.seed != 0:
         raise ValueError(f"--seed {settings.seed} and --seeds exclude each other: leave one out")
     return len(seeds)
-
-
-def _guided(model: Any, scale: float | None) -> Any:
-    """The model under classifier-free guidance, where that is asked for."""
-    if scale is None:
-        return model
-    if takes_guidance(model):
-        return at_guidance(model, scale)
-    if model.num_classes == 0:
-        raise ValueError("--cfg needs a model with classes, and this one has none: leave it out")
-    return ClassifierFree(model, scale)
 
 
 def _sampler(

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctm.evaluation.measure import METRICS
+from ctm.evaluation.plans import title_of
 from ctm.evaluation.protocol import differences
 
 __all__ = ["Comparison", "check_protocols", "compare", "significant"]
 
 _LEVEL = 0.05
 _DESCRIPTION = ("role", "sampler", "steps", "gamma")
+_SETTINGS = ("form", "guidance", "rejection", "precision")  # that rows of one kind must share to be compared
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,30 @@ def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
 def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
     """Every metric of every row that the first result shares with another by role, sampler, steps and γ.
 
-    Raises ValueError for fewer than two results, differing protocols, or no row in common."""
+    Raises ValueError for fewer than two results, for differing protocols, for such rows with another form, guidance, rejection
+    or precision, and for no row in common."""
     if len(results) < 2:
         raise ValueError(f"a comparison needs at least two results, got {len(results)}")
     check_protocols(results)
-    found = [
-        Comparison(
-            row, metric, _named(name, row, twin), row["numbers"][metric]["value"], twin["numbers"][metric]["value"], p
-        )
+    pairs = [
+        (name, row, twin)
         for name, result in results[1:]
         for row in results[0][1]["rows"]
         for twin in result["rows"]
         if _same_kind(row, twin)
+    ]
+    for name, row, twin in pairs:
+        others = differences(*({setting: each.get(setting) for setting in _SETTINGS} for each in (row, twin)))
+        if others:
+            raise ValueError(
+                f"{results[0][0]} and {name} cannot be compared: {title_of(row)}: {'; '.join(others)}. Evaluate both with the "
+                "same settings"
+            )
+    found = [
+        Comparison(
+            row, metric, _named(name, row, twin), row["numbers"][metric]["value"], twin["numbers"][metric]["value"], p
+        )
+        for name, row, twin in pairs
         for metric in METRICS
         if _comparable(row, twin, metric)
         for p in [_p_value(row["numbers"][metric], twin["numbers"][metric])]
@@ -105,9 +119,12 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
 
 
 def _named(name: str, row: dict[str, Any], twin: dict[str, Any]) -> str:
-    """The other result's name, and its grid where that is of another kind."""
-    kinds = [(each.get("grid") or {}).get("kind") for each in (row, twin)]
-    return name if kinds[0] == kinds[1] else f"{name} ({kinds[1]} grid)"
+    """The other result's name, and its grid where that is another."""
+    grids = [each.get("grid") or {} for each in (row, twin)]
+    if grids[0] == grids[1]:
+        return name
+    kinds = [grid.get("kind") for grid in grids]
+    return f"{name} ({kinds[1]} grid)" if kinds[0] != kinds[1] else f"{name} (another {kinds[1]} grid)"
 
 
 def _judged(each: Comparison, flag: bool) -> Comparison:

@@ -64,8 +64,9 @@ def checksum_of(module: nn.Module) -> str:
 
 
 def spatial_features(images: Tensor) -> Tensor:
-    """A map (B, C, h, w) as (B, 7·h·w): its first seven channels, each place a feature."""
-    return images[:, :_SPATIAL_CHANNELS].flatten(1)
+    """A map (B, C, h, w) as (B, h·w·7): its first seven channels, each place a feature, the channels innermost, as in the
+    statistics that ADM's evaluator writes (openai/guided-diffusion, evaluations/evaluator.py)."""
+    return images[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def _efficientnet(side: int | None, size: int) -> Extractor:

@@ -154,9 +154,9 @@ class _BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """forward: images (B, 1 or 3, H, W) in [−1, 1] -> (features (B, 2048), a map (B, 192, 17, 17)): the first convolution
-    of Mixed_6d before its normalisation, `mixed_6/conv` of the original graph, of which ADM's spatial distance takes seven
-    channels."""
+    """forward: images (B, 1 or 3, H, W) in [−1, 1] -> (features (B, 2048), a map (B, 192, 17, 17)): the first branch of
+    Mixed_6d, `mixed_6/conv` of the original graph (a node after normalisation and ReLU), of which ADM's spatial distance takes
+    seven channels."""
 
     num_features = 2048
 
@@ -186,7 +186,7 @@ class InceptionV3(nn.Module):
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(max_pool2d(x, 3, stride=2))))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
-        spatial = self.Mixed_6d.branch1x1.conv(x)
+        spatial = self.Mixed_6d.branch1x1(x)
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         return self.Mixed_7c(self.Mixed_7b(x)).mean(dim=(2, 3)), spatial
 

@@ -82,8 +82,11 @@ def measure(
 
 
 def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:
-    """Mean squared error in units of [−1, 1] and PSNR of images uint8 (P, H, W, C) against the teacher's from the same noise."""
+    """Mean squared error in units of [−1, 1] and PSNR of images uint8 (P, H, W, C) against the teacher's from the same noise;
+    no PSNR of equal images."""
     mine, theirs = (to_model_range(each).double() for each in (samples, teacher))
     mse = mean_with_error((mine - theirs).square().flatten(1).mean(dim=1))
-    slope = None if mse.error is None or mse.value == 0 else 10 / math.log(10) * mse.error / mse.value
+    if mse.value == 0:  # the same images, whose PSNR is no number
+        return {"mse_to_teacher": mse}
+    slope = None if mse.error is None else 10 / math.log(10) * mse.error / mse.value
     return {"mse_to_teacher": mse, "psnr_to_teacher": Number(psnr(mse.value), slope)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
+from ctm.guidance import at_scale
+from ctm.guided import takes_guidance
 from ctm.noise import karras_grid
 from ctm.tuned import TunedGrid, tuned_for
 
@@ -56,7 +58,8 @@ def title_of(record: dict[str, Any]) -> str:
         return "samples"
     extra = f", γ = {record['gamma']:g}" if record["gamma"] else ""
     grid = ", tuned grid" if record["grid"]["kind"] == "tuned" else ""
-    return f"{record['role']}, {record['evaluations']}{extra}{grid}"
+    guidance = "" if record["guidance"] is None else f", guidance {record['guidance']:g}"
+    return f"{record['role']}, {record['evaluations']}{extra}{grid}{guidance}"
 
 
 def subject_of(role: str, name: str, model: Any) -> Subject:
@@ -80,12 +83,14 @@ def make_plans(
     sampler: str | None = None,
     grid: str | None = None,
     seed: int = 0,
+    guidance: float | None = None,
 ) -> list[Plan]:
     """One plan for each number of steps and each γ; a single jump adds no noise, so γ is not varied there.
 
     steps: jumps, or noise levels of the other samplers; None: 1, 2, 4, or 18. sampler: None for jumps where the model has them,
     else Heun. gammas None and grid None: as `ctm.generate` samples, on the grid that the model keeps for so many steps and
-    with its γ, else on the Karras grid with γ = 0; grid "karras": on that. Raises ValueError for a sampler that is unknown or
+    with its γ, else on the Karras grid with γ = 0; grid "karras": on that. guidance: the scale of classifier-free guidance, under
+    which no grid was tuned. Raises ValueError for a sampler that is unknown or
     does not fit the model, and for another grid."""
     jumps = hasattr(subject.model, "jump")
     name = sampler or ("gamma" if jumps else "heun")
@@ -100,15 +105,35 @@ def make_plans(
         raise ValueError(f"--gamma belongs to jumps, and the sampler of {subject.name} is {name}: leave it out")
     if min(counts) < (1 if name == "gamma" else 2):
         raise ValueError(f"--steps must be at least {1 if name == 'gamma' else 2} for {name}, got {min(counts)}")
+    if guidance is not None:
+        at_scale(subject.model, guidance)  # says where it cannot be guided
+        grid = "karras"
     if name != "gamma":
-        return [_denoising(subject, name, count, seed) for count in counts]
+        return [_guided(_denoising(subject, name, count, seed), guidance) for count in counts]
     wanted: list[float | None] = [None] if gammas is None else [*sorted(set(gammas))]
     return [
-        _jumping(subject, count, gamma, None if grid == "karras" else tuned_for(subject.model, count, gamma), seed)
+        _guided(
+            _jumping(subject, count, gamma, None if grid == "karras" else tuned_for(subject.model, count, gamma), seed),
+            guidance,
+        )
         for gamma in wanted
         for count in counts
         if count > 1 or gamma == wanted[0]
     ]
+
+
+def _guided(plan: Plan, scale: float | None) -> Plan:
+    """The plan under classifier-free guidance: two evaluations for one, but where the scale is an input or one opinion."""
+    if scale is None:
+        return plan
+
+    def method(model: Any, x: Tensor, grid: Tensor, **options: Any) -> Tensor:
+        found: Tensor = plan.method(at_scale(model, scale), x, grid, **options)
+        return found
+
+    opinions = 1 if takes_guidance(plan.subject.model) or scale in (0, 1) else 2
+    record = plan.record | {"guidance": scale, "evaluations": opinions * plan.record["evaluations"]}
+    return replace(plan, method=method, record=record)
 
 
 def _record(subject: Subject, sampler: str, steps: int, evaluations: int, seed: int) -> dict[str, Any]:

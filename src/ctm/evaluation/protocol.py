@@ -11,6 +11,7 @@ from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.moments import BLOCKS
 from ctm.evaluation.neighbours import NEIGHBOURS
 from ctm.evaluation.reference import Reference
+from ctm.version import __version__
 
 __all__ = ["differences", "environment", "protocol"]
 
@@ -37,11 +38,11 @@ def protocol(
     }
 
 
-def environment(device: torch.device, processes: int, version: str) -> dict[str, Any]:
-    """Where it ran, which should make no difference."""
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """The version, and where it ran, which should make no difference."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return {
-        "version": version,
+        "version": __version__,
         "torch": torch.__version__,
         "device": f"{device.type}, {name}",
         "threads": torch.get_num_threads(),

@@ -37,7 +37,7 @@ __all__ = [
     "statistics_file",
 ]
 
-_VERSION = 1
+_VERSION = 2
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
 QUERIES = 500  # samples of the memorisation check
@@ -230,9 +230,10 @@ def is_statistics(name: str, features: int) -> bool:
     return found == features
 
 
-def statistics_file(path: Path) -> Reference:
+def statistics_file(path: Path, rows: int) -> Reference:
     """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
-    or activations (N, F). The file does not tell its feature network. Raises ValueError for shapes that do not fit."""
+    or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
+    network. Raises ValueError for shapes that do not fit."""
     with np.load(path) as stored:
         arrays = {
             name: torch.from_numpy(np.asarray(stored[name], dtype=np.float64))
@@ -245,9 +246,9 @@ def statistics_file(path: Path) -> Reference:
         if {"mu_s", "sigma_s"} <= arrays.keys():
             spatial = _checked(path, arrays["mu_s"], arrays["sigma_s"])
         return Reference(str(path), file_checksum(path), 0, gaussian, spatial)
-    rows = arrays["activations"]
-    gaussian = Gaussian.of(rows)
-    return Reference(str(path), file_checksum(path), len(rows), gaussian, rows=rows.float())
+    activations = arrays["activations"]
+    kept = activations[:rows].float()
+    return Reference(str(path), file_checksum(path), len(activations), Gaussian.of(activations), rows=kept)
 
 
 def _checked(path: Path, mean: Tensor, covariance: Tensor) -> Gaussian:

@@ -53,7 +53,7 @@ def write_result(
     result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
     result["rows"] = [row.as_json() for row in rows]
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_whole(out / "result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     pictures = _pictures(reference, rows)
     for name, _, content in pictures:
         write_whole(out / f"{name}.png", content)

@@ -22,7 +22,8 @@ __all__ = ["Row"]
 class Row:
     """record: what was evaluated; numbers: by the names of METRICS; seconds: by stage (generator, features, sums, metrics);
     count: images; pixels uint8 (P, H, W, C): the first of them; copies: numbers (M,) of the kept images most like a training
-    image, and originals: those training images' numbers in the reference's order, nearest first."""
+    image, and originals: those training images' numbers in the reference's order, nearest first; environment: the version and the
+    machine that made the numbers."""
 
     record: dict[str, Any]
     numbers: dict[str, Number]
@@ -31,6 +32,7 @@ class Row:
     pixels: Tensor
     copies: Tensor
     originals: Tensor
+    environment: dict[str, Any]
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -41,6 +43,7 @@ class Row:
         """All but the images, as plain values."""
         numbers = {name: {"value": number.value, "error": number.error} for name, number in self.numbers.items()}
         about = {"count": self.count, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image}
+        about |= {"environment": self.environment}
         return {**self.record, **about, "numbers": numbers}
 
     def save(self, path: Path) -> None:
@@ -62,7 +65,7 @@ class Row:
             about = json.loads(metadata["about"])
             numbers = {name: Number(**number) for name, number in about["numbers"].items()}
             record = json.loads(metadata["record"])
-            return cls(record, numbers, about["seconds"], about["count"], **tensors)
+            return cls(record, numbers, about["seconds"], about["count"], **tensors, environment=about["environment"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.passes import Processes, Progress, forget, run_pass, silent
 from ctm.evaluation.plans import Plan
-from ctm.evaluation.protocol import protocol
+from ctm.evaluation.protocol import environment, protocol
 from ctm.evaluation.reference import (
     Reference,
     classifier_of,
@@ -88,7 +88,7 @@ def make_judge(
         extractor = make_extractor(features, size or 0, side)
         if is_statistics(data, extractor.features):
             processes, rows = processes or Processes(), min(rows, images)
-            reference = statistics_file(Path(data))
+            reference = statistics_file(Path(data), rows)
             about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
             return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
     found = load_images(data, size, channels, split)
@@ -171,9 +171,17 @@ def evaluate_plans(
 
 
 def evaluate_images(
-    judge: Judge, images: Images, name: str, out: Path, *, batch_size: int = 250, progress: Progress = silent
+    judge: Judge,
+    images: Images,
+    name: str,
+    out: Path,
+    *,
+    made: Mapping[str, Any] | None = None,
+    batch_size: int = 250,
+    progress: Progress = silent,
 ) -> Row:
-    """The row of samples that are there already. Raises ValueError for fewer of them than the judge is to see."""
+    """The row of samples that are there already. made: what is known of how, by the names of a plan's record. Raises ValueError
+    for fewer of them than the judge is to see."""
     if len(images) < judge.images:
         raise ValueError(f"{name} holds {len(images)} images, fewer than --num {judge.images}: lower --num")
     record: dict[str, Any] = dict.fromkeys(
@@ -191,6 +199,7 @@ def evaluate_images(
             "precision",
         )
     )
+    record |= made or {}
     record |= {"teacher": None, "role": "samples", "name": name, "checksum": images_checksum(images)}
     labelled = images.labels is not None and _same_classes(judge, images.num_classes)
     source = ImageSource(images, judge.images, seed=1)  # another order than the reference's
@@ -301,7 +310,8 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
     if copies is not None:
         shown = copies.distances[: len(seen.pixels)].argsort()[:_SHOWN_COPIES]
         originals = copies.neighbours[shown]
-    return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals)
+    where = environment(judge.processes.device, judge.processes.count)
+    return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals, where)
 
 
 def likelihood_number(judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50) -> Number:

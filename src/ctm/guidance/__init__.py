@@ -6,7 +6,7 @@ a model again, so wrappers nest, and every sampler takes them. docs/sampling.md 
 
 from ctm.guidance.base import Guided, Limited, Thresholded
 from ctm.guidance.gradients import ClassifierGuided, LossDescent, LossGuided, feature_loss
-from ctm.guidance.models import Autoguided, BetweenLabels, ClassifierFree
+from ctm.guidance.models import Autoguided, BetweenLabels, ClassifierFree, at_scale
 from ctm.guidance.rejection import Rejected, rejection_sample
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "LossGuided",
     "Rejected",
     "Thresholded",
+    "at_scale",
     "feature_loss",
     "rejection_sample",
 ]

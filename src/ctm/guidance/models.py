@@ -8,8 +8,19 @@ import torch
 from torch import Tensor
 
 from ctm.guidance.base import Guided, image_of
+from ctm.guided import AtGuidance, at_guidance, takes_guidance
 
-__all__ = ["Autoguided", "BetweenLabels", "ClassifierFree"]
+__all__ = ["Autoguided", "BetweenLabels", "ClassifierFree", "at_scale"]
+
+
+def at_scale(model: Any, scale: float) -> AtGuidance | ClassifierFree:
+    """The model under classifier-free guidance of this scale: by its own input where guidance was distilled into it, else by
+    two evaluations. Raises ValueError for a model without classes."""
+    if takes_guidance(model):
+        return at_guidance(model, scale)
+    if model.num_classes == 0:
+        raise ValueError("--cfg needs a model with classes, and this one has none: leave it out")
+    return ClassifierFree(model, scale)
 
 
 class ClassifierFree(Guided):
