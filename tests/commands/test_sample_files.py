@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,33 @@ def test_a_stream_starts_anywhere(small_ctm):
     assert list(stream(small_ctm, 10, start=10)) == []
     with pytest.raises(ValueError, match=r"start must be in 0 … num = 10, got 11"):
         stream(small_ctm, 10, start=11)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("heun", ["--churn", 4, "--churn_min", 0.1, "--churn_max", 50, "--churn_noise", 1.003]),
+        ("midpoint", ["--churn", 4]),
+        ("ancestral", ["--eta", 0.5]),
+    ],
+)
+def test_the_noise_of_a_sampler_can_be_set(capsys, small_ctm, tmp_path, sampler, options):
+    """It changes the samples, and the record says so."""
+    small_ctm.save_pretrained(tmp_path / "model")
+    asked = [tmp_path / "model", "--num", 3, "--steps", 5, "--sampler", sampler]
+    assert run(capsys, "sample", *asked, "--out", tmp_path / "plain.npz")[0] == 0
+    assert run(capsys, "sample", *asked, *options, "--out", tmp_path / "noisy.npz")[0] == 0
+    plain, noisy = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("plain", "noisy"))
+    assert not np.array_equal(plain, noisy)
+    with zipfile.ZipFile(tmp_path / "noisy.npz") as archive:
+        record = json.loads(archive.read("sample.json"))
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        assert record[option.removeprefix("--")] == value
+
+
+def test_noise_for_another_sampler_is_refused(capsys, small_ctm, tmp_path):
+    small_ctm.save_pretrained(tmp_path / "model")
+    err = sentence(capsys, "sample", tmp_path / "model", "--churn", 4, "--out", tmp_path / "x.npz")
+    assert "--churn belongs to heun and midpoint, and the sampler here is gamma" in err
+    err = sentence(capsys, "sample", tmp_path / "model", "--sampler", "ancestral", "--eta", 2, "--out", tmp_path / "x")
+    assert "--eta must be in [0, 1]" in err

@@ -112,8 +112,8 @@ def test_a_clean_classifier_is_exact_at_small_levels(points):
 
 @pytest.mark.parametrize("dimensions", [2, 64])
 def test_classifier_guidance_samples_the_known_conditional(dimensions):
-    """By Heun on the guided denoiser, in energy distance, mean and variance, and by 64 guided jumps; one guided jump is far off,
-    and 16 are between."""
+    """By Heun on the guided denoiser, in energy distance, mean and variance, and by 64 guided jumps; one, two and four guided
+    jumps are far off, and 16 are between (docs/sampling.md)."""
     teacher, n = mixture(dimensions), 500
     guided = ClassifierGuided(teacher, noisy_classifier(teacher), noisy=True)
     labels = torch.full((n,), 2)
@@ -129,11 +129,14 @@ def test_classifier_guidance_samples_the_known_conditional(dimensions):
     assert float(covariance.abs().max()) < 5 * (2 / n) ** 0.5
     distance = {
         k: energy_distance(gamma(guided_jumps, start, karras_grid(k).double(), labels=labels), truth)
-        for k in (1, 16, 64)
+        for k in (1, 2, 4, 16, 64)
     }
+    print(
+        f"{dimensions}-d, guided jumps: " + ", ".join(f"{k}: {d / bound:.1f}" for k, d in distance.items()) + " bounds"
+    )
     assert distance[64] < distance[16] < distance[1]
     assert distance[64] < 3 * bound
-    assert distance[1] > 10 * bound
+    assert min(distance[k] for k in (1, 2, 4)) > 5 * bound
 
 
 def test_a_guided_jump_errs_in_the_second_order():

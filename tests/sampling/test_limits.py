@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctm.noise import karras_grid, log_linear_grid, match_dims
-from ctm.sampling import ancestral, consistency, dpmpp_2m_sde, gamma, heun
+from ctm.sampling import ancestral, consistency, dpmpp_2m_sde, gamma, heun, midpoint, two_level
 
 from ..conftest import mixture
 from ..energy import energy_distance, null_bound
@@ -70,11 +70,13 @@ def test_gamma_sampling_keeps_the_distribution(steps, share, form):
     assert energy_distance(made + 0.25 * teacher.sigma_data, teacher.sample(N, seed=51)) > bound  # the test can fail
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_gamma_sampling_keeps_the_distribution_in_64_dimensions(share):
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("steps", [1, 4, 64])
+def test_gamma_sampling_keeps_the_distribution_in_64_dimensions(steps, share):
     teacher = mixture(64)
     bound = bound_of(64)
-    made = gamma(Flow(teacher, 96), start_of(teacher, 64), karras_grid(4).double(), gamma=share)
+    flow = Flow(teacher, 96 if steps < 64 else 16)
+    made = gamma(flow, start_of(teacher, 64), karras_grid(steps).double(), gamma=share)
     assert energy_distance(made, teacher.sample(N, seed=51)) < bound
 
 
@@ -85,10 +87,18 @@ def test_consistency_takes_any_levels():
     assert energy_distance(made, teacher.sample(N, seed=51)) < bound_of(2)
 
 
+def test_two_level_jumps_keep_the_distribution():
+    levels = torch.tensor([80.0, 0.5, 2.0, 0.002], dtype=torch.float64)
+    teacher = mixture(2)
+    made = two_level(Flow(teacher), start_of(teacher, 2), levels)
+    assert energy_distance(made, teacher.sample(N, seed=51)) < bound_of(2)
+
+
 SDE = {
     "ancestral": (ancestral, {}),
     "dpmpp_2m_sde": (dpmpp_2m_sde, {}),
     "heun with churn": (heun, {"churn": 40.0}),
+    "midpoint with churn": (midpoint, {"churn": 40.0}),
 }
 
 

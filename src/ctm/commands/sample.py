@@ -29,6 +29,15 @@ __all__ = ["parser", "run"]
 _JUMPS = ("gamma", "consistency", "two_level")
 _DENOISERS = ("euler", "heun", "dpmpp_2m", "midpoint", "ancestral", "dpmpp_2m_sde")
 _SAMPLERS = ("gamma", *_DENOISERS, *_JUMPS[1:])
+_NOISE = {  # options of samplers that add noise, with what leaves them as they are
+    "churn": 0.0,
+    "churn_min": 0.0,
+    "churn_max": float("inf"),
+    "churn_noise": 1.0,
+    "eta": 1.0,
+}
+_TAKES = {"heun": ("churn", "churn_min", "churn_max", "churn_noise"), "ancestral": ("eta",)}
+_TAKES["midpoint"] = _TAKES["heun"]
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -56,6 +65,11 @@ def parser() -> Parser:
         default=None,
         help=f"noise levels: {GRID_HELP} (default: those that ctm tune chose, else karras)",
     )
+    add("--churn", type=float, default=0.0, help="noise of heun and midpoint: raise the level by churn/steps of itself")
+    add("--churn_min", type=float, default=0.0, help="the lowest level at which they churn")
+    add("--churn_max", type=float, default=float("inf"), help="the highest")
+    add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
+    add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7 or all")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
@@ -131,6 +145,7 @@ def _about(
         "gamma": settings.gamma if name == "gamma" else None,
         "form": settings.form if name == "gamma" else None,
         "cfg": settings.cfg,
+        **{option: settings[option] for option in _TAKES.get(name, ()) if settings[option] != _NOISE[option]},
         "labels": None if labels is None else labels.tolist(),
         "seed": seed,
         "dtype": settings.dtype,
@@ -161,6 +176,13 @@ def _sampler(
         raise ValueError(f"--sampler must be one of {', '.join(_SAMPLERS)}, got {name!r}")
     if name != "gamma" and settings.gamma != 0:
         raise ValueError(f"--gamma belongs to γ-sampling, and the sampler here is {name}: leave it out")
+    noise = {option: settings[option] for option, none in _NOISE.items() if settings[option] != none}
+    unfitting = [option for option in noise if option not in _TAKES.get(name, ())]
+    if unfitting:
+        takers = [sampler for sampler, options in _TAKES.items() if unfitting[0] in options]
+        raise ValueError(
+            f"--{unfitting[0]} belongs to {' and '.join(takers)}, and the sampler here is {name}: leave it out"
+        )
     if name in _JUMPS and not hasattr(model, "jump"):
         raise ValueError(
             f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m"
@@ -187,4 +209,6 @@ def _sampler(
         raise ValueError(f"--sampler {name} needs at least 2 --steps (noise levels), got {steps}")
     levels = parse_grid(settings.grid or "karras", steps - 1, *ends)
     levels = levels if grid is not None else torch.cat([levels, torch.zeros(1).double()])
-    return check_start(levels[:1], levels, zero_end=True), getattr(sampling, name)
+    if ("eta" in noise and not 0 <= noise["eta"] <= 1) or any(value < 0 for value in noise.values()):
+        raise ValueError(f"--eta must be in [0, 1] and churn's options at least 0, got {noise}")
+    return check_start(levels[:1], levels, zero_end=True), partial(getattr(sampling, name), **noise)

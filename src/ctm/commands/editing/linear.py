@@ -36,7 +36,7 @@ def _parser(name: str, description: str, example: str) -> Parser:
         "--method",
         type=str,
         default=None,
-        help="replace: jumps, the known part put in after each (default for a CTM); guided: Heun, drawn to the known part by "
+        help="replace: jumps, the known part put in after each (default for a CTM); guided: Euler, drawn to the known part by "
         "its gradient (default for a diffusion model)",
     )
     add("--steps", type=int, default=18, help="levels: jumps of replace, intervals of guided")
