@@ -124,7 +124,9 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
         if labels is not None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as target:
                 np.lib.format.write_array(target, labels.numpy())
-        archive.writestr(_RECORD, json.dumps(about))
+        archive.writestr(
+            zipfile.ZipInfo(_RECORD), json.dumps(about)
+        )  # without the time of writing, so the bits are the same
     os.replace(temporary, out)
     shutil.rmtree(partial)
 
