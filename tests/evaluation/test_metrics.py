@@ -189,3 +189,12 @@ def test_too_few_rows_are_sentences():
         kid(rows(1), rows(5))
     with pytest.raises(ValueError, match="at least four training images"):
         Training(rows(3))
+
+
+def test_products_made_once_give_the_same():
+    fake, real = rows(60, 20), rows(50, 20, seed=1) + 0.3
+    products = fake.double() @ fake.double().T, fake.double() @ real.double().T
+    for name, number in precision_recall(real, fake, products=products).items():
+        assert number == precision_recall(real, fake)[name], name
+    assert cmmd(fake, real, products=products).value == pytest.approx(cmmd(fake, real).value, rel=1e-9)
+    assert cmmd(fake, real, products=products).error == pytest.approx(cmmd(fake, real).error, rel=1e-9)

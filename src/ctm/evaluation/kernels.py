@@ -49,15 +49,20 @@ def own_kernel(rows: Tensor) -> float:
     return float(_rows_of_kernel(unit, unit).mean())
 
 
-def cmmd(a: Tensor, b: Tensor, own: float | None = None) -> Number:
+def cmmd(a: Tensor, b: Tensor, own: float | None = None, products: tuple[Tensor, Tensor] | None = None) -> Number:
     """1000·MMD² with the kernel exp(−|x − y|²/(2·10²)) on embeddings scaled to length 1 (arXiv 2401.09603), which the authors
-    take from CLIP; any embedding serves, compared with itself alone. a (N, F), b (M, F); own: `own_kernel(b)` where known.
+    take from CLIP; any embedding serves, compared with itself alone. a (N, F), b (M, F); own: `own_kernel(b)`, products: a·a'
+    (N, N) and a·b (N, M) in float64, where known.
 
     The biased estimate, as there: with this wide a kernel the bias is of the order of 10/n. Error bar: of a's sampling,
     by the first derivative."""
     own = own_kernel(b) if own is None else own
-    a, b = _normalised(a), _normalised(b)
-    among, across = _rows_of_kernel(a, a), _rows_of_kernel(a, b)
+    if products is None:
+        a, b = _normalised(a), _normalised(b)
+        among, across = _rows_of_kernel(a, a), _rows_of_kernel(a, b)
+    else:
+        of_a, of_b = (rows.double().norm(dim=1).clamp(min=1e-12) for rows in (a, b))
+        among, across = (_of_cosines(p / of_a[:, None] / of) for p, of in zip(products, (of_a, of_b), strict=True))
     value = _CMMD_SCALE * (among.mean() + own - 2 * across.mean())
     influence = 2 * _CMMD_SCALE * (among - across)
     return Number(float(value), mean_with_error(influence).error)
@@ -67,6 +72,11 @@ def _rows_of_kernel(a: Tensor, b: Tensor, step: int = 1000) -> Tensor:
     """The mean of the kernel over b, for each row of a; less one, which cancels in the distance and keeps the digits."""
     parts = []
     for start in range(0, len(a), step):
-        squares = (2 - 2 * a[start : start + step] @ b.T).clamp(min=0)  # rows have length 1
-        parts.append(torch.expm1(-squares / (2 * _CMMD_SIGMA**2)).mean(dim=1))
+        parts.append(_of_cosines(a[start : start + step] @ b.T))
     return torch.cat(parts)
+
+
+def _of_cosines(cosines: Tensor) -> Tensor:
+    """The mean over the second dimension of the kernel, less one, of rows of length 1 with these products."""
+    squares = (2 - 2 * cosines).clamp(min=0)
+    return torch.expm1(-squares / (2 * _CMMD_SIGMA**2)).mean(dim=1)

@@ -18,6 +18,8 @@ from ctm.evaluation.statistics import Statistics
 
 __all__ = ["METRICS", "Metric", "compare_images", "measure"]
 
+_PRODUCTS = 4096  # rows whose products with all others are kept together
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -68,17 +70,24 @@ def measure(
         numbers["diversity"] = samples.classes.diversity(reference.classes)
     if reference.rows is None:
         return numbers, None
-    numbers["kid"], numbers["cmmd"] = (
-        kid(samples.rows, reference.rows),
-        cmmd(samples.rows, reference.rows, reference.own_kernel),
-    )
+    products = _products(samples.rows, reference.rows)
+    numbers["kid"] = kid(samples.rows, reference.rows)
+    numbers["cmmd"] = cmmd(samples.rows, reference.rows, reference.own_kernel, products)
     if min(len(samples.rows), len(reference.rows)) > NEIGHBOURS:
-        numbers |= precision_recall(reference.rows, samples.rows, NEIGHBOURS, real_radii=reference.radii)
+        numbers |= precision_recall(reference.rows, samples.rows, NEIGHBOURS, reference.radii, products)
     if reference.training is None:
         return numbers, None
     copies = reference.training.memorisation(samples.rows[:QUERIES])
     numbers["memorised"], numbers["memorised_expected"] = copies.share, copies.expected
     return numbers, copies
+
+
+def _products(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What CMMD and the neighbours both multiply, once; None where it would take hundreds of megabytes."""
+    if max(len(fake), len(real)) > _PRODUCTS:
+        return None
+    fake, real = fake.double(), real.double()
+    return fake @ fake.T, fake @ real.T
 
 
 def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:

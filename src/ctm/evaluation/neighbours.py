@@ -16,41 +16,56 @@ NEIGHBOURS = 5
 _STEP = 1000
 
 
-def _distances(a: Tensor, b: Tensor, of_b: Tensor | None = None) -> Tensor:
-    """|a_i − b_j|² (N, M), in the precision of the rows; of_b: |b_j|² (M,) where they are there already."""
+def _part(products: Tensor | None, start: int) -> Tensor | None:
+    return None if products is None else products[start : start + _STEP]
+
+
+def _distances(a: Tensor, b: Tensor, of_b: Tensor | None = None, products: Tensor | None = None) -> Tensor:
+    """|a_i − b_j|² (N, M), in the precision of the rows; of_b: |b_j|² (M,), products: a_i·b_j (N, M), where they are there
+    already."""
     of_b = b.square().sum(dim=1) if of_b is None else of_b
     squares = a.square().sum(dim=1)[:, None] + of_b[None]
-    return squares.addmm_(a, b.T, alpha=-2).clamp_(min=0)
+    squares = squares.addmm_(a, b.T, alpha=-2) if products is None else squares.sub_(products, alpha=2)
+    return squares.clamp_(min=0)
 
 
-def radii(rows: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """|row − its k-th neighbour|² (N,), itself not counted. Raises ValueError for k rows or fewer."""
+def radii(rows: Tensor, k: int = NEIGHBOURS, products: Tensor | None = None) -> Tensor:
+    """|row − its k-th neighbour|² (N,), itself not counted; products: row·row' (N, N) where they are there already. Raises
+    ValueError for k rows or fewer."""
     if len(rows) <= k:
         raise ValueError(f"the {k}th neighbour needs more than {k} rows, got {len(rows)}")
     parts = [
-        _distances(rows[start : start + _STEP], rows).topk(k + 1, largest=False).values[:, -1]
+        _distances(rows[start : start + _STEP], rows, products=_part(products, start))
+        .topk(k + 1, largest=False)
+        .values[:, -1]
         for start in range(0, len(rows), _STEP)
     ]
     return torch.cat(parts)
 
 
 def precision_recall(
-    real: Tensor, fake: Tensor, k: int = NEIGHBOURS, real_radii: Tensor | None = None
+    real: Tensor,
+    fake: Tensor,
+    k: int = NEIGHBOURS,
+    real_radii: Tensor | None = None,
+    products: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Number]:
     """precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of feature rows fake (N, F) against real
     (M, F), with balls to the k-th neighbour. All depend on N and M.
 
-    real_radii: `radii(real, k)` where it is there already. Error bars: of the mean over fakes (precision, density), over
-    reals (recall, coverage). Raises ValueError for k rows or fewer on one side."""
+    real_radii: `radii(real, k)`, products: fake·fake' (N, N) and fake·real (N, M) in float64, where they are there already.
+    Error bars: of the mean over fakes (precision, density), over reals (recall, coverage). Raises ValueError for k rows or
+    fewer on one side."""
     if len(real) <= k or len(fake) <= k:
         raise ValueError(f"precision and recall need more than {k} rows on both sides, got {len(real)}, {len(fake)}")
     real, fake = real.double(), fake.double()
     of_real = radii(real, k) if real_radii is None else real_radii
-    of_fake = radii(fake, k)
+    among, across = (None, None) if products is None else (products[0], products[1].T)
+    of_fake = radii(fake, k, among)
     inside = torch.zeros(len(fake))
     recalled, covered = [], []
     for start in range(0, len(real), _STEP):
-        squares = _distances(real[start : start + _STEP], fake)
+        squares = _distances(real[start : start + _STEP], fake, products=_part(across, start))
         ball = of_real[start : start + _STEP, None]
         inside += (squares < ball).sum(dim=0)
         covered.append(squares.min(dim=1).values < ball[:, 0])
