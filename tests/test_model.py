@@ -7,8 +7,8 @@ from torch import nn
 
 import ctm
 from ctm import DiffusionModel, TrajectoryModel, load_model
-from ctm.model import build
 from ctm.networks import MLP, DDPMpp
+from ctm.networks.description import build
 from ctm.noise import match_dims
 
 from .conftest import random_weights

@@ -1,7 +1,7 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
 from ctm import editing, guidance, likelihood, objectives, sampling, teachers
-from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
+from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import Cancelled, generate, tune_grid
 from ctm.teachers import load_teacher

@@ -7,7 +7,7 @@ from ctm.bench.restoration import METHODS, Score, make_tasks
 from ctm.bench.restoring import measure
 from ctm.cli import main
 from ctm.data import load_images
-from ctm.model import load_model
+from ctm.models import load_model
 
 DIGITS = ["--model", "models/digits-ctm", "--data", "digits", "--count", "6", "--draws", "2"]
 

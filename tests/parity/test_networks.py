@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm import DiffusionModel, TrajectoryModel
-from ctm.model import build
+from ctm.networks.description import build
 from ctm.networks.unet import UNet
 from ctm.noise import match_dims
 from ctm.parametrization import denoiser_multiple, input_scaling, output_scalings

@@ -7,7 +7,7 @@ import torch
 
 from ctm import DiffusionModel, TrajectoryModel, weighting
 from ctm.backbones import IMAGENET, FunctionBackbone
-from ctm.model import build
+from ctm.networks.description import build
 from ctm.noise import Times, karras_grid
 from ctm.objectives import (
     DenoisingScoreMatching,

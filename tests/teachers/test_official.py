@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctm.model import build
 from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
+from ctm.networks.description import build
 from ctm.teachers.official import from_official, recognise, to_official
 from ctm.teachers.official_names import from_our_order, to_our_order
 

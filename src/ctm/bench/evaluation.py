@@ -18,7 +18,7 @@ from ctm.evaluation.plans import make_plans, subject_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import write_result
 from ctm.evaluation.run import evaluate_plans, make_judge
-from ctm.model import load_model
+from ctm.models import load_model
 
 __all__ = ["measure_shares", "parser", "run"]
 

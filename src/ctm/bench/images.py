@@ -20,7 +20,7 @@ from ctm.bench.results import Results
 from ctm.commands.train import RECIPES, parse_recipe
 from ctm.data import Images, load_images
 from ctm.evaluation.frechet import frechet_distance
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.pictures import to_uint8
 from ctm.sampling import generate, heun

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctm.bench.results import Results
-from ctm.model import TrajectoryModel
+from ctm.models import TrajectoryModel
 from ctm.networks import MLP
 from ctm.noise import karras_grid
 from ctm.objectives import DenoisingScoreMatching, Matching, Objective

@@ -16,7 +16,7 @@ from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import usable_device
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, fan, starting_noise
 

@@ -18,7 +18,7 @@ from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
 from ctm.data import load_images
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.pictures import grid_picture, save_picture
 
 __all__ = ["measure", "parser", "run", "table"]

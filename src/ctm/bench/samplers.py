@@ -25,7 +25,7 @@ from ctm.evaluation.passes import Processes
 from ctm.evaluation.protocol import differences
 from ctm.evaluation.run import Judge, labels_of, make_judge
 from ctm.evaluation.sources import ModelSource
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.pictures import to_uint8
 
 __all__ = ["measure", "parser", "run"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from ctm.commands.common import Parser, command_parser
-from ctm.model import Model, load_model
+from ctm.models import AnyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 
@@ -102,7 +102,7 @@ def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> No
             print(f"  {name} = {getattr(model, name)}")
 
 
-def _write_directory(model: Model, out: Path) -> None:
+def _write_directory(model: AnyModel, out: Path) -> None:
     """The model directory, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -15,7 +15,7 @@ from ctm.commands.editing import changes, linear
 from ctm.commands.editing.common import Edited, expected
 from ctm.commands.editing.output import check_target, write_edit
 from ctm.commands.options import usable_device
-from ctm.model import load_model
+from ctm.models import load_model
 
 __all__ = ["arrange", "parser", "run"]
 

@@ -26,7 +26,7 @@ from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.teachers import load_teacher
 
 __all__ = ["numbers", "parser", "run"]

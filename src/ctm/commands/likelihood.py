@@ -19,7 +19,7 @@ from ctm.commands.options import usable_device
 from ctm.data import load_images
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.likelihood import estimate_bits_per_dim
-from ctm.model import load_model
+from ctm.models import load_model
 
 __all__ = ["parser", "run"]
 

@@ -19,7 +19,7 @@ from ctm.commands.options import GRID_HELP, explicit_levels, parse_grid, parse_l
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.tuned import TunedGrid, tuned_for

@@ -22,7 +22,8 @@ from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.number import Number
 from ctm.evaluation.tuning import FrechetMeasure
-from ctm.model import CONFIG, WEIGHTS, load_model
+from ctm.models import load_model
+from ctm.models.base import CONFIG, WEIGHTS
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
 from ctm.training.run_directory import write_whole

@@ -20,7 +20,7 @@ from ctm.demo import figures
 from ctm.demo.measure import STEPS, TEACHER_LEVELS, Judge, Row, as_json, jump_path, labelled, measure
 from ctm.demo.report import report
 from ctm.evaluation.classifier import train_classifier
-from ctm.model import load_model
+from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.sampling import generate, heun
 from ctm.training import train

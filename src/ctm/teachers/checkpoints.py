@@ -13,7 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from ctm.model import ConsistencyModel, DiffusionModel, Model, TrajectoryModel
+from ctm.models import AnyModel, ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.networks.unet import UNet
 from ctm.teachers.files import StateFile, read_state
 from ctm.teachers.official import OfficialNetwork, from_official, recognise, to_official
@@ -21,7 +21,7 @@ from ctm.teachers.presets import PRESETS, check_settings
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_official"]
 
-_MODELS: dict[str, type[Model]] = {
+_MODELS: dict[str, type[AnyModel]] = {
     "diffusion": DiffusionModel,
     "consistency": ConsistencyModel,
     "trajectory": TrajectoryModel,
@@ -45,7 +45,7 @@ class Checkpoint:
     """A checkpoint as a model in eval mode; found: sentences on what the file is; told: settings that the file itself gives;
     chosen: settings that the caller gave; assumed: settings that came from elsewhere, each with where from."""
 
-    model: Model
+    model: AnyModel
     found: list[str]
     told: list[str]
     chosen: list[str]
@@ -213,7 +213,7 @@ def _untold(seen: OfficialNetwork, missing: Any) -> str:
     )
 
 
-def _build(seen: OfficialNetwork, state: StateFile, kind: type[Model], about: Mapping[str, Any]) -> Model:
+def _build(seen: OfficialNetwork, state: StateFile, kind: type[AnyModel], about: Mapping[str, Any]) -> AnyModel:
     """The model around the file's own tensors: the network is made without memory for weights, then given them."""
     arguments = dict(seen.init_args)
     dropout = state.arguments.get("dropout")
@@ -236,7 +236,7 @@ def _build(seen: OfficialNetwork, state: StateFile, kind: type[Model], about: Ma
     return model.eval()
 
 
-def _description(seen: OfficialNetwork, model: Model, kind: str) -> str:
+def _description(seen: OfficialNetwork, model: AnyModel, kind: str) -> str:
     channels, height, width = model.shape
     count = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
@@ -248,7 +248,7 @@ def _description(seen: OfficialNetwork, model: Model, kind: str) -> str:
     )
 
 
-def write_official(model: Model, path: str | Path, *, qkv_order: Any = None) -> None:
+def write_official(model: AnyModel, path: str | Path, *, qkv_order: Any = None) -> None:
     """The network's weights as an official .pt: a state dict under the official names. The file appears whole or not at all.
 
     qkv_order: of the ADM U-Net's attention channels, needed for it. Raises ValueError for a network without official form.

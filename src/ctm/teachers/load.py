@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ctm.model import ConsistencyModel, load_model
+from ctm.models import ConsistencyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint
 
 __all__ = ["load_teacher"]

@@ -1,7 +1,7 @@
 """Official checkpoints' names: what network a state dict is of, and its tensors under our names and back.
 
     found = recognise(state, image_size=64, head_channels=64, qkv_order="three-heads-dim")
-    network = build({"class_path": found.class_path, "init_args": found.init_args})       # ctm.model.build
+    network = build({"class_path": found.class_path, "init_args": found.init_args})       # ctm.networks.description.build
     network.load_state_dict(from_official(state, network, qkv_order=found.qkv_order))
     state = to_official(network, qkv_order=found.qkv_order)                               # the way back, exact
 

@@ -28,9 +28,9 @@ OUR_ORDER = ("three", "heads", "dim")
 class OfficialNetwork:
     """A network recognised in an official state dict.
 
-    kind: "song", "dhariwal" or "adm". class_path and init_args: what `ctm.model.build` takes. qkv_order: of the qkv channels,
-    None where it is not known. missing: names of arguments of `recognise` that are still needed; init_args is complete when
-    there are none.
+    kind: "song", "dhariwal" or "adm". class_path and init_args: what `ctm.networks.description.build` takes; complete when
+    nothing is missing. qkv_order: of the qkv channels, None where it is not known. missing: names of arguments of `recognise`
+    that are still needed.
     """
 
     kind: Literal["song", "dhariwal", "adm"]

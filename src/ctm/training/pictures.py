@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ctm.model import ConsistencyModel
+from ctm.models import ConsistencyModel
 from ctm.noise import karras_grid
 from ctm.pictures import grid_picture
 from ctm.sampling import generate, heun

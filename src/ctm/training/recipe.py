@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from ctm.model import ConsistencyModel, DiffusionModel, TrajectoryModel, build
+from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel
+from ctm.networks.description import build
 from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctm.model import load_model
+from ctm.models import load_model
 
 __all__ = ["check_teacher", "start_from_student", "start_from_teacher"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import parse_labels
-from ctm.model import ConsistencyModel
+from ctm.models import ConsistencyModel
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
 

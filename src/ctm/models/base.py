@@ -1,0 +1,199 @@
+"""What every model has: a network with its settings, checks of a stranger's call, and files in the Hugging Face manner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctm.networks.description import build, describe
+from ctm.noise import match_dims
+from ctm.parametrization import input_scaling
+from ctm.tuned import TunedGrid, grids_as_json, read_grids
+
+__all__ = ["CONFIG", "WEIGHTS", "Guidance", "Model", "brief"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Guidance: TypeAlias = float | Tensor | None
+Self = TypeVar("Self", bound="Model")
+
+
+_CARD = """---
+{{ card_data }}
+---
+
+A model of ctm-torch, Consistency Trajectory Models ([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json`
+names its network, sizes and noise levels; the weights are `model.safetensors`.
+
+```python
+import ctm
+
+model = ctm.load_model("directory or hub id")
+```
+
+`ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun.
+"""
+
+
+class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
+    """What both models share: the network, its settings, the EDM denoiser interface, and files.
+
+    `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
+    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `further`: what else config.json held."""
+
+    autocast: torch.dtype | None = None
+
+    def __init__(
+        self,
+        network: nn.Module | Mapping[str, Any],
+        *,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_min < sigma_max or sigma_data <= 0:
+            raise ValueError(
+                f"a model needs 0 < sigma_min < sigma_max and sigma_data > 0, got {sigma_min}, {sigma_max}, {sigma_data}"
+            )
+        self.shape = tuple(int(side) for side in shape)
+        self.num_classes = int(num_classes)
+        self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
+        self.network = network if isinstance(network, nn.Module) else build(network)
+        self.grids: dict[int, TunedGrid] = {}
+        self.further: dict[str, Any] = {}
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Calling a model means denoise."""
+        return self.denoise(x, t, labels)
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, t) = E[x_0 | x_t = x] as the model knows it; shapes as in `g`."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
+        return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
+
+    def _call_network(
+        self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """F, with the network in the precision of its weights or of `autocast`, and the scalings in that of x."""
+        scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
+        weights = next(self.network.parameters(), x)
+        level_dtype = torch.promote_types(weights.dtype, torch.float32)
+        levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
+        lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+        with lower:
+            further = {} if guidance is None else {"guidance": guidance.to(level_dtype)}
+            output = self.network(scaled.to(weights.dtype), *levels, labels, **further)
+        return output.to(x.dtype)
+
+    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
+        """The public boundary's checks on shapes and dtypes."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, got {x.dtype}: images are in [-1, 1]")
+        if t.shape != (len(x),):
+            raise ValueError(
+                f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}"
+            )
+        if labels is not None:
+            if labels.shape != (len(x),) or labels.dtype != torch.int64:
+                raise ValueError(
+                    f"labels must be int64 of shape ({len(x)},), got {labels.dtype} of shape {tuple(labels.shape)}"
+                )
+            if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < max(self.num_classes, 0):
+                bad = int(labels.max()) if int(labels.max()) >= self.num_classes else int(labels.min())
+                known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
+                raise ValueError(f"label {bad} is not known to this model (classes: {known}); −1 is no label")
+
+    def _settings(self) -> dict[str, Any]:
+        """The constructor's arguments other than the network."""
+        names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
+        return {name: getattr(self, name) for name in names}
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json, model.safetensors and a card; options as of PyTorchModelHubMixin (push_to_hub …). Raises
+        ValueError, writing nothing, for a network that config.json cannot describe."""
+        self._description()
+        return super().save_pretrained(save_directory, **options)
+
+    def _description(self) -> dict[str, Any]:
+        """class_path and init_args of the network. Raises ValueError where there are none."""
+        described = describe(self.network)
+        if described is None:
+            raise ValueError(
+                f"cannot save this model: its network is a {type(self.network).__name__} object, which config.json cannot "
+                "describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
+            )
+        return described
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
+        config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(
+            weights, save_directory / WEIGHTS, metadata={"format": "pt"}
+        )  # no second copy in memory, but mode 0600
+        (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[Self],
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        config: dict[str, Any] | None = None,
+        **model_kwargs: Any,
+    ) -> Self:
+        """Builds from config.json's settings and loads model.safetensors, never a pickle; eval mode. Raises ValueError for the
+        configuration of another kind of model."""
+        kind = (config or {}).get("model", cls.__name__)
+        if kind != cls.__name__:
+            raise ValueError(f"{model_id} holds a {kind}, not a {cls.__name__}: use ctm.{kind} or ctm.load_model")
+        if Path(model_id).is_dir():
+            weights = Path(model_id) / WEIGHTS
+            if not weights.is_file() or "network" not in model_kwargs:
+                raise FileNotFoundError(f"{model_id} is no model directory: it needs {CONFIG} and {WEIGHTS}")
+        else:
+            weights = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        model = cls(**model_kwargs)
+        model.load_state_dict(load_file(weights), strict=strict)
+        known = {"model", "network", "grids", *model._settings()}
+        model.further = {name: value for name, value in (config or {}).items() if name not in known}
+        model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max)
+        return model.to(map_location).eval()
+
+
+def brief(levels: Tensor) -> str:
+    """A few of the levels, for an error."""
+    shown = ", ".join(f"{value:g}" for value in levels.flatten()[:4].tolist())
+    return f"[{shown}{', …' if levels.numel() > 4 else ''}]"

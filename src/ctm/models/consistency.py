@@ -1,0 +1,36 @@
+"""A consistency model: jumps to the end of the trajectory only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctm.models.base import Model, brief
+from ctm.noise import match_dims
+from ctm.parametrization import output_scalings
+
+__all__ = ["ConsistencyModel"]
+
+
+class ConsistencyModel(Model):
+    """A consistency model (arXiv 2303.01469): f(x, t) = c_skip·x + c_out·F with the "cm" scalings, so that f(x, σ_min) = x.
+
+    It jumps from any level to sigma_min and to no other. f is an end of the trajectory, not the mean E[x_0 | x_t]: its
+    `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
+    """
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """f(x, t): shapes and errors as DiffusionModel's."""
+        self._check(x, t, labels)
+        level = t.to(x.dtype)
+        c_skip, c_out = output_scalings("cm", level, self.sigma_data, self.sigma_min)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        """f(x, t) where s = sigma_min. Raises ValueError for any other s, and for shapes as `denoise`."""
+        if not bool(torch.isclose(s.double(), torch.full_like(s, self.sigma_min).double(), rtol=1e-6, atol=0).all()):
+            raise ValueError(
+                f"a consistency model jumps to sigma_min = {self.sigma_min} only, got s = {brief(s)}: sample it in one "
+                "step, with gamma = 1, or with sampling.consistency"
+            )
+        return self.denoise(x, t, labels)
