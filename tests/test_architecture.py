@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
-    {"noise", "weighting", "parametrization", "solvers", "version"},
+    {"noise", "weighting", "parametrization", "requests", "solvers", "version"},
     {"backbones", "discriminators", "networks", "models", "guided", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"data", "pictures", "evaluation", "training"},

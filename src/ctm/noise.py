@@ -27,12 +27,25 @@ __all__ = [
     "lognormal",
     "lognormal_levels",
     "match_dims",
+    "normal_like",
 ]
 
 
 def match_dims(t: Tensor, x: Tensor) -> Tensor:
     """t (B,) as (B, 1, …, 1) in x's dtype, so that it multiplies x (B, …)."""
     return t.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers like `like`. generator: on the CPU. Elsewhere the numbers come from a generator of like's device
+    that is seeded from it, so that nothing as large as a batch crosses over."""
+    if like.device.type == "cpu":
+        return torch.randn(like.shape, generator=generator).to(like)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    if like.device.type == "meta":
+        return torch.empty_like(like)
+    there = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=there, device=like.device).to(like)
 
 
 def karras_level(xi: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

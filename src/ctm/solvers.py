@@ -1,71 +1,82 @@
 """Steps of the probability-flow ODE  dx/dt = (x − D(x, t))/t  (EDM eq. 1 in the variance-exploding convention).
 
-A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t; `denoise` is D(x, t) -> like x. Levels may differ between
-samples. s = 0 is allowed: there a step is one Euler step, x ← D.
+A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t. Levels may differ between samples. s = 0 is allowed: there a step
+is one Euler step, x ← D. A step with a second evaluation asks for it (`ctm.requests`), so that samplers can pass the
+request on; `heun_step` and `midpoint_step` are the same with D(x, t) -> like x given as a function.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ctm.noise import match_dims
+from ctm.requests import Denoise, Steps, run
 
 __all__ = [
-    "Denoise",
+    "Denoiser",
     "ancestral_levels",
     "dpmpp_2m_step",
     "dpmpp_2m_walk",
     "euler_step",
+    "euler_update",
     "heun_step",
+    "heun_update",
     "midpoint_step",
+    "midpoint_update",
     "walk",
 ]
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def toward(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def euler_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Euler's step with the denoised image known: (s/t)·x + (1 − s/t)·D, exact when D is constant (= DDIM)."""
     ratio = match_dims(s / t, x)
     return ratio * x + (1 - ratio) * denoised
 
 
-def euler_step(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Euler's method, order 1, one evaluation."""
-    return toward(x, denoise(x, t), t, s)
-
-
-def heun_step(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, denoised: Tensor | None = None) -> Tensor:
-    """Heun's method, order 2, two evaluations (EDM algorithm 1); one Euler step where s = 0, with one evaluation if s is
-    0 for all. `denoised` is D(x, t) where the caller has it."""
-    first = denoise(x, t) if denoised is None else denoised
-    guess = toward(x, first, t, s)
+def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None) -> Steps:
+    """Heun's step with the denoised image at t known (EDM algorithm 1); asks for one more, of the samples whose s is not 0.
+    Those with s = 0 take one Euler step; what is asked for them counts for nothing."""
+    guess = euler_update(x, denoised, t, s)
     ends = s == 0
-    if bool(ends.all()):
-        return guess
     safe = torch.where(ends, t, s)
-    slope = (x - first) / match_dims(t, x)
-    slope_end = (guess - denoise(guess, safe)) / match_dims(safe, x)
+    slope = (x - denoised) / match_dims(t, x)
+    slope_end = (guess - (yield Denoise(guess, safe, condition))) / match_dims(safe, x)
     corrected = x + match_dims(s - t, x) * (slope + slope_end) / 2
     return torch.where(match_dims(ends, x).bool(), guess, corrected)
 
 
-def midpoint_step(
-    denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, denoised: Tensor | None = None, power: float = 3.0
-) -> Tensor:
-    """The midpoint method (DPM-Solver-2), order 2, two evaluations: Euler to the level m between t and s, then the whole
-    step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv 2206.00364,
-    appendix; k-diffusion and sony/ctm: sample_dpm_2). A step to s = 0 too has two evaluations, the second at t/2^power.
-    `denoised` is D(x, t) where the caller has it."""
-    first = denoise(x, t) if denoised is None else denoised
+def midpoint_update(
+    x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None, power: float = 3.0
+) -> Steps:
+    """The midpoint method's step (DPM-Solver-2) with the denoised image at t known: Euler to the level m between t and s, then
+    the whole step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv
+    2206.00364, appendix; k-diffusion and sony/ctm: sample_dpm_2). It asks once, in a step to s = 0 at t/2^power."""
     middle = ((t ** (1 / power) + s ** (1 / power)) / 2) ** power
-    guess = toward(x, first, t, middle)
-    slope = (guess - denoise(guess, middle)) / match_dims(middle, x)
+    guess = euler_update(x, denoised, t, middle)
+    slope = (guess - (yield Denoise(guess, middle, condition))) / match_dims(middle, x)
     return x + match_dims(s - t, x) * slope
+
+
+def euler_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler's method, order 1, one evaluation."""
+    return euler_update(x, denoise(x, t), t, s)
+
+
+def heun_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Heun's method, order 2, two evaluations; one Euler step where s = 0."""
+    return run(heun_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
+
+
+def midpoint_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The midpoint method, order 2, two evaluations, also in a step to s = 0."""
+    return run(midpoint_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
 
 
 def ancestral_levels(t: Tensor, s: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -90,21 +101,22 @@ def dpmpp_2m_step(
     denoised: D(x, t). previous: (t, D) of the step before, None in the first step (then it is Euler's). The step to s = 0
     is Euler's.
     """
-    return toward(x, extrapolated(denoised, t, s, previous), t, s)
+    return euler_update(x, extrapolated(denoised, t, s, previous), t, s)
 
 
 def extrapolated(denoised: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
     """D' of `dpmpp_2m_step`: D carried on, linearly in −ln t, to the middle of the step; D itself in the first step and in the
     step to s = 0. Arguments as there."""
-    if previous is None or bool((s == 0).all()):
+    if previous is None:
         return denoised
     t_previous, denoised_previous = previous
     half_inverse = match_dims((t / s).log() / (t_previous / t).log() / 2, denoised)
-    return (1 + half_inverse) * denoised - half_inverse * denoised_previous
+    further = (1 + half_inverse) * denoised - half_inverse * denoised_previous
+    return torch.where(match_dims(s == 0, denoised).bool(), denoised, further)
 
 
 def walk(
-    denoise: Denoise, x: Tensor, path: Tensor, step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
+    denoise: Denoiser, x: Tensor, path: Tensor, step: Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor] = heun_step
 ) -> Tensor:
     """Take x along the levels path (k + 1, B) in k steps."""
     for t, s in itertools.pairwise(path):
@@ -112,7 +124,7 @@ def walk(
     return x
 
 
-def dpmpp_2m_walk(denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+def dpmpp_2m_walk(denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
     """Take x along the levels path (k + 1, B) in k steps of DPM-Solver++ (2M), one evaluation each."""
     previous = None
     for t, s in itertools.pairwise(path):

@@ -133,7 +133,7 @@ def test_the_fake_is_the_estimate_of_the_same_draw_made_once():
     objectives = [Matching(grid_points=6), PLAIN]
     batch = draw_batch(
         objectives, networks.student, x0, None, total=6, part=slice(0, 6), label_dropout=0.0,
-        generator=step_generator(0, 0, x0.device),
+        generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
     module(batch, networks.target, networks.teacher, networks.discriminator)
@@ -150,7 +150,7 @@ def test_a_step_with_the_adversarial_loss_is_the_gradient_of_the_weighted_sum():
     objectives = [Matching(grid_points=6), PLAIN]
     batch = draw_batch(
         objectives, networks.student, x0, None, total=6, part=slice(0, 6), label_dropout=0.0,
-        generator=step_generator(0, 0, x0.device),
+        generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
     call = (batch, networks.target, networks.teacher, networks.discriminator)
@@ -207,7 +207,7 @@ def test_batches_of_early_steps_have_no_adversarial_draw():
     made = [
         draw_batch(
             objectives, mixture(2), x0, None, total=2, part=slice(0, 2), label_dropout=0.0,
-            generator=step_generator(0, step, x0.device), step=step,
+            generator=step_generator(0, step), step=step,
         )
         for step in (2, 3)
     ]  # fmt: skip

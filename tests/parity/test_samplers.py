@@ -18,6 +18,7 @@ from ctm.noise import edm_weight, karras_grid, match_dims
 from ctm.objectives import Networks
 from ctm.objectives.denoising import DenoisingDraw, DenoisingScoreMatching
 from ctm.sampling import ancestral, consistency, euler, gamma, gamma_plan, heun, midpoint, two_level
+from ctm.sampling.driving import drive
 from ctm.sampling.jumps import follow
 
 from . import vectors
@@ -109,7 +110,7 @@ def run_jumps(model, x: Tensor, grid: Tensor, case: dict, tape: Tape) -> Tensor:
         return gamma(model, x, grid, gamma=value, form="code", noise=tape)
     jumps = list(gamma_plan([*grid.tolist(), CODE_SIGMA_MIN], value, "code"))[:-1]
     jumps[-1] = (*jumps[-1][:2], 0.0)
-    return follow(iter(jumps), model, x, noise=tape)
+    return drive(model, follow(iter(jumps), x, noise=tape))
 
 
 def run_consistency_models(model, x: Tensor, grid: Tensor, tape: Tape) -> Tensor:
@@ -120,7 +121,7 @@ def run_consistency_models(model, x: Tensor, grid: Tensor, tape: Tape) -> Tensor
     if noises[-1] < 1e-6:
         return consistency(model, x, grid, noise=tape)
     plan = [(t, model.sigma_min, fresh) for t, fresh in zip(levels, noises, strict=False)]
-    return follow(iter(plan), model, x, noise=tape)
+    return drive(model, follow(iter(plan), x, noise=tape))
 
 
 def run_denoiser(model, x: Tensor, config: dict, case: dict, noise: Tensor) -> Tensor:

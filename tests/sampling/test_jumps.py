@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctm.noise import karras_grid
-from ctm.sampling import Cancelled, consistency, fan, gamma, gamma_plan, two_level
+from ctm.sampling import Cancelled, consistency, gamma, gamma_plan, jump_to_many, two_level
 from ctm.sampling.jumps import consistency_plan
 from ctm.teachers import GaussianMixture
 
@@ -101,19 +101,19 @@ def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
     teacher, levels = mixture(2), torch.tensor([0.002, 5.0, 80.0, 0.3], dtype=torch.float64)
     x = 80 * torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one_by_one = [teacher.jump(x, x.new_full((6,), 80.0), level.expand(6)) for level in levels]
-    torch.testing.assert_close(fan(teacher, x, 80.0, levels), torch.stack(one_by_one), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(jump_to_many(teacher, x, 80.0, levels), torch.stack(one_by_one), rtol=1e-9, atol=1e-9)
 
     calls, labels = [], torch.tensor([3, -1, 0])
     hook = small_ctm.network.register_forward_hook(lambda *_: calls.append(1))
     x, starts = torch.randn(3, *small_ctm.shape), torch.tensor([80.0, 2.0, 9.0])
-    found = fan(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels)
+    found = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels)
     assert found.shape == (2, 3, *small_ctm.shape)
     assert len(calls) == 1
     with torch.no_grad():
         second = small_ctm.jump(x, starts, torch.full((3,), 0.002), labels)
     hook.remove()
     torch.testing.assert_close(found[1], second, rtol=1e-4, atol=1e-4)
-    in_pieces = fan(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels, batch_size=4)
+    in_pieces = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels, batch_size=4)
     torch.testing.assert_close(in_pieces, found, rtol=1e-4, atol=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
 )
 def test_a_fan_to_unfitting_levels_is_refused(small_ctm, levels, message):
     with pytest.raises(ValueError, match=message):
-        fan(small_ctm, torch.zeros(1, *small_ctm.shape), 80.0, levels)
+        jump_to_many(small_ctm, torch.zeros(1, *small_ctm.shape), 80.0, levels)
 
 
 def test_noise_is_drawn_once_for_each_noisy_step():

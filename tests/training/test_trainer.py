@@ -152,7 +152,7 @@ def test_labels_are_dropped_at_the_stated_rate(tmp_path):
     from ctm.training.step import draw_batch
 
     labels, x0 = torch.arange(10).repeat(2000), torch.zeros(20_000, 1)
-    generator = step_generator(0, 0, torch.device("cpu"))
+    generator = step_generator(0, 0)
     batch = draw_batch(
         [], None, x0, labels, total=20_000, part=slice(0, 20_000), label_dropout=0.1, generator=generator
     )
@@ -171,7 +171,7 @@ def test_processes_take_the_rows_of_one_common_batch():
     objectives, x0, labels = [Matching(), DenoisingScoreMatching()], torch.randn(8, 2), torch.zeros(8).long()
 
     def draw(part):
-        generator = step_generator(5, 17, torch.device("cpu"))
+        generator = step_generator(5, 17)
         rows = x0[part], labels[part]
         return draw_batch(objectives, model, *rows, total=8, part=part, label_dropout=0.5, generator=generator)
 

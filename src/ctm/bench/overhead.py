@@ -18,7 +18,7 @@ from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import usable_device
 from ctm.models import load_model
 from ctm.noise import karras_grid
-from ctm.sampling import class_labels, draw, fan, starting_noise
+from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
 
 __all__ = ["measure", "measure_fan", "network_calls", "parser", "run"]
 
@@ -143,7 +143,7 @@ def measure(model: Any, cell: Cell, batch_size: int, pairs: int, device: torch.d
 
 
 def measure_fan(model: Any, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
-    """ratio: the median over the pairs of the seconds of `fan` to `count` levels to those of as many calls of `jump`."""
+    """ratio: the median over the pairs of the seconds of `jump_to_many` to `count` levels to those of as many calls of `jump`."""
     levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)[1:]
     x = model.sigma_max * starting_noise(model.shape, range(batch_size)).to(device)
     labels = class_labels(model, batch_size)
@@ -151,7 +151,7 @@ def measure_fan(model: Any, batch_size: int, pairs: int, device: torch.device, c
     start = torch.full((batch_size,), model.sigma_max, device=device)
 
     def together() -> None:
-        fan(model, x, model.sigma_max, levels, labels=labels)
+        jump_to_many(model, x, model.sigma_max, levels, labels=labels)
 
     def apart() -> None:
         with torch.no_grad():

@@ -17,16 +17,11 @@ __all__ = ["Guided", "Limited", "Thresholded", "g_of", "jump_with"]
 
 
 def g_of(model: Any, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
-    """g of the jump of any model: (G − (s/t)·x)/(1 − s/t), which is D(x, t) in the limit s → t; the denoised image where s = t.
+    """g of the jump of any model, (G − (s/t)·x)/(1 − s/t); 0 where s = t, where the jump does not depend on it.
 
     Shapes as in `TrajectoryModel.jump`. Where s is near t the division loses digits, which `jump_with` multiplies away."""
     ratio = match_dims(s / t, x)
-    jumped = model.jump(x, t, s, labels)
-    ends = ratio == 1
-    g = (jumped - ratio * x) / (1 - ratio).masked_fill(ends, 1.0)
-    if bool(ends.any()):
-        g = torch.where(ends, denoiser_of(model, labels)(x, t), g)
-    return g
+    return (model.jump(x, t, s, labels) - ratio * x) / (1 - ratio).masked_fill(ratio == 1, 1.0)
 
 
 def jump_with(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ctm.likelihood.flow import Trace, log_prior
 from ctm.noise import match_dims
-from ctm.solvers import Denoise
+from ctm.solvers import Denoiser
 
 __all__ = ["elbo", "residual"]
 
 
-def residual(denoise: Denoise, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def residual(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     """What separates the density of data from that at level σ: −ln p(x) ≤ E[−ln p_σ(x + σε)] + E[residual], (B,).
 
         residual = |x − D(x + σε, σ)|²/(2σ²) − n/2,   the cross-entropy of p(x | x_σ) = N(D, σ²·I) less that of x_σ given x
@@ -25,7 +25,7 @@ def residual(denoise: Denoise, x: Tensor, sigma: Tensor, noise: Tensor) -> Tenso
 
 
 def elbo(
-    denoise: Denoise,
+    denoise: Denoiser,
     x: Tensor,
     sigma_min: float,
     sigma_max: float,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ctm.models.base import Model, brief
+from ctm.models.boundary import checked
 from ctm.noise import match_dims
 from ctm.parametrization import output_scalings
 
@@ -28,7 +28,7 @@ class ConsistencyModel(Model):
 
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         """f(x, t) where s = sigma_min. Raises ValueError for any other s, and for shapes as `denoise`."""
-        if not bool(torch.isclose(s.double(), torch.full_like(s, self.sigma_min).double(), rtol=1e-6, atol=0).all()):
+        if checked() and not bool(((s - self.sigma_min).abs() <= 1e-6 * self.sigma_min).all()):
             raise ValueError(
                 f"a consistency model jumps to sigma_min = {self.sigma_min} only, got s = {brief(s)}: sample it in one "
                 "step, with gamma = 1, or with sampling.consistency"

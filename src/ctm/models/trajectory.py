@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm.models.base import Guidance, Model, brief
+from ctm.models.boundary import checked
 from ctm.noise import match_dims
 from ctm.parametrization import Inner, Outer, denoiser_multiple, jump_from_g, outer_scaling, output_scalings
 
@@ -68,7 +69,7 @@ class TrajectoryModel(Model):
                 "(recipe digits-ctm-guided), or use classifier-free guidance of the undistilled kind"
             )
         scale = torch.as_tensor(guidance, dtype=torch.float32, device=x.device)
-        if scale.shape not in ((), (len(x),)) or not bool(scale.isfinite().all()):
+        if checked() and (scale.shape not in ((), (len(x),)) or not bool(scale.isfinite().all())):
             raise ValueError(
                 f"guidance must be a finite number, or a tensor of them of shape ({len(x)},), got {guidance}"
             )
@@ -91,17 +92,21 @@ class TrajectoryModel(Model):
         self._check(x, t, labels)
         return self._g(x, t.to(x.dtype), s.to(x.dtype), labels, guidance)
 
+    def _check_levels(self, t: Tensor, s: Tensor) -> None:
+        lowest = self.sigma_min * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
+        if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
+            raise ValueError(
+                f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {brief(t)}, s = {brief(s)}"
+            )
+
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (paper eq. 5); x where s = t.
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
         self._check(x, t, labels)
-        lowest = self.sigma_min * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
         t, s = t.to(x.dtype), s.to(x.dtype)
-        if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
-            raise ValueError(
-                f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {brief(t)}, s = {brief(s)}"
-            )
+        if checked():
+            self._check_levels(t, s)
         g = self._g(x, t, s, labels, guidance)
         return jump_from_g(self.outer, x, g, match_dims(t, x), match_dims(s, x), self.sigma_data, self.sigma_min)
 

@@ -48,7 +48,8 @@ class Objective(ABC):
 
     @abstractmethod
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:
-        """The random numbers for a batch like `like` (B, …); model gives sigma_min and sigma_max."""
+        """The random numbers for a batch like `like` (B, …); model gives sigma_min and sigma_max. generator: on the CPU, where
+        all but the noise is drawn, so that nothing waits for the device of `like`."""
 
     @abstractmethod
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.noise import half_lognormal, match_dims
+from ctm.noise import half_lognormal, match_dims, normal_like
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.weighting import karras
 
@@ -42,8 +42,8 @@ class DenoisingScoreMatching(Objective):
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
         """The random numbers for a batch like `like` (B, …)."""
         sigma = self.levels(len(like), sigma_min=model.sigma_min, sigma_max=model.sigma_max, generator=generator)
-        noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return DenoisingDraw(sigma.to(like), noise.to(like))
+        noise = normal_like(like, generator)
+        return DenoisingDraw(sigma.to(like), noise)
 
     def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: DenoisingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""

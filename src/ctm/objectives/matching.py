@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ctm.guided import AtGuidance, GuidedDenoiser
-from ctm.noise import Times, continuous_times, draw_solver_steps, draw_span, grid_times, karras_grid, match_dims
+from ctm.noise import (
+    Times,
+    continuous_times,
+    draw_solver_steps,
+    draw_span,
+    grid_times,
+    karras_grid,
+    match_dims,
+    normal_like,
+)
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
 from ctm.objectives.walks import TeacherWalk, Walk
@@ -151,16 +160,16 @@ class Matching(Objective):
             steps = self.fixed or max(1, round(span * self.grid_points))
             times = continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
         else:
-            grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype, device=like.device)
+            grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype)
             steps = self.fixed or draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
             times = grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
         s = times.s if self.s == "drawn" else torch.full_like(times.s, model.sigma_min)
-        noise = torch.randn(like.shape, generator=generator, device=generator.device)
+        noise = normal_like(like, generator)
         scale = None
         if self.guidance is not None:
             low, high = self.guidance
-            scale = low + (high - low) * torch.rand(n, generator=generator, device=generator.device).to(like)
-        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise.to(like), scale)
+            scale = low + (high - low) * torch.rand(n, generator=generator).to(like)
+        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise, scale)
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctm.objectives.base import Networks
-from ctm.solvers import Denoise, dpmpp_2m_walk, heun_step, toward, walk
+from ctm.solvers import Denoiser, dpmpp_2m_walk, euler_update, heun_step, walk
 
 __all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 
@@ -46,7 +46,7 @@ class _OnTeacher(Walk):
         return self.walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path)
 
     @abstractmethod
-    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
         """x along the path (k + 1, B)."""
 
     def teacher_evaluations(self, steps: int) -> int:
@@ -74,9 +74,9 @@ class TeacherWalk(_OnTeacher):
     step: (denoise, x, t, s) -> x, one of ctm.solvers: `heun_step` or `midpoint_step` (two evaluations), `euler_step`
     (one)."""
 
-    step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor] = heun_step
+    step: Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor] = heun_step
 
-    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
         return walk(denoise, x, path, self.step)
 
 
@@ -85,7 +85,7 @@ class MultistepWalk(_OnTeacher):
     """k steps of DPM-Solver++ (2M) on the teacher's denoiser: order 2 with one evaluation a step, as each step but the first
     (which is Euler's) uses the step before."""
 
-    def walk(self, denoise: Denoise, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
         return dpmpp_2m_walk(denoise, x, path)
 
 
@@ -99,7 +99,7 @@ class SameNoise(Walk):
     ) -> Tensor:
         if x0 is None:
             raise ValueError("SameNoise needs the data x0 that x was made of")
-        return toward(x, x0, path[0], path[-1])
+        return euler_update(x, x0, path[0], path[-1])
 
 
 @dataclass(frozen=True)

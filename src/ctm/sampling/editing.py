@@ -7,13 +7,14 @@ x ← x − A(x) + A(known), as consistency models (arXiv 2303.01469, algorithm 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ctm.sampling.common import Callback, Noise, check_start
+from ctm.requests import Steps
+from ctm.sampling.common import Callback, Noise, check_start, level_values
+from ctm.sampling.driving import sampler
 from ctm.sampling.jumps import follow, resampling_plan
 
 __all__ = ["LUMA", "Projection", "luma", "patch_means", "restore"]
@@ -43,8 +44,8 @@ def luma(x: Tensor) -> Tensor:
     return torch.einsum("c,bchw->bhw", direction, x)[:, None] * direction[:, None, None]
 
 
+@sampler
 def restore(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     known: Tensor,
@@ -55,7 +56,7 @@ def restore(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """Consistency multistep with replacement: jump to grid[-1], clamp to [−1, 1], put in projection(known), add noise up to
     the next level, again. The result has the projection of `known` exactly.
 
@@ -68,18 +69,12 @@ def restore(
         raise ValueError(f"known must be shaped like x, got {tuple(known.shape)} and {tuple(x.shape)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    levels, given = check_start(x, grid, zero_end=False), projection(known.to(x))
+    check_start(x, grid, zero_end=False)
+    given = projection(known.to(x))
 
     def put_in(image: Tensor) -> Tensor:
         image = image.clamp(-1, 1) if clamp else image
         return image - projection(image) + given
 
-    return follow(
-        resampling_plan(levels.tolist(), rounds),
-        model,
-        x,
-        labels=labels,
-        noise=noise,
-        callback=callback,
-        correct=put_in,
-    )
+    plan = resampling_plan(level_values(x, grid), rounds)
+    return follow(plan, x, labels=labels, noise=noise, callback=callback, correct=put_in)

@@ -11,15 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise
+from ctm.requests import Jump, Steps
+from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
+from ctm.sampling.driving import drive, sampler
 
 __all__ = [
     "Plan",
     "consistency",
     "consistency_plan",
-    "fan",
     "gamma",
     "gamma_plan",
+    "jump_to_many",
     "resampling_plan",
     "two_level",
     "two_level_plan",
@@ -87,25 +89,21 @@ def two_level_plan(grid: Iterable[float]) -> Plan:
     return iter([(t0, s, math.sqrt(up**2 - s**2)), (up, end, 0.0)])
 
 
-@torch.no_grad()
 def follow(
     plan: Plan,
-    model: Any,
     x: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
     correct: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Drive a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump. `correct`
-    changes what each jump gave, before the noise."""
-    if not hasattr(model, "jump"):
-        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): use a sampler of denoisers, e.g. heun")
+) -> Steps:
+    """The requests of a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump.
+    `correct` changes what each jump gave, before the noise."""
     draw = fresh_noise(noise)
     for index, (t, stop, fresh) in enumerate(plan):
         t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))
-        x = model.jump(x, t_now, s_now, labels)
+        x = yield Jump(x, t_now, s_now, labels)
         if correct is not None:
             x = correct(x)
         if fresh > 0:
@@ -115,8 +113,7 @@ def follow(
     return x
 
 
-@torch.no_grad()
-def fan(
+def jump_to_many(
     model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, labels: Tensor | None = None, batch_size: int = 64
 ) -> Tensor:
     """Jumps from one state to several levels, G(x, t, s) for each s of `levels`, the model being called on up to batch_size of
@@ -130,17 +127,25 @@ def fan(
     if levels.dim() != 1 or len(levels) == 0:
         raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got shape {tuple(levels.shape)}")
     start = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-    ends = levels.to(x)[:, None].expand(-1, len(x)).flatten()
-    rows = torch.arange(len(x), device=x.device).repeat(len(levels))  # whose jump the call's n-th is
-    parts = [
-        model.jump(x[some], start[some], s, None if labels is None else labels[some])
-        for some, s in zip(rows.split(batch_size), ends.split(batch_size), strict=True)
-    ]
+    lowest = getattr(model, "sigma_min", 0.0) * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
+    if not (lowest <= float(levels.min()) and float(levels.to(x).max()) <= float(start.min())):
+        asked = [round(level, 6) for level in levels.tolist()]
+        raise ValueError(f"jumps need sigma_min ≤ s ≤ t, got levels {asked} from t = {float(start.min()):g}")
+    return drive(model, _many(x, start, levels.to(x), labels, batch_size))
+
+
+def _many(x: Tensor, t: Tensor, levels: Tensor, labels: Tensor | None, batch_size: int) -> Steps:
+    """Requests of the jumps from t (B,) to each of levels (S,), up to batch_size rows each -> (S, B, *shape)."""
+    ends = levels[:, None].expand(-1, len(x)).flatten()
+    rows = torch.arange(len(x), device=x.device).repeat(len(levels))  # whose jump each row is
+    parts = []
+    for some, s in zip(rows.split(batch_size), ends.split(batch_size), strict=True):
+        parts.append((yield Jump(x[some], t[some], s, None if labels is None else labels[some])))
     return torch.cat(parts).reshape(len(levels), *x.shape)
 
 
+@sampler
 def gamma(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
@@ -149,7 +154,7 @@ def gamma(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """γ-sampling (CTM, arXiv 2310.02279, alg. 3): jump below each grid point, add noise up to it. N calls of the model.
 
         t' = max(√(1−γ²)·t₊, t_N);   x ← G(x, t, t');   x ← x + √(t₊² − t'²)·ε;   none after the last jump, to t_N
@@ -160,34 +165,34 @@ def gamma(
     None), called for each jump that adds noise; callback(Step) after each.
     Returns x at grid[-1], like x. Raises ValueError for gamma outside [0, 1], an unknown form or an unfitting grid.
     """
-    levels = check_start(x, grid, zero_end=False)
-    return follow(gamma_plan(levels.tolist(), gamma, form), model, x, labels=labels, noise=noise, callback=callback)
+    check_start(x, grid, zero_end=False)
+    return follow(gamma_plan(level_values(x, grid), gamma, form), x, labels=labels, noise=noise, callback=callback)
 
 
+@sampler
 def consistency(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """Consistency-model multistep: jump to grid[-1], add noise up to the next level, again. Arguments as in `gamma`."""
-    levels = check_start(x, grid, zero_end=False)
-    return follow(consistency_plan(levels.tolist()), model, x, labels=labels, noise=noise, callback=callback)
+    check_start(x, grid, zero_end=False)
+    return follow(consistency_plan(level_values(x, grid)), x, labels=labels, noise=noise, callback=callback)
 
 
+@sampler
 def two_level(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """grid (t0, s, s', t_end): jump t0 → s, add noise up to s' ≥ s, jump to t_end (sony/ctm: sample_gamma). Two calls.
 
     Other arguments as in `gamma`. Raises ValueError for a grid that is not of that form."""
-    return follow(two_level_plan(grid.tolist()), model, x, labels=labels, noise=noise, callback=callback)
+    return follow(two_level_plan(grid.tolist()), x, labels=labels, noise=noise, callback=callback)

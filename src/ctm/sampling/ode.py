@@ -5,44 +5,42 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
-from ctm.solvers import dpmpp_2m_step, heun_step, midpoint_step, toward
+from ctm.requests import Denoise, Steps
+from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
+from ctm.sampling.driving import sampler
+from ctm.solvers import dpmpp_2m_step, euler_update, heun_update, midpoint_update
 
 __all__ = ["dpmpp_2m", "euler", "heun", "midpoint"]
 
 
-@torch.no_grad()
+@sampler
 def euler(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """Euler's method on the probability flow (= DDIM); order 1, one evaluation a step.
 
     x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; labels int64 (B,) or None; noise is not
     used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
-    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
+    levels = check_start(x, grid, zero_end=True)
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all, s_all = t.expand(len(x)), s.expand(len(x))
-        denoised = denoise(x, t_all)
-        x = toward(x, denoised, t_all, s_all)
+        denoised = yield Denoise(x, t_all, labels)
+        x = euler_update(x, denoised, t_all, s_all)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
     return x
 
 
-@torch.no_grad()
+@sampler
 def heun(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
@@ -53,7 +51,7 @@ def heun(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """Heun's method, with EDM's churn (arXiv 2206.00364, algorithms 1 and 2); order 2, two evaluations a step.
 
     A step with churn_min ≤ t ≤ churn_max first raises the noise level to t̂ = t + min(churn/N, √2 − 1)·t with noise of
@@ -61,12 +59,11 @@ def heun(
     make 35 evaluations. Arguments as in `euler`; noise(x) -> standard normal like x, called for each step that churns.
     """
     churns = (churn, churn_min, churn_max, churn_noise)
-    return _churned(heun_step, model, x, grid, churns, labels, noise, callback)
+    return _churned(heun_update, euler_update, x, grid, churns, labels, noise, callback)
 
 
-@torch.no_grad()
+@sampler
 def midpoint(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
@@ -77,56 +74,60 @@ def midpoint(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """The midpoint method (DPM-Solver-2; sony/ctm and k-diffusion: sample_dpm_2), with EDM's churn; order 2, two
     evaluations a step, also in the step to 0, whose second is at an eighth of the level. Arguments as in `heun`."""
     churns = (churn, churn_min, churn_max, churn_noise)
-    return _churned(midpoint_step, model, x, grid, churns, labels, noise, callback)
+    return _churned(midpoint_update, None, x, grid, churns, labels, noise, callback)
 
 
 def _churned(
-    step: Callable[..., Tensor],
-    model: Any,
+    step: Callable[..., Steps],
+    to_zero: Callable[..., Tensor] | None,
     x: Tensor,
     grid: Tensor,
     churns: tuple[float, float, float, float],
     labels: Tensor | None,
     noise: Noise | None,
     callback: Callback | None,
-) -> Tensor:
-    """The loop of `heun` and `midpoint`: raise the level where the churn says so, then step down."""
+) -> Steps:
+    """The loop of `heun` and `midpoint`: raise the level where the churn says so, then step down. to_zero: the step to level
+    0, where it is another."""
     churn, churn_min, churn_max, churn_noise = churns
-    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    for index, (t, s) in enumerate(itertools.pairwise(levels)):
+    known = itertools.pairwise(level_values(x, grid))
+    for index, ((t, s), (at, below)) in enumerate(zip(itertools.pairwise(levels), known, strict=True)):
         raised = t
-        if rate > 0 and churn_min <= float(t) <= churn_max:
+        if rate > 0 and churn_min <= at <= churn_max:
             raised = t + rate * t
             x = x + churn_noise * (raised**2 - t**2).sqrt() * draw(x)
         t_all, s_all = raised.expand(len(x)), s.expand(len(x))
-        denoised = denoise(x, t_all)
-        x = step(denoise, x, t_all, s_all, denoised)
+        denoised = yield Denoise(x, t_all, labels)
+        if below == 0 and to_zero is not None:
+            x = to_zero(x, denoised, t_all, s_all)
+        else:
+            x = yield from step(x, denoised, t_all, s_all, labels)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
     return x
 
 
-@torch.no_grad()
+@sampler
 def dpmpp_2m(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2); order 2, one evaluation a step. Arguments as in `euler`."""
-    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
+    levels = check_start(x, grid, zero_end=True)
     previous: tuple[Tensor, Tensor] | None = None
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))
-        denoised = denoise(x, t_all)
+        denoised = yield Denoise(x, t_all, labels)
         x = dpmpp_2m_step(x, t_all, s.expand(len(x)), denoised, previous)
         previous = (t_all, denoised)
         if callback is not None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
-from ctm.solvers import ancestral_levels, extrapolated, toward
+from ctm.requests import Denoise, Steps
+from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
+from ctm.sampling.driving import sampler
+from ctm.solvers import ancestral_levels, euler_update, extrapolated
 
 __all__ = ["ancestral", "dpmpp_2m_sde"]
 
 
+@sampler
 def ancestral(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
@@ -23,7 +23,7 @@ def ancestral(
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """Ancestral sampling: an Euler step below the next level, then noise up to it; one evaluation a step.
 
     eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
@@ -31,29 +31,27 @@ def ancestral(
     Raises ValueError for eta outside [0, 1] or an unfitting grid."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
-    return _reverse_diffusion(model, x, grid, eta, False, labels, noise, callback)
+    return _reverse_diffusion(x, grid, eta, False, labels, noise, callback)
 
 
+@sampler
 def dpmpp_2m_sde(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     *,
     labels: Tensor | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """SDE-DPM-Solver++ (2M) (arXiv 2211.01095, section 5): the reverse diffusion with DPM-Solver++'s denoised image D', carried
     on from the step before to the middle of this one; one evaluation a step. Other arguments as in `ancestral`.
 
         x ← (s/t)²·x + (1 − (s/t)²)·D' + s·√(1 − (s/t)²)·ε
     """
-    return _reverse_diffusion(model, x, grid, 1.0, True, labels, noise, callback)
+    return _reverse_diffusion(x, grid, 1.0, True, labels, noise, callback)
 
 
-@torch.no_grad()
 def _reverse_diffusion(
-    model: Any,
     x: Tensor,
     grid: Tensor,
     eta: float,
@@ -61,18 +59,19 @@ def _reverse_diffusion(
     labels: Tensor | None,
     noise: Noise | None,
     callback: Callback | None,
-) -> Tensor:
+) -> Steps:
     """The loop of both: down to ancestral_levels' `down`, then noise of its `up`."""
-    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
     previous: tuple[Tensor, Tensor] | None = None
-    for index, (t, s) in enumerate(itertools.pairwise(levels)):
+    ends = level_values(x, grid)[1:]
+    for index, ((t, s), end) in enumerate(zip(itertools.pairwise(levels), ends, strict=True)):
         t_all = t.expand(len(x))
-        denoised = denoise(x, t_all)
+        denoised = yield Denoise(x, t_all, labels)
         down, up = ancestral_levels(t, s, eta)
         aim = extrapolated(denoised, t_all, s.expand(len(x)), previous) if second_order else denoised
         previous = (t_all, denoised)
-        x = toward(x, aim, t_all, down.expand(len(x)))
-        if float(up) > 0:
+        x = euler_update(x, aim, t_all, down.expand(len(x)))
+        if eta > 0 and end > 0:
             x = x + up * draw(x)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))

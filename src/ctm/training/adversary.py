@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ctm.objectives import Adversarial, Networks, Objective
+from ctm.training.reading import read_back
 from ctm.training.step import Batch, fake_maker
 
 __all__ = ["Adversary", "Watch", "adversary"]
@@ -97,7 +98,7 @@ class Adversary:
         if not allows(numbers["discriminator/loss"], norm):
             return numbers
         self.optimizer.step()
-        sentence = self.watch.tell(float(numbers["discriminator/accuracy"]), float(numbers["discriminator/logit_gap"]))
+        sentence = self.watch.tell(*read_back([numbers["discriminator/accuracy"], numbers["discriminator/logit_gap"]]))
         if sentence and self.accelerator.is_main_process:
             _LOG.warning(sentence)
         return numbers

@@ -110,7 +110,7 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
 def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, ...]) -> float:
     """E[evaluations of the teacher for each image of a step], the mean of 4,000 draws spread over the run."""
     like = torch.empty(1, *shape)
-    generator = step_generator(0, 0, torch.device("cpu"))
+    generator = step_generator(0, 0)
     total = 0
     for step in (draw * recipe.steps // _DRAWS for draw in range(_DRAWS)):
         objectives = recipe.objectives_at(step)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctm.models.boundary import inside
 from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
@@ -78,7 +79,10 @@ class LossModule(nn.Module):
 
         fake_only: makes just these, without the targets of matching; to be called without gradient."""
         self.outputs.clear()
-        networks = Networks(self.student, target, teacher, discriminator)
+        with inside():  # the run's data and teacher were checked when it was prepared
+            return self._losses(batch, Networks(self.student, target, teacher, discriminator), fake_only)
+
+    def _losses(self, batch: Batch, networks: Networks, fake_only: bool) -> list[Tensor]:
         if fake_only:
             index = fake_maker(self.objectives)
             matching: Any = self.objectives[index]
@@ -127,11 +131,11 @@ def fake_maker(objectives: Sequence[Objective]) -> int:
     return found[-1]
 
 
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of all random numbers of one step, from (seed, step) alone: a resumed run needs no generator's state,
-    and processes that draw the whole batch and take their rows agree with one process that takes all."""
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator, on the CPU, of all random numbers of one step, from (seed, step) alone: a resumed run needs no generator's
+    state, and processes that draw the whole batch and take their rows agree with one process that takes all."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(state) >> 1)
+    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def rows_of_process(total: int, processes: int, process: int, pieces: int = 1) -> list[slice]:
@@ -165,7 +169,7 @@ def draw_batch(
     """The batch of one process: x0 and labels are its rows, `part` of the `total` that all processes have together."""
     like = x0.new_empty(total, *x0.shape[1:])
     if labels is not None and label_dropout > 0:
-        dropped = torch.rand(total, generator=generator, device=generator.device)[part] < label_dropout
+        dropped = torch.rand(total, generator=generator)[part] < label_dropout
         labels = labels.masked_fill(dropped.to(labels.device), -1)
     draws = [
         objective.draw(model, like, generator).rows(part) if objective.active(step) else None

@@ -234,7 +234,7 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
-    seed = step_generator(recipe.seed, step, accelerator.device).initial_seed()
+    seed = step_generator(recipe.seed, step).initial_seed()
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
     numbers: dict[str, float | Tensor] = {}
@@ -311,7 +311,7 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
         total=total,
         part=part,
         label_dropout=recipe.label_dropout,
-        generator=step_generator(recipe.seed, step, device),
+        generator=step_generator(recipe.seed, step),
         step=step,
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctm.training.diagnosis import first_bad_value
 from ctm.training.guard import StepGuard
+from ctm.training.reading import read_back
 from ctm.training.recipe import Recipe
 from ctm.training.step import step_generator
 
@@ -38,8 +39,10 @@ class Verdict:
     def on_student(self, numbers: Mapping[str, float | Tensor], norm: Tensor) -> bool:
         """By the step's losses and its gradient. A gradient that overflowed at a scale of losses above 1 is the scaler's."""
         guard, optimizer = self.run.guards["student"], self.run.optimizer
-        losses = {name.removeprefix("loss/"): float(v) for name, v in numbers.items() if name.startswith("loss/")}
-        measured = float(self.run.accelerator.reduce(norm.detach(), "mean"))
+        named = {name.removeprefix("loss/"): value for name, value in numbers.items() if name.startswith("loss/")}
+        norm = self.run.accelerator.reduce(norm.detach(), "mean")
+        *values, measured = read_back([*named.values(), norm])
+        losses = dict(zip(named, values, strict=True))
         if optimizer.scale > 1 and not math.isfinite(measured) and all(map(math.isfinite, losses.values())):
             return True
         return guard.allows(self.step + 1, losses, measured) or self._report(guard)
@@ -47,7 +50,8 @@ class Verdict:
     def on_discriminator(self, loss: Tensor, norm: Tensor) -> bool:
         """By the discriminator's own loss and gradient."""
         guard = self.run.guards["discriminator"]
-        return guard.allows(self.step + 1, {"the discriminator": float(loss)}, float(norm)) or self._report(guard)
+        measured_loss, measured_norm = read_back([loss, norm])
+        return guard.allows(self.step + 1, {"the discriminator": measured_loss}, measured_norm) or self._report(guard)
 
     def _report(self, guard: StepGuard) -> bool:
         if guard.in_a_row > 1:
@@ -62,7 +66,7 @@ class Verdict:
         run = self.run
         opponent = run.adversary and run.adversary.network
         models = {"student": run.student, "target": run.target, "teacher": run.teacher, "discriminator": opponent}
-        seed = step_generator(run.recipe.seed, self.step, run.accelerator.device).initial_seed()
+        seed = step_generator(run.recipe.seed, self.step).initial_seed()
 
         def forward(target: Any, teacher: Any) -> None:
             for batch in self.batches():

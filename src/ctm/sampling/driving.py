@@ -1,0 +1,133 @@
+"""Samplers as generators of requests (`ctm.requests`): one driven by itself, or many in the same calls of the network."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol
+
+import torch
+from torch import Tensor
+
+from ctm.models.boundary import inside
+from ctm.requests import Denoise, Jump, Request, Steps
+from ctm.sampling.common import denoiser_of
+
+__all__ = ["Sampler", "answer", "drive", "drive_together", "sampler"]
+
+P = ParamSpec("P")
+
+
+class Sampler(Protocol[P]):
+    """A sampler f(model, x, grid, …) -> x; `steps` is its generator, called without the model."""
+
+    steps: Callable[Concatenate[Tensor, Tensor, P], Steps]
+
+    def __call__(self, model: Any, x: Tensor, grid: Tensor, /, *args: P.args, **options: P.kwargs) -> Tensor: ...
+
+
+def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P]:
+    """The sampler that drives a generator steps(x, grid, …) of requests to its end."""
+
+    @functools.wraps(steps)
+    def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+        return drive(model, steps(x, grid, *args, **options))
+
+    own = inspect.signature(steps, eval_str=False)
+    first = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Any")
+    sample.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[first, *own.parameters.values()], return_annotation="Tensor"
+    )
+    sample.steps = steps  # type: ignore[attr-defined]
+    return sample  # type: ignore[return-value]
+
+
+def answer(model: Any, request: Request) -> Tensor:
+    """What the model says to one request. Raises ValueError where it cannot: a jump asked of a model that only denoises."""
+    if isinstance(request, Denoise):
+        return denoiser_of(model, request.condition)(request.x, request.t)
+    if not hasattr(model, "jump"):
+        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): use a sampler of denoisers, e.g. heun")
+    return model.jump(request.x, request.t, request.s, request.condition)
+
+
+@torch.no_grad()
+def drive(model: Any, steps: Steps) -> Tensor:
+    """What a generator of requests returns when the model answers them one after another.
+
+    The first request is checked as a stranger's call; the others are made of the same rows and read nothing back from the
+    device. Raises what the model and the generator raise."""
+    try:
+        given = answer(model, next(steps))
+        while True:
+            request = steps.send(given)
+            with inside():
+                given = answer(model, request)
+    except StopIteration as done:
+        return done.value
+
+
+@torch.no_grad()
+def drive_together(model: Any, plans: Sequence[Steps], *, batch_size: int = 64) -> list[Tensor]:
+    """What each of many generators of requests returns, in their order. In each round all that wait are answered: requests of
+    one kind, dtype and shape share calls of the model of up to batch_size rows.
+
+    Generators may be of different samplers, lengths and numbers of rows; a condition of None joins labels as −1. A result
+    equals that of `drive` alone up to the rounding of the network on another batch. An error of one generator or call is
+    raised at once."""
+    results: list[Tensor | None] = [None] * len(plans)
+    waiting: dict[int, Request] = {}
+
+    def move(index: int, given: Tensor | None) -> None:
+        try:
+            waiting[index] = plans[index].send(given) if given is not None else next(plans[index])
+        except StopIteration as done:
+            results[index] = done.value
+
+    for index in range(len(plans)):
+        move(index, None)
+    while waiting:
+        asked, waiting = waiting, {}
+        for group in _alike(asked):
+            for index, given in zip(group, _answers(model, [asked[i] for i in group], batch_size), strict=True):
+                move(index, given)
+    return [result for result in results if result is not None]
+
+
+def _alike(asked: dict[int, Request]) -> list[list[int]]:
+    """The numbers of the requests that can share a call, group by group."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, request in asked.items():
+        key = (type(request), request.x.dtype, request.x.device, request.x.shape[1:])
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _answers(model: Any, requests: list[Request], batch_size: int) -> Sequence[Tensor]:
+    """The model's answers to requests of one kind, from calls on at most batch_size of their rows together."""
+    counts = [len(request.x) for request in requests]
+
+    def joined(name: str) -> Sequence[Tensor]:
+        return torch.cat([getattr(request, name) for request in requests]).split(batch_size)
+
+    x, t, together = joined("x"), joined("t"), _joined_condition(requests)
+    conditions = [None] * len(x) if together is None else together.split(batch_size)
+    if isinstance(requests[0], Jump):
+        rows: list[Request] = [Jump(*row) for row in zip(x, t, joined("s"), conditions, strict=True)]
+    else:
+        rows = [Denoise(*row) for row in zip(x, t, conditions, strict=True)]
+    return torch.cat([answer(model, request) for request in rows]).split(counts)
+
+
+def _joined_condition(requests: list[Request]) -> Tensor | None:
+    """The conditions of all rows, −1 for those of a request without; None where no request has one."""
+    if all(request.condition is None for request in requests):
+        return None
+    rows = [
+        torch.full((len(request.x),), -1, dtype=torch.int64, device=request.x.device)
+        if request.condition is None
+        else request.condition
+        for request in requests
+    ]
+    return torch.cat(rows)
