@@ -3,7 +3,7 @@
     g(x, t, s) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s)         "inner" scaling
     G(x, t, s) = C(t, s)·x + (1 − s/t)·g(x, t, s)                  "outer" scaling; C = s/t is the paper's (eq. 5)
 
-All coefficients are functions of levels t, s of any one shape; the caller brings them to x's dimensions.
+Coefficients are functions of levels t, s of any one shape.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ctm.noise import match_dims
+
 __all__ = [
     "Inner",
     "Outer",
     "denoiser_multiple",
+    "euler_update",
     "input_scaling",
     "jump_from_g",
     "outer_scaling",
@@ -98,12 +101,22 @@ def outer_scaling(outer: Outer, t: Tensor, s: Tensor, sigma_data: float, sigma_m
     return _look_up(_OUTER, outer, "outer")(t, s, sigma_data, sigma_min)
 
 
+def euler_update(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """(s/t)·x + (1 − s/t)·g, and so x where s = t: the paper's jump (eq. 5), and with g = D(x, t) Euler's step of the flow, which
+    is exact when D is constant (= DDIM). x (B, …), g like x, t and s (B,)."""
+    return _update(x, g, s / t, s / t)
+
+
 def jump_from_g(
     outer: Outer, x: Tensor, g: Tensor, t: Tensor, s: Tensor, sigma_data: float, sigma_min: float
 ) -> Tensor:
-    """G = C(t, s)·x + (1 − s/t)·g, and x itself where s = t. t and s broadcast against x."""
-    jumped = outer_scaling(outer, t, s, sigma_data, sigma_min) * x + (1 - s / t) * g
-    return torch.where(s == t, x, jumped)
+    """G = C(t, s)·x + (1 − s/t)·g, and so x where s = t. x (B, …), g like x, t and s (B,)."""
+    return _update(x, g, outer_scaling(outer, t, s, sigma_data, sigma_min), s / t)
+
+
+def _update(x: Tensor, g: Tensor, multiple: Tensor, ratio: Tensor) -> Tensor:
+    """multiple·x + (1 − ratio)·g, the coefficients being (B,)."""
+    return match_dims(multiple, x) * x + (1 - match_dims(ratio, x)) * g
 
 
 def denoiser_multiple(outer: Outer, t: Tensor, sigma_data: float, sigma_min: float) -> Tensor:

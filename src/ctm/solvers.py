@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ctm.noise import match_dims
+from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps, run
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "dpmpp_2m_step",
     "dpmpp_2m_walk",
     "euler_step",
-    "euler_update",
     "heun_step",
     "heun_update",
     "midpoint_step",
@@ -32,12 +32,6 @@ __all__ = [
 ]
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-
-def euler_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Euler's step with the denoised image known: (s/t)·x + (1 − s/t)·D, exact when D is constant (= DDIM)."""
-    ratio = match_dims(s / t, x)
-    return ratio * x + (1 - ratio) * denoised
 
 
 def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None) -> Steps:

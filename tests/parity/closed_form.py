@@ -80,7 +80,7 @@ def jump_with(ctm: TrajectoryModel, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     raw = ctm.network(match_dims(input_scaling(t, ctm.sigma_data), x) * x, t, s, None)
     c_skip, c_out = output_scalings(ctm.inner, t, ctm.sigma_data, ctm.sigma_min)
     g = match_dims(c_skip, x) * x + match_dims(c_out, x) * raw
-    return jump_from_g(ctm.outer, x, g, match_dims(t, x), match_dims(s, x), ctm.sigma_data, ctm.sigma_min)
+    return jump_from_g(ctm.outer, x, g, t, s, ctm.sigma_data, ctm.sigma_min)
 
 
 def denoised_with(ctm: TrajectoryModel, path: str, x: Tensor, t: Tensor, s: Tensor | None) -> Tensor:

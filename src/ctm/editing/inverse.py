@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ctm.editing.operators import LinearOperator
-from ctm.guidance.base import Guided
+from ctm.models.guided import Guided
+from ctm.models.protocol import denoiser_of
 from ctm.noise import karras_grid, match_dims
 from ctm.sampling import euler, gamma, restore
-from ctm.sampling.common import Callback, denoiser_of
+from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
 __all__ = ["Measured", "into_range", "replace", "solve_guided"]

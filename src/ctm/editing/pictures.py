@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
+from ctm.models.protocol import denoiser_of
 from ctm.noise import karras_grid, match_dims
 from ctm.sampling import ancestral, gamma
-from ctm.sampling.common import Callback, denoiser_of
+from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
-from ctm.guided import takes_guidance
+from ctm.models.guided import takes_guidance
 from ctm.noise import karras_grid
 from ctm.tuned import TunedGrid, tuned_for
 

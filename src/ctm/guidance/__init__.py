@@ -4,10 +4,11 @@ Each corrects the denoised image D(x, t), and in a jump the g of G = (s/t)·x + 
 a model again, so wrappers nest, and every sampler takes them. docs/sampling.md says what is exact.
 """
 
-from ctm.guidance.base import Guided, Limited, Thresholded
 from ctm.guidance.gradients import ClassifierGuided, LossDescent, LossGuided, feature_loss
-from ctm.guidance.models import Autoguided, BetweenLabels, ClassifierFree, at_scale
+from ctm.guidance.limits import Limited, Thresholded
+from ctm.guidance.opinions import Autoguided, BetweenLabels
 from ctm.guidance.rejection import Rejected, rejection_sample
+from ctm.models.guided import ClassifierFree, Guided, at_guidance, at_scale, takes_guidance
 
 __all__ = [
     "Autoguided",
@@ -20,7 +21,9 @@ __all__ = [
     "LossGuided",
     "Rejected",
     "Thresholded",
+    "at_guidance",
     "at_scale",
     "feature_loss",
     "rejection_sample",
+    "takes_guidance",
 ]

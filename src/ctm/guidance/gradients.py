@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.guidance.base import Guided
+from ctm.models.guided import Guided
+from ctm.models.protocol import denoiser_of
 from ctm.noise import match_dims
-from ctm.sampling.common import denoiser_of
 
 __all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss", "likelihood_gain"]
 

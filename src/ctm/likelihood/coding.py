@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ctm.likelihood.flow import integrate_flow, log_prior
-from ctm.sampling.common import check_start, denoiser_of
+from ctm.models.protocol import denoiser_of
+from ctm.sampling.common import check_start
 from ctm.solvers import heun_step
 
 __all__ = ["decode", "encode", "grid_log_density"]

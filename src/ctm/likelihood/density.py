@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
-from ctm.sampling.common import denoiser_of
+from ctm.models.protocol import denoiser_of
 from ctm.sampling.generation import DEQUANTISATION, PROBE, image_generator
 
 __all__ = ["Estimate", "bits_per_dim", "estimate_bits_per_dim", "estimate_log_density", "log_density"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctm.models.boundary import checked
+from ctm.models.protocol import score_of
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -83,7 +84,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
-        return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
+        return score_of(self.denoise(x, t, labels), x, t)
 
     def _call_network(
         self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None

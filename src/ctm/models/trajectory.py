@@ -108,7 +108,7 @@ class TrajectoryModel(Model):
         if checked():
             self._check_levels(t, s)
         g = self._g(x, t, s, labels, guidance)
-        return jump_from_g(self.outer, x, g, match_dims(t, x), match_dims(s, x), self.sigma_data, self.sigma_min)
+        return jump_from_g(self.outer, x, g, t, s, self.sigma_data, self.sigma_min)
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """D(x, t): g(x, t, t), plus for the outers other than euler the multiple of x that makes ∂G/∂s at s = t equal

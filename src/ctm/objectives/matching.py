@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ctm.guided import AtGuidance, GuidedDenoiser
+from ctm.models.guided import AtGuidance, ClassifierFree
 from ctm.noise import (
     Times,
     continuous_times,
@@ -234,7 +234,7 @@ def _guided(networks: Networks, scale: Tensor | None) -> Networks:
         networks,
         student=AtGuidance(networks.student, scale),
         target=AtGuidance(networks.target, scale),
-        teacher=None if networks.teacher is None else GuidedDenoiser(networks.teacher, scale),
+        teacher=None if networks.teacher is None else ClassifierFree(networks.teacher, scale),
     )
 
 

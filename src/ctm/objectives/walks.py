@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ctm.objectives.base import Networks
-from ctm.solvers import Denoiser, dpmpp_2m_walk, euler_update, heun_step, walk
+from ctm.parametrization import euler_update
+from ctm.solvers import Denoiser, dpmpp_2m_walk, heun_step, walk
 
 __all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctm.solvers import Denoiser
-
-__all__ = ["Callback", "Cancelled", "Noise", "Step", "check_start", "denoiser_of", "fresh_noise", "level_values"]
+__all__ = ["Callback", "Cancelled", "Noise", "Step", "check_start", "fresh_noise", "level_values"]
 
 
 class Cancelled(Exception):
@@ -55,14 +53,6 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
 def level_values(x: Tensor, grid: Tensor) -> list[float]:
     """The levels as numbers, rounded to x's precision as `check_start` rounds them. Read once, where the grid is."""
     return grid.to(x.dtype).tolist()
-
-
-def denoiser_of(model: object, labels: Tensor | None) -> Denoiser:
-    """D(x, t) of a model with `denoise`, or of a bare callable D(x, sigma, labels)."""
-    call = getattr(model, "denoise", model)
-    if not callable(call):
-        raise ValueError(f"a model has denoise(x, t, labels) or is callable, got {type(model).__name__}")
-    return lambda x, t: call(x, t, labels) if labels is not None else call(x, t)
 
 
 def fresh_noise(noise: Noise | None) -> Noise:

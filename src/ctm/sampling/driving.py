@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ctm.models.boundary import inside
+from ctm.models.protocol import denoiser_of
 from ctm.requests import Denoise, Jump, Request, Steps
-from ctm.sampling.common import denoiser_of
 
 __all__ = ["Sampler", "answer", "drive", "drive_together", "sampler"]
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
 from ctm.sampling.driving import sampler
-from ctm.solvers import dpmpp_2m_step, euler_update, heun_update, midpoint_update
+from ctm.solvers import dpmpp_2m_step, heun_update, midpoint_update
 
 __all__ = ["dpmpp_2m", "euler", "heun", "midpoint"]
 

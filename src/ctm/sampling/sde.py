@@ -6,10 +6,11 @@ import itertools
 
 from torch import Tensor
 
+from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
 from ctm.sampling.driving import sampler
-from ctm.solvers import ancestral_levels, euler_update, extrapolated
+from ctm.solvers import ancestral_levels, extrapolated
 
 __all__ = ["ancestral", "dpmpp_2m_sde"]
 

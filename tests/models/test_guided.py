@@ -7,7 +7,7 @@ import torch
 
 import ctm
 from ctm import DiffusionModel, TrajectoryModel, karras_grid
-from ctm.guided import AtGuidance, GuidedDenoiser, at_guidance, takes_guidance
+from ctm.models.guided import AtGuidance, ClassifierFree, at_guidance, takes_guidance
 from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
 from ctm.objectives import DenoisingScoreMatching, Matching, MultistepWalk, Networks, SameNoise, TargetJump, TeacherWalk
 from ctm.objectives.denoising import DenoisingDraw
@@ -16,8 +16,8 @@ from ctm.solvers import euler_step
 from ctm.teachers import GaussianMixture
 from ctm.training.student import start_from_teacher
 
-from .conftest import mixture, random_weights
-from .learning import labelled, learn
+from ..conftest import mixture, random_weights
+from ..learning import labelled, learn
 
 IMAGE = (1, 8, 8)
 U_NET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (4,)}
@@ -136,11 +136,11 @@ def test_the_guided_denoiser_is_its_formula():
     x, t, w = torch.randn(4, 2, dtype=torch.float64), torch.full((4,), 0.7), torch.tensor([0.0, 1.0, 2.0, 3.0])
     labels = torch.tensor([0, 1, 2, 3])
     conditional, unconditional = teacher.denoise(x, t, labels), teacher.denoise(x, t)
-    found = GuidedDenoiser(teacher, w).denoise(x, t, labels)
+    found = ClassifierFree(teacher, w).denoise(x, t, labels)
     torch.testing.assert_close(found, (1 - w[:, None]) * unconditional + w[:, None] * conditional)
-    torch.testing.assert_close(GuidedDenoiser(teacher, w).denoise(x, t, torch.full((4,), -1)), unconditional)
+    torch.testing.assert_close(ClassifierFree(teacher, w).denoise(x, t, torch.full((4,), -1)), unconditional)
     with pytest.raises(ValueError, match="guidance needs labels"):
-        GuidedDenoiser(teacher, w).denoise(x, t)
+        ClassifierFree(teacher, w).denoise(x, t)
 
 
 @pytest.mark.parametrize(("solver", "each"), [(TeacherWalk(), 2), (TeacherWalk(euler_step), 1), (MultistepWalk(), 1)])
@@ -232,7 +232,7 @@ def test_networks_that_do_not_fit_are_refused_before_a_run(small_ctm):
     Matching().check(small_ctm, None)
     with pytest.raises(ValueError, match="does not take a guidance scale"):
         objective.check(small_ctm, teacher)
-    with pytest.raises(ValueError, match="this DiffusionModel knows no classes: give a conditional teacher"):
+    with pytest.raises(ValueError, match="this DiffusionModel knows no classes: give a conditional model"):
         objective.check(student, DiffusionModel(MLP((2,), width=8, blocks=1), shape=(2,)))
 
 
@@ -254,7 +254,7 @@ def test_one_student_follows_the_guided_flow_at_every_scale():
     x = (x0 + 80 * torch.randn(n, 2)).double()
 
     def flow(scale):
-        return heun(GuidedDenoiser(teacher, torch.full((n,), scale)), x, karras_grid(300).double(), labels=labels)
+        return heun(ClassifierFree(teacher, torch.full((n,), scale)), x, karras_grid(300).double(), labels=labels)
 
     truth = {scale: flow(scale) for scale in (1.0, 2.0, 3.0)}
     apart = (truth[3.0] - truth[1.0]).square().mean().sqrt()

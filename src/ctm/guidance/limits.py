@@ -1,0 +1,56 @@
+"""Wrappers of guided models that change where and how far guidance acts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.models.guided import Guided, image_of
+from ctm.noise import match_dims
+
+__all__ = ["Limited", "Thresholded"]
+
+
+class Limited(Guided):
+    """Guidance only at levels low ≤ t ≤ high (arXiv 2404.07724): elsewhere what the guided model guides, which spares the
+    guidance's evaluations where no sample of the batch is inside. In a jump the level is the one it starts from.
+
+    guided: a Guided. Raises ValueError unless 0 ≤ low < high."""
+
+    def __init__(self, guided: Guided, low: float, high: float) -> None:
+        super().__init__(guided)
+        if not 0 <= low < high:
+            raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low} and {high}")
+        self.low, self.high = low, high
+
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        inside = (t >= self.low) & (t <= self.high)
+        if bool(inside.all()):
+            return self.model.guided(x, t, s, labels)
+        alone = self.model.unguided(x, t, s, labels)
+        if not bool(inside.any()):
+            return alone
+        return torch.where(match_dims(inside, x).bool(), self.model.guided(x, t, s, labels), alone)
+
+    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        return self.model.unguided(x, t, s, labels)
+
+
+class Thresholded(Guided):
+    """Dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3): the denoised image, or g, is clamped to ±q and divided by
+    q, q = max(1, the given quantile of its absolute values) for each sample. For data in [−1, 1].
+
+    model: any model. Raises ValueError for a quantile outside (0, 1]."""
+
+    def __init__(self, model: Any, quantile: float = 0.995) -> None:
+        super().__init__(model)
+        if not 0 < quantile <= 1:
+            raise ValueError(f"quantile must be in (0, 1], got {quantile}: 0.995 is Imagen's")
+        self.quantile = quantile
+
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+        image = image_of(self.model, x, t, s, labels)
+        bound = match_dims(torch.quantile(image.flatten(1).abs().float(), self.quantile, dim=1).clamp(min=1), image)
+        return image.clamp(-bound, bound) / bound

@@ -1,0 +1,46 @@
+"""A model around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctm.models.protocol import score_of
+from ctm.tuned import TunedGrid
+
+__all__ = ["Wrapper"]
+
+
+class Wrapper(nn.Module):
+    """A model that changes what another one says. What a subclass does not change (shape, num_classes, sigma_min, …) is the
+    wrapped model's, but for `grids`: they were tuned for the model as it is. A subclass gives `denoise`, and `jump` where it
+    jumps."""
+
+    grids: Mapping[int, TunedGrid] = MappingProxyType({})
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model" or name.startswith("_"):  # before __init__, as in a copy
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Calling a model means denoise."""
+        return self.denoise(x, t, labels)
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, t) as the subclass changes it. x (B, *shape) at levels t (B,), labels int64 (B,) or None -> like x."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """∇ log p_t(x) by `denoise`; shapes as there."""
+        return score_of(self.denoise(x, t, labels), x, t)
