@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"noise", "weighting", "parametrization", "solvers", "version"},
-    {"backbones", "discriminators", "networks", "models", "guided", "teachers", "tuned"},
+    {"backbones", "discriminators", "files", "networks", "models", "guided", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
-    {"data", "pictures", "evaluation", "training"},
+    {"console", "data", "evaluation", "pictures", "progress", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["grid_picture", "to_uint8"]
+from ctm.files import whole_file
+
+__all__ = ["grid_picture", "save_picture", "to_uint8"]
 
 _TARGET_SIDE = 640
 
@@ -39,6 +41,6 @@ def grid_picture(x: Tensor, columns: int | None = None, scale: int | None = None
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    """Write a PNG, whole or not at all, making its folder."""
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="png")

@@ -20,12 +20,13 @@ from ctm.bench.results import Results
 from ctm.commands.train import RECIPES, parse_recipe
 from ctm.data import Images, load_images
 from ctm.evaluation.frechet import frechet_distance
+from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.pictures import to_uint8
 from ctm.sampling import generate, heun
 from ctm.training import train
-from ctm.training.run_directory import RunDirectory, write_whole
+from ctm.training.run_directory import RunDirectory
 
 __all__ = ["METHODS", "STEPS", "ImageBench", "Settings", "run_images"]
 

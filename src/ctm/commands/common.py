@@ -6,9 +6,8 @@ import sys
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
-__all__ = ["Parser", "command_parser", "wide_console"]
+__all__ = ["Parser", "command_parser"]
 
 
 class Parser(ArgumentParser):
@@ -23,8 +22,3 @@ class Parser(ArgumentParser):
 def command_parser(name: str, description: str, example: str, **options: Any) -> Parser:
     """The parser of one command, its example shown under --help."""
     return Parser(prog=f"ctm {name}", description=description, epilog=f"Example: {example}", **options)
-
-
-def wide_console() -> Console:
-    """Of stdout, for tables: in a file or a pipe nothing is cut to the width of a terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)

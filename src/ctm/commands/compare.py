@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser, wide_console
+from ctm.commands.common import Parser, command_parser
+from ctm.console import text_console
 from ctm.evaluation.compare import compare
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
@@ -35,7 +36,7 @@ def run(settings: Namespace) -> None:
     """Print the tables."""
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
-    console = wide_console()
+    console = text_console(wide=True)
     console.print(_rows(results))
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)

@@ -11,13 +11,12 @@ import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser, wide_console
+from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import usable_device
 from ctm.commands.output import sampling_record
+from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
@@ -27,6 +26,7 @@ from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
 from ctm.models import load_model
+from ctm.progress import tracked
 from ctm.teachers import load_teacher
 
 __all__ = ["numbers", "parser", "run"]
@@ -99,11 +99,10 @@ def run(settings: Namespace) -> None:
     plans = _plans(settings)
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
-    processes, console = _processes(settings.device), Console(stderr=True)
-    shown = processes.index == 0 and console.is_terminal
+    processes = _processes(settings.device)
 
     def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
-        return track(list(chunks), words, console=console, disable=not shown)
+        return tracked(list(chunks), words, unit="batches", shown=processes.index == 0)
 
     judge = make_judge(
         settings.data,
@@ -208,7 +207,7 @@ def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
         speed = row.seconds_per_image
         cells = [_cell(row, name) for name in names]
         table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
-    console = wide_console()
+    console = text_console(wide=True)
     console.print(table)
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 
 from ctm import __version__
 from ctm.commands.common import Parser, command_parser
@@ -20,6 +18,7 @@ from ctm.data import load_images
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
+from ctm.progress import tracked
 
 __all__ = ["parser", "run"]
 
@@ -94,10 +93,9 @@ def _histogram(pixels: np.ndarray, num: int) -> float:
 
 def _measure(model: Any, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
     """The numbers of the model."""
-    console = Console(stderr=True)
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []
-    for start in track(starts, "likelihood", console=console, disable=not console.is_terminal):
+    for start in tracked(starts, "likelihood", unit="batches"):
         part = slice(start, start + settings.batch_size)
         found = estimate_bits_per_dim(
             model,

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ctm import __version__, sampling
@@ -20,6 +18,7 @@ from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
 from ctm.models import load_model
+from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.tuned import TunedGrid, tuned_for
@@ -116,8 +115,7 @@ def run(settings: Namespace) -> None:
         start=start,
     )
     total = -(-(num - start) // settings.batch_size)
-    console = Console(stderr=True)
-    shown = track(batches, "sampling", total=total, console=console, disable=not console.is_terminal)
+    shown = tracked(batches, "sampling", total, unit="batches")
     write_samples(out, shown, labels, about, start)
     if tuned is not None:
         levels = ", ".join(f"{level:g}" for level in tuned.levels)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
-from rich.console import Console
 
 from ctm.commands.common import Parser, command_parser
+from ctm.console import text_console
 from ctm.training import Recipe, dry_run, train
 from ctm.training.recipe import NetworkDescription
 
@@ -96,7 +96,7 @@ def _leave_group() -> None:
 def _run(settings: Namespace) -> None:
     own = parser()
     recipe = _instantiate(own, settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     if settings.dry_run:
         lines = dry_run(recipe).lines()
         if PartialState().is_main_process:

@@ -15,6 +15,7 @@ import numpy as np
 from ctm.data.files import open_picture
 from ctm.data.images import Images
 from ctm.data.resize import fit, is_colour, normal_mode
+from ctm.files import mapped_array
 
 __all__ = ["cache_directory", "load_folder"]
 
@@ -23,10 +24,15 @@ _VERSION = 1
 
 
 def cache_directory() -> Path:
-    """Where decoded folders are kept: $CTM_CACHE, else ctm under $XDG_CACHE_HOME or ~/.cache."""
-    if "CTM_CACHE" in os.environ:
-        return Path(os.environ["CTM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ctm"
+    """Where decoded folders are kept: $CTM_CACHE, else ctm under $XDG_CACHE_HOME or ~/.cache. Raises ValueError where none of
+    them tells."""
+    own, general = os.environ.get("CTM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or general:
+        return Path(own) if own else Path(str(general)) / "ctm"
+    try:
+        return Path.home() / ".cache" / "ctm"
+    except RuntimeError as error:
+        raise ValueError("there is no home directory to keep a cache in: set CTM_CACHE to a directory") from error
 
 
 def load_folder(root: Path, size: int | None, channels: int | None = None) -> Images:
@@ -109,7 +115,7 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
     os.close(handle)
     try:
         shape = (len(files), side, side, 3 if colour else 1)
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        pixels = mapped_array(Path(temporary), np.uint8, shape)
         with ThreadPoolExecutor() as pool:
             for index, image_pixels in enumerate(pool.map(read, files)):
                 pixels[index] = image_pixels

@@ -26,6 +26,7 @@ from ctm.evaluation.passes import Processes, Progress, run_pass, silent
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
+from ctm.files import mapped_array, whole_file
 
 __all__ = [
     "QUERIES",
@@ -120,8 +121,8 @@ def classifier_of(images: Images, checksum: str, processes: Processes) -> Classi
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None
         trained = train_classifier(x, labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(trained.state_dict(), path)
+        with whole_file(path) as temporary:
+            save_file(trained.state_dict(), temporary)
     processes.wait()
     weights = load_file(path)
     classifier = Classifier(images.shape[0], images.shape[1], len(weights["head.bias"]))
@@ -150,7 +151,7 @@ def reference_of(
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in path.parent.glob(f"{path.stem}*.safetensors"):  # seen without the table
             file.unlink()
-        np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=shape).flush()
+        mapped_array(table_path, np.float32, shape).flush()
     processes.wait()
     table = np.load(table_path, mmap_mode="r+")
     seen = run_pass(

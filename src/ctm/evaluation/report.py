@@ -18,7 +18,7 @@ from ctm.evaluation.measure import METRICS
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.reference import Reference
 from ctm.evaluation.rows import Row
-from ctm.training.run_directory import write_whole
+from ctm.files import write_whole
 
 __all__ = ["notes_on", "read_result", "write_result"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ctm.evaluation.moments import BLOCKS, BlockMoments
 from ctm.evaluation.scores import ClassSums, ProbabilitySums
 from ctm.evaluation.sums import Sums, zeros
+from ctm.files import whole_file
 
 __all__ = ["Layout", "Statistics"]
 
@@ -86,10 +86,9 @@ class Statistics(Sums):
 
     def save(self, path: Path, key: str) -> None:
         """Write to a file that appears whole, with the key of what was evaluated."""
-        temporary = path.with_name(f".{path.name}.writing")
         metadata = {"key": key, "done": json.dumps(sorted(self.done))}
-        save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
 
     def merge_file(self, path: Path, key: str) -> bool:
         """Add the statistics in a file; False, adding nothing, where it is damaged, of another key or other sizes, or holds

@@ -13,6 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctm.files import whole_file
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -142,12 +143,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(
-            weights, save_directory / WEIGHTS, metadata={"format": "pt"}
-        )  # no second copy in memory, but mode 0600
-        (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
+        with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
+            new_config.write_text(json.dumps(config, indent=2) + "\n")
+            save_file(weights, new_weights, metadata={"format": "pt"})  # no second copy in memory, but mode 0600
+            new_weights.chmod(new_config.stat().st_mode)
 
     @classmethod
     def _from_pretrained(

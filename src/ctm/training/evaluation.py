@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ctm.data import Images
-from ctm.training.run_directory import RunDirectory, write_whole
+from ctm.files import write_whole
+from ctm.training.run_directory import RunDirectory
 
 __all__ = ["EvaluationSettings", "SelfEvaluation"]
 

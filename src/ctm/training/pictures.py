@@ -9,7 +9,7 @@ import torch
 
 from ctm.models import ConsistencyModel
 from ctm.noise import karras_grid
-from ctm.pictures import grid_picture
+from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
 
 __all__ = ["save_sample_grid"]
@@ -31,4 +31,4 @@ def save_sample_grid(model: Any, path: Path) -> None:
     else:
         grid = torch.cat([karras_grid(17, model.sigma_min, model.sigma_max), torch.zeros(1)])
         rows = [generate(model, count, labels=labels, grid=grid, sampler=heun)]
-    grid_picture(torch.cat(rows), columns=_COLUMNS).save(path)
+    save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)

@@ -19,9 +19,10 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory, write_whole
+from ctm.files import write_whole
+from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
 
-__all__ = ["CannotWrite", "Checkpoint", "RunDirectory", "write_whole"]
+__all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
 _LOG = logging.getLogger(__name__)
 

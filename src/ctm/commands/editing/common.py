@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import parse_labels
 from ctm.models import ConsistencyModel
+from ctm.progress import JobBar
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
 
@@ -106,11 +105,9 @@ def needs_denoiser(model: Any, settings: Namespace) -> None:
 
 @contextmanager
 def bar(words: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on the terminal; the function given takes the share that is done, in [0, 1]."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        line = progress.add_task(words, total=1.0)
-        yield lambda share: progress.update(line, completed=share)
+    """A bar on the terminal, a line now and then elsewhere; the function given takes the share that is done, in [0, 1]."""
+    with JobBar(words, 100, unit="%") as progress:
+        yield lambda share: progress.reach(round(100 * share))
 
 
 def of_steps(advance: Callable[[float], None], total: int) -> Callable[[Step], None]:
