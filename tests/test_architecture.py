@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
-    {"noise", "weighting", "parametrization", "solvers", "version"},
+    {"arguments", "noise", "weighting", "parametrization", "solvers", "version"},
     {"backbones", "discriminators", "files", "networks", "models", "guided", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},

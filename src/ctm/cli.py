@@ -30,7 +30,7 @@ _COMMANDS = {
     "likelihood": "Bits per dimension of a data set under a model.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
-_GOES_ON = ("train", "demo", "evaluate", "sample")
+_GOES_ON = ("train", "demo", "evaluate")
 _STOPPED = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "the end of its terminal"}
 
 

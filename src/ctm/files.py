@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -50,7 +51,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Makes the folder. Raises OSError, which names `path`, where writing fails, also where torch, safetensors or Pillow
     report that by errors of their own."""
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{_short(path.name)}.writing")
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -67,7 +68,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     raises, nothing is left. Raises OSError, which names `path`, as `whole_file`."""
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        parent = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        parent = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}.", dir=path.parent))
         try:
             made = parent / "made"
             made.mkdir()  # with the permissions of any new directory
@@ -101,6 +102,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    """The name, or one for it that leaves room for an ending: file systems take 255 bytes."""
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def disk_failure(error: BaseException) -> OSError | None:

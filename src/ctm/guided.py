@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_levels, as_number, as_state
 from ctm.noise import match_dims
 from ctm.tuned import TunedGrid
 
@@ -50,6 +51,7 @@ class _Around:
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(D(x, t) − x)/t²; shapes as in `denoise`."""
+        t = as_levels(t, as_state(x))
         return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
 
 
@@ -66,7 +68,7 @@ class AtGuidance(_Around):
                 "guidance_embedding: true, as in the recipe digits-ctm-guided"
             )
         super().__init__(model)
-        self.scale = scale
+        self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "the guidance scale")
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """D_w(x, t); shapes and errors as of `TrajectoryModel.denoise`."""
@@ -98,6 +100,7 @@ class GuidedDenoiser(_Around):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """D_w: x (B, …) at levels t (B,), labels int64 (B,) with −1 = none -> like x."""
+        t, labels = as_levels(t, as_state(x), zero=True), as_labels(labels, x)
         if labels is None:
             raise ValueError("guidance needs labels: int64 (B,), −1 where a sample has none; these data have none")
         none = torch.full_like(labels, -1)

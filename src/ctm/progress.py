@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,11 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctm.console import text_console
 
-__all__ = ["JobBar", "tracked"]
+__all__ = ["JobBar", "Progress", "silent", "tracked"]
 
 _LINE_SECONDS = 20.0
 _T = TypeVar("_T")
 _Bar = TypeVar("_Bar", bound="JobBar")
+Progress = Callable[
+    [Iterable[int], str], Iterable[int]
+]  # (parts of a job, its name) -> the parts, shown as they are used up
+
+
+def silent(parts: Iterable[int], words: str) -> Iterable[int]:
+    """No progress shown."""
+    return parts
 
 
 class JobBar:

@@ -125,7 +125,7 @@ def test_a_diffusion_model_is_sampled_with_heun(capsys, tmp_path):
         (["--labels", "12"], "label 12 is not known to this model (classes: 0 … 9"),
         (["--labels", "a"], "--labels takes classes such as 0-9 or 3,3,7, got 'a'"),
         (["--steps", "0.5"], "steps"),
-        (["--num", "0"], "num and batch_size must be at least 1"),
+        (["--num", "0"], "num must be a whole number of at least 1, got 0"),
         (["--form", "other"], "form must be one of paper, code"),
         (["--sampler", "magic"], "--sampler must be one of gamma, euler, heun, dpmpp_2m"),
         (["--unheard-of", "1"], "unheard-of"),

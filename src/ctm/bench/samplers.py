@@ -136,7 +136,7 @@ def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict
         seconds += time.perf_counter() - started
         seen = to_model_range(to_uint8(images)).to(device)
         moments.add(judge.extractor(seen)[0].cpu(), torch.from_numpy(indices))
-    value, limit = frechet_numbers(moments, judge.reference.gaussian)
+    value, limit = frechet_numbers(moments, judge.reference.gaussian, judge.reference.count)
     return cell.record | {
         "seed": seed,
         "frechet": value.value,

@@ -38,6 +38,8 @@ def run(settings: Namespace) -> None:
     comparisons = compare(results)
     console = text_console(wide=True)
     console.print(_rows(results))
+    for warning in dict.fromkeys(text for _, result in results for text in result.get("warnings", ())):
+        console.print(warning)
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)
     console.print(f"{len(wanted)} of {count} differences are significant at 5 % after Holm's correction.")

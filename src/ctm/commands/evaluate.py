@@ -26,7 +26,7 @@ from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
 from ctm.models import load_model
-from ctm.progress import tracked
+from ctm.progress import Progress, tracked
 from ctm.teachers import load_teacher
 
 __all__ = ["numbers", "parser", "run"]
@@ -102,7 +102,7 @@ def run(settings: Namespace) -> None:
     processes = _processes(settings.device)
 
     def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
-        return tracked(list(chunks), words, unit="batches", shown=processes.index == 0)
+        return tracked(list(chunks), words, unit="parts", shown=processes.index == 0)
 
     judge = make_judge(
         settings.data,
@@ -124,7 +124,7 @@ def run(settings: Namespace) -> None:
         options["made"] = sampling_record(Path(settings.samples))
         rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
     if processes.index == 0:
-        _finish(judge, _with_likelihood(judge, plans, rows, settings), out)
+        _finish(judge, _with_likelihood(judge, plans, rows, settings, progress), out)
 
 
 def _plans(settings: Namespace) -> list[Plan]:
@@ -163,13 +163,15 @@ def _processes(device: str | None) -> Processes:
     return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
 
 
-def _with_likelihood(judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace) -> list[Row]:
+def _with_likelihood(
+    judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace, progress: Progress
+) -> list[Row]:
     """The rows with bits/dim, which a model has once and all its rows show."""
     if settings.likelihood == 0:
         return rows
     subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
     found = {
-        checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed)
+        checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed, progress=progress)
         for checksum, subject in subjects.items()
     }
     return [

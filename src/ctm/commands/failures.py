@@ -57,10 +57,10 @@ def out_of_memory(error: BaseException) -> bool:
 def _of_the_disk(error: OSError) -> str:
     reason = error.strerror or str(error)
     names = [name for name in (error.filename, error.filename2) if name is not None]
-    where = f"{' and '.join(str(name) for name in names)}: " if names else ""
+    where = " and ".join(str(name) for name in names) or "the output, or a file"
     advice = _ADVICE.get(error.errno or 0)
     cache = "; the environment variable CTM_CACHE names the cache" if any(map(_in_cache, names)) else ""
-    return f"{where}{reason}" + (f": {advice}" if advice else "") + cache
+    return f"{where}: {reason}" + (f": {advice}" if advice else "") + cache
 
 
 def _in_cache(name: object) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm.noise import index_grid, karras_grid, log_linear_grid
+from ctm.sampling import common
 
 __all__ = ["parse_grid", "parse_labels", "parse_seeds", "usable_device"]
 
@@ -77,9 +78,4 @@ def explicit_levels(text: str | None) -> list[float] | None:
 
 def usable_device(name: str | None) -> torch.device:
     """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device {chosen} cannot be used here ({reason}): leave it out, or give cpu") from error
+    return common.usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")

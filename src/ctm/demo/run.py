@@ -46,7 +46,9 @@ def run_demo(out: Path) -> None:
     seconds = {name: run.read_metrics()[-1]["seconds"] for name, run in runs.items()}
     started = time.monotonic()
     console.print("training the classifier whose features measure the Fréchet distance")
-    judge = Judge(images, train_classifier(*labelled(images)))
+    judge = Judge(
+        images, train_classifier(*labelled(images), progress=lambda steps, words: tracked(list(steps), words))
+    )
     teacher, student = load_model(out / "teacher"), load_model(out / "student")
     rows = measure(teacher, student, judge, lambda plans: tracked(plans, "measuring", unit="rows"))
     floor = judge.floor()

@@ -57,7 +57,7 @@ def measure(
 
     labelled: whether the samples were made for classes, so that the classifier's answer can be right."""
     numbers: dict[str, Number] = {}
-    numbers["frechet"], limit = frechet_numbers(samples.moments, reference.gaussian)
+    numbers["frechet"], limit = frechet_numbers(samples.moments, reference.gaussian, reference.count)
     if limit is not None:
         numbers["frechet_infinity"] = limit
     if samples.spatial is not None and reference.spatial is not None:

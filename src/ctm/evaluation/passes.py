@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.sources import Source
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.pictures import to_uint8
+from ctm.progress import Progress, silent
 
-__all__ = ["Processes", "Progress", "forget", "run_pass", "silent"]
+__all__ = ["Processes", "forget", "run_pass"]
 
 _SAVE_SECONDS = 30.0  # between two savings, or more where saving itself takes long
 _SAVE_SHARE = 0.02
-Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class Processes:
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wait: Callable[[], None] = lambda: None
-
-
-def silent(chunks: Iterable[int], words: str) -> Iterable[int]:
-    """No progress shown."""
-    return chunks
 
 
 def run_pass(

@@ -22,11 +22,12 @@ from ctm.evaluation.frechet import frechet
 from ctm.evaluation.kernels import own_kernel
 from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.neighbours import NEIGHBOURS, Training, radii
-from ctm.evaluation.passes import Processes, Progress, run_pass, silent
+from ctm.evaluation.passes import Processes, run_pass
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.files import mapped_array, whole_file
+from ctm.progress import Progress, silent
 
 __all__ = [
     "QUERIES",
@@ -110,7 +111,9 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def classifier_of(images: Images, checksum: str, processes: Processes) -> Classifier | None:
+def classifier_of(
+    images: Images, checksum: str, processes: Processes, progress: Progress = silent
+) -> Classifier | None:
     """The classifier trained on these images (at most 50,000), from the cache where it was trained before; None for images
     without labels. One process trains."""
     if images.labels is None:
@@ -120,7 +123,7 @@ def classifier_of(images: Images, checksum: str, processes: Processes) -> Classi
         chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None
-        trained = train_classifier(x, labels)
+        trained = train_classifier(x, labels, progress=progress)
         with whole_file(path) as temporary:
             save_file(trained.state_dict(), temporary)
     processes.wait()

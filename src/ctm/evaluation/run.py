@@ -19,7 +19,7 @@ from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
-from ctm.evaluation.passes import Processes, Progress, forget, run_pass, silent
+from ctm.evaluation.passes import Processes, forget, run_pass
 from ctm.evaluation.plans import Plan
 from ctm.evaluation.protocol import environment, protocol
 from ctm.evaluation.reference import (
@@ -34,7 +34,9 @@ from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
+from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
+from ctm.sampling.generation import copy_on
 
 __all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "labels_of", "likelihood_number", "make_judge"]
 
@@ -117,7 +119,7 @@ def judge_of(
 ) -> Judge:
     """The judge that compares samples with images at hand; arguments as in `make_judge`."""
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
-    classifier = classifier_of(data, checksum, processes)
+    classifier = classifier_of(data, checksum, processes, progress)
     if features != "classifier":
         extractor = make_extractor(features, data.shape[1], side)
     elif classifier is None:
@@ -137,11 +139,13 @@ def evaluate_plans(
     """A row for each plan, the teacher's first; rows that `out` holds already are read. Samples of every plan start from the same
     noise, and where a teacher is among the plans, the models' images are compared with its."""
     rows: list[Row] = []
+    there: dict[int, Any] = {}  # the model of the newest plan, where it computes; the caller's stays as it is
     for plan in sorted(plans, key=lambda plan: plan.record["role"] != "teacher"):
-        plan.subject.model.to(judge.processes.device)
+        if id(plan.subject.model) not in there:
+            there = {id(plan.subject.model): copy_on(plan.subject.model, judge.processes.device)}
         labels = labels_of(judge, plan.subject.model, plan.record["seed"])
         source = ModelSource(
-            plan.subject.model,
+            there[id(plan.subject.model)],
             judge.images,
             plan.levels,
             plan.method,
@@ -314,14 +318,16 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
     return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals, where)
 
 
-def likelihood_number(judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50) -> Number:
+def likelihood_number(
+    judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
+) -> Number:
     """Bits per dimension of the first `count` reference images under the model. Raises ValueError where the reference holds no
     images."""
     data = judge.reference.source
     if data is None:
         raise ValueError("--likelihood needs the data's images, and --data is a file of statistics")
-    found, model = [], model.to(judge.processes.device)
-    for start in range(0, min(count, data.count), batch_size):
+    found, model = [], copy_on(model, judge.processes.device)
+    for start in progress(range(0, min(count, data.count), batch_size), "bits per dimension"):
         numbers = data.numbers[start : min(start + batch_size, count)]
         pixels = torch.from_numpy(np.ascontiguousarray(data.images.pixels[numbers])).permute(0, 3, 1, 2)
         labels = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctm.arguments import as_labels, as_levels, as_number, as_state
 from ctm.noise import match_dims
 from ctm.sampling.common import denoiser_of
 from ctm.tuned import TunedGrid
@@ -62,7 +64,7 @@ class Guided(nn.Module):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The guided denoised image. x (B, *shape) at levels t (B,), labels int64 (B,) or None -> like x."""
-        return self.guided(x, t, None, labels)
+        return self.guided(x, as_levels(t, as_state(x), zero=True), None, as_labels(labels, x))
 
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
@@ -70,10 +72,12 @@ class Guided(nn.Module):
             raise ValueError(
                 f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
             )
-        return jump_with(x, self.guided(x, t, s, labels), t, s)
+        t, s = as_levels(t, as_state(x), zero=True), as_levels(s, x, "s", zero=True)
+        return jump_with(x, self.guided(x, t, s, as_labels(labels, x)), t, s)
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(denoise − x)/t²; shapes as in `denoise`."""
+        t = as_levels(t, as_state(x))
         return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -98,8 +102,9 @@ class Limited(Guided):
 
     def __init__(self, guided: Guided, low: float, high: float) -> None:
         super().__init__(guided)
+        low, high = as_number(low, "low"), high if high == math.inf else as_number(high, "high")
         if not 0 <= low < high:
-            raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low} and {high}")
+            raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low:g} and {high:g}")
         self.low, self.high = low, high
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -123,9 +128,7 @@ class Thresholded(Guided):
 
     def __init__(self, model: Any, quantile: float = 0.995) -> None:
         super().__init__(model)
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile must be in (0, 1], got {quantile}: 0.995 is Imagen's")
-        self.quantile = quantile
+        self.quantile = as_number(quantile, "quantile", 0, 1, above=True, why="0.995 is Imagen's")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         image = image_of(self.model, x, t, s, labels)

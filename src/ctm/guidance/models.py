@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_number, words_for
 from ctm.guidance.base import Guided, image_of
 from ctm.guided import AtGuidance, at_guidance, takes_guidance
 
@@ -33,7 +34,7 @@ class ClassifierFree(Guided):
 
     def __init__(self, model: Any, scale: float) -> None:
         super().__init__(model)
-        self.scale = float(scale)
+        self.scale = as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         if labels is None:
@@ -56,7 +57,7 @@ class Autoguided(Guided):
 
     def __init__(self, model: Any, weaker: Any, scale: float) -> None:
         super().__init__(model)
-        self.weaker, self.scale = weaker, float(scale)
+        self.weaker, self.scale = weaker, as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         if s is not None and not hasattr(self.weaker, "jump"):
@@ -75,6 +76,8 @@ class BetweenLabels(Guided):
 
     def __init__(self, model: Any, other: Tensor, share: Tensor) -> None:
         super().__init__(model)
+        if not (isinstance(other, Tensor) and isinstance(share, Tensor)):
+            raise ValueError(f"other and share are tensors (B,), got {words_for(other)} and {words_for(share)}")
         if other.shape != share.shape or other.dim() != 1:
             raise ValueError(f"other and share are one number for each sample, got {other.shape} and {share.shape}")
         self.other, self.share = other, share

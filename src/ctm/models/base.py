@@ -13,6 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctm.arguments import as_labels, as_levels, as_state
 from ctm.files import whole_file
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
@@ -73,16 +74,17 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         self.grids: dict[int, TunedGrid] = {}
         self.further: dict[str, Any] = {}
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Calling a model means denoise."""
         return self.denoise(x, t, labels)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x] as the model knows it; shapes as in `g`."""
         raise NotImplementedError
 
-    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
+        t = as_levels(t, as_state(x))
         return (self.denoise(x, t, labels) - x) / match_dims(t, x) ** 2
 
     def _call_network(
@@ -99,25 +101,20 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
             output = self.network(scaled.to(weights.dtype), *levels, labels, **further)
         return output.to(x.dtype)
 
-    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        """The public boundary's checks on shapes and dtypes."""
+    def _checked(self, x: Tensor, t: Tensor | float, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """The public boundary: levels (B,) in x's dtype and labels int64 (B,) or None, from what a caller gives. Raises
+        ValueError for shapes, dtypes, levels and labels that do not fit."""
+        as_state(x)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"x must be floating point, got {x.dtype}: images are in [-1, 1]")
-        if t.shape != (len(x),):
-            raise ValueError(
-                f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}"
-            )
-        if labels is not None:
-            if labels.shape != (len(x),) or labels.dtype != torch.int64:
-                raise ValueError(
-                    f"labels must be int64 of shape ({len(x)},), got {labels.dtype} of shape {tuple(labels.shape)}"
-                )
-            if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < max(self.num_classes, 0):
-                bad = int(labels.max()) if int(labels.max()) >= self.num_classes else int(labels.min())
+        labels = as_labels(labels, x)
+        if labels is not None and len(labels):
+            low, high = int(labels.min()), int(labels.max())
+            if low < -1 or high >= self.num_classes:
+                bad = high if high >= self.num_classes else low
                 known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
                 raise ValueError(f"label {bad} is not known to this model (classes: {known}); −1 is no label")
+        return as_levels(t, x).to(x.dtype), labels
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments other than the network."""

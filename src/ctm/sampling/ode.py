@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_number
 from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
 from ctm.solvers import dpmpp_2m_step, heun_step, midpoint_step, toward
 
 __all__ = ["dpmpp_2m", "euler", "heun", "midpoint"]
+
+_CHURN_NAMES = ("churn", "churn_min", "churn_noise")
 
 
 @torch.no_grad()
@@ -30,7 +33,7 @@ def euler(
 
     x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; labels int64 (B,) or None; noise is not
     used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
-    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
+    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, as_labels(labels, x))
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all, s_all = t.expand(len(x)), s.expand(len(x))
         denoised = denoise(x, t_all)
@@ -95,8 +98,12 @@ def _churned(
     callback: Callback | None,
 ) -> Tensor:
     """The loop of `heun` and `midpoint`: raise the level where the churn says so, then step down."""
-    churn, churn_min, churn_max, churn_noise = churns
-    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    churn, churn_min, churn_noise = (
+        as_number(value, name, 0) for value, name in zip((churns[0], churns[1], churns[3]), _CHURN_NAMES, strict=True)
+    )
+    churn_max = churns[2] if churns[2] == math.inf else as_number(churns[2], "churn_max", 0)
+    levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
+    denoise = denoiser_of(model, as_labels(labels, x))
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         raised = t
@@ -122,7 +129,7 @@ def dpmpp_2m(
     callback: Callback | None = None,
 ) -> Tensor:
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2); order 2, one evaluation a step. Arguments as in `euler`."""
-    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, labels)
+    levels, denoise = check_start(x, grid, zero_end=True), denoiser_of(model, as_labels(labels, x))
     previous: tuple[Tensor, Tensor] | None = None
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_number
 from ctm.sampling.common import Callback, Noise, Step, check_start, denoiser_of, fresh_noise
 from ctm.solvers import ancestral_levels, extrapolated, toward
 
@@ -29,8 +30,7 @@ def ancestral(
     eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
     standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
     Raises ValueError for eta outside [0, 1] or an unfitting grid."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
+    eta = as_number(eta, "eta", 0, 1, why="0 adds no noise, 1 samples the reverse diffusion")
     return _reverse_diffusion(model, x, grid, eta, False, labels, noise, callback)
 
 
@@ -63,7 +63,8 @@ def _reverse_diffusion(
     callback: Callback | None,
 ) -> Tensor:
     """The loop of both: down to ancestral_levels' `down`, then noise of its `up`."""
-    levels, denoise, draw = check_start(x, grid, zero_end=True), denoiser_of(model, labels), fresh_noise(noise)
+    levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
+    denoise = denoiser_of(model, as_labels(labels, x))
     previous: tuple[Tensor, Tensor] | None = None
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ctm.training.run_directory import RunDirectory
 
 __all__ = ["EvaluationSettings", "SelfEvaluation"]
 
+_LOG = logging.getLogger(__name__)
 _FILE = "evaluations.jsonl"
 
 
@@ -49,6 +51,7 @@ class SelfEvaluation:
     def __init__(
         self, settings: EvaluationSettings, images: Images, directory: RunDirectory, step: int, device: torch.device
     ) -> None:
+        from ctm.evaluation.frechet import too_few
         from ctm.evaluation.passes import Processes  # here, because few runs evaluate themselves
         from ctm.evaluation.run import judge_of
 
@@ -56,6 +59,8 @@ class SelfEvaluation:
         self._judge = judge_of(
             images, features=settings.features, images=settings.num, processes=Processes(device=device)
         )
+        for warning in too_few(settings.num, len(images), self._judge.extractor.features):
+            _LOG.warning("self-evaluation: %s", warning)
         self._file, self._best = directory.path / _FILE, directory.path / "best.json"
         rows = [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.is_file() else []
         self._rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= step]
@@ -65,12 +70,10 @@ class SelfEvaluation:
         from ctm.evaluation.plans import make_plans, subject_of
         from ctm.evaluation.run import evaluate_plans
 
-        place = next(model.parameters()).device
         subject = subject_of("model", str(self._directory.path), model)
         steps = self.settings.steps or (1 if hasattr(model, "jump") else 18)
         with tempfile.TemporaryDirectory() as folder:
             (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder))
-        model.to(place)
         numbers = {name: number.value for name, number in row.numbers.items()}
         earlier = [known["frechet"] for known in self._rows]
         self._rows.append({"step": step, **numbers})
