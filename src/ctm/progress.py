@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ctm.console import text_console
 
@@ -58,7 +59,7 @@ class JobBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._progress = Progress(*columns, console=self.console, disable=not self._live)
+        self._progress = rich_progress.Progress(*columns, console=self.console, disable=not self._live)
         self._task = self._progress.add_task(title, total=total, completed=done, rate="", note="")
 
     def __enter__(self: _Bar) -> _Bar:

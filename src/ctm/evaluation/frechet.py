@@ -82,8 +82,8 @@ def too_few(samples: int, real: int, features: int) -> list[str]:
     ):
         if 0 < count <= features:
             found.append(
-                f"{count} {whose} are no more than the {features} features: their covariance is singular, so the Fréchet distances "
-                f"are biased upwards by an unknown amount. Look at KID, which is unbiased, or {advice}."
+                f"{count} {whose} are no more than the {features} features: their covariance is singular, so the Fréchet "
+                f"distances are biased upwards by an unknown amount. Look at KID, which is unbiased, or {advice}."
             )
     if samples < _LIMIT_ROWS * features or 0 < real <= features:
         found.append(

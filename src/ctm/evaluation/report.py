@@ -125,7 +125,7 @@ def notes_on(result: dict[str, Any]) -> str:
         *result.get("warnings", ()),
         f"{facts['images']} samples; ±: one standard error, of the sampling. Fréchet distances are over the features of "
         f"{facts['features']['name']} ({facts['features']['resize']}) and compare only with others of the same protocol; "
-        "Fréchet∞, where it is told, is the limit for endlessly many samples. The number after a name: evaluations of the network.",
+        "Fréchet∞ (if told) is the limit for endlessly many samples. The number after a name: evaluations of the network.",
     ]
     if about["halves"] is not None:
         words.append(f"Two halves of the data are {about['halves']:.4g} apart, which half as many images each raise.")

@@ -108,7 +108,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         labels = as_labels(labels, x)
-        if labels is not None and len(labels):
+        if labels is not None and len(labels) and not labels.is_meta:  # meta holds no numbers to look at
             low, high = int(labels.min()), int(labels.max())
             if low < -1 or high >= self.num_classes:
                 bad = high if high >= self.num_classes else low

@@ -74,7 +74,7 @@ class TrajectoryModel(Model):
             raise ValueError(
                 f"guidance must be a finite number, or a tensor of them, got {words_for(guidance)}"
             ) from error
-        if scale.shape not in ((), (len(x),)) or not bool(scale.isfinite().all()):
+        if scale.shape not in ((), (len(x),)) or not (scale.is_meta or bool(scale.isfinite().all())):
             raise ValueError(
                 f"guidance must be a finite number, or a tensor of them of shape ({len(x)},), got {guidance}"
             )

@@ -174,6 +174,7 @@ def stream(
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
+    steps = as_count(steps, "steps", why="a grid needs one interval or more") if grid is None else steps
     tuned = tuned_for(model, steps, gamma) if grid is None and sampler is None else None
     gamma = as_gamma(gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma)
     if tuned is not None:
