@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ctm.data.files import open_picture
+from ctm.data.files import TRAITS, open_picture
 from ctm.data.images import to_model_range
 from ctm.data.resize import fit, is_colour, normal_mode
 
@@ -21,8 +21,11 @@ _TRACE = 0.5  # of 255: the share of a filled pixel that counts in a resized one
 
 
 def read(file: str) -> Image.Image:
-    """The picture, turned upright by its EXIF orientation. Raises as `open_picture`."""
-    return ImageOps.exif_transpose(open_picture(Path(file)))
+    """The picture, upright; prints what was done to it. Raises as `open_picture`."""
+    picture = open_picture(Path(file))
+    for trait in sorted(picture.traits - {"transparent"}):  # transparency has its own uses here
+        print(f"{file} {TRAITS[trait][0]}")
+    return picture.image
 
 
 def for_model(image: Image.Image, file: str, model: Any, *, grey: bool = False) -> Tensor:
