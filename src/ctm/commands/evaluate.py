@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ctm.commands.common import Parser, command_parser, wide_console
-from ctm.commands.options import usable_device
+from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.commands.output import sampling_record
 from ctm.data import Images, load_images
 from ctm.evaluation.extractors import NAMES
@@ -44,6 +44,7 @@ def parser() -> Parser:
     )
     result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
     result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
+    add_data_options(result)
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
@@ -117,6 +118,7 @@ def run(settings: Namespace) -> None:
         labels=settings.labels,
         processes=processes,
         progress=progress,
+        reading=data_options(settings),
     )
     out = Path(settings.out)
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)

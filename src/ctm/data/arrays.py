@@ -23,8 +23,8 @@ def load_npz(path: Path, image: str | None = None, label: str | None = None, max
     """The images in an .npz: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole numbers or texts (N,).
 
     image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
-    class_names are the names of the classes. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays that are not
-    there or no images or labels."""
+    class_names are the names of the classes. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays
+    that are not there or no images or labels."""
     archive = Archive(path, max_gb)
     image_name = _chosen(archive, "image", image, _IMAGES)
     if image_name is None:

@@ -10,7 +10,7 @@ import numpy as np
 from ctm.data.notes import printable, tell
 from ctm.data.tree import natural
 
-__all__ = ["could_be_labels", "listed_classes", "match_classes", "read_labels"]
+__all__ = ["compare_classes", "could_be_labels", "listed_classes", "match_classes", "read_labels"]
 
 _MOST_CLASSES = 1_000_000
 _SHOWN = 12
@@ -69,7 +69,7 @@ def _missing(value: Any) -> bool:
     return value is None or value != value  # NaN
 
 
-def match_classes(
+def compare_classes(
     data_names: Sequence[str],
     labels: np.ndarray,
     model: Any,
@@ -77,9 +77,9 @@ def match_classes(
     data: str,
     who: str = "the model",
     remedy: str = "",
-) -> np.ndarray | None:
-    """The model's number of each class of the data, int64 (classes,), −1 for one without images that the model lacks; None where
-    the numbers are the same. Tells when classes were matched by name, and when there were no names.
+) -> tuple[np.ndarray | None, str | None]:
+    """The model's number of each class of the data, int64 (classes,), −1 for a class without images that the model lacks, and
+    None where the numbers are the same; and a line for the user, None where all is as it was.
 
     data_names: of the data, empty where unknown. model: with num_classes, and class_names where it keeps them. data, who, remedy:
     words of the lines and errors. Raises ValueError, naming the class, for images of a class that the model does not know."""
@@ -87,24 +87,38 @@ def match_classes(
     count = max(int(labels.max(initial=-1)) + 1, len(data_names))
     if not own or not data_names:
         if count > model.num_classes:
-            raise ValueError(
-                f"{data} has {count} classes and {who} knows {model.num_classes} (numbers 0 … {model.num_classes - 1}){remedy}"
-            )
+            last = model.num_classes - 1
+            raise ValueError(f"{data} has {count} classes, and {who} knows only the numbers 0 … {last}{remedy}")
         silent = f"{who} keeps" if not own else "the data have"
-        tell([f"no class names were compared, for {silent} none: class numbers are taken as they are"], data)
-        return None
+        return None, f"no class names were compared, for {silent} none: class numbers are taken as they are"
     if list(data_names) == own:
-        return None
+        return None, None
     used = sorted(set(labels[labels >= 0].tolist()))
-    unknown = [data_names[number] for number in used if data_names[number] not in own]
+    _check_names([data_names[number] for number in used], data_names, own, data, who, remedy)
+    numbers = np.array([own.index(name) if name in own else -1 for name in data_names], dtype=np.int64)
+    moved = [f"{data_names[number]} {number} → {numbers[number]}" for number in used if numbers[number] != number]
+    if not moved:
+        return numbers, None
+    shown = ", ".join(moved[:_SHOWN]) + (", …" if len(moved) > _SHOWN else "")
+    return numbers, f"classes are matched with those of {who} by name: {shown}"
+
+
+def match_classes(
+    data_names: Sequence[str], labels: np.ndarray, model: Any, *, data: str, **words: str
+) -> np.ndarray | None:
+    """The numbers of `compare_classes`, its line told."""
+    numbers, line = compare_classes(data_names, labels, model, data=data, **words)
+    tell([] if line is None else [line], data)
+    return numbers
+
+
+def _check_names(names: list[str], data_names: Sequence[str], own: list[str], data: str, who: str, remedy: str) -> None:
+    """Raises ValueError where a name of the data is unknown to the model, or stands for several classes."""
+    unknown = [name for name in names if name not in own]
     if unknown:
-        raise ValueError(
-            printable(
-                f"{data} has {'the classes' if len(unknown) > 1 else 'the class'} {', '.join(unknown[:_SHOWN])}, which {who} "
-                f"does not know: it knows {listed_classes(own)}{remedy}"
-            )
-        )
-    names = [data_names[number] for number in used]
+        which = f"the class{'es' * (len(unknown) > 1)} {', '.join(unknown[:_SHOWN])}"
+        known = f"it knows {listed_classes(own)}"
+        raise ValueError(printable(f"{data} has {which}, which {who} does not know: {known}{remedy}"))
     twice = [name for name in names if own.count(name) > 1 or list(data_names).count(name) > 1]
     if twice:
         raise ValueError(
@@ -113,10 +127,3 @@ def match_classes(
                 f"be matched by name{remedy}"
             )
         )
-    numbers = np.array([own.index(name) if name in own else -1 for name in data_names], dtype=np.int64)
-    moved = [f"{data_names[number]} {number} → {numbers[number]}" for number in used if numbers[number] != number]
-    if not moved:
-        return numbers
-    shown = ", ".join(moved[:_SHOWN]) + (", …" if len(moved) > _SHOWN else "")
-    tell([f"classes are matched with those of {who} by name: {shown}"], data)
-    return numbers
