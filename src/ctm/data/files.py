@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 
 from ctm.data.resize import is_colour
 
@@ -20,7 +20,7 @@ _AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None and bool(fea
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}) | (
     {".avif"} if _AVIF else set()
 )
-_FORMATS = ["PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _AVIF else [])]
+_FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _AVIF else [])]
 """What a file's content may be, whatever its name: formats that Pillow decodes itself (it gives EPS to another program)."""
 _LARGE = 2**24  # pixels of a picture that is decoded alone, so that several threads do not hold such pictures at once
 _ALONE = Lock()
@@ -85,7 +85,7 @@ class _Refused(ValueError):
     """A picture that can be read, but is not to be."""
 
 
-def _opened(source: Path | bytes, name: str) -> Image.Image:
+def _opened(source: Path | bytes, name: str) -> ImageFile.ImageFile:
     """The picture, its pixels not decoded yet."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -99,12 +99,17 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
     return image
 
 
-def _decoded(image: Image.Image, name: str) -> Picture:
+def _decoded(image: ImageFile.ImageFile, name: str) -> Picture:
     traits = {"frames"} if getattr(image, "is_animated", False) else set()
-    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if image.format == "TIFF" and orientation in range(5, 9) and any(tile[0] == "raw" for tile in image.tile):
+        raise _Refused(  # Pillow 12 decodes rows of the wrong length there
+            f"{name} is an uncompressed TIFF that is to be turned by its orientation, which cannot be read rightly: save it "
+            "upright, or as PNG"
+        )
     image.load()
     upright: Image.Image = ImageOps.exif_transpose(image)
-    traits |= {"turned"} if turned else set()
+    traits |= {"turned"} if orientation in range(2, 9) else set()
     if upright.mode == "F":
         upright, traits = _from_floats(upright, name), traits | {"unit"}
     elif upright.mode == "I":

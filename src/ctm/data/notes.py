@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 __all__ = ["printable", "tell"]
 
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")  # of this process, as torchrun, accelerate and MPI set it
 _LOG = logging.getLogger("ctm.data")
 
 
@@ -17,9 +18,8 @@ def printable(text: str) -> str:
 
 
 def tell(lines: Iterable[str], about: str = "") -> None:
-    """Each line as a warning of the log `ctm.data`, "about: line"; silent in all but the first process of a launcher (RANK,
-    as torchrun and accelerate set it)."""
-    if os.environ.get("RANK", "0") != "0":
+    """Each line as a warning of the log `ctm.data`, "about: line"; silent in all but the first process of a launcher."""
+    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
         return
     for line in lines:
         _LOG.warning("%s", printable(f"{about}: {line}" if about else line))

@@ -209,7 +209,10 @@ def _pixels(
 def _bytes(cell: Any, name: str) -> bytes | Path | None:
     """What a cell holds of a picture file; None for one that holds pixels."""
     if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-        return Path(cell["path"])
+        path = Path(cell["path"])
+        if not path.is_file():
+            raise ValueError(f"{name} is not in the table, which names the file {path}: it is not there")
+        return path
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is None:
         raise ValueError(f"{name} is missing: remove its row")

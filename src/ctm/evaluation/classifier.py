@@ -35,7 +35,8 @@ def train_classifier(
     images: Tensor, labels: Tensor, *, classes: int | None = None, steps: int = 600, batch: int = 128, seed: int = 0
 ) -> Classifier:
     """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,) of `classes` classes, shifted by up to one
-    pixel and lightly blurred by noise; the same seed gives the same weights on one machine. Returns the classifier in eval mode."""
+    pixel and lightly blurred by noise; the same seed gives the same weights on one machine. Returns the classifier in eval
+    mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(images.shape[1], images.shape[2], classes or int(labels.max()) + 1)
