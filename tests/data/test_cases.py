@@ -422,6 +422,13 @@ def test_case_30_channels_are_colour_if_any_file_is(tmp_path):
     assert load_images(str(tmp_path), size=8, channels=3).notes == images.notes[1:]
 
 
+@pytest.mark.filterwarnings("error")
+def test_palettes_with_transparency_are_read_in_silence(tmp_path):
+    picture = Image.fromarray(np.dstack([colour(90), grey(255)])).convert("P")
+    picture.save(tmp_path / "a.png", transparency=bytes([255] * 100 + [0] * 156))
+    assert load_images(str(tmp_path), size=8).shape == (3, 8, 8)
+
+
 def test_all_grey_with_alpha_stays_grey(tmp_path):
     Image.merge("LA", [Image.fromarray(grey(100)), Image.fromarray(grey(255))]).save(tmp_path / "grey.png")
     assert load_images(str(tmp_path), size=8).shape == (1, 8, 8)

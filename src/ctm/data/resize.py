@@ -15,7 +15,7 @@ def is_colour(image: Image.Image) -> bool:
     if image.mode in _GREY_MODES:
         return False
     if image.mode == "P" and image.palette is not None:
-        used = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        used = np.asarray(image.convert("RGBA")).reshape(-1, 4)[:, :3]
         return bool((used != used[:, :1]).any())
     return True
 

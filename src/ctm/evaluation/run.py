@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,14 @@ def make_judge(
     processes: Processes | None = None,
     progress: Progress = silent,
     reading: Mapping[str, Any] | None = None,
+    check: Callable[[Images], object] | None = None,
 ) -> Judge:
     """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
 
     size, channels: of the samples, to which the data are brought. rows: features kept on both sides for KID, CMMD and
     neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often.
-    reading: image, label and max_gb of ctm.data.load_images.
+    reading: image, label and max_gb of ctm.data.load_images. check: called with the images before anything is
+    computed, to raise for those that do not fit a model.
 
     Raises ValueError for data, a feature network or a choice that does not fit."""
     if images < 2 or rows < 2:
@@ -96,6 +98,8 @@ def make_judge(
             about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
             return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
     found = load_images(data, size, channels, split, **(reading or {}))
+    if check is not None:
+        check(found)
     return judge_of(
         found,
         features=features,
