@@ -219,3 +219,22 @@ def test_a_float32_grid_serves_a_float64_state():
     grid = ctm.karras_grid(2, sigma_min=0.01, dtype=torch.float32)
     assert float(grid[-1]) < 0.01
     assert ctm.sampling.gamma(model, torch.randn(3, 2, dtype=torch.float64), grid).dtype == torch.float64
+
+
+def test_case_05_class_names_live_in_config_json(small_ctm, tmp_path):
+    assert small_ctm.class_names == []
+    small_ctm.save_pretrained(tmp_path / "unnamed")
+    assert "class_names" not in json.loads((tmp_path / "unnamed" / "config.json").read_text())
+    names = [f"class {number}" for number in range(10)]
+    small_ctm.class_names = names
+    small_ctm.save_pretrained(tmp_path / "named")
+    loaded = load_model(tmp_path / "named")
+    assert loaded.class_names == names
+    assert loaded.further == {}
+    for wrong in (names[:9], "abcdefghij", [*names[:9], 9]):
+        with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none"):
+            small_ctm.class_names = wrong
+    config = json.loads((tmp_path / "named" / "config.json").read_text()) | {"class_names": names[:3]}
+    (tmp_path / "named" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none: got 3 names"):
+        load_model(tmp_path / "named")

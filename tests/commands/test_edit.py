@@ -147,7 +147,16 @@ def test_files_of_any_mode_become_the_same_picture(small_ctm, three, tmp_path, c
     for name in ("16", "palette", "colour", "alpha", "large"):
         file = str(tmp_path / f"{name}.png")
         torch.testing.assert_close(for_model(read(file), file, small_ctm), expected, msg=name)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(np.rot90(grey)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    for name in ("turned.png", "float.tif"):
+        file = str(tmp_path / name)
+        torch.testing.assert_close(for_model(read(file), file, small_ctm), expected, msg=name)
     said = capsys.readouterr().out
+    assert "turned.png is turned upright by its EXIF orientation" in said
+    assert "float.tif holds floats within [0, 1]: read as 0 … 255" in said
     assert "large.png: 32×32 resized and centre-cropped to the model's 8×8" in said
     assert "colour.png: colours are taken as grey (luma)" in said
     clear = np.stack([grey] * 3 + [np.where(grey > 0, 255, 0).astype(np.uint8)], -1)

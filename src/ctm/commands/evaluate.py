@@ -14,10 +14,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import usable_device
+from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.commands.output import sampling_record
 from ctm.console import text_console
 from ctm.data import Images, load_images
+from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of, title_of
@@ -44,6 +45,7 @@ def parser() -> Parser:
     )
     result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
     result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
+    add_data_options(result)
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
@@ -116,6 +118,8 @@ def run(settings: Namespace) -> None:
         labels=settings.labels,
         processes=processes,
         progress=progress,
+        reading=data_options(settings),
+        check=lambda images: _check_classes(images, plans, settings),
     )
     out = Path(settings.out)
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
@@ -144,6 +148,13 @@ def _plans(settings: Namespace) -> list[Plan]:
             raise ValueError(f"the teacher's images are {teacher.model.shape} and the model's {subject.model.shape}")
         plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", **options)
     return plans
+
+
+def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -> None:
+    """Raises ValueError where labels are taken from the data and a model does not know a class of theirs."""
+    for plan in plans:
+        who = f"the {plan.record['role']}"
+        shared_classes(images, plan.subject.model, who=who, strict=settings.labels == "data", quiet=True)
 
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:

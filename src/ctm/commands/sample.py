@@ -69,7 +69,7 @@ def parser() -> Parser:
     add("--churn_max", type=float, default=float("inf"), help="the highest")
     add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
     add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
-    add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7 or all")
+    add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
@@ -88,7 +88,7 @@ def run(settings: Namespace) -> None:
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma
     grid, sampler = _sampler(model, name, settings, tuned)
     seeds = None if settings.seeds is None else parse_seeds(settings.seeds)
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
+    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     num = _number(settings, cycle, seeds)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     seed = settings.seed if seeds is None else seeds

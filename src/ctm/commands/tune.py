@@ -16,7 +16,7 @@ from rich.table import Table
 from ctm import sampling
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
-from ctm.commands.options import usable_device
+from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
@@ -49,6 +49,7 @@ def parser() -> Parser:
     add("--measure", type=str, default="flow", help="flow: squared distance to the flow; frechet: to the data")
     add("--teacher", type=str, default=None, help="flow: whose denoiser gives the flow (default: the model's own)")
     add("--data", type=str, default=None, help="frechet: images as for evaluate; one half tunes, the other judges")
+    add_data_options(result)
     add("--features", type=str, default="efficientnet", help=f"frechet: feature network, {', '.join(NAMES)}")
     add(
         "--gamma",
@@ -121,7 +122,7 @@ def _measure(model: Any, settings: Namespace) -> GridMeasure:
         raise ValueError(f"--measure frechet looks at square pictures of 1 or 3 channels, and these are {model.shape}")
     return FrechetMeasure(
         model,
-        load_images(settings.data, model.shape[1], model.shape[0]),
+        load_images(settings.data, model.shape[1], model.shape[0], **data_options(settings)),
         features=settings.features,
         num=1000 if settings.num is None else settings.num,
         seed=settings.seed,

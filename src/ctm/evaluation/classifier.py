@@ -34,13 +34,21 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, *, steps: int = 600, batch: int = 128, seed: int = 0, progress: Progress = silent
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int | None = None,
+    steps: int = 600,
+    batch: int = 128,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Classifier:
-    """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,), shifted by up to one pixel and lightly blurred by
-    noise; the same seed gives the same weights on one machine. Returns the classifier in eval mode."""
+    """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,) of `classes` classes, shifted by up to one
+    pixel and lightly blurred by noise; the same seed gives the same weights on one machine. Returns the classifier in eval
+    mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(images.shape[1], images.shape[2], int(labels.max()) + 1)
+        model = Classifier(images.shape[1], images.shape[2], classes or int(labels.max()) + 1)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)

@@ -64,8 +64,9 @@ def measure(
         numbers["spatial_frechet"] = frechet_number(samples.spatial, reference.spatial)
     if samples.probabilities is not None:
         numbers["inception_score"] = samples.probabilities.inception_score()
-        if labelled:
-            numbers["label_accuracy"] = samples.probabilities.accuracy()
+        named = 0.0 if samples.classes is None else float(samples.classes.count.sum())
+        if labelled and named > 0:
+            numbers["label_accuracy"] = samples.probabilities.accuracy(named)
     if labelled and samples.classes is not None and reference.classes is not None:
         numbers["diversity"] = samples.classes.diversity(reference.classes)
     if reference.rows is None:

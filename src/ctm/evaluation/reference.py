@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm.data import Images
+from ctm.data.archive import Archive
 from ctm.data.folder import cache_directory
 from ctm.evaluation.classifier import Classifier, train_classifier
 from ctm.evaluation.extractors import Extractor, file_checksum
@@ -39,7 +39,7 @@ __all__ = [
     "statistics_file",
 ]
 
-_VERSION = 2
+_VERSION = 3
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
 QUERIES = 500  # samples of the memorisation check
@@ -118,12 +118,13 @@ def classifier_of(
     without labels. One process trains."""
     if images.labels is None:
         return None
-    path = cache_directory() / f"classifier-{_key('classifier', checksum)}.safetensors"
+    path = cache_directory() / f"classifier-{_key('classifier', checksum, images.num_classes)}.safetensors"
     if not path.is_file() and processes.index == 0:
         chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None
-        trained = train_classifier(x, labels, progress=progress)
+        known = labels >= 0
+        trained = train_classifier(x[known], labels[known], classes=images.num_classes, progress=progress)
         with whole_file(path) as temporary:
             save_file(trained.state_dict(), temporary)
     processes.wait()
@@ -195,24 +196,16 @@ def _from_statistics(
         classes=seen.classes,
         table=table,
         source=source,
-        accuracy=None if seen.probabilities is None else seen.probabilities.accuracy().value,
+        accuracy=_accuracy(seen),
         halves=halves,
     )
 
 
-def _arrays(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays in an .npz, without reading them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-                    shapes[name.removesuffix(".npy")] = read(file)[0]
-            return shapes
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays") from error
+def _accuracy(seen: Statistics) -> float | None:
+    """How often the classifier is right on the images that have a label."""
+    if seen.probabilities is None or seen.classes is None:
+        return None
+    return seen.probabilities.accuracy(float(seen.classes.count.sum())).value
 
 
 def is_statistics(name: str, features: int) -> bool:
@@ -222,10 +215,10 @@ def is_statistics(name: str, features: int) -> bool:
     path = Path(name)
     if path.suffix != ".npz" or not path.is_file():
         return False
-    shapes = _arrays(path)
+    shapes = {name: header.shape for name, header in Archive(path).headers.items()}
     if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:
         return False
-    found = shapes["mu"][0] if "mu" in shapes else shapes["activations"][1]
+    found = [*(shapes["mu"][:1] if "mu" in shapes else shapes["activations"][1:2]), 0][0]
     if found != features and len(shapes.get("arr_0", shapes.get("images", ()))) < 3:
         raise ValueError(
             f"{path} holds statistics of {found} features and the feature network gives {features}: choose by --features the "
@@ -238,12 +231,12 @@ def statistics_file(path: Path, rows: int) -> Reference:
     """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
     or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
     network. Raises ValueError for shapes that do not fit."""
-    with np.load(path) as stored:
-        arrays = {
-            name: torch.from_numpy(np.asarray(stored[name], dtype=np.float64))
-            for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
-            if name in stored.files
-        }
+    archive = Archive(path)
+    arrays = {
+        name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64))
+        for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
+        if name in archive.headers
+    }
     spatial = None
     if "mu" in arrays:
         gaussian = _checked(path, arrays["mu"], arrays["sigma"])

@@ -48,6 +48,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
     """What both models share: the network, its settings, the EDM denoiser interface, and files.
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
+    `class_names`: one for each class where they are known, else empty; kept in config.json.
     `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `further`: what else config.json held."""
 
     autocast: torch.dtype | None = None
@@ -71,8 +72,22 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
         self.network = network if isinstance(network, nn.Module) else build(network)
+        self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
         self.further: dict[str, Any] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name for each class, empty where they are not known. Setting it raises ValueError for another number of names."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        if not listed or len(names) not in (0, self.num_classes):
+            got = f"{len(names)} names" if listed else "something else"
+            raise ValueError(f"class_names must be {self.num_classes} texts, one for each class, or none: got {got}")
+        self._class_names = list(names)
 
     def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Calling a model means denoise."""
@@ -139,6 +154,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
+        config |= {"class_names": self.class_names} if self.class_names else {}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
@@ -184,8 +200,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
             )
         model = cls(**model_kwargs)
         model.load_state_dict(load_file(weights), strict=strict)
-        known = {"model", "network", "grids", *model._settings()}
+        known = {"model", "network", "class_names", "grids", *model._settings()}
         model.further = {name: value for name, value in (config or {}).items() if name not in known}
+        model.class_names = (config or {}).get("class_names", [])
         model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max)
         return model.to(map_location).eval()
 

@@ -73,7 +73,7 @@ class SelfEvaluation:
         subject = subject_of("model", str(self._directory.path), model)
         steps = self.settings.steps or (1 if hasattr(model, "jump") else 18)
         with tempfile.TemporaryDirectory() as folder:
-            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder))
+            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder), quiet=True)
         numbers = {name: number.value for name, number in row.numbers.items()}
         earlier = [known["frechet"] for known in self._rows]
         self._rows.append({"step": step, **numbers})

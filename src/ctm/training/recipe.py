@@ -30,9 +30,13 @@ class DataSettings:
     Args:
         name: digits, mnist5k, fashion-mnist, the path of an image folder, .npz or .parquet file, or a hub id.
         size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
-        channels: 1 (grey) or 3 (colour) converts; unset: as the images are.
+        channels: 1 (grey) or 3 (colour) converts; unset: colour if any picture is in colour.
         split: train or test, where the set has both.
         batch_size: images in a step, over all processes together.
+        image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
+        label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
+        flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
+        max_gb: most memory that an .npz or .parquet file may take, in 10⁹ bytes; unset: 1, or ten times the file's size.
     """
 
     name: str
@@ -40,6 +44,10 @@ class DataSettings:
     channels: int | None = None
     split: str = "train"
     batch_size: int = 128
+    image: str | None = None
+    label: str | None = None
+    flip: bool = False
+    max_gb: float | None = None
 
 
 @dataclass(kw_only=True)

@@ -35,11 +35,12 @@ def start_from_teacher(student: Any, teacher: Any) -> list[str]:
     return [name for name in own if name not in given]
 
 
-def start_from_student(student: Any, model: str) -> None:
-    """Copy all weights of a model (directory, run directory or hub id) into the student.
+def start_from_student(student: Any, source: str) -> Any:
+    """Copy all weights of a model (directory, run directory or hub id) into the student. Returns that model.
 
     Raises ValueError where the two networks are not the same, naming what differs."""
-    given, own = load_model(model).network.state_dict(), student.network.state_dict()
+    model = load_model(source)
+    given, own = model.network.state_dict(), student.network.state_dict()
     other = sorted(
         name
         for name in own.keys() | given.keys()
@@ -47,7 +48,8 @@ def start_from_student(student: Any, model: str) -> None:
     )
     if other:
         raise ValueError(
-            f"the student cannot start from {model}: {len(other)} tensors differ in name or shape, first {other[0]}. Give the "
+            f"the student cannot start from {source}: {len(other)} tensors differ in name or shape, first {other[0]}. Give the "
             "network of that model (its config.json names it)"
         )
     student.network.load_state_dict(given)
+    return model

@@ -16,10 +16,11 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from ctm.data import Images, epoch_order, load_images
+from ctm.data import Images, epoch_order, load_images, random_flips
 from ctm.objectives import Matching, Networks
 from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
+from ctm.training.classes import in_classes_of, name_classes
 from ctm.training.ema import Average, frozen_copy, move_average
 from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.evaluation import SelfEvaluation
@@ -146,7 +147,8 @@ def train(
 
 def _load(recipe: Recipe) -> Images:
     data = recipe.data
-    return load_images(data.name, data.size, data.channels, data.split)
+    columns: dict[str, Any] = {"image": data.image, "label": data.label, "max_gb": data.max_gb}
+    return load_images(data.name, data.size, data.channels, data.split, **columns)
 
 
 def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: bool = False) -> _Run:
@@ -162,10 +164,13 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_
     teacher = None
     if recipe.teacher is not None:
         teacher = load_teacher(recipe.teacher)
+        images = in_classes_of(teacher, "the teacher", images)
         check_teacher(teacher, student)
         start_from_teacher(student, teacher)
     if recipe.student is not None:
-        start_from_student(student, recipe.student)
+        start = start_from_student(student, recipe.student)
+        images = in_classes_of(start, "the model to start from", images, settled=bool(teacher and teacher.class_names))
+    name_classes(student, images)
     for objective in recipe.objectives:
         if isinstance(objective, Matching):
             objective.check(student, teacher)
@@ -302,6 +307,8 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    if recipe.data.flip:
+        x0 = torch.where(random_flips(total, recipe.seed, step)[part].view(-1, 1, 1, 1), x0.flip(-1), x0)
     layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives_at(step),

@@ -52,7 +52,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
     add("model", type=str, help="model directory, run directory or hub id")
     for image in images:
         add(image, type=str, help=PICTURE)
-    several = "classes of the results, repeated over them: 3, 0-9 or all (default: no class)"
+    several = "classes of the results, repeated over them: 3, 0-9, names or all (default: no class)"
     add("--labels", "--label", type=str, default=None, help=labels or several)
     add("--seed", type=int, default=0, help="result i depends on (seed, i) alone")
     add(
@@ -68,7 +68,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
 def labels_of(model: Any, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
     """The number of results, and their classes: int64 (num,), None where none are asked for. Raises ValueError for classes that
     the model does not know and a number below 1."""
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
+    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     count = num if num is not None else len(cycle or [0] * default)
     if count < 1:
         raise ValueError(f"--num must be at least 1, got {count}")
