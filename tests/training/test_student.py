@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctm import TrajectoryModel
+from ctm import TrajectoryModel, load_model
 from ctm.networks import MLP
 from ctm.training.student import start_from_student
 
@@ -22,7 +22,7 @@ def test_a_further_stage_starts_where_the_earlier_ended(tmp_path):
     first.save_pretrained(tmp_path)
     for parameter in second.network.parameters():
         torch.nn.init.zeros_(parameter)
-    start_from_student(second, str(tmp_path))
+    start_from_student(second, load_model(tmp_path), str(tmp_path))
     for name, value in first.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name])
 
@@ -30,4 +30,4 @@ def test_a_further_stage_starts_where_the_earlier_ended(tmp_path):
 def test_another_network_is_named(tmp_path):
     student(width=24).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="tensors differ in name or shape, first blocks"):
-        start_from_student(student(), str(tmp_path))
+        start_from_student(student(), load_model(tmp_path), str(tmp_path))
