@@ -13,18 +13,29 @@ import time
 import pytest
 
 from ctm.cli import main
+from ctm.training import lock
 from ctm.training.lock import LOCK, DirectoryInUse, DirectoryLock
 
 from .runs import start, teacher_arguments, trained, wait_for
 
-HOLD = "import sys, time, pathlib\nfrom ctm.training.lock import DirectoryLock\n"
-HOLD += "DirectoryLock(pathlib.Path(sys.argv[1])).take()\nprint('held', flush=True)\ntime.sleep(60)"
+HOLD = """
+import importlib.util, pathlib, sys, time
+spec = importlib.util.spec_from_file_location("lock", sys.argv[1])  # the file alone: the package brings torch
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+held = lock.DirectoryLock(pathlib.Path(sys.argv[2]))
+held.take()
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, lock.__file__, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -44,10 +55,10 @@ def test_case_13_the_second_is_refused_and_told_who_the_first_is(tmp_path, holde
 def test_a_killed_process_holds_nothing(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    lock = DirectoryLock(tmp_path)
-    lock.take()
+    mine = DirectoryLock(tmp_path)
+    mine.take()
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    lock.release()
+    mine.release()
     assert (tmp_path / LOCK).read_text() == ""
     DirectoryLock(tmp_path).take()
 
@@ -61,6 +72,15 @@ def test_where_no_lock_is_to_be_had_a_warning_says_so(tmp_path, monkeypatch, cap
     assert "cannot be locked (No locks available): two trainings in it would not notice each other" in caplog.text
 
 
+def test_case_13_training_where_another_process_does(tmp_path, holder, capsys):
+    assert main(["train", *teacher_arguments("--steps", "2"), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"ctm: {tmp_path} is being written by process {holder.pid} on " in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+@pytest.mark.slow
 def test_case_13_two_trainings_in_one_directory(tmp_path, capsys):
     """The first, a real command, trains on unharmed; the second ends with the sentence and 2."""
     out = tmp_path / "run"
