@@ -54,7 +54,7 @@ def vectors(guidance=(1.0, 3.0), **settings):
 def test_a_fresh_student_copied_from_its_teacher_is_its_teacher_at_every_scale(name):
     teacher = DiffusionModel(random_weights(BUILDERS[name](s_embedding=False)), shape=IMAGE, num_classes=5)
     student = TrajectoryModel(BUILDERS[name](guidance_embedding=True), shape=IMAGE, num_classes=5)
-    own = start_from_teacher(student, teacher)
+    own = start_from_teacher(student, teacher).new
     assert {key.split(".")[0] for key in own if "s_" not in key} == {"guidance_embedding"}
     x, t, s, labels = images()
     for scale in (None, 0.0, 1.0, 3.0, torch.tensor([1.0, 2.0, 3.0, 15.0])):

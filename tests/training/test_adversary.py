@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ctm.commands.train import parse_recipe
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching
-from ctm.training import train, trainer
+from ctm.training import assembly, train, trainer
 from ctm.training.adversary import Watch, adversary
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-ctm-gan.yaml"
@@ -77,7 +77,7 @@ def rows(out: Path) -> list[dict[str, float]]:
 
 def prepared(given: list[str]):
     recipe, _ = parse_recipe(given)
-    run = trainer._prepare(recipe, Accelerator(cpu=True), trainer._load(recipe))
+    run = assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return run

@@ -8,7 +8,7 @@ from ctm.cli import main
 from ctm.commands.train import parse_recipe
 from ctm.objectives import DenoisingScoreMatching, Matching, TargetJump
 from ctm.teachers import GaussianMixture
-from ctm.training import dry_run, trainer
+from ctm.training import assembly, dry_run
 from ctm.training.dry_run import expected_teacher_evaluations
 
 from .runs import RECIPES, SMALL, student_arguments, teacher_arguments, trained
@@ -37,7 +37,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
     recipe, _ = parse_recipe(student_arguments(teacher, "--steps", "100"))
     found = dry_run(recipe)
-    run = trainer._prepare(recipe, Accelerator(cpu=True), trainer._load(recipe))
+    run = assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
     counts = {
         name: sum(p.numel() for p in model.parameters())
         for name, model in (("student", run.student), ("teacher", run.teacher))
@@ -50,7 +50,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     assert found.evaluations["teacher"] in range(2, 19, 2)
     assert (found.evaluations["student"], found.evaluations["target"]) == (3, 2)
     assert 0 < found.expected_seconds < 10 * found.seconds
-    assert not found.stand_in
+    assert found.stand_ins == []
 
 
 def run(capsys, *arguments: str) -> str:

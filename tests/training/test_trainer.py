@@ -42,8 +42,10 @@ def test_a_run_directory_holds_what_the_contract_says(teacher, tmp_path):
         )
     )
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events")) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
+        "made_of.json",
         "metrics.jsonl",
         "model",
         "samples",
@@ -214,10 +216,10 @@ def test_steps_leave_no_tensors_behind(teacher):
 
     from accelerate import Accelerator
 
-    from ctm.training import trainer
+    from ctm.training import assembly, trainer
 
     made, _ = parse_recipe(student_arguments(teacher))
-    run = trainer._prepare(made, Accelerator(), trainer._load(made))
+    run = assembly.prepare(made, Accelerator(), assembly.load_data(made))
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     counts = []

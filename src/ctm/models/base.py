@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctm.arguments import as_labels, as_levels, as_state
 from ctm.files import whole_file
+from ctm.models.card import card
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -27,24 +28,7 @@ Guidance: TypeAlias = float | Tensor | None
 Self = TypeVar("Self", bound="Model")
 
 
-_CARD = """---
-{{ card_data }}
----
-
-A model of ctm-torch, Consistency Trajectory Models ([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json`
-names its network, sizes and noise levels; the weights are `model.safetensors`.
-
-```python
-import ctm
-
-model = ctm.load_model("directory or hub id")
-```
-
-`ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun.
-"""
-
-
-class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
+class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
     """What both models share: the network, its settings, the EDM denoiser interface, and files.
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
@@ -141,6 +125,10 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         ValueError, writing nothing, for a network that config.json cannot describe."""
         self._description()
         return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of this model alone, without a licence; a training run writes a fuller one."""
+        return ModelCard(card(self))
 
     def _description(self) -> dict[str, Any]:
         """class_path and init_args of the network. Raises ValueError where there are none."""
