@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"noise", "weighting", "parametrization", "solvers", "version"},
-    {"backbones", "discriminators", "networks", "models", "guided", "teachers", "tuned"},
+    {"backbones", "discriminators", "networks", "models", "guided", "teachers", "tuned", "foreign"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"data", "pictures", "evaluation", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},
