@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ctm.commands.common import Parser
+from ctm.foreign.allowed import take_allowed
 
 __all__ = ["main"]
 
@@ -38,6 +39,11 @@ def _parser(chosen: str | None) -> ArgumentParser:
     parser = Parser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")
     parser.add_argument("--version", action="version", version=f"ctm-torch {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--allow",
+        metavar="MODULE",
+        help="let config.json and recipes name classes of this module of yours, and import it (or CTM_ALLOW=MODULE,MODULE)",
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, words in _COMMANDS.items():
         own = _command(name).parser() if name == chosen else Parser()
@@ -54,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     chosen = next((argument for argument in given if argument in _COMMANDS), None)
     try:
+        given = take_allowed(given)
         if chosen is not None and hasattr(_command(chosen), "arrange"):
             given = _command(chosen).arrange(given)
         settings = _parser(chosen).parse_args(given)

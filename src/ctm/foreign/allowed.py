@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
@@ -16,12 +17,22 @@ from torch import nn
 
 from ctm.foreign.text import plain
 
-__all__ = ["allowed_class", "allowed_modules", "allowing", "is_allowed", "refusal", "register"]
+__all__ = [
+    "allowed_class",
+    "allowed_modules",
+    "allowing",
+    "is_allowed",
+    "refusal",
+    "register",
+    "registered",
+    "take_allowed",
+]
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _LONGEST = 200
 _CLASSES: dict[str, type[nn.Module]] = {}
-_MODULES: list[str] = []
+_MODULES: list[str] = []  # by `allowing`
+_COMMAND: list[str] = []  # by the options of the command that runs
 Class = TypeVar("Class", bound=type[nn.Module])
 
 
@@ -33,6 +44,11 @@ def register(network: Class) -> Class:
         raise TypeError(f"only a subclass of torch.nn.Module can be registered as a network, got {network!r}")
     _CLASSES[f"{network.__module__}.{network.__qualname__}"] = network
     return network
+
+
+def registered() -> tuple[str, ...]:
+    """The paths of the registered classes."""
+    return tuple(_CLASSES)
 
 
 @contextmanager
@@ -48,9 +64,26 @@ def allowing(*modules: str) -> Iterator[None]:
         del _MODULES[len(_MODULES) - len(names) :]
 
 
+def take_allowed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without `--allow MODULE`, whose modules are allowed from here to the next command's.
+
+    Raises ValueError where no module's name follows."""
+    left: list[str] = []
+    modules: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option == "--allow":
+            modules += _names(value if equals else next(waiting, ""), "--allow")
+        else:
+            left.append(argument)
+    _COMMAND[:] = modules
+    return left
+
+
 def allowed_modules() -> tuple[str, ...]:
     """The modules that the user allows, by `allowing` or by CTM_ALLOW. Raises ValueError where CTM_ALLOW is no list of names."""
-    return (*_MODULES, *_names(os.environ.get("CTM_ALLOW", ""), "CTM_ALLOW"))
+    return (*_MODULES, *_COMMAND, *_names(os.environ.get("CTM_ALLOW", ""), "CTM_ALLOW"))
 
 
 def _names(text: str, source: str) -> list[str]:
@@ -70,7 +103,9 @@ def refusal(path: str, asks: str = "config.json", own: str = "ctm.networks") -> 
     """The sentence for a name that is not allowed, with the option that would allow it."""
     if not _PATH.fullmatch(path) or "." not in path or len(path) > _LONGEST:
         return f"{asks} names the class {plain(path)!r}, which is no name of a class such as mynets.Net"
-    module = path.rpartition(".")[0]
+    module, top = path.rpartition(".")[0], path.partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("ctm", "torch", "jsonargparse"):
+        return f"{asks} asks for {path}, which is not part of {own}, and no model needs it: nothing was imported"
     return (
         f"{asks} asks for {path}, which is not part of {own}: nothing was imported. "
         f"If you trust it, repeat the command with --allow {module} (or set CTM_ALLOW={module})"

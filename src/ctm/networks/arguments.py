@@ -25,7 +25,9 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
     sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
     whole = all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides)
     if not 0 < len(sides) <= 8 or not whole or not all(1 <= int(side) <= _MOST_SIDE for side in sides):
-        raise ValueError(f"{name} must be a list of whole numbers of at least 1, such as [3, 32, 32], got {_shown(shape)}")
+        raise ValueError(
+            f"{name} must be a list of whole numbers of at least 1, such as [3, 32, 32], got {_shown(shape)}"
+        )
     if math.prod(int(side) for side in sides) > MOST_NUMBERS:
         raise ValueError(f"{name} must have at most {MOST_NUMBERS} numbers (2^26), got {_shown(shape)}")
     return tuple(int(side) for side in sides)
@@ -35,14 +37,14 @@ def check_arguments(network: type[nn.Module], arguments: Mapping[str, Any]) -> N
     """Raises ValueError, naming the argument, where one of our networks does not take it, or it has another kind or is out of
     range: whole numbers are no booleans, and finite; lists have at most 64 entries."""
     hints = get_type_hints(network.__init__)
-    known = inspect.signature(network.__init__).parameters
-    unknown = [name for name in arguments if name not in known or name == "self"]
+    known = inspect.signature(network).parameters
+    unknown = [name for name in arguments if name not in known]
     if unknown:
         raise ValueError(
             f"{network.__name__} does not take these init_args: {', '.join(map(plain, unknown[:4]))}; "
-            f"it takes {', '.join(list(known)[1:])}"
+            f"it takes {', '.join(known)}"
         )
-    absent = [name for name, value in known.items() if name not in ("self", *arguments) and value.default is value.empty]
+    absent = [name for name, value in known.items() if name not in arguments and value.default is value.empty]
     if absent:
         raise ValueError(f"{network.__name__} does not take these init_args: {', '.join(absent)} is missing")
     for name, value in arguments.items():
@@ -57,7 +59,10 @@ def _fits(name: str, value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is Sequence:
         entries = value if isinstance(value, list | tuple) else ()
-        return 0 < len(entries) <= _MOST_ENTRIES + 1 and all(_fits(name, entry, get_args(hint)[0]) for entry in entries)
+        enough = bool(entries) or (value in ([], ()) and name == "attention")
+        return (
+            enough and len(entries) <= _MOST_ENTRIES and all(_fits(name, entry, get_args(hint)[0]) for entry in entries)
+        )
     if get_args(hint):  # int | None
         return any(value is None if kind is type(None) else _fits(name, value, kind) for kind in get_args(hint))
     if hint is bool:
@@ -86,5 +91,8 @@ def _range(name: str, hint: Any) -> str:
 def _shown(value: Any) -> str:
     """A value of a file in a message: its beginning."""
     entries = list(value[:8]) if isinstance(value, list | tuple) else [value]
-    texts = [plain(str(entry), 20) if isinstance(entry, str | int | float) else f"a {type(entry).__name__}" for entry in entries]
+    texts = [
+        plain(str(entry), 20) if isinstance(entry, str | int | float) else f"a {type(entry).__name__}"
+        for entry in entries
+    ]
     return f"[{', '.join(texts)}{', …' if len(value) > 8 else ''}]" if isinstance(value, list | tuple) else texts[0]

@@ -43,9 +43,9 @@ def network_class(spec: Any) -> type[nn.Module]:
     path = spec.get("class_path") if isinstance(spec, Mapping) else None
     arguments = (spec.get("init_args") or {}) if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not isinstance(arguments, Mapping) or set(spec) - {"class_path", "init_args"}:
+        given = ", ".join(map(str, spec)) if isinstance(spec, Mapping) else spec
         raise ValueError(
-            "a network is given as {'class_path': 'package.Class', 'init_args': {…}}, "
-            f"got {plain(str(spec) if isinstance(spec, str) else ', '.join(map(str, spec)) if isinstance(spec, Mapping) else spec)}"
+            f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {plain(given)}"
         )
     own = _own_networks()
     if path in own:

@@ -45,7 +45,9 @@ class sentences:
         damaged = (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, RuntimeError)
         if isinstance(error, damaged):
             reason = plain(str(error), 200)
-            raise ValueError(f"{self.path} is cut short or {self.kind} ({reason}): download or copy it again") from error
+            raise ValueError(
+                f"{self.path} is cut short or {self.kind} ({reason}): download or copy it again"
+            ) from error
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Tensors:
             raise DamagedError("it claims more numbers than it holds: its tensors overlap")
         for tensor, storage, offset, shape, stride in self._waiting:
             assert storage.data is not None
-            tensor.set_(storage.data, offset, shape, stride)  # type: ignore[call-overload]
+            tensor.set_(storage.data, offset, shape, stride)
 
 
 def parameter(data: Any, *unused: Any) -> Tensor:
