@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"arguments", "noise", "weighting", "parametrization", "solvers", "version"},
-    {"backbones", "discriminators", "files", "networks", "models", "guided", "teachers", "tuned"},
+    {"backbones", "discriminators", "files", "foreign", "networks", "models", "guided", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},
     {"cli", "bench", "commands", "demo", "__main__"},

@@ -7,7 +7,7 @@ from torch import nn
 
 import ctm
 from ctm import DiffusionModel, TrajectoryModel, load_model
-from ctm.networks import MLP, DDPMpp
+from ctm.networks import MLP, DDPMpp, allowing
 from ctm.networks.description import build
 from ctm.noise import match_dims
 
@@ -166,7 +166,11 @@ def test_saving_a_network_that_config_json_cannot_describe_says_so(tmp_path):
 def test_a_config_cannot_call_what_is_no_module(tmp_path):
     touched = tmp_path / "touched"
     for path in ("os.system", "subprocess.run", "pathlib.Path"):
-        with pytest.raises(ValueError, match=r"is not a torch\.nn\.Module"):
+        with pytest.raises(
+            ValueError, match=f"asks for {path}, which is not part of ctm.networks: nothing was imported"
+        ):
+            build({"class_path": path, "init_args": {"args": f"touch {touched}"}})
+        with allowing(path.rpartition(".")[0]), pytest.raises(ValueError, match=r"is not a torch\.nn\.Module"):
             build({"class_path": path, "init_args": {"args": f"touch {touched}"}})
     assert not touched.exists()
 
@@ -174,7 +178,10 @@ def test_a_config_cannot_call_what_is_no_module(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"class_path": "ctm.networks.Nothing"}, "cannot be imported"),
+        (
+            {"class_path": "ctm.networks.Nothing"},
+            "there is no network ctm.networks.Nothing: there are ctm.networks.ADM",
+        ),
         ({"class_path": "ctm.networks.MLP", "init_args": {"shape": [2], "depth": 3}}, "does not take these init_args"),
         ({"init_args": {}}, "a network is given as"),
     ],

@@ -84,6 +84,9 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
 
 
 def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
+    from ctm.foreign.allowed import take_allowed
+
+    arguments = take_allowed(arguments)
     if chosen is not None and hasattr(_command(chosen), "arrange"):
         arguments = _command(chosen).arrange(arguments)
     settings = _parser(chosen).parse_args(arguments)
@@ -108,6 +111,11 @@ def _parser(chosen: str | None) -> ArgumentParser:
     parser = Parser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")
     parser.add_argument("--version", action="version", version=f"ctm-torch {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--allow",
+        metavar="MODULE",
+        help="let config.json and recipes name classes of this module of yours, and import it (or CTM_ALLOW=MODULE,MODULE)",
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, words in _COMMANDS.items():
         own = _command(name).parser() if name == chosen else Parser()

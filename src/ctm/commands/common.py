@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from ctm.commands.names import explained
+
 __all__ = ["Parser", "command_parser"]
 
 
@@ -15,7 +17,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-        print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
+        sentence = explained(str(message)) or f"{' '.join(lines)} (see {self.prog} --help)"
+        print(f"{self.prog}: {sentence}", file=sys.stderr)
         raise SystemExit(2)
 
 

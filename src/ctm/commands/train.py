@@ -12,7 +12,9 @@ from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from ctm.commands.common import Parser, command_parser
+from ctm.commands.names import check_entries, restrict_names
 from ctm.console import text_console
+from ctm.foreign.text import check_yaml, read_text
 from ctm.training import Recipe, dry_run, train
 from ctm.training.recipe import NetworkDescription
 
@@ -28,10 +30,24 @@ class _RecipeFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> Any:
         shipped = RECIPES / str(values)
         found = str(shipped) if not Path(str(values)).exists() and shipped.is_file() else values
+        try:
+            file = Path(str(found))
+            check_yaml(read_text(file) if _is_file(file) else str(found), str(found))
+        except ValueError as error:
+            parser.error(str(error))
         return super().__call__(parser, cfg, found, option_string)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; text of a recipe itself may be too long for a name."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def parser() -> Parser:
+    restrict_names()
     result = command_parser(
         "train",
         "Train by a recipe: a diffusion teacher, or a CTM that learns from one. The same command goes on where it stopped.",
@@ -64,6 +80,7 @@ def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
 
 
 def _instantiate(own: Parser, settings: Namespace) -> Recipe:
+    check_entries(settings)
     built = own.instantiate(settings)
     values: dict[str, Any] = {
         key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctm.arguments import as_labels, as_levels, as_state
 from ctm.files import whole_file
 from ctm.models.card import card
+from ctm.models.reading import CONFIG, WEIGHTS, check_config, check_fit, check_numbers, read_config, weights_of
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -23,7 +24,6 @@ from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
 __all__ = ["CONFIG", "WEIGHTS", "Guidance", "Model", "brief"]
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Guidance: TypeAlias = float | Tensor | None
 Self = TypeVar("Self", bound="Model")
 
@@ -48,10 +48,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 < sigma_min < sigma_max or sigma_data <= 0:
-            raise ValueError(
-                f"a model needs 0 < sigma_min < sigma_max and sigma_data > 0, got {sigma_min}, {sigma_max}, {sigma_data}"
-            )
+        check_numbers(shape, num_classes, sigma_min, sigma_max, sigma_data)
         self.shape = tuple(int(side) for side in shape)
         self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
@@ -151,6 +148,19 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
             new_weights.chmod(new_config.stat().st_mode)
 
     @classmethod
+    def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """The model in a directory or at the hub, in eval mode; options as of PyTorchModelHubMixin. Both files are checked before
+        anything is built (docs/security.md). Raises FileNotFoundError, and ValueError where they are not a model of this kind."""
+        place = Path(pretrained_model_name_or_path)
+        if (place / CONFIG).is_file():
+            read_config(place / CONFIG)
+        elif not place.is_dir():
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            chosen = {name: options[name] for name in names if name in options}
+            read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
     def _from_pretrained(
         cls: type[Self],
         *,
@@ -171,8 +181,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         if kind != cls.__name__:
             raise ValueError(f"{model_id} holds a {kind}, not a {cls.__name__}: use ctm.{kind} or ctm.load_model")
         if Path(model_id).is_dir():
-            weights = Path(model_id) / WEIGHTS
-            if not weights.is_file() or "network" not in model_kwargs:
+            weights = weights_of(Path(model_id))
+            if "network" not in model_kwargs:
                 raise FileNotFoundError(f"{model_id} is no model directory: it needs {CONFIG} and {WEIGHTS}")
         else:
             weights = Path(
@@ -186,6 +196,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
                     token=token,
                 )
             )
+        check_config(cls, {**(config or {}), **model_kwargs}, model_id)
+        if strict:
+            check_fit(model_kwargs["network"], weights, model_id)
         model = cls(**model_kwargs)
         model.load_state_dict(load_file(weights), strict=strict)
         known = {"model", "network", "class_names", "grids", *model._settings()}
