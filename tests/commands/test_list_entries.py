@@ -85,3 +85,13 @@ def test_two_entries_of_a_class_need_a_number(capsys):
 def test_a_list_needs_a_recipe_before_it(capsys):
     err = sentence(capsys, "train", "--objectives.0.rho", "5", "--config", "digits-ctm")
     assert "objectives is no list here: give --config before it" in err
+
+
+def test_a_run_goes_on_with_the_same_value_and_refuses_another(capsys, tmp_path):
+    small = ["--network.init_args.width", 16, "--network.init_args.blocks", 1, "--data.batch_size", 4]
+    scratch = ["train", "--config", "digits-scratch", *small, "--out", tmp_path / "run", "--steps", 2]
+    assert run(capsys, *scratch, "--objectives.Matching.rho", "5")[0] == 0
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert kept["objectives"][0]["init_args"]["rho"] == 5
+    assert run(capsys, *scratch, "--objectives.0.rho", "5")[0] == 0
+    assert "objectives" in sentence(capsys, *scratch, "--objectives.0.rho", "6")

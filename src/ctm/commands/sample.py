@@ -83,7 +83,12 @@ def parser() -> Parser:
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
     add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
-    add("--columns", type=str, default=None, help="columns of file.png: a number, or class for one column a class")
+    add(
+        "--columns",
+        type=str,
+        default=None,
+        help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
+    )
     add("--batch_size", type=int, default=64, help="samples computed together")
     add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
