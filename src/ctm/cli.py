@@ -21,6 +21,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
+    "recipes": "List the recipes that come with the package, or show one.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "edit": "Edit pictures: inpaint, superresolve, colourise, stroke, denoise, interpolate, vary.",
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",

@@ -6,7 +6,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -17,7 +18,15 @@ from ctm.data import listed_classes, tell
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.sampling import common
 
-__all__ = ["add_data_options", "data_options", "parse_grid", "parse_labels", "parse_seeds", "usable_device"]
+__all__ = [
+    "add_data_options",
+    "data_options",
+    "parse_columns",
+    "parse_grid",
+    "parse_labels",
+    "parse_seeds",
+    "usable_device",
+]
 
 GRID_HELP = "karras or karras:RHO, log, index:POINTS (of a discrete model's levels), or levels such as 80,2.5,0.002"
 
@@ -140,6 +149,23 @@ def explicit_levels(text: str | None) -> list[float] | None:
     except ValueError:
         return None
     return levels if len(levels) > 1 and all(math.isfinite(level) for level in levels) else None
+
+
+def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["class"] | None:
+    """How many columns a grid of samples has, or "class" for one a class; None: not said. classes: of the model."""
+    if text is None:
+        return None
+    if out.suffix.lower() != ".png":
+        raise ValueError(
+            f"--columns {text} is for one picture, --out FILE.png, and --out is {out}: leave --columns out"
+        )
+    if text == "class":
+        if classes == 0:
+            raise ValueError("--columns class: this model has no classes, give a number")
+        return "class"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--columns takes a number from 1 on, or class, got {text!r}")
+    return int(text)
 
 
 def usable_device(name: str | None) -> torch.device:

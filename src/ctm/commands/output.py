@@ -9,7 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctm.commands.paths import suffix_of
 from ctm.files import named_failures, whole_file, write_whole
-from ctm.pictures import grid_picture, save_picture, to_uint8
+from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
 
 __all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
@@ -88,19 +88,32 @@ def finished_samples(out: Path, about: dict[str, Any]) -> int:
 
 
 def write_samples(
-    out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int = 0
+    out: Path,
+    batches: Iterable[Tensor],
+    labels: Tensor | None,
+    about: dict[str, Any],
+    start: int = 0,
+    columns: int | Literal["class"] | None = None,
 ) -> None:
     """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1.
 
-    batches: of the samples from number `start` on, at most finished_samples; of these none is written again."""
+    batches: of the samples from number `start` on, at most finished_samples; of these none is written again. columns: of the
+    grid, "class": one for each class; None: ten where the labels fill rows of ten, else as many as rows."""
     if suffix_of(out) == ".png":
-        columns = 10 if about["labels"] and len(about["labels"]) % 10 == 0 else None
-        picture = grid_picture(torch.cat(list(batches)), columns=columns)
-        save_picture(picture, out)
+        save_picture(_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
     elif suffix_of(out) == ".npz":
         _write_npz(out, batches, labels, about, start)
     else:
         _write_pictures(out, batches, about, start)
+
+
+def _grid(images: Tensor, labels: list[int], columns: int | Literal["class"] | None) -> Image.Image:
+    if columns == "class":
+        places, classes = class_columns(labels)
+        return grid_picture(images, columns=len(classes), places=places)
+    if columns is None:
+        columns = 10 if labels and len(labels) % 10 == 0 else None
+    return grid_picture(images, columns=None if columns is None else min(columns, len(images)))
 
 
 def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
