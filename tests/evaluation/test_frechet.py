@@ -148,6 +148,7 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
     first.add(rows[order[:100]], order[:100])
     second.add(rows[order[100:]], order[100:])
     first.merge(second.tensors())
+    torch.testing.assert_close(first.outer, whole.outer, rtol=1e-12, atol=1e-12)
     for name, tensor in whole.tensors().items():
         torch.testing.assert_close(first.tensors()[name], tensor, rtol=1e-12, atol=1e-12)
 

@@ -19,7 +19,8 @@ from ctm.backbones import EfficientNetLite0
 from ctm.bench.results import Results
 from ctm.commands.train import RECIPES, parse_recipe
 from ctm.data import Images, load_images
-from ctm.evaluation.frechet import frechet_distance
+from ctm.evaluation.frechet import frechet, frechet_distance
+from ctm.evaluation.moments import Gaussian
 from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.noise import karras_grid
@@ -90,6 +91,7 @@ class ImageBench:
         x, labels = self.images.batch(order)
         self.labels = None if labels is None else labels[: settings.count]
         self.real = self._features(x)
+        self.gaussian = Gaussian.of(self.real)  # whose root is computed once
         self.reference: Tensor | None = None
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class ImageBench:
         return found
 
     def _frechet(self, samples: Tensor) -> float:
-        return frechet_distance(self.real, self._features(samples))
+        return frechet(Gaussian.of(self._features(samples)), self.gaussian)
 
     def _draw(self, model: Any, **options: Any) -> Tensor:
         return generate(model, self.settings.count, labels=self.labels, seed=0, batch_size=_BATCH, **options)

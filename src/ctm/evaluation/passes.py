@@ -56,7 +56,10 @@ def run_pass(
     process; each keeps what it has in a file beside `path` now and then and when stopped, and a later call, with any number
     of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
     one, features of image i < len(table) are written to its row i, too. keep: False where the caller keeps at once what it
-    makes of them, and then calls `forget`: a single process does not write the whole to `path`."""
+    makes of them, and then calls `forget`: a single process does not write the whole to `path`.
+
+    In one process the bits do not depend on where a pass was cut short; several processes add in another order, and agree
+    with one to rounding."""
     processes = processes or Processes()
     whole = Statistics(layout) if path.exists() else None
     if whole is not None and whole.merge_file(path, key):
@@ -80,14 +83,22 @@ def run_pass(
         mine.save(part, key)
         raise
     if processes.count == 1:
+        mine.finish()
         if keep:
             mine.save(path, key)
             part.unlink(missing_ok=True)
         return mine
     mine.save(part, key)
+    return _gathered(layout, path, key, processes)
+
+
+def _gathered(layout: Layout, path: Path, key: str, processes: Processes) -> Statistics:
+    """All processes' parts together, which the first writes to `path`."""
     processes.wait()
     if processes.index == 0:
-        _merged(layout, path, key)[0].save(path, key)
+        merged = _merged(layout, path, key)[0]
+        merged.finish()
+        merged.save(path, key)
         for file in path.parent.glob(f"{path.stem}.part*"):
             file.unlink()
     processes.wait()

@@ -62,6 +62,22 @@ class Statistics(Sums):
                 found |= {f"{name}.{key}": value for key, value in inner.tensors().items()}
         return found
 
+    def merge(self, others: dict[str, Tensor]) -> None:
+        """Add the `tensors()` of other statistics to these."""
+        for name, mine in super().tensors().items():
+            mine += others[name]
+        for name, inner in vars(self).items():
+            if isinstance(inner, Sums):
+                inner.merge(
+                    {key.removeprefix(f"{name}."): value for key, value in others.items() if key.startswith(f"{name}.")}
+                )
+
+    def finish(self) -> None:
+        """After the last image: multiply the rows that wait, so that the file holds sums alone."""
+        for moments in (self.moments, self.spatial):
+            if moments is not None:
+                _ = moments.outer
+
     def add(
         self,
         indices: Tensor,
@@ -97,14 +113,19 @@ class Statistics(Sums):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 done = set(json.loads(metadata.get("done", "[]")))
-                names = set(file.keys())
-                others = {name: file.get_tensor(name) for name in names}
+                others = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
         except (OSError, SafetensorError, ValueError):
             return False
-        mine = self.tensors()
-        fits = names == mine.keys() and all(others[name].shape == mine[name].shape for name in names)
-        if metadata.get("key") != key or not fits or done & self.done:
+        if metadata.get("key") != key or not self._fits(others) or done & self.done:
             return False
         self.merge(others)
         self.done |= done
         return True
+
+    def _fits(self, others: dict[str, Tensor]) -> bool:
+        """Whether these are the tensors of statistics of the same sizes; of rows that wait, any number."""
+        mine = self.tensors()
+        return others.keys() == mine.keys() and all(
+            other.shape == mine[name].shape or (".waiting" in name and other.shape[1:] == mine[name].shape[1:])
+            for name, other in others.items()
+        )
