@@ -20,13 +20,14 @@ from ctm.files import mapped_array, whole_directory, whole_file, write_whole
 
 from .test_cli import run, sentence
 
+SHIPPED = Path(__file__).parents[2] / "models" / "fashion-mnist-ctm"
 COMMAND = [sys.executable, "-m", "ctm"]
 
 # In one process that has imported torch once: a limit on the size of files, then each command that writes.
 LIMITED = """
 import contextlib, io, json, os, resource, sys
 from ctm.cli import main
-model, picture, folder = sys.argv[1:]
+model, picture, folder, shipped = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 outs = {
     "png": ["sample", model, "--num", "9"],
@@ -35,7 +36,7 @@ outs = {
     "edit.png": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "5"],
     "edits": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "9"],
     "tuned": ["tune", model, "--steps", "2", "--num", "2"],
-    "model.pt": ["convert", model],
+    "model.pt": ["convert", shipped],
 }
 answers = {}
 for name, arguments in outs.items():
@@ -59,7 +60,7 @@ def test_case_16_a_limit_that_every_writing_command_meets(model, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "picture.png")
     folder = tmp_path / "out"
     folder.mkdir()
-    arguments = [str(model), str(tmp_path / "picture.png"), str(folder)]
+    arguments = [str(model), str(tmp_path / "picture.png"), str(folder), str(SHIPPED)]
     made = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=True)
     for name, (code, said, _) in json.loads(made.stdout).items():
         if code == 0:
@@ -69,7 +70,7 @@ def test_case_16_a_limit_that_every_writing_command_meets(model, tmp_path):
         assert "File too large: the limit on a file's size" in said or "writing failed" in said, (name, said)
         assert len(said.strip().splitlines()) == 1, (name, said)
     codes = {name: answer[0] for name, answer in json.loads(made.stdout).items()}
-    assert {"png", "npz", "edit.png"} <= {name for name, code in codes.items() if code == 2}
+    assert {"png", "npz", "edit.png", "model.pt"} <= {name for name, code in codes.items() if code == 2}
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert not {name for name in left if name.endswith((".writing", ".pt"))}
     assert all(Image.open(folder / name).size == (8, 8) for name in left if name.endswith("png"))
