@@ -49,7 +49,10 @@ def as_levels(value: Any, x: Tensor, name: str = "t", *, zero: bool = False) -> 
     if value is levels and levels.device.type != "cpu":
         return levels
     values = levels if levels.device.type == "cpu" else torch.as_tensor(value)
-    if len(levels) and not bool(((values >= 0 if zero else values > 0) & (values < math.inf)).all()):
+    low, high = (float(end) for end in values.detach().aminmax()) if len(levels) else (1.0, 1.0)
+    if (
+        not (low >= 0 if zero else low > 0) or not high < math.inf
+    ):  # NaN, which aminmax gives where there is any, is neither
         least = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} is a noise level, finite and {least}, got {words_for(values.tolist())}")
     return levels

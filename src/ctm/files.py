@@ -25,7 +25,12 @@ __all__ = [
     "write_whole",
 ]
 
-_TORCH_WRITER = ("unexpected pos", "PytorchStreamWriter failed writing", "open file failed with strerror")
+_TORCH_WRITER = (
+    "iostream error",
+    "unexpected pos",
+    "PytorchStreamWriter failed writing",
+    "open file failed with strerror",
+)
 
 
 def write_file(path: Path, content: bytes) -> None:

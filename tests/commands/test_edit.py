@@ -208,7 +208,11 @@ MISTAKES = [
     ("stroke", ["{folder}", "--sigma", "1"], "is a directory: give one picture file"),
     ("denoise", ["{digit}", "--sigma", "0"], "sigma must be above sigma_min"),
     ("denoise", ["{digit}", "--sigma", "1", "--num", "-1"], "--num must be at least 0, got -1"),
-    ("interpolate", ["{digit}", "{small}", "--num", "1"], "an interpolation has at least 2 images"),
+    (
+        "interpolate",
+        ["{digit}", "{small}", "--num", "1"],
+        "num must be a whole number of at least 2, got 1: an interpolation has its two ends",
+    ),
     ("interpolate", ["{digit}", "{small}", "--labels", "3"], "takes two classes, those of both pictures, got '3'"),
     ("vary", ["{digit}", "--amount", "2"], "amount must be in [0, 1], got 2"),
     ("vary", ["{digit}", "--labels", "0-3"], "takes one class, the picture's, got '0-3'"),

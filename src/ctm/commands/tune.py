@@ -22,7 +22,7 @@ from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.number import Number
 from ctm.evaluation.tuning import FrechetMeasure
-from ctm.files import write_whole
+from ctm.files import whole_directory, write_whole
 from ctm.models import load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.progress import JobBar
@@ -153,10 +153,13 @@ def _target(out: str | None, source: Path) -> Path:
 def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
     """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
     config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
-    if out.resolve() != source.resolve():
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
-    write_whole(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    content = (json.dumps(config, indent=2) + "\n").encode()
+    if out.resolve() == source.resolve():
+        write_whole(out / CONFIG, content)
+        return
+    with whole_directory(out) as made:
+        shutil.copyfile(source / WEIGHTS, made / WEIGHTS)
+        write_whole(made / CONFIG, content)
 
 
 def _shown(bar: JobBar) -> Callable[[int, float], object]:
