@@ -168,15 +168,18 @@ def test_case_04_folders_in_natural_order_with_what_is_left_out(tmp_path):
     (tmp_path / "1" / "y.heic").write_bytes(b"a")
     (tmp_path / "1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "10" / "loop").symlink_to(tmp_path / "10")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "1" / "a.png").symlink_to(tmp_path / "1" / "b.png")
+    (tmp_path / "1" / "b.png").symlink_to(tmp_path / "1" / "a.png")
     images = load_images(str(tmp_path), size=8)
     assert images.class_names == ["1", "2", "3", "10"]
     assert images.labels.tolist() == [0] * 3 + [1] * 4 + [3] * 3
     assert images.num_classes == 4
     assert images.pixels[:, 0, 0, 0].tolist() == [2, 3, 11, 3, 4, 12, 50, 11, 12, 20]
     assert images.notes == (
-        "4 files left out: .heic 2, .db 1, broken links 1",
+        "6 files left out: broken links 3, .heic 2, .db 1",
         "hidden, so left out with the pictures in them: 2/.ipynb_checkpoints, __MACOSX",
-        "links that lead back to a folder above them are left out: 10/loop",
+        "links that lead back to a folder above them are left out: up, 10/loop",
         "1 class without pictures stays: 2 3",
         "1 pictures in folders below a class folder count to that class: 2/deep",
     )

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,16 +92,14 @@ def _walk(folder: Path, root: Path, *, deep: bool) -> _Seen:
             path = place / entry.name
             if _hidden(entry.name):
                 seen.hidden += [_below(path, root)] if _holds_pictures(path) else []
-            elif entry.is_dir():
+            elif _is(entry.is_dir):
                 identity = _identity(path)
-                if not deep:
-                    continue
                 if identity in above:
                     seen.loops.append(_below(path, root))
-                elif identity not in visited:
+                elif deep and identity not in visited:
                     visited.add(identity)
                     waiting.append((path, above | {identity}))
-            elif path.suffix.lower() in EXTENSIONS and entry.is_file():
+            elif path.suffix.lower() in EXTENSIONS and _is(entry.is_file):
                 parts = path.relative_to(folder).parts
                 seen.files.append(([natural(part) for part in parts], path))
                 seen.deep.update([_below(place, root)] if len(parts) > 1 else [])
@@ -111,7 +110,17 @@ def _walk(folder: Path, root: Path, *, deep: bool) -> _Seen:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [root / entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)]
+    """The sub-folders that are classes: not hidden, and no link back to the folder itself."""
+    folders = [root / entry.name for entry in os.scandir(root) if _is(entry.is_dir) and not _hidden(entry.name)]
+    return [folder for folder in folders if _identity(folder) != _identity(root)]
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer of a directory entry; no for a link in a circle."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _hidden(name: str) -> bool:
