@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 import ctm
 from ctm import DiffusionModel, TrajectoryModel, load_model
+from ctm.data.load import FASHION_CLASSES
 from ctm.networks import MLP, DDPMpp, allowing
 from ctm.networks.description import build
 from ctm.noise import match_dims
@@ -245,3 +247,10 @@ def test_case_05_class_names_live_in_config_json(small_ctm, tmp_path):
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none: got 3 names"):
         load_model(tmp_path / "named")
+
+
+def test_case_05_the_shipped_models_know_their_classes():
+    models = Path(__file__).parents[1] / "models"
+    for kind in ("teacher", "ctm"):
+        assert load_model(models / f"digits-{kind}").class_names == [str(number) for number in range(10)]
+        assert load_model(models / f"fashion-mnist-{kind}").class_names == FASHION_CLASSES

@@ -240,3 +240,21 @@ def test_nothing_that_is_read_is_written_over(capsys, three, tmp_path):
 def test_a_model_of_vectors_is_named(capsys, three, tmp_path):
     TrajectoryModel(MLP((2,), width=8, blocks=1), shape=(2,)).save_pretrained(tmp_path / "flat")
     assert "edits need square pictures of 1 or 3 channels" in sentence(capsys, "edit", "vary", tmp_path / "flat", three)
+
+
+def test_case_05_the_class_of_a_picture_by_name(capsys, small_ctm, three, tmp_path):
+    small_ctm.class_names = [*"abcdefghi", "Ankle boot"]
+    small_ctm.save_pretrained(tmp_path / "named")
+    arguments = [
+        "denoise",
+        tmp_path / "named",
+        three,
+        "--sigma",
+        "0.3",
+        "--labels",
+        "Ankle boot",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert run(capsys, "edit", *arguments)[0] == 0
+    assert json.loads((tmp_path / "out" / "edit.json").read_text())["labels"] == [9]

@@ -40,7 +40,9 @@ def test_case_01_minus_one_is_no_label(tmp_path):
     images = load_images(npz(tmp_path / "x.npz", images=some(), labels=[0, 1, 2, 0, 1, -1]))
     assert images.labels.tolist() == [0, 1, 2, 0, 1, -1]
     assert images.num_classes == 3
-    assert images.notes == (f"1 of 6 images have no label (−1 in {tmp_path}/x.npz (labels)); the others keep theirs",)
+    assert images.notes == (
+        f"without a label (−1 in {tmp_path}/x.npz (labels)): 1 of 6 images; the others keep theirs",
+    )
     assert images.batch(np.array([5, 2]))[1].tolist() == [-1, 2]
     without = load_images(npz(tmp_path / "y.npz", images=some(), labels=np.full(6, -1)))
     assert (without.labels, without.num_classes) == (None, 0)
@@ -168,17 +170,20 @@ def test_case_04_folders_in_natural_order_with_what_is_left_out(tmp_path):
     (tmp_path / "1" / "y.heic").write_bytes(b"a")
     (tmp_path / "1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "10" / "loop").symlink_to(tmp_path / "10")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "1" / "a.png").symlink_to(tmp_path / "1" / "b.png")
+    (tmp_path / "1" / "b.png").symlink_to(tmp_path / "1" / "a.png")
     images = load_images(str(tmp_path), size=8)
     assert images.class_names == ["1", "2", "3", "10"]
     assert images.labels.tolist() == [0] * 3 + [1] * 4 + [3] * 3
     assert images.num_classes == 4
     assert images.pixels[:, 0, 0, 0].tolist() == [2, 3, 11, 3, 4, 12, 50, 11, 12, 20]
     assert images.notes == (
-        "4 files left out: .heic 2, .db 1, broken links 1",
+        "6 files left out: broken links 3, .heic 2, .db 1",
         "hidden, so left out with the pictures in them: 2/.ipynb_checkpoints, __MACOSX",
-        "links that lead back to a folder above them are left out: 10/loop",
+        "links that lead back to a folder above them are left out: up, 10/loop",
         "1 class without pictures stays: 2 3",
-        "1 pictures in folders below a class folder count to that class: 2/deep",
+        "pictures in folders below a class folder count to that class: 1, in 2/deep",
     )
     assert load_images(str(tmp_path), size=8).notes == images.notes  # read from the cache, said again
 
@@ -211,7 +216,7 @@ def test_folders_that_may_be_meant_otherwise(tmp_path):
     )
     save(tmp_path / "flat" / "1.png", grey(1))
     (tmp_path / "flat" / "notes").mkdir()
-    assert find_pictures(tmp_path / "flat").notes == ("1 folders without pictures are left out: notes",)
+    assert find_pictures(tmp_path / "flat").notes == ("folders without pictures are left out: notes",)
     save(tmp_path / "linked" / "a" / "1.png", grey(1))
     (tmp_path / "linked" / "b").symlink_to(tmp_path / "linked" / "a")
     assert find_pictures(tmp_path / "linked").labels.tolist() == [0, 1]

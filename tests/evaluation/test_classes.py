@@ -6,8 +6,9 @@ import torch
 
 from ctm.data import Images, load_images
 from ctm.evaluation.classes import Renumbered, shared_classes
-from ctm.evaluation.run import judge_of, labels_of
+from ctm.evaluation.run import UNIFORM, judge_of, labels_of
 from ctm.evaluation.sources import data_labels
+from ctm.evaluation.tuning import FrechetMeasure
 
 from ..commands.test_cli import run, sentence
 
@@ -69,7 +70,7 @@ def test_case_05_unlike_classes_are_refused_or_left_out_with_a_line(caplog):
     with pytest.raises(
         ValueError, match=r"set has the classes i, j, which the model does not know: .*--labels uniform"
     ):
-        shared_classes(data, Named(LETTERS[:8]), strict=True)
+        shared_classes(data, Named(LETTERS[:8]), strict=True, remedy=UNIFORM)
     assert shared_classes(data, Named(LETTERS[:8])) is None
     assert shared_classes(digits([]), Named(LETTERS[:8])) is None
     assert shared_classes(digits([]), Named(LETTERS)).same
@@ -78,6 +79,10 @@ def test_case_05_unlike_classes_are_refused_or_left_out_with_a_line(caplog):
         "set: labels are not compared: the data have 10 classes and the model 8, without names",
         "set: no class names were compared, for the data have none: class numbers are taken as they are",
     ]
+    tuned = Named(LETTERS[:8])
+    tuned.shape = data.shape
+    with pytest.raises(ValueError, match=r"set has the classes i, j, which the model does not know"):
+        FrechetMeasure(tuned, data, features="classifier")
     assert shared_classes(data, Named([], 0)) is None
     assert len(told(caplog)) == 3
 

@@ -97,6 +97,6 @@ def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> No
             f"set: qkv_order = {order}" if "qkv_order" in given else f"assumed: qkv_order = {order} (preset {preset})"
         )
     print(f"written: {out}, the weights under their official names. Its users must know what it does not hold:")
-    for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer"):
+    for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer", "class_names"):
         if hasattr(model, name):
             print(f"  {name} = {getattr(model, name)}")

@@ -25,7 +25,7 @@ from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of, title_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
-from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
+from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
 from ctm.models import load_model
 from ctm.progress import Progress, tracked
 from ctm.teachers import load_teacher
@@ -154,7 +154,9 @@ def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -
     """Raises ValueError where labels are taken from the data and a model does not know a class of theirs."""
     for plan in plans:
         who = f"the {plan.record['role']}"
-        shared_classes(images, plan.subject.model, who=who, strict=settings.labels == "data", quiet=True)
+        shared_classes(
+            images, plan.subject.model, who=who, strict=settings.labels == "data", quiet=True, remedy=UNIFORM
+        )
 
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:

@@ -51,6 +51,7 @@ def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list
     could be a number; other capitals are taken where only one class is meant, and the log says so. Raises ValueError for an
     unknown class, listing the known ones, and for a number that is the name of a class of another number."""
     text = unicodedata.normalize("NFC", text.strip())
+    names = [unicodedata.normalize("NFC", name) for name in names]
     if text in names and "," in text:
         return _named(text, names)
     if text == "all":

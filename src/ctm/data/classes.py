@@ -61,7 +61,7 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
     none = int((labels < 0).sum())
     if none == count:
         return None, [], [f"no image has a label: {name} is −1 throughout"]
-    notes = [f"{none} of {count} images have no label (−1 in {name}); the others keep theirs"] if none else []
+    notes = [f"without a label (−1 in {name}): {none} of {count} images; the others keep theirs"] if none else []
     return labels, names, notes
 
 

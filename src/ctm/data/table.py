@@ -193,17 +193,26 @@ def _pixels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """uint8 (N, side, side, C), and the lines of what was done."""
     first = _picture(next(table.read(column)), f"{table.name}: image 0")
+    _check_rows(
+        table, Square.like(first, f"{table.name}: image 0", size, False), max_gb
+    )  # before all rows are looked at
     colour = channels == 3 or (channels is None and any(map(_in_colour, table.read(column))))
     square = Square.like(first, f"{table.name}: image 0", size, colour)
-    shape = (table.rows, square.side, square.side, square.channels)
-    what = f"{table.name} ({'×'.join(map(str, shape))} pixels)"
-    check_size(what, int(np.prod([float(side) for side in shape])), table.file_bytes, max_gb)
+    shape = _check_rows(table, square, max_gb)
     pixels, traits = np.empty(shape, dtype=np.uint8), Counter[str]()
     for row, cell in enumerate(table.read(column)):
         name = f"{table.name}: image {row}"
         pixels[row], treated = square.pixels(_picture(cell, name), name)
         traits.update(treated)
     return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+
+
+def _check_rows(table: _Table, square: Square, max_gb: float | None) -> tuple[int, ...]:
+    """The shape of all pixels. Raises ValueError where they take too much memory."""
+    shape = (table.rows, square.side, square.side, square.channels)
+    what = f"{table.name} ({'×'.join(map(str, shape))} pixels)"
+    check_size(what, table.rows * square.side**2 * square.channels, table.file_bytes, max_gb)
+    return shape
 
 
 def _bytes(cell: Any, name: str) -> bytes | Path | None:

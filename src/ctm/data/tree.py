@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +19,12 @@ __all__ = ["PictureTree", "find_pictures", "natural"]
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 _SHOWN = 5
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 def natural(name: str) -> list[str | int]:
     """A key that sorts names as people count: 1, 2, 10."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
+    return [int(part) if index % 2 else part for index, part in enumerate(_DIGITS.split(name))]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def find_pictures(root: Path) -> PictureTree:
             + "".join(f"; {line}" for line in left_out)
         )
     if top.files:
-        empty = [f"{len(folders)} folders without pictures are left out: {_some(folders)}"] if folders else []
+        empty = [f"folders without pictures are left out: {_some(folders)}"] if folders else []
         return PictureTree(top.ordered(), None, [], tuple(left_out + empty))
     names = [unicodedata.normalize("NFC", folder.name) for folder in folders]
     files = [file for seen in walks.values() for file in seen.ordered()]
@@ -83,35 +85,50 @@ def find_pictures(root: Path) -> PictureTree:
 
 def _walk(folder: Path, root: Path, *, deep: bool) -> _Seen:
     """What lies in a folder, and below it where `deep`."""
-    seen, waiting = _Seen(), [(folder, frozenset({_identity(folder)}))]
-    visited: set[tuple[int, int]] = set()
+    seen, visited = _Seen(), set[tuple[int, int]]()
+    start: list[list[str | int]] = []
+    waiting = [(folder, start, frozenset({_identity(folder)}))]
     while waiting:
-        place, above = waiting.pop()
+        place, keys, above = waiting.pop()
+        found = 0
         for entry in os.scandir(place):
-            path = place / entry.name
-            if _hidden(entry.name):
-                seen.hidden += [_below(path, root)] if _holds_pictures(path) else []
-            elif entry.is_dir():
-                identity = _identity(path)
-                if not deep:
-                    continue
+            name = entry.name
+            if _hidden(name):
+                seen.hidden += [_below(place / name, root)] if _holds_pictures(place / name) else []
+            elif _is(entry.is_dir):
+                identity = _identity(place / name)
                 if identity in above:
-                    seen.loops.append(_below(path, root))
-                elif identity not in visited:
+                    seen.loops.append(_below(place / name, root))
+                elif deep and identity not in visited:
                     visited.add(identity)
-                    waiting.append((path, above | {identity}))
-            elif path.suffix.lower() in EXTENSIONS and entry.is_file():
-                parts = path.relative_to(folder).parts
-                seen.files.append(([natural(part) for part in parts], path))
-                seen.deep.update([_below(place, root)] if len(parts) > 1 else [])
+                    waiting.append((place / name, [*keys, natural(name)], above | {identity}))
+            elif _suffix(name) in EXTENSIONS and _is(entry.is_file):
+                seen.files.append(([*keys, natural(name)], place / name))
+                found += 1
             else:
-                broken = entry.is_symlink() and not path.exists()
-                seen.others.update(["broken links" if broken else path.suffix.lower() or "without ending"])
+                broken = entry.is_symlink() and not (place / name).exists()
+                seen.others.update(["broken links" if broken else _suffix(name) or "without ending"])
+        if keys and found:
+            seen.deep[_below(place, root)] = found
     return seen
 
 
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _folders(root: Path) -> list[Path]:
-    return [root / entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)]
+    """The sub-folders that are classes: not hidden, and no link back to the folder itself."""
+    folders = [root / entry.name for entry in os.scandir(root) if _is(entry.is_dir) and not _hidden(entry.name)]
+    return [folder for folder in folders if _identity(folder) != _identity(root)]
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer of a directory entry; no for a link in a circle."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -133,7 +150,7 @@ def _holds_pictures(path: Path) -> bool:
         names = [entry.name for entry in os.scandir(path)] if path.is_dir() else [path.name]
     except OSError:
         return False
-    return any(Path(name).suffix.lower() in EXTENSIONS for name in names)
+    return any(_suffix(name) in EXTENSIONS for name in names)
 
 
 def _some(names: list[Path] | list[str]) -> str:
@@ -179,7 +196,7 @@ def _of_classes(root: Path, names: list[str], walks: dict[Path, _Seen]) -> list[
     deep = sum((seen.deep for seen in walks.values()), Counter[str]())
     if deep:
         lines.append(
-            f"{deep.total()} pictures in folders below a class folder count to that class: {_some(sorted(deep))}"
+            f"pictures in folders below a class folder count to that class: {deep.total()}, in {_some(sorted(deep))}"
         )
     if len(names) == 1:
         lines.append(

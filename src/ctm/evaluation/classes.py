@@ -16,9 +16,6 @@ from ctm.evaluation.sources import Source
 __all__ = ["Renumbered", "SharedClasses", "shared_classes"]
 
 
-_REMEDY = "; --labels uniform draws the classes equally often and compares no labels"
-
-
 @dataclass(frozen=True)
 class SharedClasses:
     """Classes that data and a model (or samples) have in common. to_model (D,): the model's number of each of the data's; to_data
@@ -38,12 +35,19 @@ class SharedClasses:
 
 
 def shared_classes(
-    data: Images | None, other: Any, *, who: str = "the model", strict: bool = False, quiet: bool = False
+    data: Images | None,
+    other: Any,
+    *,
+    who: str = "the model",
+    strict: bool = False,
+    quiet: bool = False,
+    remedy: str = "",
 ) -> SharedClasses | None:
     """The classes that are compared, by name where both have names; None where none can be, which a line says.
 
     other: a model or images, with num_classes and class_names. strict: raise ValueError for images of a class that the model does
-    not know by name, where labels are taken from the data. quiet: no lines."""
+    not know by name, where labels are taken from the data. quiet: no lines. remedy: what the
+    error ends with."""
     if data is None or data.labels is None or not getattr(other, "num_classes", 0):
         return None
     named = bool(data.class_names) and bool(getattr(other, "class_names", None))
@@ -52,7 +56,7 @@ def shared_classes(
         _say(f"labels are not compared: {counts}", data.name, quiet)
         return None
     try:
-        options = {"data": data.name, "who": who, "remedy": _REMEDY if strict else ""}
+        options = {"data": data.name, "who": who, "remedy": remedy}
         numbers, line = compare_classes(data.class_names, data.labels, other, **options)
     except ValueError as error:
         if strict:

@@ -41,6 +41,7 @@ from ctm.sampling.generation import copy_on
 
 __all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "labels_of", "likelihood_number", "make_judge"]
 
+UNIFORM = "; --labels uniform draws the classes equally often and compares no labels"
 _SHOWN_COPIES = 10
 _KEPT_PIXELS = 1024
 
@@ -232,7 +233,9 @@ def evaluate_images(
 def _shared(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
     """The classes of a model or of samples that are the data's."""
     data = None if judge.reference.source is None else judge.reference.source.images
-    return shared_classes(data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet)
+    return shared_classes(
+        data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
+    )
 
 
 def _numbers(shared: SharedClasses | None) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class FrechetMeasure:
     are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
     "efficientnet", side its pixels, as in `ctm evaluate`. num: samples of a distance. Classes are as frequent as in the half,
     where the model and the images share them. Distances of few samples are biased upwards, all alike.
-    Raises ValueError for images of another shape, fewer than 4 of them, and num or repeats too small."""
+    Raises ValueError for images of another shape or of a class that the model does not know by name, fewer than 4 of
+    them, and num or repeats too small."""
 
     def __init__(
         self,
@@ -56,9 +57,9 @@ class FrechetMeasure:
         self.name = f"Fréchet distance, {features} features"
         self.model, self._num, self._repeats, self._seed = model, num, repeats, seed
         self._device = device or torch.device("cpu")
+        self._shared = shared_classes(images, model, strict=True)
         self._look = _extractor(images, features, side, self._device)
         order = epoch_order(len(images), 0, len(images), seed)
-        self._shared = shared_classes(images, model)
         self._halves = [_part(images, order[held_out::2]) for held_out in (0, 1)]
         self._real: dict[bool, Gaussian] = {}
 
