@@ -24,7 +24,9 @@ def test_case_12_accelerate_on_cpus_starts_one_process_and_a_sentence_says_so(en
         environment.setenv(name, value)
     assert main(["train", *teacher_arguments("--steps", "1"), "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("ctm: accelerate launch was asked for several processes and started one: on CPUs it starts several")
+    assert said.startswith(
+        "ctm: accelerate launch was asked for several processes and started one: on CPUs it starts several"
+    )
     assert "torchrun --nproc_per_node 2 -m ctm train" in said
     assert not (tmp_path / "run").exists()
 

@@ -26,6 +26,7 @@ from ctm.models import load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
+from ctm.training.lock import run_locked
 from ctm.training.run_directory import write_whole
 from ctm.tuned import TunedGrid, grids_as_json
 
@@ -153,11 +154,12 @@ def _target(out: str | None, source: Path) -> Path:
 
 def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
     """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
-    config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
     if out.resolve() != source.resolve():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
-    write_whole(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    with run_locked(out.parent):
+        config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
+        write_whole(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def _shown(steps: int, update: Callable[[str], object]) -> Callable[[int, float], object]:
