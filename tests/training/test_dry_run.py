@@ -14,6 +14,7 @@ from ctm.objectives import Adversarial, DenoisingScoreMatching, FeatureDistance,
 from ctm.teachers import GaussianMixture
 from ctm.training import DataSettings, assembly, dry_run
 from ctm.training.dry_run import expected_teacher_evaluations
+from ctm.training.recipe import NetworkDescription
 from ctm.training.stand_in import random_images, usable_features
 
 from .runs import RECIPES, SMALL, student_arguments, teacher_arguments, trained
@@ -174,3 +175,16 @@ def test_weights_that_cannot_be_had_are_random_and_said():
     assert lines == ["feature network: the weights of NotInstalled are not here (OSError); random ones stand in"]
     with pytest.raises(OSError, match="no network"):
         usable_features([opponent], None)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_tells_a_fresh_machine_what_its_data_look_like(path):
+    """The pictures that stand in for its data are of a shape that its network takes, here at reduced width."""
+    recipe, _ = parse_recipe(["--config", str(path)])
+    images, line = random_images(recipe, "not here")
+    assert f"data: {recipe.data.name} is not here" in line
+    narrow = {"width": 16} if recipe.network.class_path.endswith("MLP") else {"channels": 32, "blocks": 1}
+    narrow |= {"head_channels": 16} if "head_channels" in recipe.network.init_args else {}
+    network = NetworkDescription(recipe.network.class_path, {**recipe.network.init_args, **narrow})
+    model = recipe.model.build(network, images.shape, images.num_classes)
+    assert model.num_classes == (1000 if "imagenet" in path.stem else 10)
