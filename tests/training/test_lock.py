@@ -14,7 +14,7 @@ import pytest
 
 from ctm.cli import main
 from ctm.training import lock
-from ctm.training.lock import LOCK, DirectoryInUse, DirectoryLock
+from ctm.training.lock import LOCK, DirectoryInUse, DirectoryLock, run_locked
 
 from .runs import start, teacher_arguments, trained, wait_for
 
@@ -50,6 +50,15 @@ def test_case_13_the_second_is_refused_and_told_who_the_first_is(tmp_path, holde
     )
     assert "let it end or stop it, or use another --out" in str(refused.value)
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid  # the refused one changed nothing
+
+
+def test_case_13_what_writes_into_a_runs_model_waits_for_nobody(tmp_path, holder):
+    with pytest.raises(DirectoryInUse, match=f"is being written by process {holder.pid} on "), run_locked(tmp_path):
+        raise AssertionError
+    (tmp_path / "no-run").mkdir()
+    with run_locked(tmp_path / "no-run"):
+        pass
+    assert list((tmp_path / "no-run").iterdir()) == []
 
 
 def test_a_killed_process_holds_nothing(tmp_path, holder):

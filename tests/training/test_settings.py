@@ -7,12 +7,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ctm import load_model
 from ctm.commands.train import parse_recipe
 from ctm.training import DataSettings, Recipe, train
 from ctm.training.settings import COMPUTED, FREE, SOURCES, check_settings, decided
+from ctm.tuned import TunedGrid
 
-from .runs import RECIPES, SMALL_TEACHER, checkpoint_steps, everything, rows, teacher_arguments, trained, weights
+from .runs import (
+    RECIPES,
+    SMALL_TEACHER,
+    checkpoint_steps,
+    everything,
+    rows,
+    student_arguments,
+    teacher_arguments,
+    trained,
+    weights,
+)
 
+GRID = TunedGrid((80.0, 0.3, 0.002), 0.0, "m", 1.0, 0.1, 0.5, 0.1, 0.5, 0.01)
 LONG = ("--decay_fraction", "0", "--log_every", "5", "--checkpoint_every", "10", "--sample_every", "1000")
 
 
@@ -152,3 +165,19 @@ def test_the_measured_levels_stand_in_config_yaml_and_decide(tmp_path):
     train(*[parse_recipe(arguments)[0], out, parse_recipe(arguments)[1]])
     with pytest.raises(ValueError, match=r"other settings \(model.sigma_data: 0.7518 there, 0.5 here\)"):
         trained(out, [*arguments, "--model.sigma_data", "0.5"])
+
+
+def test_tuned_grids_stay_with_the_weights_they_were_tuned_for(tmp_path, capsys):
+    """The same command once more keeps them; more steps leave them out, and a line says so."""
+    teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
+    arguments = student_arguments(teacher, "--decay_fraction", "0", "--steps", "2")
+    out = trained(tmp_path / "run", arguments)
+    grid = {"2": {**dataclasses.asdict(GRID), "levels": list(GRID.levels)}}
+    config = out / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"grids": grid}))
+    trained(out, arguments)
+    assert load_model(out).grids == {2: GRID}
+    capsys.readouterr()
+    trained(out, [*arguments[:-1], "3"])
+    assert "model/ has tuned grids of step 2, the next has none: ctm tune makes them again" in capsys.readouterr().out
+    assert load_model(out).grids == {}

@@ -28,6 +28,7 @@ from ctm.models.base import CONFIG, WEIGHTS
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
+from ctm.training.lock import run_locked
 from ctm.tuned import TunedGrid, grids_as_json
 
 __all__ = ["parser", "run"]
@@ -152,14 +153,18 @@ def _target(out: str | None, source: Path) -> Path:
 
 def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
     """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
-    config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
-    content = (json.dumps(config, indent=2) + "\n").encode()
     if out.resolve() == source.resolve():
-        write_whole(out / CONFIG, content)
+        with run_locked(out.parent):
+            write_whole(out / CONFIG, _config(source, grids))
         return
     with whole_directory(out) as made:
         shutil.copyfile(source / WEIGHTS, made / WEIGHTS)
-        write_whole(made / CONFIG, content)
+        write_whole(made / CONFIG, _config(source, grids))
+
+
+def _config(source: Path, grids: dict[int, TunedGrid]) -> bytes:
+    config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
+    return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _shown(bar: JobBar) -> Callable[[int, float], object]:

@@ -35,7 +35,8 @@ class DryRun:
     optimizer_bytes: after a step. peak_bytes: largest memory of the GPU's tensors, or of the process where there is none.
     evaluations: of each network for each image in the measured step. expected_teacher: the teacher's, in the mean over
     steps. first_seconds, seconds: the step that warms up, and the one after it. expected_seconds: of a step in the mean.
-    stand_ins: a line for each thing that is not on this machine and what was taken in its place."""
+    stand_ins: a line for each thing that is not on this machine and what was taken in its place. start: lines on where the
+    student's weights and noise levels come from."""
 
     recipe: Recipe
     device: str
@@ -51,6 +52,7 @@ class DryRun:
     seconds: float
     expected_seconds: float
     stand_ins: list[str]
+    start: list[str]
 
     def lines(self) -> list[str]:
         """The measurements in words."""
@@ -71,7 +73,7 @@ class DryRun:
             f"about {self.expected_seconds:.3g} s in the mean over steps",
             f"whole run: {recipe.steps:,} steps, about {_duration(whole)} without sample grids and checkpoints",
         ]
-        return [result[0], *self.stand_ins, *result[1:]]
+        return [result[0], *self.stand_ins, *self.start, *result[1:]]
 
 
 def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
@@ -114,6 +116,7 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
         seconds=seconds,
         expected_seconds=seconds - teacher_seconds + expected * each,
         stand_ins=stand_ins,
+        start=run.begun.lines,
     )
 
 

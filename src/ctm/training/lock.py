@@ -7,10 +7,12 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOCK", "DirectoryInUse", "DirectoryLock"]
+__all__ = ["LOCK", "DirectoryInUse", "DirectoryLock", "run_locked"]
 
 LOCK = ".lock"
 _LOG = logging.getLogger(__name__)
@@ -73,6 +75,21 @@ class DirectoryLock:
                 os.ftruncate(descriptor, 0)
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def run_locked(directory: Path) -> Iterator[None]:
+    """Meanwhile nobody trains in `directory`, where that is a run directory: for what writes into its model/. Raises
+    DirectoryInUse where somebody does."""
+    if not (directory / LOCK).is_file():
+        yield
+        return
+    lock = DirectoryLock(directory)
+    lock.take()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(descriptor: int) -> dict[str, Any]:

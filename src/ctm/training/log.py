@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # here, because its import takes seconds
 
         self._directory, self._names, self._batch_size = directory, list(names), batch_size
+        _leave_full_disks_to_the_main_thread()
         self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
         self._trackers = trackers
         self._steps: list[Mapping[str, float | Tensor]] = []
@@ -97,3 +99,19 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
         return ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in self._names if f"loss/{name}" in row)
+
+
+def _leave_full_disks_to_the_main_thread() -> None:
+    """TensorBoard writes in a thread, and raises what fails there again where the numbers come from. The thread's own
+    traceback would stand before our sentence."""
+    before = threading.excepthook
+    if getattr(before, "of_ctm", False):
+        return
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        written = type(failure.thread).__name__ == "_AsyncWriterThread"
+        if not (written and issubclass(failure.exc_type, OSError)):
+            before(failure)
+
+    hook.of_ctm = True  # type: ignore[attr-defined]
+    threading.excepthook = hook

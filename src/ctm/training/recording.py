@@ -72,7 +72,13 @@ def take_up(run: Any, directory: RunDirectory, settings: str) -> TakenUp:
     def brought_to_step() -> None:
         directory.forget_after(reached, closed=closed and reached < recipe.steps)
         for name, average in averages.items():
+            average.grids = directory.tuned_grids(name, average)
             directory.publish(average, name, run_card(directory, run, taken.data, reached, taken.elapsed, average))
+            if average.grids and reached < recipe.steps:
+                taken.lines.append(
+                    f"{name}/ has tuned grids of step {reached}, the next has none: ctm tune makes them again"
+                )
+            average.grids = {}  # of other weights than those to come
 
     on_main(run.accelerator, brought_to_step)
     return taken

@@ -24,6 +24,7 @@ from ctm.files import write_whole
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
 from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
+from ctm.tuned import TunedGrid, read_grids
 
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
@@ -169,6 +170,14 @@ class RunDirectory:
                 replace_directory(temporary, self.path / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def tuned_grids(self, name: str, model: Any) -> dict[int, TunedGrid]:
+        """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
+        try:
+            kept = json.loads((self.path / name / "config.json").read_text()).get("grids", {})
+            return read_grids(kept, model.sigma_min, model.sigma_max)
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
