@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ from ctm.evaluation.passes import Processes, Progress, run_pass, silent
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
+from ctm.foreign.text import plain
 
 __all__ = [
     "QUERIES",
@@ -40,6 +43,8 @@ __all__ = [
 _VERSION = 2
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "activations")
+_INFLATES_TO, _INFLATES_BY = 64 << 20, 20  # bytes; times the size of the file
 QUERIES = 500  # samples of the memorisation check
 
 
@@ -197,18 +202,24 @@ def _from_statistics(
 
 
 def _arrays(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays in an .npz, without reading them."""
+    """Names and shapes of the arrays in an .npz, without reading them. Raises ValueError where they are not there whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             shapes = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
                     version = np.lib.format.read_magic(file)
                     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-                    shapes[name.removesuffix(".npy")] = read(file)[0]
+                    shape, _, dtype = read(file)
+                if math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{plain(entry.filename)} claims the shape {plain(str(shape))} and is shorter")
+                shapes[entry.filename.removesuffix(".npy")] = shape
             return shapes
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays") from error
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        reason = plain(str(error), 120)
+        raise ValueError(
+            f"{path} cannot be read as an .npz file ({reason}): it is damaged, or no zip of plain arrays"
+        ) from error
 
 
 def is_statistics(name: str, features: int) -> bool:
@@ -221,7 +232,11 @@ def is_statistics(name: str, features: int) -> bool:
     shapes = _arrays(path)
     if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:
         return False
-    found = shapes["mu"][0] if "mu" in shapes else shapes["activations"][1]
+    axes = {"mu": 1, "activations": 2}
+    kept = "mu" if "mu" in shapes else "activations"
+    if len(shapes[kept]) != axes[kept]:
+        raise ValueError(f"{path}: {kept} must have {axes[kept]} axes, got the shape {shapes[kept]}")
+    found = shapes[kept][-1]
     if found != features and len(shapes.get("arr_0", shapes.get("images", ()))) < 3:
         raise ValueError(
             f"{path} holds statistics of {found} features and the feature network gives {features}: choose by --features the "
@@ -233,11 +248,18 @@ def is_statistics(name: str, features: int) -> bool:
 def statistics_file(path: Path, rows: int) -> Reference:
     """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
     or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
-    network. Raises ValueError for shapes that do not fit."""
+    network. Raises ValueError for shapes that do not fit, and for a file that would inflate to more than numbers do: 64 MB, and
+    20 times its size."""
+    size = 8 * sum(math.prod(shape) for name, shape in _arrays(path).items() if name in _STATISTICS)
+    if size > max(_INFLATES_TO, _INFLATES_BY * path.stat().st_size):
+        raise ValueError(
+            f"{path} would inflate to {size >> 20} MB from {path.stat().st_size >> 10} kB, which statistics do not: it was not "
+            "read"
+        )
     with np.load(path) as stored:
         arrays = {
             name: torch.from_numpy(np.asarray(stored[name], dtype=np.float64))
-            for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
+            for name in _STATISTICS
             if name in stored.files
         }
     spatial = None

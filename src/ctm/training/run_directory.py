@@ -19,6 +19,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from ctm.foreign.text import read_yaml
+from ctm.teachers.torch_files import read_torch
 from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory, write_whole
 
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory", "write_whole"]
@@ -54,7 +56,7 @@ class RunDirectory:
         Raises ValueError where it was used with others, naming them, or holds something else, CannotWrite where it cannot
         be written to."""
         if self.config.is_file():
-            other = _differences(yaml.safe_load(self.config.read_text()), yaml.safe_load(settings))
+            other = _differences(read_yaml(self.config), yaml.safe_load(settings))
             if other:
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({'; '.join(other[:4])}). Use another --out, or repeat "
@@ -123,7 +125,7 @@ class RunDirectory:
                 module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
             for name, optimizer in optimizers.items():
                 file = checkpoint / f"{name}.optimizer.pt"
-                optimizer.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+                optimizer.load_state_dict(read_torch(file))
             state = json.loads((checkpoint / "state.json").read_text())
             return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
         except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
