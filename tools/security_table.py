@@ -195,7 +195,7 @@ def arrays(folder: Path) -> list[str]:
     """2 GB of zeros in an .npz of 2 MB, written without holding them."""
     with (
         zipfile.ZipFile(folder / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("images.npy", "w") as file,
+        archive.open("images.npy", "w", force_zip64=True) as file,
     ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (2**21, 32, 32)}
         np.lib.format.write_array_header_1_0(file, header)

@@ -162,7 +162,10 @@ CONTINUED = [
         "optimizer: {class_path: ctm.commands.train.torch.load, init_args: {f: x}}",
         "asks for ctm.commands.train.torch.load",
     ),
-    ("optimizer: {class_path: ctm.networks.register, init_args: {network: x}}", "names no public class"),
+    (
+        "optimizer: {class_path: ctm.networks.register, init_args: {network: x}}",
+        "asks for ctm.foreign.allowed.register",
+    ),
     ("optimizer: {class_path: ctm.training.train, init_args: {}}", "names no public class|required"),
     ("optimizer: {class_path: ctm.objectives.Squared}", "subclass"),
     ("optimizer: {class_path: strangers.Own, init_args: {lr: 0.1}}", "--allow strangers"),

@@ -143,7 +143,7 @@ def test_both_ways_of_loading_check(saved, place):
 )
 def test_damaged_grids_are_a_sentence(saved, entry):
     change(saved, grids=entry)
-    with pytest.raises(ValueError, match='the "grids" in .* are damaged') as caught:
+    with pytest.raises(ValueError, match=r'the "grids" in .* are damaged') as caught:
         ctm.load_model(saved)
     assert len(str(caught.value)) < 600
 

@@ -4,6 +4,7 @@ import io
 import struct
 import time
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from ctm.teachers.checkpoints import read_checkpoint
 from ctm.teachers.files import read_state
 from ctm.teachers.safe_pickle import read_pickle
 from ctm.teachers.stack_machine import MOST_OPERATIONS
+from ctm.teachers.tensors import STORAGES
 from ctm.teachers.torch_files import read_torch
 
 from .edm_files import Persistent, edm_object, example_tensors, write_pickle
+from .test_safe_pickle import Calls
 
 ARGUMENTS = {"img_resolution": 8, "img_channels": 3, "label_dim": 0, "model_type": "SongUNet", "num_blocks": 1}
 DOUBLED = b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60))
+
+NESTED = b")\x94" + b"".join(b"h%c\x86\x94" % i for i in range(60))  # the same, alone on the stack
 
 
 def pickled(tmp_path, content: bytes):
@@ -37,8 +42,8 @@ def pickled(tmp_path, content: bytes):
         (b"}\x8a\x09" + (2**64).to_bytes(9, "little") + b"K\x01s", "a large int in it is a key"),
         (b"(" + DOUBLED + b"lcnumpy\ndtype\n(" + DOUBLED + b"tR", "operation LIST"),
         (b"cnumpy\ndtype\n(" + DOUBLED + b"tR", "in a way that a network's file does not need"),
-        (b"cnumpy\ndtype\n" + DOUBLED + b"\x85R", "a numpy number of kind 'a tuple'"),
-        (b"c_codecs\nencode\n" + DOUBLED + b"\x85R", "argument|encodes"),
+        (b"cnumpy\ndtype\n" + NESTED + b"\x85R", "a numpy number of kind 'a tuple'"),
+        (b"c_codecs\nencode\n" + NESTED + b"\x8c\x06latin1\x86R", "encodes text otherwise"),
     ],
 )
 def test_case_18_what_would_be_walked_for_ever(tmp_path, content, message):
@@ -69,7 +74,7 @@ def test_operations_are_counted(tmp_path):
         read_pickle(pickled(tmp_path, b"N0" * (MOST_OPERATIONS // 2 + 1) + b"N"))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_operations_in_any_order_end(tmp_path, seed):
     """Programs of random operations over a few shared parts: read to data or refused, and no part is larger than the file."""
     parts = [
@@ -96,18 +101,16 @@ def test_operations_in_any_order_end(tmp_path, seed):
         b"cnumpy\ndtype\n",
     ]
     random = np.random.default_rng(seed)
-    ended = 0
-    for _ in range(300):
-        program = b")\x94]\x94}\x94\x8f\x94" + b"".join(
-            parts[i] for i in random.integers(len(parts), size=random.integers(5, 200))
-        )
+    messages = []
+    for _ in range(150):
+        chosen = random.integers(len(parts), size=random.integers(5, 200))
+        program = b")\x94]\x94}\x94\x8f\x94" + b"".join(parts[i] for i in chosen)
         try:
             read_pickle(pickled(tmp_path, program))
-            ended += 1
         except ValueError as error:
-            assert len(str(error)) < 600
-            ended += 1
-    assert ended == 300
+            messages.append(str(error))
+    assert messages
+    assert max(map(len, messages)) < 600
 
 
 def test_arguments_of_an_edm_file_are_numbers_or_left_out(tmp_path):
@@ -127,8 +130,6 @@ def test_arguments_of_an_edm_file_are_numbers_or_left_out(tmp_path):
 
 
 def test_deep_and_wide_networks_of_an_edm_file_end(tmp_path):
-    deep = b"ctorch.nn.modules.container\nModuleDict\n)R"
-    deep += b"\x94ctorch.nn.modules.container\nModuleDict\n)R}\x8c\x08_modules}\x8c\x14" + b"a" * 20 + b"j%bssb"
     module = Persistent("M", _modules={})
     inner = module
     for _ in range(100):
@@ -145,9 +146,12 @@ def test_deep_and_wide_networks_of_an_edm_file_end(tmp_path):
 
 
 def test_tensors_of_an_edm_file_do_not_overlap(tmp_path):
-    shared = torch.ones(1000)
-    tensors = {f"model.enc.8x8_block{i}.conv0.weight": shared[i : i + 900] for i in range(40)}
-    write_pickle(tmp_path / "a.pkl", {"ema": edm_object({**example_tensors(), **tensors}, ARGUMENTS)})
+    """Forty buffers over one storage of a thousand numbers."""
+    precond, storage = edm_object(example_tensors(), ARGUMENTS), torch.ones(1000).storage()
+    for i in range(40):
+        view = Calls(torch._utils._rebuild_tensor_v2, storage, i, (900,), (1,), False, OrderedDict())
+        precond.state["_modules"]["model"].state["_buffers"][f"b{i}"] = view
+    write_pickle(tmp_path / "a.pkl", {"ema": precond})
     with pytest.raises(ValueError, match="claims more numbers than it holds: its tensors overlap"):
         read_state(tmp_path / "a.pkl")
 
@@ -171,7 +175,7 @@ def test_a_file_packed_anew_is_read_where_it_is_stored(tmp_path, mapped):
 
 def test_a_packed_torch_file_is_refused(tmp_path):
     path = repacked(tmp_path, lambda name, content: content, zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match="in it is compressed, which torch.save does not do: it could inflate"):
+    with pytest.raises(ValueError, match=r"in it is compressed, which torch\.save does not do: it could inflate"):
         read_state(path)
 
 
@@ -181,22 +185,17 @@ def test_parts_of_a_zip_do_not_share_bytes(tmp_path):
     start = data.index(b"PK\x01\x02")
     at = data.index(b"PK\x01\x02", start + 4) + 42  # where the second entry says that it lies: at the first's place
     path.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
-    with pytest.raises(ValueError, match="the files in it overlap|cut short or damaged"):
+    with pytest.raises(ValueError, match=r"the files in it overlap|cut short or damaged"):
         read_state(path)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("dtype", sorted(STORAGES.values(), key=str), ids=str)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_number_type_is_read_as_torch_reads_it(tmp_path, dtype, zipped):
     whole = torch.arange(24).reshape(4, 6).to(dtype)
     values = {"a": whole, "b": whole[1:, ::2].t(), "c": torch.tensor(1).to(dtype), "d": torch.empty(0, 3, dtype=dtype)}
-    torch.save(
-        {"x": values, "step": 7, "betas": (0.9, None, True), "names": ["ü"]},
-        tmp_path / "a.pt",
-        _use_new_zipfile_serialization=zipped,
-    )
+    contents = {"x": values, "step": 7, "betas": (0.9, None, True), "names": ["ü"]}
+    torch.save(contents, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     read, expected = read_torch(tmp_path / "a.pt", mapped=zipped), torch.load(tmp_path / "a.pt", weights_only=True)
     assert read.keys() == expected.keys()
     assert (read["step"], read["betas"], read["names"]) == (7, (0.9, None, True), ["ü"])
