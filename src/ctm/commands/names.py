@@ -32,7 +32,7 @@ _allowed: set[str] = set()  # the strangers' modules that jsonargparse was last 
 
 def restrict_names() -> None:
     """From here on jsonargparse imports for a value only what a recipe needs, and what the user allows now."""
-    now = {*allowed_modules(), *registered()}
+    now = {*allowed_modules(), *(path for path in registered() if "<" not in path)}
     set_parsing_settings(
         import_path_denylist=["*", *sorted(_allowed - now)],
         import_path_allowlist=[*_CLASSES, *_FUNCTIONS, *sorted(now)],
@@ -48,8 +48,8 @@ def explained(message: str) -> str | None:
 
 
 def check_entries(settings: Any) -> None:
-    """Raises ValueError where a parsed recipe names what is no public class of its room, no function of the maths, and not allowed
-    by the user: a class_path that names a function would be called with the recipe's own arguments."""
+    """Raises ValueError where a parsed recipe names what is no public class of its room, no function of the maths, and not
+    allowed by the user: a class_path that names a function would be called with the recipe's own arguments."""
     waiting = [settings]
     while waiting:
         value = waiting.pop()

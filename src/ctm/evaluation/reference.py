@@ -42,6 +42,8 @@ __all__ = [
 _VERSION = 3
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "activations")
+_INFLATES_TO, _INFLATES_BY = 64 << 20, 20  # bytes; times the size of the file
 QUERIES = 500  # samples of the memorisation check
 
 
@@ -218,7 +220,11 @@ def is_statistics(name: str, features: int) -> bool:
     shapes = {name: header.shape for name, header in Archive(path).headers.items()}
     if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:
         return False
-    found = [*(shapes["mu"][:1] if "mu" in shapes else shapes["activations"][1:2]), 0][0]
+    axes = {"mu": 1, "activations": 2}
+    kept = "mu" if "mu" in shapes else "activations"
+    if len(shapes[kept]) != axes[kept]:
+        raise ValueError(f"{path}: {kept} must have {axes[kept]} axes, got the shape {shapes[kept]}")
+    found = shapes[kept][-1]
     if found != features and len(shapes.get("arr_0", shapes.get("images", ()))) < 3:
         raise ValueError(
             f"{path} holds statistics of {found} features and the feature network gives {features}: choose by --features the "
@@ -230,13 +236,16 @@ def is_statistics(name: str, features: int) -> bool:
 def statistics_file(path: Path, rows: int) -> Reference:
     """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
     or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
-    network. Raises ValueError for shapes that do not fit."""
+    network. Raises ValueError for shapes that do not fit, and for a file that would inflate to more than numbers do: 64 MB, and
+    20 times its size."""
     archive = Archive(path)
-    arrays = {
-        name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64))
-        for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
-        if name in archive.headers
-    }
+    kept = [name for name in _STATISTICS if name in archive.headers]
+    size, stored = sum(archive.headers[name].nbytes for name in kept), path.stat().st_size
+    if size > max(_INFLATES_TO, _INFLATES_BY * stored):
+        raise ValueError(
+            f"{path} would inflate to {size >> 20} MB from {stored >> 10} kB, which statistics do not: it was not read"
+        )
+    arrays = {name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64)) for name in kept}
     spatial = None
     if "mu" in arrays:
         gaussian = _checked(path, arrays["mu"], arrays["sigma"])

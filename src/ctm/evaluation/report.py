@@ -72,7 +72,7 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(file.read_text())
         if not {"protocol", "rows"} <= result.keys():
             raise ValueError("it has no protocol and rows")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not a result of ctm evaluate: {error}") from error
     return result
 

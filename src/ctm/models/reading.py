@@ -33,7 +33,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         settings = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a model's configuration: {str(error).removeprefix(f'{path} ')}") from error
+        raise ValueError(f"{path} is not a model's configuration: it {str(error).removeprefix(f'{path} ')}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a model's configuration: it holds no names with values")
     sentence = foreign_settings(settings, str(path.parent))

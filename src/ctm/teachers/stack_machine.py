@@ -14,7 +14,7 @@ from ctm.foreign.text import plain
 
 __all__ = ["DamagedError", "Machine", "Name", "Source", "Stored", "UnsafePickleError", "map_file", "sentences"]
 
-MOST_OPERATIONS = 1_000_000  # the largest networks that are read need about a tenth of it
+MOST_OPERATIONS = 500_000  # the largest networks that are read need about a quarter of it
 _COPIES = 4  # bytes of a tensor are text, bytes and numbers in a pickle of protocol 2
 _VIEW_FROM = 4096  # bytes: longer pieces are views into the mapped file, so that no weight is copied before it is used
 _KEY_LIMIT = 1 << 60  # whole numbers below it have hashes of their own

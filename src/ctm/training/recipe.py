@@ -91,7 +91,7 @@ class NetworkDescription:
     model's config.json can describe."""
 
     class_path: str
-    init_args: dict[str, Any]
+    init_args: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, shape: Sequence[int], num_classes: int) -> torch.nn.Module:
         arguments = {"shape": list(shape), "num_classes": num_classes, **self.init_args}

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
+from ctm.foreign.text import read_yaml
+from ctm.teachers.torch_files import read_torch
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
 from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
@@ -86,8 +88,8 @@ class RunDirectory:
     def settings(self) -> dict[str, Any]:
         """The recipe in config.yaml. Raises ValueError naming the file where it is damaged."""
         try:
-            found = yaml.safe_load(self.config.read_bytes().decode())
-        except (yaml.YAMLError, UnicodeDecodeError):
+            found = read_yaml(self.config)
+        except (yaml.YAMLError, ValueError):
             found = None
         if not isinstance(found, dict):
             raise ValueError(
@@ -148,7 +150,7 @@ class RunDirectory:
                 module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
             for name, optimizer in optimizers.items():
                 file = checkpoint / f"{name}.optimizer.pt"
-                optimizer.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+                optimizer.load_state_dict(read_torch(file))
             state = json.loads((checkpoint / "state.json").read_text())
             return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
         except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:

@@ -77,6 +77,8 @@ def damage(directory: Path) -> str | None:
     try:
         files = json.loads((directory / MANIFEST).read_bytes())["files"]
         for name, expected in files.items():
+            if Path(name).name != name or not (directory / name).is_file():
+                return f"{name[:80]!r} is missing"
             wrong = _difference(directory / name, expected["bytes"], expected["sha256"])
             if wrong:
                 return f"{name} {wrong}"
