@@ -239,13 +239,13 @@ def statistics_file(path: Path, rows: int) -> Reference:
     network. Raises ValueError for shapes that do not fit, and for a file that would inflate to more than numbers do: 64 MB, and
     20 times its size."""
     archive = Archive(path)
-    kept = [name for name in _STATISTICS if name in archive.headers]
-    size, stored = sum(archive.headers[name].nbytes for name in kept), path.stat().st_size
+    names = [name for name in _STATISTICS if name in archive.headers]
+    size, stored = sum(archive.headers[name].nbytes for name in names), path.stat().st_size
     if size > max(_INFLATES_TO, _INFLATES_BY * stored):
         raise ValueError(
             f"{path} would inflate to {size >> 20} MB from {stored >> 10} kB, which statistics do not: it was not read"
         )
-    arrays = {name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64)) for name in kept}
+    arrays = {name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64)) for name in names}
     spatial = None
     if "mu" in arrays:
         gaussian = _checked(path, arrays["mu"], arrays["sigma"])
