@@ -2,42 +2,45 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The versions in constraints.txt are those that were tested; pyproject.toml says what is required.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# One thread for each of the two workers: more threads than cores slow the networks down many times.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 .PHONY: help demo test test-all lint format check clean
 
 help:
 	@echo "make demo      train a teacher and a CTM on real digits, compare them, write runs/demo/report.html"
-	@echo "make test      the tests (under eight minutes on two cores)"
-	@echo "make test-all  the tests and the slow ones"
+	@echo "make test      the tests (at most six minutes on two cores), with the ten slowest at the end"
+	@echo "make test-all  the tests and the slow ones: soaks, long trainings"
 	@echo "make lint      ruff, format check, mypy"
 	@echo "make format    bring the sources into form"
 	@echo "make check     what CI runs: lint and test"
 
 $(BIN)/activate:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(INSTALL) --upgrade pip
 
-$(VENV)/.core: pyproject.toml $(BIN)/activate
-	$(BIN)/pip install --quiet -e .
+$(VENV)/.core: pyproject.toml constraints.txt $(BIN)/activate
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(BIN)/activate
-	$(BIN)/pip install --quiet -e ".[test,datasets,mnist5k,features,lpips,dinov2,schedulefree,trackio,wandb]"
+$(VENV)/.test: pyproject.toml constraints.txt $(BIN)/activate
+	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,schedulefree,trackio,wandb]"
 	@touch $@ $(VENV)/.core
 
-$(VENV)/.lint: pyproject.toml $(BIN)/activate
-	$(BIN)/pip install --quiet -e ".[lint]"
+$(VENV)/.lint: pyproject.toml constraints.txt $(BIN)/activate
+	$(INSTALL) -e ".[lint]"
 	@touch $@ $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/ctm demo
 
-# One thread for each of the two workers: more threads than cores slow the networks down many times.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check src tests tools

@@ -22,6 +22,12 @@ def _fixed_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    """A CTM_CACHE that modules share where a classifier trained once serves many tests: they set it themselves."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def mixture(dimensions: int, components: int = 4, std: float = 0.25, seed: int = 0) -> GaussianMixture:
     """A mixture in float64 with a data standard deviation near 0.6."""
     generator = torch.Generator().manual_seed(seed)

@@ -79,7 +79,7 @@ def test_a_truncated_weights_file_is_a_sentence(capsys, saved):
     weights.write_bytes(weights.read_bytes()[:1000])
     code, err = run(capsys, "sample", saved)
     assert code == 2
-    assert "do not fit the network" in err
+    assert "model.safetensors is cut short or damaged" in err
 
 
 def test_an_absent_teacher_is_not_asked_for_at_the_hub(capsys, tmp_path, monkeypatch):

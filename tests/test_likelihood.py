@@ -123,9 +123,9 @@ def test_mistakes_are_said():
         log_density(teacher, x, trace="both")
     with pytest.raises(ValueError, match="probe must be rademacher or gaussian, got 'cauchy'"):
         log_density(teacher, x, probe="cauchy")
-    with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="probes must be a whole number of at least 1, got 0"):
         log_density(teacher, x, probes=0)
-    with pytest.raises(ValueError, match=r"images must be uint8 in 0 … 255, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"images must be a tensor of uint8 in 0 … 255, got torch\.float32"):
         bits_per_dim(teacher, x)
     with pytest.raises(ValueError, match="x must be floating point"):
         log_density(teacher, x.long())

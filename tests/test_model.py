@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from torch import nn
 
 import ctm
 from ctm import DiffusionModel, TrajectoryModel, load_model
-from ctm.networks import MLP, DDPMpp
+from ctm.data.load import FASHION_CLASSES
+from ctm.networks import MLP, DDPMpp, allowing
 from ctm.networks.description import build
 from ctm.noise import match_dims
 
@@ -85,12 +87,12 @@ def test_half_precision_network_keeps_float32_scalings(small_ctm):
     [
         ([1.0, 1.0], [1.0, 1.1], r"sigma_min = 0.002 ≤ s ≤ t for every sample, got t = \[1, 1\], s = \[1, 1.1\]"),
         ([1.0, 1.0], [0.5, 0.001], "sigma_min = 0.002 ≤ s ≤ t"),
-        ([1.0, 1.0], [0.5, float("nan")], None),
+        ([1.0, 1.0], [0.5, float("nan")], "s is a noise level, finite and at least 0"),
     ],
 )
 def test_jump_refuses_levels_out_of_range(small_ctm, t, s, message):
     x = torch.randn(2, 1, 8, 8)
-    with pytest.raises(ValueError, match=message or "got t"):
+    with pytest.raises(ValueError, match=message):
         small_ctm.jump(x, levels(*t), levels(*s))
 
 
@@ -99,9 +101,14 @@ def test_jump_refuses_levels_out_of_range(small_ctm, t, s, message):
     [
         (torch.zeros(2, 1, 8, 9), torch.ones(2), None, r"x must have shape \(B, 1, 8, 8\), got \(2, 1, 8, 9\)"),
         (torch.zeros(2, 1, 8, 8).long(), torch.ones(2), None, "x must be floating point"),
-        (torch.zeros(2, 1, 8, 8), torch.ones(3), None, r"a noise level is a tensor of shape \(2,\)"),
+        (
+            torch.zeros(2, 1, 8, 8),
+            torch.ones(3),
+            None,
+            r"t is a noise level: one number, or a tensor of shape \(2,\), one for each sample",
+        ),
         (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([1, 10]), "label 10 is not known to this model"),
-        (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([1.0, 2.0]), "labels must be int64"),
+        (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([1.0, 2.0]), "labels must be whole numbers"),
     ],
 )
 def test_denoise_refuses_unfitting_arguments(small_ctm, x, t, labels, message):
@@ -161,7 +168,11 @@ def test_saving_a_network_that_config_json_cannot_describe_says_so(tmp_path):
 def test_a_config_cannot_call_what_is_no_module(tmp_path):
     touched = tmp_path / "touched"
     for path in ("os.system", "subprocess.run", "pathlib.Path"):
-        with pytest.raises(ValueError, match=r"is not a torch\.nn\.Module"):
+        with pytest.raises(
+            ValueError, match=f"asks for {path}, which is not part of ctm.networks: nothing was imported"
+        ):
+            build({"class_path": path, "init_args": {"args": f"touch {touched}"}})
+        with allowing(path.rpartition(".")[0]), pytest.raises(ValueError, match=r"is not a torch\.nn\.Module"):
             build({"class_path": path, "init_args": {"args": f"touch {touched}"}})
     assert not touched.exists()
 
@@ -169,7 +180,10 @@ def test_a_config_cannot_call_what_is_no_module(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"class_path": "ctm.networks.Nothing"}, "cannot be imported"),
+        (
+            {"class_path": "ctm.networks.Nothing"},
+            "there is no network ctm.networks.Nothing: there are ctm.networks.ADM",
+        ),
         ({"class_path": "ctm.networks.MLP", "init_args": {"shape": [2], "depth": 3}}, "does not take these init_args"),
         ({"init_args": {}}, "a network is given as"),
     ],
@@ -214,3 +228,29 @@ def test_a_float32_grid_serves_a_float64_state():
     grid = ctm.karras_grid(2, sigma_min=0.01, dtype=torch.float32)
     assert float(grid[-1]) < 0.01
     assert ctm.sampling.gamma(model, torch.randn(3, 2, dtype=torch.float64), grid).dtype == torch.float64
+
+
+def test_case_05_class_names_live_in_config_json(small_ctm, tmp_path):
+    assert small_ctm.class_names == []
+    small_ctm.save_pretrained(tmp_path / "unnamed")
+    assert "class_names" not in json.loads((tmp_path / "unnamed" / "config.json").read_text())
+    names = [f"class {number}" for number in range(10)]
+    small_ctm.class_names = names
+    small_ctm.save_pretrained(tmp_path / "named")
+    loaded = load_model(tmp_path / "named")
+    assert loaded.class_names == names
+    assert loaded.further == {}
+    for wrong in (names[:9], "abcdefghij", [*names[:9], 9]):
+        with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none"):
+            small_ctm.class_names = wrong
+    config = json.loads((tmp_path / "named" / "config.json").read_text()) | {"class_names": names[:3]}
+    (tmp_path / "named" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none: got 3 names"):
+        load_model(tmp_path / "named")
+
+
+def test_case_05_the_shipped_models_know_their_classes():
+    models = Path(__file__).parents[1] / "models"
+    for kind in ("teacher", "ctm"):
+        assert load_model(models / f"digits-{kind}").class_names == [str(number) for number in range(10)]
+        assert load_model(models / f"fashion-mnist-{kind}").class_names == FASHION_CLASSES

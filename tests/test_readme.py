@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import ctm
 from ctm.cli import main
@@ -31,6 +32,27 @@ def test_the_sample_commands_run(monkeypatch, tmp_path):
         arguments[arguments.index("--out") + 1] = str(tmp_path / f"{number}.png")
         assert main(arguments) == 0
         assert (tmp_path / f"{number}.png").is_file()
+
+
+def test_the_train_commands_are_read(monkeypatch, capsys):
+    """Each with its recipe, its options and a folder of one's own; tests/test_small_pictures.py runs the first two."""
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^ctm (train .*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main([*command.split(), "--print_config"])
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["name"] == "path/to/folder"
+
+
+def test_the_options_named_are_there(capsys):
+    """In running text: --option and `ctm command`."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help", "all"])
+    known = capsys.readouterr().out
+    for option in re.findall(r"`(--[a-z][\w.-]*)", README):
+        assert option.startswith("--objectives.0.") or option in known or option == "--out", option
 
 
 def test_links_and_named_files_exist():

@@ -1,4 +1,4 @@
-"""The whole method against the exact flow: students of a Gaussian mixture, trained for well under a minute each."""
+"""The whole method against the exact flow: students of a Gaussian mixture, a small one here and two exact ones as soaks."""
 
 import time
 
@@ -22,21 +22,30 @@ def overlapping_mixture(dimensions: int) -> GaussianMixture:
     return GaussianMixture(means, 0.35, torch.rand(3, generator=generator) + 0.5)
 
 
-def distil(teacher: GaussianMixture, steps: int, learning_rate: float = 3e-3) -> TrajectoryModel:
-    """Soft matching on 40 levels, up to 13 Heun steps, and denoising score matching; returns the averaged student."""
+def distil(teacher: GaussianMixture, steps: int, small: bool) -> TrajectoryModel:
+    """Soft matching and denoising score matching; returns the averaged student. On 40 levels with up to 13 Heun steps, or
+    small: on 16 levels with up to 4."""
     torch.manual_seed(0)
-    network = MLP(teacher.shape, width=128, blocks=3, embedding=64)
-    student = TrajectoryModel(network, shape=teacher.shape, sigma_data=teacher.sigma_data)
-    objectives = [Matching(grid_points=40, max_solver_steps=13), DenoisingScoreMatching()]
-    return learn(teacher, student, objectives, steps, teacher=teacher, learning_rate=learning_rate)
+    sizes = {"width": 64, "blocks": 2, "embedding": 32} if small else {"width": 128, "blocks": 3, "embedding": 64}
+    student = TrajectoryModel(MLP(teacher.shape, **sizes), shape=teacher.shape, sigma_data=teacher.sigma_data)
+    matching = Matching(grid_points=16, max_solver_steps=4) if small else Matching(grid_points=40, max_solver_steps=13)
+    rate = 5e-3 if small else 3e-3
+    return learn(teacher, student, [matching, DenoisingScoreMatching()], steps, teacher=teacher, learning_rate=rate)
 
 
-@pytest.mark.parametrize(("dimensions", "steps", "share"), [(2, 1000, 0.05), (16, 700, 0.10)])
+@pytest.mark.parametrize(
+    ("dimensions", "steps", "share"),
+    [
+        (2, 400, 0.2),  # half of it was measured: the bound leaves room for another processor's rounding
+        pytest.param(2, 1000, 0.05, marks=pytest.mark.slow),
+        pytest.param(16, 700, 0.10, marks=pytest.mark.slow),
+    ],
+)
 def test_a_students_one_jump_is_the_exact_flow(dimensions, steps, share):
     """Root mean square error of the jump 80 → 0.002, relative to the data's standard deviation; and the score's."""
     teacher = overlapping_mixture(dimensions)
     started = time.monotonic()
-    student = distil(teacher, steps)
+    student = distil(teacher, steps, small=steps < 500)
     seconds = time.monotonic() - started
     n = 4000
     x = teacher.sample(n, seed=10**6) + 80 * torch.randn(n, dimensions)

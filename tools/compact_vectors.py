@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 KEPT = (
+    "ctm_song_ncsnpp_uncond",
     "edm_adm_cond_heads",
     "edm_loss",
     "edm_sampler_*",
@@ -22,7 +23,7 @@ KEPT = (
     "train_nets",
     "train_run",
 )
-LIMIT = 4_000_000
+LIMIT = 4_500_000
 
 
 def compact(source: Path, target: Path) -> int:

@@ -1,11 +1,16 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
-from ctm import editing, guidance, likelihood, objectives, sampling, teachers
-from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
-from ctm.noise import karras_grid
-from ctm.sampling import Cancelled, generate, tune_grid
-from ctm.teachers import load_teacher
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ctm.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from ctm import editing, guidance, likelihood, objectives, sampling, teachers
+    from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
+    from ctm.noise import karras_grid
+    from ctm.sampling import Cancelled, generate, tune_grid
+    from ctm.teachers import load_teacher
 
 __all__ = [
     "Cancelled",
@@ -24,3 +29,30 @@ __all__ = [
     "teachers",
     "tune_grid",
 ]
+
+_HOME = {  # the module of each name that is not a module itself
+    "Cancelled": "sampling",
+    "ConsistencyModel": "models",
+    "DiffusionModel": "models",
+    "TrajectoryModel": "models",
+    "generate": "sampling",
+    "karras_grid": "noise",
+    "load_model": "models",
+    "load_teacher": "teachers",
+    "tune_grid": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for: torch takes seconds, and `ctm --help` needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"ctm.{_HOME.get(name, name)}")
+    value = getattr(home, name) if name in _HOME else home
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, imported yet or not."""
+    return sorted({*globals(), *__all__})

@@ -4,4 +4,5 @@ import sys
 
 from ctm.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # accelerate's and torch's workers import this file again
+    sys.exit(main())

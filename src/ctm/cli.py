@@ -1,21 +1,27 @@
-"""The command `ctm`. Exit codes: 0; 2 for a user's mistake, with one sentence; 1 for our fault; 130 for Ctrl-C."""
+"""The command `ctm`. Exit codes: 0; 2 for a user's mistake, or a disk, path or device that refuses, with one sentence; 1 for our
+fault; 130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that is gone, 141 for a pipe that nobody reads.
+
+Nothing heavy is imported before `main` guards it: torch takes seconds, in which Ctrl-C must end as anywhere else."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from ctm.commands.common import Parser
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["main"]
 
 _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
+    "recipes": "List the recipes that come with the package, or show one.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "edit": "Edit pictures: inpaint, superresolve, colourise, stroke, denoise, interpolate, vary.",
     "evaluate": "Measure samples of a model at several numbers of steps against data and a teacher; write a report.",
@@ -25,6 +31,73 @@ _COMMANDS = {
     "likelihood": "Bits per dimension of a data set under a model.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
+_GOES_ON = ("train", "demo", "evaluate")
+_STOPPED = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "the end of its terminal"}
+
+
+class _Stopped(SystemExit):
+    """SIGTERM or SIGHUP came: what is open is closed, what is begun is kept or removed as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; mistakes in the arguments themselves exit with 2.
+
+    arguments: None for those of the process, which is then prepared for what a terminal can do to it."""
+    if arguments is not None:
+        return _main(list(arguments))
+    _prepare_streams()
+    _stop_at_once()  # until everything is imported
+    return _main(sys.argv[1:], own_process=True)
+
+
+def _main(arguments: list[str], own_process: bool = False) -> int:
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    chosen = next((argument for argument in arguments if argument in _COMMANDS), None)
+    try:
+        try:
+            _run(arguments, chosen, own_process)
+        finally:
+            _flush()
+    except (KeyboardInterrupt, _Stopped) as stop:
+        number = stop.number if isinstance(stop, _Stopped) else int(signal.SIGINT)
+        _say(_words_of_stop(number, chosen))
+        return 128 + number
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 128 + int(signal.SIGPIPE)
+    except Exception as error:
+        from ctm.commands.failures import sentence_of
+
+        words = sentence_of(error)
+        if debug:
+            raise
+        if words is None:
+            _say(f"ctm: {type(error).__name__}: {error}\nThis is a fault of ctm; --debug shows where.")
+            return 1
+        _say(f"ctm: {words}")
+        return 2
+    return 0
+
+
+def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
+    from ctm.foreign.allowed import take_allowed
+
+    arguments = take_allowed(arguments)
+    if chosen is not None and hasattr(_command(chosen), "arrange"):
+        arguments = _command(chosen).arrange(arguments)
+    settings = _parser(chosen).parse_args(arguments)
+    from ctm.commands.paths import settle_paths
+
+    settle_paths(settings[settings.command])
+    run = _command(settings.command).run
+    if own_process:
+        _stop_in_order()
+    run(settings[settings.command])
 
 
 def _command(name: str) -> Any:
@@ -33,11 +106,17 @@ def _command(name: str) -> Any:
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
-    from ctm import __version__
+    from ctm.commands.common import Parser
+    from ctm.version import __version__
 
     parser = Parser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")
     parser.add_argument("--version", action="version", version=f"ctm-torch {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--allow",
+        metavar="MODULE",
+        help="let config.json and recipes name classes of this module of yours, and import it (or CTM_ALLOW=MODULE,MODULE)",
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, words in _COMMANDS.items():
         own = _command(name).parser() if name == chosen else Parser()
@@ -47,29 +126,70 @@ def _parser(chosen: str | None) -> ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; mistakes in the arguments themselves exit with 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
-    chosen = next((argument for argument in given if argument in _COMMANDS), None)
+def _words_of_stop(number: int, chosen: str | None) -> str:
+    more = " The same command goes on from here." if chosen in _GOES_ON else ""
+    return f"ctm: stopped by {_STOPPED[signal.Signals(number).name]}.{more}"
+
+
+def _stop_at_once() -> None:
+    """Signals while modules are imported end the process with one line: nothing is open yet, and an exception in the middle
+    of a C extension's initialisation would come out as any other error, or as none. A signal that is ignored stays ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _say(_words_of_stop(number, None))
+        os._exit(128 + number)
+
+    _handle(stop)
+
+
+def _stop_in_order() -> None:
+    """Signals from now on are exceptions, so that a command can keep or tidy up what it has begun."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise _Stopped(number)
+
+    _handle(stop)
+
+
+def _handle(handler: Any) -> None:
+    for name in _STOPPED:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _prepare_streams() -> None:
+    """A closed stdout or stderr takes what is printed and drops it; one that cannot show σ shows its escape."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _say(words: str) -> None:
+    """One message on stderr; where that is gone, too, the exit code is all there is."""
     try:
-        if chosen is not None and hasattr(_command(chosen), "arrange"):
-            given = _command(chosen).arrange(given)
-        settings = _parser(chosen).parse_args(given)
-        _command(settings.command).run(settings[settings.command])
-    except KeyboardInterrupt:
-        more = " The same command goes on from here." if chosen in ("train", "demo", "evaluate") else ""
-        print(f"ctm: stopped by Ctrl-C.{more}", file=sys.stderr)
-        return 130
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        if debug:
+        print(words, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _flush() -> None:
+    """What was printed leaves now, while a full disk or a closed pipe can still be told from a fault."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
             raise
-        print(f"ctm: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if debug:
-            raise
-        print(f"ctm: {type(error).__name__}: {error}\nThis is a fault of ctm; --debug shows where.", file=sys.stderr)
-        return 1
-    return 0
+        raise OSError(error.errno, error.strerror, "the output") from None
+
+
+def _discard(stream: Any) -> None:
+    """Point a stream that cannot be written to at nothing, or the interpreter would try again when it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        return

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_number
+
 __all__ = [
     "Times",
     "continuous_times",
@@ -59,8 +61,8 @@ def karras_level(xi: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, 
 
 def _check_grid(steps: int, sigma_min: float, sigma_max: float) -> None:
     """Raises ValueError for steps < 1 or unless 0 < sigma_min < sigma_max."""
-    if int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps}: a grid needs one interval or more")
+    as_count(steps, "steps", why="a grid needs one interval or more")
+    sigma_min, sigma_max = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
 
@@ -81,8 +83,7 @@ def karras_grid(
     unless 0 < sigma_min < sigma_max.
     """
     _check_grid(steps, sigma_min, sigma_max)
-    if rho < 1:
-        raise ValueError(f"rho must be at least 1, got {rho}: 7 is EDM's, 1 spaces the levels evenly")
+    rho = as_number(rho, "rho", 1, why="7 is EDM's, 1 spaces the levels evenly")
     levels = karras_level(torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64), sigma_min, sigma_max, rho)
     levels[0], levels[-1] = sigma_max, sigma_min
     return levels.to(dtype=dtype or torch.get_default_dtype(), device=device)
@@ -114,7 +115,7 @@ def index_grid(
     that a discretely trained model knows (consistency models and sony/ctm give such indices by hand, e.g. 0, 22, 39).
 
     Returns (steps + 1,). Raises ValueError as `karras_grid`, and unless 1 ≤ steps ≤ points − 1."""
-    if not 1 <= steps <= points - 1:
+    if not 1 <= as_count(steps, "steps") <= as_count(points, "points") - 1:
         raise ValueError(f"an index grid takes 1 … points − 1 steps, got {steps} steps on {points} points")
     fine = karras_grid(points - 1, sigma_min, sigma_max, rho, dtype=torch.float64)
     chosen = (torch.arange(steps + 1, dtype=torch.float64) * (points - 1) / steps).round().long()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["grid_picture", "to_uint8"]
+from ctm.files import whole_file
+
+__all__ = ["class_columns", "grid_picture", "save_picture", "to_uint8"]
 
 _TARGET_SIDE = 640
 
@@ -20,25 +24,41 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def grid_picture(x: Tensor, columns: int | None = None, scale: int | None = None) -> Image.Image:
+def class_columns(labels: Sequence[int]) -> tuple[list[int | None], list[int]]:
+    """How images with these labels (B,) stand in a grid with one column for each class, in the order of the classes.
+
+    Returns (places, classes): for each cell, row by row, the number of its image or None for an empty one, as `grid_picture`
+    takes them, and the class of each column. Within a column images keep their order."""
+    classes = sorted(set(labels))
+    members = {each: [index for index, label in enumerate(labels) if label == each] for each in classes}
+    rows = zip_longest(*members.values())
+    return [place for row in rows for place in row], classes
+
+
+def grid_picture(
+    x: Tensor, columns: int | None = None, scale: int | None = None, places: Sequence[int | None] | None = None
+) -> Image.Image:
     """Images (B, C, H, W) in [-1, 1], C = 1 or 3, row by row on a dark ground with a one-pixel gap, enlarged by whole
-    pixels. columns: None for a square; scale: None for about 640 pixels a side. Raises ValueError for other channels."""
+    pixels. columns: None for a square; scale: None for about 640 pixels a side. places: which image stands in each cell, None:
+    empty; by default each in its turn. Raises ValueError for other channels."""
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"a picture shows images of 1 or 3 channels (B, C, H, W), got {tuple(x.shape)}")
     pixels = to_uint8(x.detach().cpu()).numpy()
     count, height, width, channels = pixels.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
+    places = range(count) if places is None else places
+    columns = columns or math.ceil(math.sqrt(len(places)))
+    rows = math.ceil(len(places) / columns)
     sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 32, dtype=np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = image
+    for cell, index in enumerate(places):
+        top, left = (cell // columns) * (height + 1) + 1, (cell % columns) * (width + 1) + 1
+        if index is not None:
+            sheet[top : top + height, left : left + width] = pixels[index]
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
     scale = scale or max(1, _TARGET_SIDE // max(sheet.shape[:2]))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    """Write a PNG, whole or not at all, making its folder."""
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="png")

@@ -34,9 +34,15 @@ class TunedGrid:
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or not all(math.isfinite(level) and level > 0 for level in self.levels):
-            raise ValueError(f"a grid holds at least two finite levels above 0, got {list(self.levels)}")
+            raise ValueError(f"a grid holds at least two finite levels above 0, got {list(self.levels)[:8]}")
         if any(later >= level for level, later in itertools.pairwise(self.levels)):
-            raise ValueError(f"a grid's levels must decrease strictly, got {list(self.levels)}")
+            raise ValueError(f"a grid's levels must decrease strictly, got {list(self.levels)[:8]}")
+        numbers = (self.gamma, self.before, self.before_error, self.after, self.after_error, self.gain, self.gain_error)
+        if (
+            not all(number is None or type(number) in (int, float) for number in numbers)
+            or type(self.measure) is not str
+        ):
+            raise ValueError("a grid's gamma, measure and numbers must be numbers and a text")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
 
@@ -79,11 +85,12 @@ def read_grids(entry: Any, sigma_min: float, sigma_max: float) -> dict[int, Tune
             )
             if int(name) != grid.steps or not ends:
                 raise ValueError(
-                    f"for {name} steps it needs {int(name) + 1} levels from {sigma_max} to {sigma_min}, got {list(grid.levels)}"
+                    f"for {name} steps it needs {int(name) + 1} levels from {sigma_max} to {sigma_min}, "
+                    f"got {list(grid.levels)[:8]}"
                 )
             grids[grid.steps] = grid
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'the "grids" in config.json are damaged: {error}. Tune them again (ctm tune), or take the entry out'
+            f'the "grids" in config.json are damaged: {str(error)[:300]}. Tune them again (ctm tune), or take the entry out'
         ) from error
     return grids

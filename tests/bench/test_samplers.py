@@ -43,10 +43,11 @@ def test_one_jump_stands_once_and_gamma_one_is_consistency_multistep(small_ctm):
 
 
 @pytest.fixture
-def asked(small_ctm, tmp_path) -> list[str]:
+def asked(small_ctm, tmp_path, session_cache, monkeypatch) -> list[str]:
+    monkeypatch.setenv("CTM_CACHE", str(session_cache))
     small_ctm.save_pretrained(tmp_path / "model")
     images = load_images("digits")
-    np.savez(tmp_path / "digits.npz", images=images.pixels[:200], labels=images.labels[:200])
+    np.savez(tmp_path / "digits.npz", images=images.pixels[:120], labels=images.labels[:120])
     options = ["--data", str(tmp_path / "digits.npz"), "--features", "classifier", "--count", "40", "--gammas", "0,1"]
     given = ["--model", str(tmp_path / "model"), "--samplers", "gamma,heun", "--steps", "1,4", *options]
     return ["bench", "samplers", *given, "--out", str(tmp_path / "samplers.json")]

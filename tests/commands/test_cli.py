@@ -17,6 +17,7 @@ from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.pictures import to_uint8
 
 from ..conftest import random_weights
+from ..processes import Command
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -125,7 +126,7 @@ def test_a_diffusion_model_is_sampled_with_heun(capsys, tmp_path):
         (["--labels", "12"], "label 12 is not known to this model (classes: 0 … 9"),
         (["--labels", "a"], "--labels takes classes such as 0-9 or 3,3,7, got 'a'"),
         (["--steps", "0.5"], "steps"),
-        (["--num", "0"], "num and batch_size must be at least 1"),
+        (["--num", "0"], "num must be a whole number of at least 1, got 0"),
         (["--form", "other"], "form must be one of paper, code"),
         (["--sampler", "magic"], "--sampler must be one of gamma, euler, heun, dpmpp_2m"),
         (["--unheard-of", "1"], "unheard-of"),
@@ -163,6 +164,50 @@ def test_labels_are_parsed():
     for wrong in ("", "3-1", "1;2", "-2"):
         with pytest.raises(ValueError, match="--labels takes classes"):
             parse_labels(wrong)
+
+
+NAMES = ["T-shirt/top", "Ankle boot", "tench, Tinca tinca", "2", "Flags", "flags", "Food", 'a "b" c']
+
+
+def test_case_05_labels_are_parsed_by_name(caplog):
+    def parsed(text):
+        return parse_labels(text, len(NAMES), NAMES)
+
+    assert parsed("T-shirt/top,Ankle boot") == [0, 1]
+    assert parsed(" Food , Flags,flags,7") == [6, 4, 5, 7]
+    assert parsed("tench, Tinca tinca") == [2]
+    assert parsed('"tench, Tinca tinca",Food,0-1,-1') == [2, 6, 0, 1, -1]
+    assert parsed('"a ""b"" c"') == [7]
+    assert parsed('"2"') == [3]
+    assert parsed("all") == list(range(8))
+    assert not caplog.records
+    assert parsed("ANKLE BOOT") == [1]
+    assert [record.getMessage() for record in caplog.records] == ["--labels ANKLE BOOT is taken as 1 Ankle boot"]
+    wrong = {
+        "Fod": r"this model has no class 'Fod'; it knows 0 T-shirt/top, 1 Ankle boot, .*double quotes",
+        "FLAGS": r"could be 4 Flags and 5 flags: give the number",
+        "2": r"--labels 2: is it the class number 2, or the class named 2, whose number is 3\? Give '\"2\"' in quotes",
+        '"Food': r"a quote in text that does not end",
+        "Food,": r"this model has no class ''",
+    }
+    for text, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            parsed(text)
+    assert parse_labels("10", 3, ["1", "2", "10"]) == [2]  # no number of a class, so a name
+    with pytest.raises(ValueError, match="this model keeps no names of classes"):
+        parse_labels("Flags", 10)
+    with pytest.raises(ValueError, match="is it every class, or the class named all"):
+        parse_labels("all", 2, ["all", "some"])
+
+
+def test_case_05_samples_of_classes_by_name(capsys, small_ctm, tmp_path):
+    small_ctm.class_names = [*"abcdefgh", "Ankle boot", "T-shirt/top"]
+    small_ctm.save_pretrained(tmp_path / "named")
+    run(capsys, "sample", tmp_path / "named", "--labels", "T-shirt/top,Ankle boot,b", "--out", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as stored:
+        assert stored["arr_1"].tolist() == [9, 8, 1]
+    message = sentence(capsys, "sample", tmp_path / "named", "--labels", "Trouser", "--out", tmp_path / "y.npz")
+    assert "this model has no class 'Trouser'; it knows 0 a, 1 b, 2 c" in message
 
 
 def test_grids_are_parsed():
@@ -276,7 +321,7 @@ def test_the_installed_command_and_its_exit_codes(tmp_path):
     shown = subprocess.run([*command, "--debug", "sample", str(tmp_path)], capture_output=True, text=True)
     assert shown.returncode == 1
     assert "Traceback" in shown.stderr
-    assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("ctm-torch ")
+    assert Command(["--version"]).communicate(60)[0].startswith("ctm-torch ")
 
 
 def test_our_own_fault_exits_with_one(capsys, model, monkeypatch):

@@ -147,7 +147,16 @@ def test_files_of_any_mode_become_the_same_picture(small_ctm, three, tmp_path, c
     for name in ("16", "palette", "colour", "alpha", "large"):
         file = str(tmp_path / f"{name}.png")
         torch.testing.assert_close(for_model(read(file), file, small_ctm), expected, msg=name)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(np.rot90(grey)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    for name in ("turned.png", "float.tif"):
+        file = str(tmp_path / name)
+        torch.testing.assert_close(for_model(read(file), file, small_ctm), expected, msg=name)
     said = capsys.readouterr().out
+    assert "turned.png is turned upright by its EXIF orientation" in said
+    assert "float.tif holds floats within [0, 1]: read as 0 … 255" in said
     assert "large.png: 32×32 resized and centre-cropped to the model's 8×8" in said
     assert "colour.png: colours are taken as grey (luma)" in said
     clear = np.stack([grey] * 3 + [np.where(grey > 0, 255, 0).astype(np.uint8)], -1)
@@ -199,7 +208,11 @@ MISTAKES = [
     ("stroke", ["{folder}", "--sigma", "1"], "is a directory: give one picture file"),
     ("denoise", ["{digit}", "--sigma", "0"], "sigma must be above sigma_min"),
     ("denoise", ["{digit}", "--sigma", "1", "--num", "-1"], "--num must be at least 0, got -1"),
-    ("interpolate", ["{digit}", "{small}", "--num", "1"], "an interpolation has at least 2 images"),
+    (
+        "interpolate",
+        ["{digit}", "{small}", "--num", "1"],
+        "num must be a whole number of at least 2, got 1: an interpolation has its two ends",
+    ),
     ("interpolate", ["{digit}", "{small}", "--labels", "3"], "takes two classes, those of both pictures, got '3'"),
     ("vary", ["{digit}", "--amount", "2"], "amount must be in [0, 1], got 2"),
     ("vary", ["{digit}", "--labels", "0-3"], "takes one class, the picture's, got '0-3'"),
@@ -227,3 +240,21 @@ def test_nothing_that_is_read_is_written_over(capsys, three, tmp_path):
 def test_a_model_of_vectors_is_named(capsys, three, tmp_path):
     TrajectoryModel(MLP((2,), width=8, blocks=1), shape=(2,)).save_pretrained(tmp_path / "flat")
     assert "edits need square pictures of 1 or 3 channels" in sentence(capsys, "edit", "vary", tmp_path / "flat", three)
+
+
+def test_case_05_the_class_of_a_picture_by_name(capsys, small_ctm, three, tmp_path):
+    small_ctm.class_names = [*"abcdefghi", "Ankle boot"]
+    small_ctm.save_pretrained(tmp_path / "named")
+    arguments = [
+        "denoise",
+        tmp_path / "named",
+        three,
+        "--sigma",
+        "0.3",
+        "--labels",
+        "Ankle boot",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert run(capsys, "edit", *arguments)[0] == 0
+    assert json.loads((tmp_path / "out" / "edit.json").read_text())["labels"] == [9]

@@ -20,8 +20,11 @@ def test_the_table_and_the_file(capsys, model, small_ctm, tmp_path):  # noqa: F8
     result = json.loads(out.read_text())
     from ctm.data import load_images
 
-    images = load_images("digits")
-    pixels, labels = torch.from_numpy(images.pixels[:4]).permute(0, 3, 1, 2), torch.from_numpy(images.labels[:4])
+    images, drawn = load_images("digits"), result["drawn"]
+    assert len(set(drawn)) == 4
+    assert max(drawn) > 4  # a draw, not the first
+    pixels = torch.from_numpy(images.pixels[drawn]).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(images.labels[drawn])
     expected = bits_per_dim(small_ctm, pixels, labels, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(result["images"]["bits_per_dim"], expected, rtol=1e-4)
     assert result["bits_per_dim"] == pytest.approx(float(expected.mean()), rel=1e-4)
@@ -35,7 +38,7 @@ def test_the_table_and_the_file(capsys, model, small_ctm, tmp_path):  # noqa: F8
         (["--trace", "half"], "trace must be hutchinson or exact, got 'half'"),
         (["--probe", "half"], "probe must be rademacher or gaussian, got 'half'"),
         (["--num", "0"], "--num and --batch_size must be at least 1"),
-        (["--labels", "3"], "--labels must be own or none, got '3'"),
+        (["--labels", "3,4"], "--labels must be own, none or one class that the model knows, got '3,4'"),
         (["--out", "x.txt"], "--out x.txt must name a .json file"),
     ],
 )

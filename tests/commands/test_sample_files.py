@@ -18,6 +18,7 @@ from ctm.networks import MLP
 from ctm.sampling import stream
 
 from ..conftest import random_weights
+from ..processes import Command
 from .test_cli import run, sentence
 
 NUM = 1500
@@ -31,7 +32,7 @@ def model(small_ctm, tmp_path) -> Path:
 
 def killed(arguments: list[str], enough) -> None:
     """Run the real command and kill it once `enough()` holds."""
-    command = subprocess.Popen([sys.executable, "-m", "ctm", *arguments], stdout=subprocess.DEVNULL)
+    command = Command(arguments)
     until = time.monotonic() + 120
     while not enough():
         assert command.poll() is None, "ended before it could be killed"

@@ -22,6 +22,11 @@ GRID = TunedGrid((80.0, 0.3, 0.002), 0.0, "m", 1.0, 0.1, 0.5, 0.1, 0.5, 0.01)
 QUICK = ["--num", "16"]
 
 
+@pytest.fixture(autouse=True)
+def _one_classifier(session_cache, monkeypatch):
+    monkeypatch.setenv("CTM_CACHE", str(session_cache))
+
+
 @pytest.fixture
 def model(small_ctm, tmp_path):
     """A saved CTM with an entry that this version does not know."""
@@ -113,8 +118,7 @@ def test_sample_json_names_the_levels_and_the_gamma(capsys, small_ctm, tmp_path)
         assert (about["gamma"], about["grid"][1]) == (gamma, level)
 
 
-def test_evaluate_records_the_grid_that_it_used(capsys, tuned, digits, tmp_path, monkeypatch):
-    monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
+def test_evaluate_records_the_grid_that_it_used(capsys, tuned, digits, tmp_path):
     base = ["evaluate", tuned, "--data", digits, "--features", "classifier", "--num", 60, "--out", tmp_path / "out"]
     values = {}
     for options in ([], ["--grid", "karras"], ["--gamma", "0.5"]):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from ctm.data import Images, epoch_order, load_images, to_model_range
 from ctm.pictures import grid_picture, to_uint8
@@ -21,10 +22,7 @@ def test_digits_are_shipped():
 
 
 def test_digits_are_scikit_learns():
-    sklearn_digits = pytest.importorskip(
-        "sklearn.datasets", reason="compares with scikit-learn's copy where it is installed"
-    )
-    reference = sklearn_digits.load_digits()
+    reference = load_digits()
     digits = load_images("digits")
     assert np.array_equal(np.round(digits.pixels[..., 0] / 15.9375), reference.images)
     assert np.array_equal(digits.labels, reference.target)

@@ -3,9 +3,8 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,14 +15,21 @@ from ctm.demo import run as demo_module
 from ctm.demo.measure import Judge, jump_path
 from ctm.evaluation.classifier import Classifier
 
+from ..processes import Command
+
 
 @pytest.fixture
 def short(monkeypatch):
-    """The demo as it is, with 30 steps of training in each run."""
-    original = demo_module.parse_recipe
-    monkeypatch.setattr(
-        demo_module, "parse_recipe", lambda arguments: original([*arguments, "--steps", "30", "--log_every", "10"])
-    )
+    """The demo as it is, with 300 digits, narrow networks and 30 steps of training in each run."""
+    parse_recipe, load_images = demo_module.parse_recipe, demo_module.load_images
+    small = ["--steps", "30", "--log_every", "10", "--network.init_args.width", "64"]
+
+    def few(name):
+        images = load_images(name)
+        return replace(images, pixels=images.pixels[:300], labels=images.labels[:300])
+
+    monkeypatch.setattr(demo_module, "parse_recipe", lambda arguments: parse_recipe([*arguments, *small]))
+    monkeypatch.setattr(demo_module, "load_images", few)
 
 
 def test_the_demo_end_to_end_and_again(short, tmp_path, capsys):
@@ -81,8 +87,7 @@ def test_the_judge_knows_the_real_images():
 
 def interrupted_demo(out, after_step: int) -> tuple[int, str]:
     """The real command, sent SIGINT once its teacher has logged a step beyond `after_step`: exit code and stderr."""
-    command = [sys.executable, "-m", "ctm", "demo", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(["demo", "--out", str(out)])
     metrics, deadline = out / "teacher" / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline:
         lines = metrics.read_text().splitlines() if metrics.is_file() else []

@@ -56,7 +56,9 @@ def test_an_interpolation_ends_at_its_images():
     torch.testing.assert_close(made[[0, -1]], torch.stack([a, b]), rtol=0, atol=0.01)
     labelled = interpolate(teacher, teacher.means[0], teacher.means[2], 3, labels=(0, 2))
     torch.testing.assert_close(labelled[[0, -1]], teacher.means[[0, 2]], rtol=0, atol=0.01)
-    with pytest.raises(ValueError, match="an interpolation has at least 2 images"):
+    with pytest.raises(
+        ValueError, match="num must be a whole number of at least 2, got 1: an interpolation has its two ends"
+    ):
         interpolate(teacher, a, b, 1)
     with pytest.raises(ValueError, match=r"images must have shape \(2,\), got \(1, 2\)"):
         interpolate(teacher, a[None], b, 3)

@@ -96,6 +96,8 @@ def test_the_whole_result(capsys, model, teacher, data, tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
+    left_out = "Fréchet∞ is left out: it needs at least 4 samples for each of the 64 features"  # 100 samples: case 23
+    assert all(left_out in text for text in (printed, page, result["warnings"][0]))
     assert {"quality.png", "samples.png", "nearest.png"} <= {p.name for p in out.iterdir()}
 
 

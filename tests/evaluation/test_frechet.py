@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ctm.evaluation.frechet import frechet, frechet_distance, frechet_numbers
+from ctm.evaluation.frechet import frechet, frechet_distance, frechet_numbers, too_few
 from ctm.evaluation.moments import BlockMoments, Gaussian
 
 
@@ -103,7 +103,42 @@ def test_no_limit_from_few_samples():
     value, limit = frechet_numbers(moments(correlated(40, 24, 0)), reference)
     assert value.error is not None
     assert limit is None
-    assert frechet_numbers(moments(correlated(48, 24, 0)), reference)[1] is not None
+    assert frechet_numbers(moments(correlated(95, 24, 0)), reference)[1] is None
+    assert frechet_numbers(moments(correlated(96, 24, 0)), reference)[1] is not None
+    assert frechet_numbers(moments(correlated(96, 24, 0)), reference, real=25)[1] is not None
+    assert frechet_numbers(moments(correlated(96, 24, 0)), reference, real=24)[1] is None
+
+
+def test_case_23_the_limit_is_near_the_truth_wherever_it_is_told():
+    """Samples of the reference's own distribution, at distance 0: twice as many samples as features gave −28 % of the bias."""
+    features = 32
+    reference = Gaussian(torch.zeros(features).double(), torch.eye(features).double())
+    runs = [
+        frechet_numbers(moments(gaussian(0.0, torch.ones(features).double(), 128, seed)), reference)
+        for seed in range(40)
+    ]
+    value, limit = (torch.tensor([run[i].value for run in runs]).mean() for i in (0, 1))
+    assert abs(float(limit)) < 0.1 * float(value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "real", "words"),
+    [
+        (
+            100,
+            5000,
+            ["100 samples are no more than the 128 features: their covariance is singular", "Fréchet∞ is left out"],
+        ),
+        (600, 128, ["128 data images are no more than the 128 features", "Fréchet∞ is left out"]),
+        (511, 5000, ["Fréchet∞ is left out: it needs at least 4 samples for each of the 128 features"]),
+        (512, 129, []),
+        (512, 0, []),
+    ],
+)
+def test_case_23_too_few_samples_or_images_are_said(samples, real, words):
+    found = too_few(samples, real, 128)
+    assert len(found) == len(words)
+    assert all(start in sentence for start, sentence in zip(words, found, strict=True))
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole():
@@ -113,6 +148,7 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
     first.add(rows[order[:100]], order[:100])
     second.add(rows[order[100:]], order[100:])
     first.merge(second.tensors())
+    torch.testing.assert_close(first.outer, whole.outer, rtol=1e-12, atol=1e-12)
     for name, tensor in whole.tensors().items():
         torch.testing.assert_close(first.tensors()[name], tensor, rtol=1e-12, atol=1e-12)
 

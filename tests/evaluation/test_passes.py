@@ -64,15 +64,20 @@ def test_a_pass_sees_every_image_once(networks, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
 
 
-def test_cut_short_it_goes_on_where_it_was(networks, tmp_path):
+@pytest.mark.parametrize("piece", [2000, 20])
+@pytest.mark.parametrize("after", [1, 6, 14])
+def test_cut_short_it_goes_on_where_it_was(networks, after, piece, tmp_path, monkeypatch):
+    """Case 32: wherever it is cut, the same rows are multiplied with each other, so the bits are those of an unbroken pass;
+    in one piece, and where pieces of 20 rows end inside batches of 7."""
+    monkeypatch.setattr("ctm.evaluation.moments._PIECE", piece)
     whole = look(Pictures(100), networks, tmp_path / "whole.safetensors")
     path = tmp_path / "s.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        look(Pictures(100, after=6), networks, path)
+        look(Pictures(100, after=after), networks, path)
     assert not path.exists()
     rest = Pictures(100)
     again = look(rest, networks, path)
-    assert rest.asked == list(range(42, 100, 7))
+    assert rest.asked == list(range(7 * after, 100, 7))
     for name, tensor in whole.tensors().items():
         assert name == "seconds" or torch.equal(tensor, again.tensors()[name]), name
     third = Pictures(100)
@@ -93,15 +98,14 @@ def test_a_file_of_another_key_or_a_damaged_one_is_not_taken(networks, tmp_path)
 
 
 def together(count, sources, networks, path):
-    """`count` processes as threads that wait for each other."""
-    barrier, found, errors = threading.Barrier(count), [None] * count, []
+    """`count` processes as threads that wait for each other; one that is interrupted leaves the others to their own end."""
+    barrier, found, errors = threading.Barrier(count, timeout=60), [None] * count, []
 
     def one(index):
         try:
             found[index] = look(sources[index], networks, path, Processes(index, count, wait=barrier.wait))
         except BaseException as error:
             errors.append(error)
-            barrier.abort()
 
     threads = [threading.Thread(target=one, args=(index,)) for index in range(count)]
     for thread in threads:

@@ -175,7 +175,7 @@ def test_descent_goes_down_its_loss(points):
     near = LossDescent(teacher, loss, steps=1, rate=0.5)
     end = 0.001 * t
     assert bool((loss(near.jump(x, t, end)) < loss(teacher.jump(x, t, end))).all())
-    with pytest.raises(ValueError, match="steps of descent must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps of descent must be a whole number of at least 1, got 0"):
         LossDescent(teacher, loss, steps=0, rate=1.0)
     with pytest.raises(ValueError, match=r"a loss gives one number for each of 8 samples, got shape \(\)"):
         LossGuided(teacher, lambda x0: x0.sum()).denoise(x, t)

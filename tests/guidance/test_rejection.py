@@ -41,7 +41,7 @@ def test_mistakes_are_said():
         rejection_sample(
             teacher, torch.tensor([1]), lambda x: torch.tensor([[9.0, 0.0]]), threshold=0.9, rounds=3, **FINE
         )
-    with pytest.raises(ValueError, match=r"threshold must be a probability in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2: it is a probability"):
         rejection_sample(teacher, torch.tensor([1]), clean_classifier(teacher), threshold=2)
     with pytest.raises(ValueError, match="labels must be at least one class ≥ 0"):
         rejection_sample(teacher, torch.tensor([-1]), clean_classifier(teacher))

@@ -125,7 +125,9 @@ def test_a_distilled_student_is_the_consistency_function():
     assert error < 0.2
 
 
-@pytest.mark.parametrize("schedule", [Progressive(end=40, start_decay=0.1), Doubling(5, 40)])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(Progressive(end=40, start_decay=0.1), marks=pytest.mark.slow), Doubling(5, 40)]
+)
 def test_a_student_trained_without_teacher_is_the_consistency_function(schedule):
     torch.manual_seed(0)
     data = gaussian(torch.float32)

@@ -25,19 +25,12 @@ def convert(*arguments) -> None:
     assert main(["convert", *(str(argument) for argument in arguments)]) == 0
 
 
-def candidates(file: vectors.VectorFile, name: str) -> list[float]:
-    """What the file's configuration says, else all that the manifest says anywhere, and the default."""
-    if name in file.config:
-        return [file.config[name]]
-    return sorted({e["config"][name] for e in vectors.manifest().values() if name in e["config"]} | {LEVELS[name]})
-
-
 def agree(file: vectors.VectorFile, key: str, model: nn.Module, compute) -> None:
     """compute() gives the file's tensor within float32's bound, with a sigma_data that the manifest admits."""
     bound = file.tolerance(key, torch.float32)
     errors = []
-    for model.sigma_data in candidates(file, "sigma_data"):
-        for model.sigma_min in candidates(file, "sigma_min"):
+    for model.sigma_data in file.stated("sigma_data", LEVELS["sigma_data"]):
+        for model.sigma_min in file.stated("sigma_min", LEVELS["sigma_min"]):
             errors.append(vectors.relative_error(compute(), file[key]))
     assert min(errors) <= bound, f"{file.name} {key}: relative error {min(errors):.2e}, allowed {bound:.2e}"
 
@@ -66,7 +59,7 @@ def edm_pickle(file: vectors.VectorFile, path):
     return write_edm(path, file.params(), given, head_channels=None if song else head_channels(file))
 
 
-@pytest.mark.parametrize("name", vectors.names(*EDM))
+@vectors.each("name", vectors.names(*EDM))
 @torch.no_grad()
 def test_edm_pickles(name, tmp_path, capsys):
     """No option is needed: the pickle tells all but the range of levels, and that is said."""
@@ -102,7 +95,7 @@ def order(file: vectors.VectorFile) -> str:
     return "heads-three-dim" if "headmajor" in file.name else "three-heads-dim"
 
 
-@pytest.mark.parametrize("name", vectors.names(*CTM))
+@vectors.each("name", vectors.names(*CTM))
 @torch.no_grad()
 def test_ctm_checkpoints_there_and_back(name, tmp_path):
     """Each inner and outer that the file has; and the .pt written from our directory holds the official tensors."""
@@ -126,7 +119,7 @@ def test_ctm_checkpoints_there_and_back(name, tmp_path):
         torch.testing.assert_close(back[key], value, rtol=1e-3 if key.endswith("filter") else 0, atol=0)
 
 
-@pytest.mark.parametrize("name", vectors.names("ctm_unet_*"))
+@vectors.each("name", vectors.names("ctm_unet_*"))
 @pytest.mark.parametrize("kind", ["cm", "edm"])
 @torch.no_grad()
 def test_a_network_without_s_layers_as_consistency_and_as_diffusion_model(name, kind, tmp_path):
@@ -137,7 +130,7 @@ def test_a_network_without_s_layers_as_consistency_and_as_diffusion_model(name, 
     model = ctm.load_teacher(tmp_path / "cd.pt", preset=options[1], settings=parse_settings(options[3::2]))
     assert isinstance(model, ctm.ConsistencyModel if kind == "cm" else ctm.DiffusionModel)
     x, t = file["in/x"].float(), file["in/t"].float()
-    for sigma_data in candidates(file, "sigma_data"):
+    for sigma_data in file.stated("sigma_data", LEVELS["sigma_data"]):
         model.sigma_data = sigma_data
         c_skip, c_out = (match_dims(c, x) for c in output_scalings(kind, t, sigma_data, model.sigma_min))
         expected = c_out * file["out/F_s_none"].float() + c_skip * x

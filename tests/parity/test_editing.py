@@ -6,7 +6,6 @@ and do not use γ. The test's model has that jump; ours with a real jump is test
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def restored(file: VectorFile, case: dict, form: Form, levels: dict) -> Tensor:
     return states[len(visited) - 2]
 
 
-@pytest.mark.parametrize("which", vectors.names("editing_cifar_repo"))
+@vectors.each("which", vectors.names("editing_cifar_repo"))
 def test_restoration_of_ctm_cifar10(which):
     """The levels are the configuration's, or those that the official loops have for defaults."""
     with vectors.open_file(which) as file:

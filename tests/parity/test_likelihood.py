@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import pytest
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
@@ -181,7 +180,7 @@ def hold_bits(file: VectorFile, part: str, kind: str, denoise, form: Form) -> No
     assert float((right - residual(denoise, images, slipped, z0)).abs().max()) > 0.1, "the slip is no rounding error"
 
 
-@pytest.mark.parametrize("which", vectors.names("math_bpd"))
+@vectors.each("which", vectors.names("math_bpd"))
 def test_drift_divergence_and_bits(which):
     with vectors.open_file(which) as file:
         parts = {key.split("/")[0] for key in file.tensors}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch.nn.functional import conv2d
 
@@ -113,7 +112,7 @@ def hold_feature_distances(file: VectorFile) -> None:
     file.compare("feat/cnn_vit_branch_loss", FeatureDistance(backbones)(estimate, target))
 
 
-@pytest.mark.parametrize("which", vectors.names("math_losses_ema_gan"))
+@vectors.each("which", vectors.names("math_losses_ema_gan"))
 def test_losses_averages_and_augmentation(which):
     with vectors.open_file(which) as file:
         hold_adaptive_weights(file)

@@ -28,7 +28,11 @@ from .closed_form import Form, closed_form_ctm, denoised_with, gaussian_mixture,
 from .vectors import VectorFile
 
 KINDS = ("math_time_scalings_weights", "math_distributions", "math_heun_solver")
-CODE_GRID = (0.002, 80.0, 7.0)  # sample_get_t has these written into it
+CODE_GRID = (
+    0.002,
+    80.0,
+    7.0,
+)  # sample_get_t has these written into it, and the sampler of levels has them for defaults
 WEIGHTS = {
     "uniform": weighting.uniform,
     "snr": weighting.snr,
@@ -92,7 +96,7 @@ def hold_weightings(file: VectorFile) -> None:
             file.compare(key, WEIGHTS[name](t, s, sigma_data))
 
 
-@pytest.mark.parametrize("which", vectors.names("math_time_scalings_weights"))
+@vectors.each("which", vectors.names("math_time_scalings_weights"))
 def test_grids_scalings_and_weightings(which):
     with vectors.open_file(which) as file:
         hold_grids(file)
@@ -102,7 +106,7 @@ def test_grids_scalings_and_weightings(which):
         file.compare("rescaling_t/out_f32", rescaled_time(file["scal/t"].float()))
 
 
-@pytest.mark.parametrize("which", vectors.names("math_heun_solver"))
+@vectors.each("which", vectors.names("math_heun_solver"))
 def test_the_solver_and_the_walks_without_a_teacher(which):
     """k Heun steps of the teacher, the student's one jump over them, and its k jumps along the grid."""
     with vectors.open_file(which) as file:
@@ -230,8 +234,9 @@ def hold_denoising_levels(file: VectorFile, generator: torch.Generator) -> None:
         high = numbers(key)[1]
         half = n // 2
         file.compare(key, half_lognormal_levels(z[:half], u[: n - half], mean, std, high, *ends(file)))
-    draw = partial(half_lognormal, mean=mean, std=std, sigma_min=ends(file)[0], sigma_max=ends(file)[1])
-    draws = draw(200_000, rho=ends(file)[2], generator=generator)
+    low, high, rho = CODE_GRID  # the official sampler's own defaults, whatever the file's configuration
+    draw = partial(half_lognormal, mean=mean, std=std, sigma_min=low, sigma_max=high, rho=rho)
+    draws = draw(200_000, generator=generator)
     quantiles, stored = file["dsm/quantile_levels"], file["dsm/halflognormal_default_log_quantiles"]
     expect_quantiles(draws.double().log(), quantiles, stored, file.config["draws_u"], "halflognormal")
     low, high = file["dsm/halflognormal_default_second_half_min_max"].tolist()
@@ -240,7 +245,7 @@ def hold_denoising_levels(file: VectorFile, generator: torch.Generator) -> None:
     assert float(ours.max()) == pytest.approx(high, rel=0.02)
 
 
-@pytest.mark.parametrize("which", vectors.names("math_distributions"))
+@vectors.each("which", vectors.names("math_distributions"))
 def test_distributions_of_times_and_levels(which):
     generator = torch.Generator().manual_seed(0)
     with vectors.open_file(which) as file:

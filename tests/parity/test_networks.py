@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -103,7 +102,7 @@ class Subject:
         file.compare("out/grad_norms_f64", torch.stack([official[name].norm() for name in order]))
 
 
-@pytest.mark.parametrize("name", vectors.names(*EDM, *CTM))
+@vectors.each("name", vectors.names(*EDM, *CTM))
 def test_sizes_are_recognised(name):
     """Names and shapes tell what the manifest's configuration says, and the way back to official names is exact."""
     file = vectors.VectorFile(name)
@@ -142,7 +141,7 @@ class Augmented(nn.Module):
         return self.network(x, t, s, labels, augment=self.augment)
 
 
-@pytest.mark.parametrize("name", vectors.names(*EDM))
+@vectors.each("name", vectors.names(*EDM))
 def test_edm_networks(name):
     with vectors.open_file(name) as file:
         subject = Subject(file)
@@ -233,7 +232,7 @@ class CTMSubject(Subject):
         }.get(key)
 
 
-@pytest.mark.parametrize("name", vectors.names(*CTM))
+@vectors.each("name", vectors.names(*CTM))
 def test_ctm_networks(name):
     with vectors.open_file(name) as file:
         subject = CTMSubject(file)

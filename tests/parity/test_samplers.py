@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -210,7 +209,7 @@ def hold_calls(file: VectorFile, name: str, case: dict, recorder: Recorder) -> N
     file.compare(f"{name}/{answers[0]}", calls[3])
 
 
-@pytest.mark.parametrize("which", vectors.names("samplers_*_repo"))
+@vectors.each("which", vectors.names("samplers_*_repo"))
 def test_samplers_of_the_official_repositories(which):
     with vectors.open_file(which) as file:
         form = form_of(file)
@@ -224,7 +223,7 @@ def test_samplers_of_the_official_repositories(which):
             assert len(recorder.calls) == case["nfe"], f"{name}: {len(recorder.calls)} calls, official {case['nfe']}"
 
 
-@pytest.mark.parametrize("which", vectors.names("samplers_*_repo"))
+@vectors.each("which", vectors.names("samplers_*_repo"))
 def test_without_the_official_slip_sampling_is_that_of_the_exact_denoiser(which):
     """Euler, midpoint and ancestral on the closed-form networks, whose denoiser is the mixture's: ours give what the mixture
     itself gives, the official s = 1 does not."""
@@ -242,7 +241,7 @@ def test_without_the_official_slip_sampling_is_that_of_the_exact_denoiser(which)
         assert vectors.relative_error(file[f"{name}/out"], exact) > 1e-3
 
 
-@pytest.mark.parametrize("which", vectors.names("samplers_*_repo"))
+@vectors.each("which", vectors.names("samplers_*_repo"))
 def test_what_fails_officially_is_a_consistency_sampler_here(which):
     """The official onestep and multistep call a CTM without s and stop. Ours jump to σ_min: one jump is G(x_T, σ_max, σ_min)."""
     file = VectorFile(which)
@@ -257,7 +256,7 @@ def test_what_fails_officially_is_a_consistency_sampler_here(which):
             torch.testing.assert_close(result, model.jump(x, top, bottom))
 
 
-@pytest.mark.parametrize("which", vectors.names("edm_sampler_*"))
+@vectors.each("which", vectors.names("edm_sampler_*"))
 def test_the_stochastic_sampler_of_edm(which):
     with vectors.open_file(which) as file:
         config = file.config
@@ -287,7 +286,7 @@ def test_the_stochastic_sampler_of_edm(which):
         file.compare("out/x", result)
 
 
-@pytest.mark.parametrize("which", vectors.names("edm_loss"))
+@vectors.each("which", vectors.names("edm_loss"))
 def test_the_denoising_loss_of_edm(which):
     """EDM's loss is elementwise, ours the mean of it over the coordinates of each sample."""
     with vectors.open_file(which) as file:

@@ -74,6 +74,7 @@ class Official:
             self.x0, self.noise, self.dsm_noise, self.dsm_sigma = (
                 file[f"in/{name}"].to(dtype) for name in ("x_start", "noise", "dsm_noise", "dsm_sigmas")
             )
+            self.labels = file.get("in/y")
         shape = (channels, size, size)
         built = {}
         for who, state in states.items():
@@ -83,7 +84,8 @@ class Official:
             network.load_state_dict(from_official(state, network))
             jumps = {} if who == "teacher" else {"inner": inner, "outer": outer}
             kind = DiffusionModel if who == "teacher" else TrajectoryModel
-            built[who] = kind(network, shape=shape, **jumps, **levels).eval()
+            classes = found.init_args["num_classes"]
+            built[who] = kind(network, shape=shape, num_classes=classes, **jumps, **levels).eval()
         self.student, self.teacher = built["model"], built["teacher"].requires_grad_(False)
         self.target = built["target"].requires_grad_(False)
 
@@ -100,7 +102,7 @@ class Official:
 def settings_of(config: dict) -> dict[str, float]:
     """Noise levels, where a file states none those that other files state (they are one set)."""
     names = ("sigma_min", "sigma_max", "sigma_data")
-    return {name: config.get(name, _stated(name)) for name in names}
+    return {name: config[name] if name in config else _stated(name) for name in names}
 
 
 def _stated(name: str) -> float:
@@ -114,7 +116,7 @@ def _stated(name: str) -> float:
 
 
 def grid_of(config: dict, dtype: torch.dtype, levels: dict) -> torch.Tensor:
-    rho = config.get("rho", _stated("rho"))
+    rho = config["rho"] if "rho" in config else _stated("rho")
     return karras_grid(config["N"] - 1, levels["sigma_min"], levels["sigma_max"], rho, dtype=dtype)
 
 
@@ -161,8 +163,8 @@ def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatc
     return matching, denoising
 
 
+@vectors.each("name", vectors.names("train_ctm_*"))
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", vectors.names("train_ctm_*"))
 def test_one_step_of_training(name, precision):
     other = "f64" if precision == "f32" else "f32"
     with vectors.open_file(name, ignore=(f"{other}/*", "in/*")) as file:
@@ -180,7 +182,7 @@ def test_one_step_of_training(name, precision):
             if f"{precision}/{key}" in file:
                 file.compare(f"{precision}/{key}", value, hint=None)
 
-        losses = module(Batch(nets.x0, None, draws), nets.target, nets.teacher)
+        losses = module(Batch(nets.x0, nets.labels, draws), nets.target, nets.teacher)
         adaptive = overrides.get("apply_adaptive_weight", True)
         weights = backward(module, losses, factors=factors, adaptive=adaptive)
         if adaptive:
@@ -201,16 +203,16 @@ def _compare_parts(compare, nets, matching, denoising, draws, denoising_weight):
     networks, times = Networks(nets.student, nets.target, nets.teacher), draws[0].times
     with torch.no_grad():
         x_t = nets.x0 + times.t[:, None, None, None] * draws[0].noise
-        x_u = matching.solver(networks, x_t, times.path, None)
+        x_u = matching.solver(networks, x_t, times.path, nets.labels)
         compare("x_t_dt", x_u)
-        compare("estimate", matching.estimate(networks, x_t, times, None))
-        compare("target", matching.target(networks, x_u, times, None))
-        compare("consistency_loss", matching(networks, nets.x0, None, draws[0]))
-        compare("denoising_loss", denoising_weight * denoising(networks, nets.x0, None, draws[1]))
+        compare("estimate", matching.estimate(networks, x_t, times, nets.labels))
+        compare("target", matching.target(networks, x_u, times, nets.labels))
+        compare("consistency_loss", matching(networks, nets.x0, nets.labels, draws[0]))
+        compare("denoising_loss", denoising_weight * denoising(networks, nets.x0, nets.labels, draws[1]))
 
 
+@vectors.each("name", vectors.names("train_run*"))
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", vectors.names("train_run*"))
 def test_a_run_of_training(name, precision):
     """Optimiser, averages and target over all steps of the file."""
     other = "f64" if precision == "f32" else "f32"
@@ -230,10 +232,11 @@ def test_a_run_of_training(name, precision):
         for step in range(config["steps"]):
             x, noise, dsm_noise, sigma = (file[f"in/{key}"][step].to(dtype) for key in ("x", "nz", "dn", "ds"))
             times = times_of(grid, file["in/idx"][step], file["in/sidx"][step], int(file["in/u"][step]))
-            batch = Batch(x, None, [MatchingDraw(times, noise), DenoisingDraw(sigma, dsm_noise)])
+            labels = file["in/y"][step] if "in/y" in file else None
+            batch = Batch(x, labels, [MatchingDraw(times, noise), DenoisingDraw(sigma, dsm_noise)])
             with torch.no_grad():
                 networks = _networks(nets)
-                parts = [o(networks, x, None, d) for o, d in zip((matching, denoising), batch.draws, strict=True)]
+                parts = [o(networks, x, labels, d) for o, d in zip((matching, denoising), batch.draws, strict=True)]
             losses = module(batch, nets.target, nets.teacher)
             optimizer.zero_grad()
             weights = backward(module, losses)
@@ -266,7 +269,7 @@ def test_every_tensor_of_the_networks_is_read():
         file = vectors.VectorFile(name)
         known = ("model/param/", "target/param/", "teacher/param/")
         rest = [key for key in file.tensors if not key.startswith(known)]
-        assert set(rest) <= {"in/x_start", "in/noise", "in/dsm_noise", "in/dsm_sigmas"}
+        assert set(rest) <= {"in/x_start", "in/noise", "in/dsm_noise", "in/dsm_sigmas", "in/y"}
 
 
 class StandInDiscriminators:
@@ -304,18 +307,18 @@ def gan_files(*, generator: bool) -> list[str]:
     ]
 
 
+@vectors.each("name", gan_files(generator=True))
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", gan_files(generator=True))
 def test_the_generators_phase(name, precision):
     """All losses, the adversarial one weighted by the clipped ratio, once its start step is reached."""
     other = "f64" if precision == "f32" else "f32"
     with vectors.open_file(name, ignore=(f"{other}/*",)) as file:
         nets, critics, matching, denoising, draw = adversarial_case(file, precision)
         networks, times = _networks(nets), draw.times
-        consistency = matching(networks, nets.x0, None, draw)
-        score = denoising(networks, nets.x0, None, DenoisingDraw(nets.dsm_sigma, nets.dsm_noise))
+        consistency = matching(networks, nets.x0, nets.labels, draw)
+        score = denoising(networks, nets.x0, nets.labels, DenoisingDraw(nets.dsm_sigma, nets.dsm_noise))
         x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
-        fake = matching.estimate(networks, x_t, times, None)
+        fake = matching.estimate(networks, x_t, times, nets.labels)
         adversarial = hinge_generator(critics(fake))
         last = nets.student.network.last.weight
         gradients = [
@@ -337,10 +340,10 @@ def test_the_generators_phase(name, precision):
         compare("d_loss", clipped * adversarial)
         compare("loss", loss)
         with torch.no_grad():
-            x_u = matching.solver(networks, x_t, times.path, None)
+            x_u = matching.solver(networks, x_t, times.path, nets.labels)
         compare("x_t_dt", x_u)
         compare("estimate", fake)
-        compare("target", matching.target(networks, x_u, times, None))
+        compare("target", matching.target(networks, x_u, times, nets.labels))
         for key, value in (("t", times.t), ("t_dt", times.u), ("s", times.s)):
             compare(key, value)
         found = {key: p.grad for key, p in nets.student.network.named_parameters()}
@@ -350,8 +353,8 @@ def test_the_generators_phase(name, precision):
             compare(key.removeprefix(f"{precision}/"), named[key.removeprefix(f"{precision}/grad/")])
 
 
+@vectors.each("name", gan_files(generator=False))
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", gan_files(generator=False))
 def test_the_discriminators_phase(name, precision):
     """Only the discriminators learn: hinge on the detached estimate and the data."""
     other = "f64" if precision == "f32" else "f32"
@@ -360,7 +363,7 @@ def test_the_discriminators_phase(name, precision):
         times = draw.times
         with torch.no_grad():
             x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
-            fake = matching.estimate(_networks(nets), x_t, times, None)
+            fake = matching.estimate(_networks(nets), x_t, times, nets.labels)
         loss = hinge_discriminator(critics(nets.x0), critics(fake))
         loss.backward()
         values = {"d_loss": loss, "loss": loss, "estimate": fake, "t": times.t, "t_dt": times.u, "s": times.s}

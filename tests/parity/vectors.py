@@ -1,6 +1,6 @@
 """The reference vectors: a directory of safetensors files and the manifest that describes them.
 
-    for name in vectors.names("edm_song_*"): ...           # what the manifest lists, for pytest.mark.parametrize
+    @vectors.each("name", vectors.names("edm_song_*"))     # a test for each that the manifest lists; for none, no test
     with vectors.open_file(name) as file:                  # leaving the block fails on disagreement and on unread tensors
         x = file["in/x"]                                   # reading marks a tensor as read
         file.compare("out/F", network(x.double()))         # so does comparing; the tolerance follows from both dtypes
@@ -28,6 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -63,6 +64,12 @@ def names(*patterns: str) -> list[str]:
     """The names (without .safetensors) in the manifest that fit one of the fnmatch patterns."""
     stems = sorted(name.removesuffix(".safetensors") for name in manifest())
     return [stem for stem in stems if any(fnmatch(stem, pattern) for pattern in patterns)]
+
+
+def each(argument: str, values: list[str]) -> Callable[[Callable[..., None]], Callable[..., None] | None]:
+    """The outermost decorator of a test: pytest.mark.parametrize, or where the directory has nothing of the kind no test at
+    all, rather than one that is skipped."""
+    return pytest.mark.parametrize(argument, values) if values else lambda test: None
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
@@ -120,10 +127,15 @@ class VectorFile:
 
     def stated(self, name: str, default: float) -> list[float]:
         """The setting of this name: what the file's configuration says, else every value that another file's says, and the
-        default. Where there are several, the tensors themselves must tell which it was."""
+        default. Where there are several, the tensors themselves must tell which it was. A sigma_min above the file's own
+        levels is none of them."""
         if name in self.config:
             return [float(self.config[name])]
         elsewhere = {float(entry["config"][name]) for entry in manifest().values() if name in entry["config"]}
+        if name == "sigma_min":
+            levels = [self.tensors[f"in/{key}"] for key in ("t", "s", "sigma") if f"in/{key}" in self.tensors]
+            lowest = min((float(level.min()) for level in levels), default=float("inf"))
+            elsewhere = {value for value in elsewhere if value <= lowest}
         return sorted(elsewhere | {default})
 
     def hint(self, key: str) -> float:

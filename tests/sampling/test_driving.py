@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ctm import sampling
+from ctm.arguments import inside
 from ctm.guidance import ClassifierFree
-from ctm.models.boundary import inside
 from ctm.noise import karras_grid
 from ctm.requests import Denoise, Jump
 from ctm.sampling.driving import drive, drive_together

@@ -72,11 +72,11 @@ def test_labels_none_draws_a_class_for_each_image(small_ctm):
     [
         ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
         ({"labels": 10}, "label 10 is not known to this model"),
-        ({"labels": torch.tensor([1, 2])}, "labels must be one int or 3 of them"),
+        ({"labels": torch.tensor([1, 2])}, "labels must be whole numbers .*: one for all, or 3 of them"),
         ({"labels": torch.tensor([1.0, 2, 3])}, "labels must be whole numbers"),
         ({"labels": -2}, "label -2 is not known"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
-        ({"batch_size": 0}, "num and batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_generate_refuses(small_ctm, arguments, message):

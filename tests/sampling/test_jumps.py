@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -50,22 +51,30 @@ def test_variance_on_one_gaussian(form, share):
         assert variance == pytest.approx(level**2 + c**2, rel=5 * math.sqrt(2 / n))
 
 
+@functools.cache
+def largest_distance(dimensions: int, n: int) -> float:
+    """Of fresh samples of the mixture to each other: mean and four standard deviations of twelve pairs."""
+    teacher = mixture(dimensions)
+    pairs = [(teacher.sample(n, 60 + 2 * i), teacher.sample(n, 61 + 2 * i)) for i in range(12)]
+    null = torch.tensor([energy_distance(*pair) for pair in pairs])
+    return (null.mean() + 4 * null.std()).item()
+
+
 @pytest.mark.parametrize("dimensions", [2, 16])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize(
+    ("share", "form"), [(0.0, "paper"), (0.3, "paper"), (0.7, "paper"), (0.7, "code"), (1.0, "paper")]
+)
 def test_the_exact_flow_reproduces_the_mixture_at_every_gamma(dimensions, share, form):
-    """Energy distance to fresh samples of the mixture, against its spread between pairs of true samples."""
-    teacher, n = mixture(dimensions), 1000
+    """Energy distance to fresh samples of the mixture, against its spread between pairs of true samples. At γ = 0 and 1 both
+    forms are one plan (above); more of them by the quick flow in test_limits.py."""
+    teacher, n = mixture(dimensions), 600
     size = (n, dimensions)
     start = teacher.sample(n, seed=50) + 80 * torch.randn(size, dtype=torch.float64)
     made = gamma(teacher, start, karras_grid(4, dtype=torch.float64), gamma=share, form=form)
     truth = teacher.sample(n, seed=51)
-    null = torch.tensor(
-        [energy_distance(teacher.sample(n, 60 + 2 * i), teacher.sample(n, 61 + 2 * i)) for i in range(12)]
-    )
-    assert energy_distance(made, truth) < (null.mean() + 4 * null.std()).item()
-    shifted = made + 0.2 * teacher.sigma_data
-    assert energy_distance(shifted, truth) > (null.mean() + 4 * null.std()).item()  # the test can fail
+    assert energy_distance(made, truth) < largest_distance(dimensions, n)
+    shifted = made + 0.25 * teacher.sigma_data
+    assert energy_distance(shifted, truth) > largest_distance(dimensions, n)  # the test can fail
 
 
 def test_two_level_jumps_renoises_and_jumps():

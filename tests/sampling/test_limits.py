@@ -59,9 +59,12 @@ def test_the_quick_flow_is_the_flow():
     assert float(error.mean()) < 5e-3
 
 
-@pytest.mark.parametrize("form", ["paper", "code"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("steps", [1, 8, 64])
+PLANS = [(1, 0.0, "paper")]  # one jump is the same for every γ, and γ = 0 and 1 are the same in both forms
+PLANS += [(steps, share, "paper") for steps in (8, 64) for share in (0.0, 0.3, 0.7, 1.0)]
+PLANS += [(steps, share, "code") for steps in (8, 64) for share in (0.3, 0.7)]
+
+
+@pytest.mark.parametrize(("steps", "share", "form"), PLANS)
 def test_gamma_sampling_keeps_the_distribution(steps, share, form):
     teacher = mixture(2)
     bound = bound_of(2)
@@ -70,8 +73,9 @@ def test_gamma_sampling_keeps_the_distribution(steps, share, form):
     assert energy_distance(made + 0.25 * teacher.sigma_data, teacher.sample(N, seed=51)) > bound  # the test can fail
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("steps", [1, 4, 64])
+@pytest.mark.parametrize(
+    ("steps", "share"), [(1, 0.0), *((n, share) for n in (4, 64) for share in (0.0, 0.3, 0.7, 1.0))]
+)
 def test_gamma_sampling_keeps_the_distribution_in_64_dimensions(steps, share):
     teacher = mixture(64)
     bound = bound_of(64)

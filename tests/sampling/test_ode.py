@@ -65,7 +65,7 @@ def test_a_final_zero_gives_the_denoised_image(sampler):
 
 def test_churn_keeps_the_distribution_and_raises_the_level():
     """One Gaussian: with churn the variance at the end is still c² + σ_min², up to Heun's error."""
-    c, n = 0.5, 100_000
+    c, n = 0.5, 40_000
     teacher = GaussianMixture(torch.zeros(1, 1).double(), c, torch.ones(1))
     x = math.sqrt(80**2 + c**2) * torch.randn(n, 1, dtype=torch.float64)
     levels = []
@@ -119,7 +119,7 @@ def test_the_midpoint_method_goes_to_zero_by_way_of_an_eighth():
 
 def test_ancestral_without_noise_is_euler_and_with_it_keeps_the_distribution():
     """One Gaussian: the variance at the end is c² + σ_min², up to the Euler steps' error."""
-    c, n = 0.5, 50_000
+    c, n = 0.5, 20_000
     teacher = GaussianMixture(torch.zeros(1, 1).double(), c, torch.ones(1))
     x, grid = math.sqrt(80**2 + c**2) * torch.randn(n, 1, dtype=torch.float64), karras_grid(512, dtype=torch.float64)
     assert torch.equal(ancestral(teacher, x, grid, eta=0.0), euler(teacher, x, grid))

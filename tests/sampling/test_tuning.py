@@ -169,7 +169,7 @@ def test_the_teachers_flow_is_another_reference(small_ctm):
         ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"gammas": ()}, "gammas must be numbers in"),
-        ({"gammas": (0.0, 1.5)}, "gammas must be numbers in"),
+        ({"gammas": (0.0, 1.5)}, r"gammas must be in \[0, 1\], got 1.5"),
         ({"gammas": (0.5,)}, "samples without added noise"),
     ],
 )
@@ -181,7 +181,9 @@ def test_mistakes_are_sentences(small_ctm, arguments, message):
 def test_what_cannot_jump_is_refused(small_ctm):
     with pytest.raises(ValueError, match="has no jump"):
         tune_grid(DiffusionModel(small_ctm.network, shape=(1, 8, 8)), 2)
-    with pytest.raises(ValueError, match="at least 2 samples"):
+    with pytest.raises(
+        ValueError, match="num must be a whole number of at least 2, got 1: a distance to the flow needs two samples"
+    ):
         FlowDistance(small_ctm, num=1)
 
 

@@ -262,7 +262,7 @@ class TestLoadTeacher:
 
         teacher = ctm.load_teacher(edm_file(tmp_path / "net.pkl", song(s=False)))
         student = ctm.TrajectoryModel(DDPMpp((3, 8, 8), **SMALL), shape=(3, 8, 8))
-        new = start_from_teacher(student, teacher)
+        new = start_from_teacher(student, teacher).new
         assert new
         assert all(name.startswith("s_embedding") or "s_affine" in name for name in new)
         x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 10.0])

@@ -129,7 +129,7 @@ def test_jumps_of_images_and_float32():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.zeros(2, 2), 0.0, torch.ones(2)), "std must be positive"),
+        ((torch.zeros(2, 2), 0.0, torch.ones(2)), "std must be above 0, got 0.0"),
         ((torch.zeros(2, 2), 0.1, torch.ones(3)), r"means must be \(K, \*shape\) and weights \(K,\)"),
         ((torch.zeros(2, 2), 0.1, torch.tensor([1.0, -1.0])), "weights must be non-negative"),
     ],

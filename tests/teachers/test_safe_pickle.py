@@ -123,7 +123,7 @@ def nested(data: bytes) -> Calls:
 
 
 class TestNestedTensorData:
-    """torch.storage._load_from_bytes inside: torch's weights-only reader, never its general one."""
+    """torch.storage._load_from_bytes inside: our machine again, with the names of a storage; never torch.load."""
 
     def test_a_pickle_that_calls(self, tmp_path, trap):
         command, seen = trap
@@ -135,7 +135,7 @@ class TestNestedTensorData:
         command, seen = trap
         buffer = io.BytesIO()
         torch.save({"x": torch.ones(2), "y": Calls(os.system, command)}, buffer, _use_new_zipfile_serialization=zipped)
-        expected = "not in the form" if zipped else "refused by torch's weights-only reader"
+        expected = "not in the form" if zipped else r"asks for (posix|nt)\.system"
         refused(write_pickle(tmp_path / "a.pkl", nested(buffer.getvalue())), expected)
         assert not seen.exists()
 
@@ -150,7 +150,8 @@ class TestNestedTensorData:
         data = buffer.getvalue()
         assert data.count(b"K\x03") == 1
         huge = data.replace(b"K\x03", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
-        refused(write_pickle(tmp_path / "a.pkl", nested(huge)), "refused by torch's weights-only reader")
+        with pytest.raises(ValueError, match="a storage in it has two sizes"):
+            read_pickle(write_pickle(tmp_path / "a.pkl", nested(huge)))
 
     def test_no_bytes_at_all(self, tmp_path):
         refused(write_pickle(tmp_path / "a.pkl", nested(b"")), "not in the form")

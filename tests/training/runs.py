@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
 from ctm.commands.train import parse_recipe
 from ctm.training import train
+
+from ..processes import Command, Group
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--network.init_args", '{"width": 24, "blocks": 1, "embedding": 16}', "--data.batch_size", "16"]
@@ -25,6 +27,7 @@ SMALL_TEACHER = [
     "16",
 ]
 
+Running = Command | Group | subprocess.Popen
 EVERY = 10  # steps between checkpoints where runs are broken
 OFTEN = ("--checkpoint_every", str(EVERY), "--log_every", str(EVERY), "--sample_every", "1000")
 
@@ -76,32 +79,32 @@ def everything(directory: Path) -> dict:
     }
 
 
-def command(arguments: list[str], out: Path, processes: int = 1) -> list[str]:
-    """`ctm train …`, through torchrun where there are several processes."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    return [sys.executable, *launch, "-m", "ctm", "train", *arguments, "--out", str(out)]
+def start(arguments: list[str], out: Path, processes: int = 1) -> Command | Group:
+    """`ctm train …` in the background, in a process or several."""
+    everything = ["train", *arguments, "--out", str(out)]
+    return Command(everything) if processes == 1 else Group(everything, processes)
 
 
-def start(arguments: list[str], out: Path, processes: int = 1) -> subprocess.Popen:
-    """The command in the background."""
+def start_torchrun(arguments: list[str], out: Path) -> subprocess.Popen:
+    """`torchrun -m ctm train …` in two processes, in the background."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        command(arguments, out, processes),
+        [*launch, "-m", "ctm", "train", *arguments, "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+def finish(process: Running, code: int = 0) -> tuple[str, str]:
     """stdout and stderr of a command that ends with that exit code."""
     printed, said = process.communicate(timeout=600)
     assert process.returncode == code, (process.returncode, printed, said)
     return printed, said
 
 
-def wait_for(process: subprocess.Popen, path: Path, pattern: str) -> None:
+def wait_for(process: Running, path: Path, pattern: str) -> None:
     """Until a running command has made a file or directory that fits."""
     deadline = time.monotonic() + 600
     while not list(path.glob(pattern)):
@@ -110,12 +113,7 @@ def wait_for(process: subprocess.Popen, path: Path, pattern: str) -> None:
         time.sleep(0.01)
 
 
-def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes under torchrun."""
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def kill_at_random(process: subprocess.Popen, out: Path, last: int) -> None:
+def kill_at_random(process: Command | Group, out: Path, last: int) -> None:
     """SIGKILL of a command and all its processes, up to 0.1 s after it has begun to train or has written a checkpoint, drawn
     from those up to step `last`: the moment falls into a step, a file or a rename, however fast the machine is."""
     seed = random.SystemRandom().randrange(2**32)
@@ -129,8 +127,6 @@ def kill_at_random(process: subprocess.Popen, out: Path, last: int) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     time.sleep(moment)
-    group = [*workers(process), psutil.Process(process.pid)]
     assert process.poll() is None, "the run was over before it was killed: give it more steps"
-    for one in group:
-        one.kill()
+    process.kill()
     process.communicate(timeout=60)

@@ -1,8 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +10,10 @@ from safetensors.torch import load_file
 
 from ctm.commands.train import parse_recipe
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching
-from ctm.training import train, trainer
+from ctm.training import assembly, train, trainer
 from ctm.training.adversary import Watch, adversary
+
+from .runs import finish, start
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-ctm-gan.yaml"
 SMALL = """data: {name: digits, batch_size: 8}
@@ -77,7 +76,7 @@ def rows(out: Path) -> list[dict[str, float]]:
 
 def prepared(given: list[str]):
     recipe, _ = parse_recipe(given)
-    run = trainer._prepare(recipe, Accelerator(cpu=True), trainer._load(recipe))
+    run = assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return run
@@ -140,8 +139,7 @@ def test_what_a_step_says_of_the_discriminator_is_logged(teacher, tmp_path):
 def test_a_killed_run_ends_with_the_same_bits_mid_gan(teacher, tmp_path):
     """SIGKILL of the real command after a checkpoint between two steps of the discriminator; the same command then ends it."""
     given = arguments(teacher, "--steps", "30", "--checkpoint_every", "5", "--sample_every", "500", start=2)
-    command = [sys.executable, "-m", "ctm", "train", *given, "--out", str(tmp_path / "parts")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(given, tmp_path / "parts")
     checkpoints = tmp_path / "parts" / "checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(checkpoints.glob("0*")):
@@ -150,7 +148,7 @@ def test_a_killed_run_ends_with_the_same_bits_mid_gan(teacher, tmp_path):
     process.wait()
     reached = max(int(p.name) for p in checkpoints.glob("0*"))
     assert 5 <= reached < 30, "the run was over before it was killed"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    finish(start(given, tmp_path / "parts"))
     train(*in_directory(given, tmp_path / "whole"))
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -165,9 +163,7 @@ def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """A step of the student and one of the discriminator, twice, with augmentation and penalty: every weight agrees, and so do
     the numbers said of the discriminator."""
     given = arguments(teacher, "--steps", "4", "--seed", "2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*launch, "-m", "ctm", "train", *given, "--out", str(tmp_path / "two")]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finish(start(given, tmp_path / "two", 2))
     train(*in_directory(given, tmp_path / "one"))
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     assert one.keys() == two.keys()

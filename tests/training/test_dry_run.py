@@ -1,15 +1,21 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from ctm.backbones import FunctionBackbone
+from ctm.backbones.base import Backbone
 from ctm.cli import main
 from ctm.commands.train import parse_recipe
-from ctm.objectives import DenoisingScoreMatching, Matching, TargetJump
+from ctm.discriminators import ProjectedDiscriminator
+from ctm.objectives import Adversarial, DenoisingScoreMatching, FeatureDistance, Matching, Squared, TargetJump
 from ctm.teachers import GaussianMixture
-from ctm.training import dry_run, trainer
+from ctm.training import DataSettings, assembly, dry_run
 from ctm.training.dry_run import expected_teacher_evaluations
+from ctm.training.recipe import NetworkDescription
+from ctm.training.stand_in import random_images, usable_features
 
 from .runs import RECIPES, SMALL, student_arguments, teacher_arguments, trained
 
@@ -37,7 +43,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
     recipe, _ = parse_recipe(student_arguments(teacher, "--steps", "100"))
     found = dry_run(recipe)
-    run = trainer._prepare(recipe, Accelerator(cpu=True), trainer._load(recipe))
+    run = assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
     counts = {
         name: sum(p.numel() for p in model.parameters())
         for name, model in (("student", run.student), ("teacher", run.teacher))
@@ -50,7 +56,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     assert found.evaluations["teacher"] in range(2, 19, 2)
     assert (found.evaluations["student"], found.evaluations["target"]) == (3, 2)
     assert 0 < found.expected_seconds < 10 * found.seconds
-    assert not found.stand_in
+    assert found.stand_ins == []
 
 
 def run(capsys, *arguments: str) -> str:
@@ -82,6 +88,103 @@ def test_a_large_recipe_at_reduced_width(capsys, name):
     assert "peak" in printed
 
 
-def test_a_teacher_that_is_not_there_is_a_sentence(capsys):
-    assert main(["train", *student_arguments("runs/nowhere"), "--dry-run"]) == 2
-    assert "there is no directory runs/nowhere" in capsys.readouterr().err
+def test_models_that_are_not_there_are_stood_in_for_and_a_line_says_so(capsys):
+    printed = run(capsys, *student_arguments("runs/nowhere", "--student", "runs/no-student"))
+    assert "teacher: not here (there is no directory runs/nowhere" in printed
+    assert "); a copy of the untrained student stands in for it\n" in printed
+    assert "student: not here (there is no directory runs/no-student" in printed
+    assert "random weights stand in for its" in printed
+
+
+def test_data_that_are_not_there_are_stood_in_for_by_pictures_of_the_recipes_shape(capsys):
+    small = ["--network.init_args.channels", "8", "--data.batch_size", "2"]
+    printed = run(capsys, "--config", str(RECIPES / "emoji-teacher.yaml"), *small)
+    assert (
+        "data: data/emoji/train is not here; 10 random pictures 32×32, 3 channels, 10 classes stand in; assumed: 10 classes"
+        in printed
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "shape", "classes"),
+    [
+        ("uoft-cs/cifar10", None, None, (3, 32, 32), 10),
+        ("fashion-mnist", None, None, (1, 28, 28), 10),
+        ("path/to/ILSVRC2012/train", 64, 3, (3, 64, 64), 1000),
+        ("my-pictures", 16, None, (3, 16, 16), 10),
+        ("my-pictures", 16, 1, (1, 16, 16), 10),
+    ],
+)
+def test_the_shape_of_data_is_told_from_the_recipe_or_the_sets_name(name, size, channels, shape, classes):
+    recipe, _ = parse_recipe(teacher_arguments())
+    recipe.data = DataSettings(name=name, size=size, channels=channels, batch_size=4)
+    images, line = random_images(recipe, "not here")
+    assert (images.shape, images.num_classes) == (shape, classes)
+    assert len(images) >= 4
+    assert ("assumed: 3 channels" in line) == (name == "my-pictures" and channels is None)
+
+
+def test_data_of_unknown_size_are_asked_for(capsys):
+    assert main(["train", *teacher_arguments("--data.name", "./my-pictures"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no file or folder ./my-pictures" in said
+    assert "A dry run takes random pictures in their place once it knows their size: give --data.size" in said
+
+
+def test_missing_data_stop_the_run_itself(capsys, tmp_path):
+    options = ["--data.name", "./my-pictures", "--data.size", "8", "--out", str(tmp_path / "run")]
+    assert main(["train", *teacher_arguments(*options)]) == 2
+    assert "there is no file or folder ./my-pictures" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class NotInstalled(Backbone):
+    """A feature network whose package is missing; or, pretrained, whose weights are."""
+
+    mean: tuple = (0.5, 0.5, 0.5)
+    std: tuple = (0.5, 0.5, 0.5)
+    side: int = 8
+    pretrained: bool = False
+
+    def features(self, prepared):
+        if self.pretrained:
+            raise OSError("no network")
+        raise ImportError("it comes with a package that is not installed: pip install 'ctm-torch[it]'")
+
+
+def test_feature_networks_that_are_not_installed_are_left_out_and_said():
+    there = FunctionBackbone(function=lambda x: [x])
+    distance = Matching(distance=FeatureDistance((there, NotInstalled())))
+    opponent = Adversarial(discriminator=ProjectedDiscriminator(backbones=(NotInstalled(), there)))
+    lines: list[str] = []
+    first, second = usable_features([distance, opponent], lines)
+    assert first.distance.backbones == second.discriminator.backbones == (there,)
+    assert len(lines) == 2
+    assert "feature network: NotInstalled is not installed" in lines[0]
+    (alone,) = usable_features([Matching(distance=FeatureDistance((NotInstalled(),)))], lines)
+    assert alone.distance == Squared()
+    with pytest.raises(ValueError, match="not installed: pip install"):
+        usable_features([distance], None)
+
+
+def test_weights_that_cannot_be_had_are_random_and_said():
+    lines: list[str] = []
+    opponent = Adversarial(discriminator=ProjectedDiscriminator(backbones=(NotInstalled(pretrained=True),)))
+    (found,) = usable_features([opponent], lines)
+    assert not found.discriminator.backbones[0].pretrained
+    assert lines == ["feature network: the weights of NotInstalled are not here (OSError); random ones stand in"]
+    with pytest.raises(OSError, match="no network"):
+        usable_features([opponent], None)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_tells_a_fresh_machine_what_its_data_look_like(path):
+    """The pictures that stand in for its data are of a shape that its network takes, here at reduced width."""
+    recipe, _ = parse_recipe(["--config", str(path)])
+    images, line = random_images(recipe, "not here")
+    assert f"data: {recipe.data.name} is not here" in line
+    narrow = {"width": 16} if recipe.network.class_path.endswith("MLP") else {"channels": 32, "blocks": 1}
+    narrow |= {"head_channels": 16} if "head_channels" in recipe.network.init_args else {}
+    network = NetworkDescription(recipe.network.class_path, {**recipe.network.init_args, **narrow})
+    model = recipe.model.build(network, images.shape, images.num_classes)
+    assert model.num_classes == (1000 if "imagenet" in path.stem else 10)

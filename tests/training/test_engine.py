@@ -193,7 +193,7 @@ def test_a_run_in_low_precision_continues_to_the_same_bits(teacher, tmp_path, pr
 
 def test_a_step_whose_gradients_overflow_moves_nothing(teacher, tmp_path, monkeypatch):
     """At a scale of 1e30 every float16 gradient is infinite: weights and averages stay, the scale falls."""
-    from ctm.training import trainer
+    from ctm.training import assembly, trainer
 
     original = ScaledOptimizer.__init__
 
@@ -206,7 +206,7 @@ def test_a_step_whose_gradients_overflow_moves_nothing(teacher, tmp_path, monkey
     recipe, _ = parse_recipe(student_arguments(teacher, "--engine.precision", "fp16"))
     from accelerate import Accelerator
 
-    prepared = trainer._prepare(recipe, Accelerator(), trainer._load(recipe))
+    prepared = assembly.prepare(recipe, Accelerator(), assembly.load_data(recipe))
     for group in prepared.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     random_weights(prepared.student)

@@ -20,11 +20,12 @@ def recipe(*extra):
     return parse_recipe(arguments)
 
 
-def test_a_run_evaluates_itself_and_keeps_the_best(tmp_path):
+def test_a_run_evaluates_itself_and_keeps_the_best(tmp_path, caplog):
     asked = recipe("--steps", "5", *OPTIONS, "--evaluation.features", "classifier")
     train(asked[0], tmp_path / "run", asked[1])
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 5]
+    assert "40 samples are no more than the 64 features: their covariance is singular" in caplog.text
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best == {key: min(rows, key=lambda row: row["frechet"])[key] for key in ("step", "frechet")}
     assert load_model(tmp_path / "run" / "best").shape == (1, 8, 8)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import ctm.training.trainer as trainer
-from ctm.training import TrainingDiverged
+from ctm.training import TrainingDiverged, assembly, trainer
 from ctm.training.adversary import Adversary
 from ctm.training.guard import StepGuard, check_weights
 
@@ -33,7 +32,8 @@ class FailingTeacher(torch.nn.Module):
         super().__init__()
         self.inner, self.bad_steps, self.step = teacher, bad_steps, -1
         self.network = teacher.network
-        self.shape, self.num_classes = teacher.shape, teacher.num_classes
+        for name in ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data"):
+            setattr(self, name, getattr(teacher, name))
 
     def denoise(self, x, t, labels=None):
         answer = self.inner.denoise(x, t, labels)
@@ -47,13 +47,13 @@ def teacher(tmp_path):
 
 def fail_in(monkeypatch, *steps):
     """Let the teacher of runs from now on fail in these steps (from 1)."""
-    load, take = trainer.load_teacher, trainer._step
+    load, take = assembly.load_teacher, trainer._step
 
     def counted(run, step):
         run.teacher.step = step + 1
         return take(run, step)
 
-    monkeypatch.setattr(trainer, "load_teacher", lambda source: FailingTeacher(load(source), steps))
+    monkeypatch.setattr(assembly, "load_teacher", lambda source: FailingTeacher(load(source), steps))
     monkeypatch.setattr(trainer, "_step", counted)
 
 

@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import threading
+import time
 
 import pytest
 import torch
@@ -32,3 +36,30 @@ def test_peak_memory_sees_a_large_tensor():
     kept = torch.ones(int(before) + 256, 2**18)  # a MiB a row
     assert peak_memory(torch.device("cpu")) > before + 200
     assert kept[0, 0].item() == pytest.approx(1)
+
+
+def test_a_full_disk_under_tensorboard_is_told_by_the_main_thread_alone(tmp_path, monkeypatch):
+    """Its writer's thread says nothing of it; any other failure of a thread is shown as ever."""
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: shown.append(failure.exc_type))
+    log = MetricsLog(RunDirectory(tmp_path), [], 1, 0)
+    worker = log._writer._get_file_writer().event_writer._async_writer._worker
+
+    def full(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    worker._record_writer.write = full
+    with pytest.raises(OSError, match="No space left on device"):  # in one of the next lines
+        write_lines(log)
+    worker.join()
+    assert shown == []
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert shown == [ZeroDivisionError]
+
+
+def write_lines(log):
+    for step in range(1, 200):
+        log.write(step, 0.0, {})
+        time.sleep(0.001)

@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from ctm.commands.train import parse_recipe
 from ctm.training import train
 from ctm.training.engine import EngineSettings
 
+from .runs import finish, start
 from .test_trainer import assert_same, student_arguments, teacher_recipe, weights
 
 SEVERAL = (
@@ -21,13 +19,11 @@ SEVERAL = (
 
 
 def in_two_processes(arguments: list[str], out: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*launch, "-m", "ctm", "train", *arguments, "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finish(start(arguments, out, 2))
 
 
 def test_two_processes_with_shares_make_the_steps_of_one(tmp_path):
-    """Weights, averages and the optimiser's state in two halves, through torchrun and gloo: after four steps in pieces, with
+    """Weights, averages and the optimiser's state in two halves, through gloo: after four steps in pieces, with
     adaptive weights and clipping, all are those of one process; the files have the same form; and a run that goes on from
     the second step's checkpoint ends with the same bits."""
     recipe, text = teacher_recipe("--steps", "3")

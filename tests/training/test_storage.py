@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from ctm.files import write_whole
 from ctm.training import storage
-from ctm.training.storage import clear_leftovers, damage, write_directory, write_whole
+from ctm.training.storage import clear_leftovers, damage, write_directory
 
 FILES = [("a.bin", b"first" * 100), ("b.bin", b"second")]
 

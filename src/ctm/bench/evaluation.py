@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
+from ctm.console import text_console
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import make_plans, subject_of
 from ctm.evaluation.protocol import environment
@@ -83,6 +83,6 @@ def run(settings: Any) -> None:
     for stage, seconds in found["seconds"].items():
         table.add_row(stage, f"{seconds:.2f}", f"{seconds / found['total']:.1%}")
     table.add_row("all", f"{found['total']:.2f}", "")
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     console.print(table)
     console.print(f"in the generator and the feature networks: {found['share']:.1%}; results: {settings.out}")

@@ -19,13 +19,15 @@ from ctm.backbones import EfficientNetLite0
 from ctm.bench.results import Results
 from ctm.commands.train import RECIPES, parse_recipe
 from ctm.data import Images, load_images
-from ctm.evaluation.frechet import frechet_distance
+from ctm.evaluation.frechet import frechet, frechet_distance
+from ctm.evaluation.moments import Gaussian
+from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.pictures import to_uint8
 from ctm.sampling import generate, heun
 from ctm.training import train
-from ctm.training.run_directory import RunDirectory, write_whole
+from ctm.training.run_directory import RunDirectory
 
 __all__ = ["METHODS", "STEPS", "ImageBench", "Settings", "run_images"]
 
@@ -89,6 +91,7 @@ class ImageBench:
         x, labels = self.images.batch(order)
         self.labels = None if labels is None else labels[: settings.count]
         self.real = self._features(x)
+        self.gaussian = Gaussian.of(self.real)  # whose root is computed once
         self.reference: Tensor | None = None
 
     @torch.no_grad()
@@ -119,7 +122,7 @@ class ImageBench:
         return found
 
     def _frechet(self, samples: Tensor) -> float:
-        return frechet_distance(self.real, self._features(samples))
+        return frechet(Gaussian.of(self._features(samples)), self.gaussian)
 
     def _draw(self, model: Any, **options: Any) -> Tensor:
         return generate(model, self.settings.count, labels=self.labels, seed=0, batch_size=_BATCH, **options)

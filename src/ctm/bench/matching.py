@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ctm.bench.images import METHODS, Settings, run_images
@@ -18,6 +16,8 @@ from ctm.bench.mixture import KINDS, Budget, run_mixture
 from ctm.bench.mixture import STEPS as JUMPS
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
+from ctm.console import text_console
+from ctm.progress import tracked
 
 __all__ = ["parser", "run", "tables"]
 
@@ -64,10 +64,12 @@ def run(settings: Any) -> None:
     torch.manual_seed(0)
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
-    console = Console()
+    console = text_console(wide=True)
     if settings.part != "images":
         budget = Budget(settings.evaluations, settings.seconds)
-        run_mixture(results, budget=budget, seeds=settings.seeds, progress=lambda runs: track(runs, "mixture"))
+        run_mixture(
+            results, budget=budget, seeds=settings.seeds, progress=lambda runs: tracked(runs, "mixture", unit="runs")
+        )
     if settings.part != "mixture":
         place, teacher = path.with_suffix(""), Path(settings.teacher)
         options = {"minutes": settings.minutes, "count": settings.count, "seeds": settings.image_seeds}
@@ -75,7 +77,7 @@ def run(settings: Any) -> None:
         run_images(results, about, methods)
     for table in tables(results):
         console.print(table)
-    console.print(f"results: {path}", highlight=False, soft_wrap=True)
+    console.print(f"results: {path}")
 
 
 def tables(results: Results) -> list[Table]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import usable_device
+from ctm.console import text_console
 from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
@@ -56,7 +56,7 @@ def run(settings: Any) -> None:
         raise ValueError(f"--batch_size and --pairs must be at least 1, got {settings.batch_size} and {settings.pairs}")
     results = Results(Path(settings.out), go_on=settings["continue"])
     device = usable_device(settings.device)
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     console.width = max(console.width, _WIDTH)
     for name in (part.strip() for part in settings.models.split(",")):
         model = load_model(name).to(device)

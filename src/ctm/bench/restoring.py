@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -17,9 +15,11 @@ from ctm.bench.restoration import METHODS, TASKS, Score, Task, make_tasks
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
+from ctm.console import text_console
 from ctm.data import load_images
 from ctm.models import load_model
 from ctm.pictures import grid_picture, save_picture
+from ctm.progress import tracked
 
 __all__ = ["measure", "parser", "run", "table"]
 
@@ -69,7 +69,7 @@ def run(settings: Any) -> None:
     asked = {name: settings[name] for name in ("model", "data", "split", "factor", "draws", "seed")}
     asked |= {"count": len(truth), "evaluations": evaluations}
     entries = []
-    for task in track(tasks, "restoring"):
+    for task in tracked(tasks, "restoring", unit="tasks"):
         name = f"{settings.model}/{settings.data}/{task.name}"
         if not _holds(results, name, asked):
             entry, picture = measure(model, task, score, evaluations, draws=settings.draws, seed=settings.seed)
@@ -77,7 +77,8 @@ def run(settings: Any) -> None:
             save_picture(picture, path.with_suffix("") / label)
             results.add(name, asked | entry)
         entries.append(results.entries[name])
-    console = Console(highlight=False, soft_wrap=True, width=120)  # a row is one line
+    console = text_console()
+    console.width = max(console.width, 120)  # a row is one line
     for entry in entries:
         console.print(table(entry))
     console.print(f"results: {path}; pictures: {path.with_suffix('')}")

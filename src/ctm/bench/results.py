@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ctm.training.run_directory import write_whole
+from ctm.files import write_whole
 
 __all__ = ["Results"]
 

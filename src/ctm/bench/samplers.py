@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
 from ctm.bench.results import Results
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
+from ctm.console import text_console
 from ctm.data import to_model_range
 from ctm.evaluation.extractors import NAMES as FEATURES
 from ctm.evaluation.extractors import checksum_of
@@ -25,8 +24,10 @@ from ctm.evaluation.passes import Processes
 from ctm.evaluation.protocol import differences
 from ctm.evaluation.run import Judge, labels_of, make_judge
 from ctm.evaluation.sources import ModelSource
+from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.pictures import to_uint8
+from ctm.progress import tracked
 
 __all__ = ["measure", "parser", "run"]
 
@@ -88,7 +89,7 @@ def run(settings: Any) -> None:
     )
     _start(results, settings.model, model, judge)
     model.to(judge.processes.device)
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     console.width = max(console.width, _WIDTH)
     left = [
         (f"{cell.name}/{seed}", cell, seed)
@@ -96,11 +97,11 @@ def run(settings: Any) -> None:
         for cell in wanted
         if f"{cell.name}/{seed}" not in results.entries
     ]
-    for name, cell, seed in track(left, "measuring", console=Console(stderr=True), disable=not console.is_terminal):
+    for name, cell, seed in tracked(left, "measuring", unit="rows"):
         results.add(name, measure(judge, model, cell, seed))
     found = curves(entry for name, entry in results.entries.items() if name != _ABOUT)
     about = results.entries[_ABOUT]
-    path.with_suffix(".png").write_bytes(picture(about, found))
+    write_whole(path.with_suffix(".png"), picture(about, found))
     console.print(table(about, found))
     console.print(f"results: {path} and {path.with_suffix('.png').name}")
 
@@ -135,7 +136,7 @@ def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict
         seconds += time.perf_counter() - started
         seen = to_model_range(to_uint8(images)).to(device)
         moments.add(judge.extractor(seen)[0].cpu(), torch.from_numpy(indices))
-    value, limit = frechet_numbers(moments, judge.reference.gaussian)
+    value, limit = frechet_numbers(moments, judge.reference.gaussian, judge.reference.count)
     return cell.record | {
         "seed": seed,
         "frechet": value.value,

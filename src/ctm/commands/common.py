@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
-__all__ = ["Parser", "command_parser", "wide_console"]
+from ctm.commands.names import explained
+
+__all__ = ["Parser", "command_parser"]
 
 
 class Parser(ArgumentParser):
     """A parser whose mistakes are one sentence on stderr and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # of an entry's settings, inside the parser of the command
+            raise argparse.ArgumentError(None, message) from ex
         lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-        print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
+        sentence = explained(str(message)) or f"{' '.join(lines)} (see {self.prog} --help)"
+        print(f"{self.prog}: {sentence}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def command_parser(name: str, description: str, example: str, **options: Any) -> Parser:
     """The parser of one command, its example shown under --help."""
     return Parser(prog=f"ctm {name}", description=description, epilog=f"Example: {example}", **options)
-
-
-def wide_console() -> Console:
-    """Of stdout, for tables: in a file or a pipe nothing is cut to the width of a terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)

@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser, wide_console
+from ctm.commands.common import Parser, command_parser
+from ctm.console import text_console
 from ctm.evaluation.compare import compare
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
@@ -35,8 +36,10 @@ def run(settings: Namespace) -> None:
     """Print the tables."""
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
-    console = wide_console()
+    console = text_console(wide=True)
     console.print(_rows(results))
+    for warning in dict.fromkeys(text for _, result in results for text in result.get("warnings", ())):
+        console.print(warning)
     wanted = [each for each in comparisons if each.verdict]
     count = sum(each.p is not None for each in comparisons)
     console.print(f"{len(wanted)} of {count} differences are significant at 5 % after Holm's correction.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from jsonargparse import Namespace
 
 from ctm.commands.common import Parser, command_parser
-from ctm.models import AnyModel, load_model
+from ctm.commands.paths import suffix_of
+from ctm.files import whole_directory
+from ctm.models import load_model
 from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 
@@ -53,12 +53,12 @@ def run(settings: Namespace) -> None:
     source, out = Path(settings.checkpoint), Path(settings.out)
     _check_target(out)
     given = parse_settings(settings["set"] or ())
-    if not source.is_file() and out.suffix in _OFFICIAL:
+    if not source.is_file() and suffix_of(out) in _OFFICIAL:
         _to_official(settings, given, out)
         return
     if source.is_dir():
         raise ValueError(f"{source} is a directory: OUT must end in .pt, to write its model as an official checkpoint")
-    if out.suffix in _OFFICIAL:
+    if suffix_of(out) in _OFFICIAL:
         raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
     checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)
     said = {
@@ -70,13 +70,14 @@ def run(settings: Namespace) -> None:
     for title, lines in said.items():
         for line in lines:
             print(f"{title}: {line}")
-    _write_directory(checkpoint.model, out)
+    with whole_directory(out) as made:
+        checkpoint.model.save_pretrained(made)
     print(f"written: {out}")
 
 
 def _check_target(out: Path) -> None:
     """Nothing that is there is written over."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir()) and out.suffix not in _OFFICIAL):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir()) and suffix_of(out) not in _OFFICIAL):
         raise ValueError(f"{out} is there already: give a new name, or remove it first")
 
 
@@ -90,27 +91,12 @@ def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> No
     order = given.get("qkv_order", PRESETS[preset].settings.get("qkv_order") if preset else None)
     model = load_model(settings.checkpoint)
     order = order if type(model.network).__name__ == "ADM" else None
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_official(model, out, qkv_order=order)
     if order is not None:
         print(
             f"set: qkv_order = {order}" if "qkv_order" in given else f"assumed: qkv_order = {order} (preset {preset})"
         )
     print(f"written: {out}, the weights under their official names. Its users must know what it does not hold:")
-    for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer"):
+    for name in ("sigma_data", "sigma_min", "sigma_max", "inner", "outer", "class_names"):
         if hasattr(model, name):
             print(f"  {name} = {getattr(model, name)}")
-
-
-def _write_directory(model: AnyModel, out: Path) -> None:
-    """The model directory, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        (temporary / "model").mkdir()  # with the permissions of any new directory
-        model.save_pretrained(temporary / "model")
-        if out.is_dir():
-            out.rmdir()
-        (temporary / "model").rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

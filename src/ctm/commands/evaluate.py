@@ -11,22 +11,23 @@ import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser, wide_console
-from ctm.commands.options import usable_device
+from ctm.commands.common import Parser, command_parser
+from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.commands.output import sampling_record
+from ctm.console import text_console
 from ctm.data import Images, load_images
+from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of, title_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
-from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
+from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
 from ctm.models import load_model
+from ctm.progress import Progress, tracked
 from ctm.teachers import load_teacher
 
 __all__ = ["numbers", "parser", "run"]
@@ -44,6 +45,7 @@ def parser() -> Parser:
     )
     result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
     result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
+    add_data_options(result)
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
@@ -99,11 +101,10 @@ def run(settings: Namespace) -> None:
     plans = _plans(settings)
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
-    processes, console = _processes(settings.device), Console(stderr=True)
-    shown = processes.index == 0 and console.is_terminal
+    processes = _processes(settings.device)
 
     def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
-        return track(list(chunks), words, console=console, disable=not shown)
+        return tracked(list(chunks), words, unit="parts", shown=processes.index == 0)
 
     judge = make_judge(
         settings.data,
@@ -117,6 +118,8 @@ def run(settings: Namespace) -> None:
         labels=settings.labels,
         processes=processes,
         progress=progress,
+        reading=data_options(settings),
+        check=lambda images: _check_classes(images, plans, settings),
     )
     out = Path(settings.out)
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
@@ -125,7 +128,7 @@ def run(settings: Namespace) -> None:
         options["made"] = sampling_record(Path(settings.samples))
         rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
     if processes.index == 0:
-        _finish(judge, _with_likelihood(judge, plans, rows, settings), out)
+        _finish(judge, _with_likelihood(judge, plans, rows, settings, progress), out)
 
 
 def _plans(settings: Namespace) -> list[Plan]:
@@ -147,6 +150,15 @@ def _plans(settings: Namespace) -> list[Plan]:
     return plans
 
 
+def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -> None:
+    """Raises ValueError where labels are taken from the data and a model does not know a class of theirs."""
+    for plan in plans:
+        who = f"the {plan.record['role']}"
+        shared_classes(
+            images, plan.subject.model, who=who, strict=settings.labels == "data", quiet=True, remedy=UNIFORM
+        )
+
+
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
     """Side and channels to which the data are brought: the model's, or the samples'."""
     shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
@@ -164,13 +176,15 @@ def _processes(device: str | None) -> Processes:
     return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
 
 
-def _with_likelihood(judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace) -> list[Row]:
+def _with_likelihood(
+    judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace, progress: Progress
+) -> list[Row]:
     """The rows with bits/dim, which a model has once and all its rows show."""
     if settings.likelihood == 0:
         return rows
     subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
     found = {
-        checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed)
+        checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed, progress=progress)
         for checksum, subject in subjects.items()
     }
     return [
@@ -208,7 +222,7 @@ def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
         speed = row.seconds_per_image
         cells = [_cell(row, name) for name in names]
         table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
-    console = wide_console()
+    console = text_console(wide=True)
     console.print(table)
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 
 from ctm import __version__
 from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import usable_device
-from ctm.data import load_images
+from ctm.commands.options import add_data_options, data_options, parse_labels, usable_device
+from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
+from ctm.progress import tracked
 
 __all__ = ["parser", "run"]
 
@@ -33,9 +32,15 @@ def parser() -> Parser:
     add = result.add_argument
     add("model", type=str, help="model directory, run directory or hub id")
     add("--data", type=str, required=True, help="digits, mnist5k, fashion-mnist, a path or a hub id")
+    add_data_options(result)
     add("--split", type=str, default="test", help="train or test, where the data set has both")
-    add("--num", type=int, default=100, help="number of images, the first of the set")
-    add("--labels", type=str, default="own", help="own: the images' classes, where model and data have them; none")
+    add("--num", type=int, default=100, help="number of images, drawn from the whole set by --seed")
+    add(
+        "--labels",
+        type=str,
+        default="own",
+        help="own: the images' classes; none; or one class for all, by name or number",
+    )
     add(
         "--trace",
         type=str,
@@ -46,7 +51,12 @@ def parser() -> Parser:
     add("--probe", type=str, default="rademacher", help="their distribution: rademacher or gaussian")
     add("--rtol", type=float, default=1e-5, help="relative tolerance of the solver")
     add("--atol", type=float, default=1e-5, help="absolute tolerance of the solver")
-    add("--seed", type=int, default=0, help="dequantisation and probes of image i depend on (seed, i) alone")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the draw; dequantisation and probes of image i depend on (seed, i) alone",
+    )
     add("--batch_size", type=int, default=64, help="images computed together")
     add("--device", type=str, default=None, help="cpu, cuda … (default: cuda where there is one)")
     add("--out", type=str, default=None, help="a JSON file for the numbers, those of each image among them")
@@ -60,26 +70,26 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"{settings.model} is a model of shape {model.shape}: bits per dimension need square images")
     if settings.num < 1 or settings.batch_size < 1:
         raise ValueError(f"--num and --batch_size must be at least 1, got {settings.num} and {settings.batch_size}")
-    if settings.labels not in ("own", "none"):
-        raise ValueError(f"--labels must be own or none, got {settings.labels!r}")
     if settings.out is not None and (Path(settings.out).is_dir() or Path(settings.out).suffix != ".json"):
         raise ValueError(f"--out {settings.out} must name a .json file")
     model = model.to(usable_device(settings.device))
     channels, size, _ = model.shape
-    images = load_images(settings.data, size, channels, settings.split)
-    pixels = np.array(images.pixels[: settings.num])  # a copy: the set may be read-only
-    labels = None if images.labels is None or settings.labels == "none" else images.labels[: settings.num]
-    if labels is not None and model.num_classes < images.num_classes:
-        labels = None  # other classes than the model's, or none
-    result = _measure(model, pixels, labels, settings)
-    result |= {"png": float(png_bits(pixels).mean()), "histogram": _histogram(images.pixels, len(pixels))}
+    every = _labels_for_all(settings.labels, model)
+    images = load_images(settings.data, size, channels, settings.split, **data_options(settings))
+    drawn = epoch_order(len(images), 0, min(settings.num, len(images)), settings.seed)
+    pixels = np.array(images.pixels[drawn])  # a copy: the set may be read-only
+    labels = _own_labels(model, images) if settings.labels == "own" else every
+    labels = labels if labels is None else np.broadcast_to(labels, len(images))[drawn]
+    result = _measure(model, pixels, labels, settings) | {"drawn": drawn.tolist()}
+    result |= {"png": float(png_bits(pixels).mean()), "histogram": _histogram(images.pixels, drawn)}
     if settings.out is not None:
         Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
         Path(settings.out).write_text(json.dumps(result, indent=2) + "\n")
     kind = "with their classes" if result["labels"] else "without classes"
-    print(
-        f"{settings.data}: {len(pixels)} images {kind}, {settings.trace} trace, {result['evaluations']} evaluations a batch"
+    share = (
+        f"all {len(pixels)} images" if len(pixels) == len(images) else _drawn_in_words(len(pixels), images, settings)
     )
+    print(f"{settings.data}: {share} {kind}, {settings.trace} trace, {result['evaluations']} evaluations a batch")
     spread = (
         "" if result["standard_error"] is None else f" ± {result['standard_error']:.3f} (standard error over images)"
     )
@@ -87,17 +97,43 @@ def run(settings: Namespace) -> None:
     print(f"           PNG files {result['png']:.3f}, histogram of each pixel {result['histogram']:.3f}")
 
 
-def _histogram(pixels: np.ndarray, num: int) -> float:
-    """The baseline of the first num images, its histograms from the whole set."""
-    return float(histogram_bits(np.asarray(pixels))[:num].mean())
+def _drawn_in_words(count: int, images: Images, settings: Namespace) -> str:
+    return f"{count} of {len(images)} images, drawn with seed {settings.seed},"
+
+
+def _labels_for_all(text: str, model: Any) -> np.ndarray | None:
+    """The class that --labels names for all images, None for own and none."""
+    if text in ("own", "none"):
+        if text in model.class_names:
+            raise ValueError(f"--labels {text}: a class of the model has this name, too: give its number")
+        return None
+    chosen = parse_labels(text, model.num_classes, model.class_names)
+    if len(chosen) != 1 or not -1 <= chosen[0] < model.num_classes:
+        raise ValueError(f"--labels must be own, none or one class that the model knows, got {text!r}")
+    return np.array(chosen, dtype=np.int64)
+
+
+def _own_labels(model: Any, images: Images) -> np.ndarray | None:
+    """The images' labels in the model's numbers, None where the data or the model have no classes."""
+    if images.labels is not None and not model.num_classes:
+        tell(["the labels are not used, for the model knows no classes"], images.name)
+    if images.labels is None or not model.num_classes:
+        return None
+    remedy = "; --labels none leaves the classes out"
+    numbers = match_classes(images.class_names, images.labels, model, data=images.name, remedy=remedy)
+    return images.labels if numbers is None else images.renumbered(numbers, model.class_names).labels
+
+
+def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
+    """The baseline of the images drawn, its histograms from the whole set."""
+    return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
 def _measure(model: Any, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
     """The numbers of the model."""
-    console = Console(stderr=True)
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []
-    for start in track(starts, "likelihood", console=console, disable=not console.is_terminal):
+    for start in tracked(starts, "likelihood", unit="batches"):
         part = slice(start, start + settings.batch_size)
         found = estimate_bits_per_dim(
             model,

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
+from ctm.commands.common import Parser
+from ctm.data import listed_classes, tell
 from ctm.noise import index_grid, karras_grid, log_linear_grid
+from ctm.sampling import common
 
-__all__ = ["parse_grid", "parse_labels", "parse_seeds", "usable_device"]
+__all__ = [
+    "add_data_options",
+    "data_options",
+    "parse_columns",
+    "parse_grid",
+    "parse_labels",
+    "parse_seeds",
+    "usable_device",
+]
 
 GRID_HELP = "karras or karras:RHO, log, index:POINTS (of a discrete model's levels), or levels such as 80,2.5,0.002"
+
+_PART = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(,|$)')
 
 
 def _ranges(text: str) -> list[int] | None:
@@ -25,16 +44,74 @@ def _ranges(text: str) -> list[int] | None:
     return chosen
 
 
-def parse_labels(text: str, classes: int = 0) -> list[int]:
-    """'0-9', '3,3,7', both mixed, −1 for no class, or 'all' of so many classes."""
-    if text.strip() == "all":
+def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list[int]:
+    """'0-9', '3,3,7', 'Flags,Food', mixed, −1 for no class, or 'all' of so many classes.
+
+    names: of the model's classes, empty where it keeps none. A name is written as it is, in double quotes where it has a comma or
+    could be a number; other capitals are taken where only one class is meant, and the log says so. Raises ValueError for an
+    unknown class, listing the known ones, and for a number that is the name of a class of another number."""
+    text = unicodedata.normalize("NFC", text.strip())
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    if text in names and "," in text:
+        return _named(text, names)
+    if text == "all":
+        if "all" in names:
+            raise ValueError(
+                "--labels all: is it every class, or the class named all? Give 0-N, or '\"all\"' in quotes"
+            )
         if classes == 0:
             raise ValueError("--labels all: this model has no classes, leave --labels out")
         return list(range(classes))
-    parts = [[-1] if part.strip() == "-1" else _ranges(part) for part in text.split(",")]
-    if any(part is None for part in parts):
-        raise ValueError(f"--labels takes classes such as 0-9 or 3,3,7, got {text!r}")
-    return [label for part in parts for label in part or []]
+    return [label for part, quoted in _parts(text) for label in _labels_of(part, quoted, classes, names)]
+
+
+def _parts(text: str) -> list[tuple[str, bool]]:
+    """The parts between commas, and whether each stood in double quotes (within which two quotes are one)."""
+    parts, place = [], 0
+    while place <= len(text):
+        match = _PART.match(text, place)
+        if match is None:
+            raise ValueError(
+                f"--labels takes classes such as 0-9, 3,3,7 or names, a quote in text that does not end: {text!r}"
+            )
+        quoted = match[1] is not None
+        parts.append((match[1].replace('""', '"') if quoted else match[2].strip(), quoted))
+        place = match.end() if match[3] else len(text) + 1
+    return parts
+
+
+def _labels_of(part: str, quoted: bool, classes: int, names: Sequence[str]) -> list[int]:
+    """The classes that one part of --labels means."""
+    numbers = None if quoted else [-1] if part == "-1" else _ranges(part)
+    if numbers is None or (part in names and min(numbers) >= classes):
+        return _named(part, names)
+    named = [number for number, name in enumerate(names) if name == part]
+    if named not in ([], numbers):
+        raise ValueError(
+            f"--labels {part}: is it the class number {part}, or the class named {part}, whose number is {named[0]}? Give "
+            f"'\"{part}\"' in quotes for the name, or {named[0]}"
+            + (f", or {part}-{part} for the number" if part.isdecimal() else "")
+        )
+    return numbers
+
+
+def _named(part: str, names: Sequence[str]) -> list[int]:
+    """The class of that name."""
+    if not names:
+        raise ValueError(
+            f"--labels takes classes such as 0-9 or 3,3,7, got {part!r}: this model keeps no names of classes"
+        )
+    exact = [number for number, name in enumerate(names) if name == part]
+    found = exact or [number for number, name in enumerate(names) if name.casefold() == part.casefold()]
+    if not found:
+        commas = ". A name with a comma stands in double quotes" if any("," in name for name in names) else ""
+        raise ValueError(f"--labels: this model has no class {part!r}; it knows {listed_classes(names)}{commas}")
+    if len(found) > 1:
+        numbers = " and ".join(f"{number} {names[number]}" for number in found)
+        raise ValueError(f"--labels {part} could be {numbers}: give the number")
+    if not exact:
+        tell([f"--labels {part} is taken as {found[0]} {names[found[0]]}"])
+    return found
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -75,11 +152,41 @@ def explicit_levels(text: str | None) -> list[float] | None:
     return levels if len(levels) > 1 and all(math.isfinite(level) for level in levels) else None
 
 
+def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["class"] | None:
+    """How many columns a grid of samples has, or "class" for one a class; None: not said. classes: of the model."""
+    if text is None:
+        return None
+    if out.suffix.lower() != ".png":
+        raise ValueError(
+            f"--columns {text} is for one picture, --out FILE.png, and --out is {out}: leave --columns out"
+        )
+    if text == "class":
+        if classes == 0:
+            raise ValueError("--columns class: this model has no classes, give a number")
+        return "class"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--columns takes a number from 1 on, or class, got {text!r}")
+    return int(text)
+
+
 def usable_device(name: str | None) -> torch.device:
     """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device {chosen} cannot be used here ({reason}): leave it out, or give cpu") from error
+    return common.usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")
+
+
+def add_data_options(parser: Parser) -> None:
+    """What a file of --data may need, as `data.image` … of a recipe."""
+    add = parser.add_argument
+    add("--data_image", type=str, default=None, help="name of the array or column of images (default: the known names)")
+    add("--data_label", type=str, default=None, help="name of the array or column of labels (default: the known names)")
+    add(
+        "--data_max_gb",
+        type=float,
+        default=None,
+        help="most memory for an .npz or .parquet (default: 1, or 10 × the file)",
+    )
+
+
+def data_options(settings: Namespace) -> dict[str, Any]:
+    """Those of `add_data_options`, as `ctm.data.load_images` takes them."""
+    return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ctm.pictures import grid_picture, to_uint8
+from ctm.commands.paths import suffix_of
+from ctm.files import named_failures, whole_file, write_whole
+from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
 
 __all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
@@ -26,13 +29,14 @@ _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with o
 
 def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
     """Raises ValueError for a target that cannot hold the samples, before any is made."""
-    if out.suffix in (".npz", ".png") and out.is_dir():
+    if suffix_of(out) in (".npz", ".png") and out.is_dir():
         raise ValueError(f"--out {out} is a directory: give another name for the file")
-    if out.suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
+    if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
         raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
-    if out.suffix == ".npz":
+    _check_folder(out)
+    if suffix_of(out) == ".npz":
         return
-    if out.suffix == ".png" and num > _LARGEST_GRID:
+    if suffix_of(out) == ".png" and num > _LARGEST_GRID:
         raise ValueError(
             f"--out {out}: one picture shows at most {_LARGEST_GRID} samples, got --num {num}: give a directory or FILE.npz"
         )
@@ -41,8 +45,17 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} holds more samples than --num {num} (e.g. {others[0]}): use another directory")
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"samples of shape {shape} are no pictures: give --out FILE.npz")
-    if out.suffix != ".png" and out.is_file():
+    if suffix_of(out) != ".png" and out.is_file():
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
+
+
+def _check_folder(out: Path) -> None:
+    """Raises OSError or ValueError where `out` cannot be made, before anything is computed for it."""
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists() and folder != out)
+    if not parent.is_dir():
+        raise ValueError(f"--out {out}: {parent} is a file, not a directory")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(parent))
 
 
 def finished_samples(out: Path, about: dict[str, Any]) -> int:
@@ -50,9 +63,9 @@ def finished_samples(out: Path, about: dict[str, Any]) -> int:
 
     In a directory --num may have been another; what an .npz was begun with for another number is made anew. Raises ValueError
     for a directory with samples of other settings, or without a record of them."""
-    if out.suffix == ".png":
+    if suffix_of(out) == ".png":
         return 0
-    if out.suffix == ".npz":
+    if suffix_of(out) == ".npz":
         kept = _record(_partial(out))
         same = kept is not None and not _differing(kept, about) and kept["num"] == about["num"]
         return _rows(_partial(out) / "arr_0.npy") if same else 0
@@ -75,23 +88,37 @@ def finished_samples(out: Path, about: dict[str, Any]) -> int:
 
 
 def write_samples(
-    out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int = 0
+    out: Path,
+    batches: Iterable[Tensor],
+    labels: Tensor | None,
+    about: dict[str, Any],
+    start: int = 0,
+    columns: int | Literal["class"] | None = None,
 ) -> None:
     """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1.
 
-    batches: of the samples from number `start` on, at most finished_samples; of these none is written again."""
-    (out.parent if out.suffix in (".png", ".npz") else out).mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        columns = 10 if about["labels"] and len(about["labels"]) % 10 == 0 else None
-        grid_picture(torch.cat(list(batches)), columns=columns).save(out)
-    elif out.suffix == ".npz":
+    batches: of the samples from number `start` on, at most finished_samples; of these none is written again. columns: of the
+    grid, "class": one for each class; None: ten where the labels fill rows of ten, else as many as rows."""
+    if suffix_of(out) == ".png":
+        save_picture(_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
+    elif suffix_of(out) == ".npz":
         _write_npz(out, batches, labels, about, start)
     else:
         _write_pictures(out, batches, about, start)
 
 
+def _grid(images: Tensor, labels: list[int], columns: int | Literal["class"] | None) -> Image.Image:
+    if columns == "class":
+        places, classes = class_columns(labels)
+        return grid_picture(images, columns=len(classes), places=places)
+    if columns is None:
+        columns = 10 if labels and len(labels) % 10 == 0 else None
+    return grid_picture(images, columns=None if columns is None else min(columns, len(images)))
+
+
 def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
     """The record first, then each picture that is not there, whole under its name or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
     _write_record(out, about)
     index = start
     for batch in batches:
@@ -100,9 +127,8 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any],
             index += 1
             if path.is_file() and path.stat().st_size > 0:
                 continue
-            temporary = out / f".{path.name}.writing"
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(temporary, format="png")
-            os.replace(temporary, path)
+            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            save_picture(picture, path)
 
 
 def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
@@ -111,14 +137,14 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
     partial = _partial(out)
     if start == 0:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         _write_record(partial, about)
     for batch in batches:
         rows = to_uint8(batch).numpy() if batch.dim() == 4 else batch.numpy()
-        _append(partial / "arr_0.npy", np.ascontiguousarray(rows), start, about["num"])
+        with named_failures(partial):
+            _append(partial / "arr_0.npy", np.ascontiguousarray(rows), start, about["num"])
         start += len(rows)
-    temporary = out.with_name(f".{out.name}.writing")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as target, (partial / "arr_0.npy").open("rb") as source:
             shutil.copyfileobj(source, target, 2**20)
         if labels is not None:
@@ -127,7 +153,6 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
         archive.writestr(
             zipfile.ZipInfo(_RECORD), json.dumps(about)
         )  # without the time of writing, so the bits are the same
-    os.replace(temporary, out)
     shutil.rmtree(partial)
 
 
@@ -199,9 +224,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_record(folder: Path, about: dict[str, Any]) -> None:
-    temporary = folder / f".{_RECORD}.writing"
-    temporary.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(temporary, folder / _RECORD)
+    write_whole(folder / _RECORD, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:

@@ -9,17 +9,24 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ctm import __version__, sampling
 from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import GRID_HELP, explicit_levels, parse_grid, parse_labels, parse_seeds, usable_device
+from ctm.commands.options import (
+    GRID_HELP,
+    explicit_levels,
+    parse_columns,
+    parse_grid,
+    parse_labels,
+    parse_seeds,
+    usable_device,
+)
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
 from ctm.models import load_model
+from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.tuned import TunedGrid, tuned_for
@@ -70,11 +77,17 @@ def parser() -> Parser:
     add("--churn_max", type=float, default=float("inf"), help="the highest")
     add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
     add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
-    add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7 or all")
+    add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
     add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
+    add(
+        "--columns",
+        type=str,
+        default=None,
+        help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
+    )
     add("--batch_size", type=int, default=64, help="samples computed together")
     add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
@@ -89,14 +102,17 @@ def run(settings: Namespace) -> None:
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma
     grid, sampler = _sampler(model, name, settings, tuned)
     seeds = None if settings.seeds is None else parse_seeds(settings.seeds)
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
+    out = Path(settings.out)
+    columns = parse_columns(settings.columns, out, model.num_classes)
+    if columns == "class" and settings.labels is None:
+        settings.labels = "all"
+    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     num = _number(settings, cycle, seeds)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     seed = settings.seed if seeds is None else seeds
     labels = sampling.class_labels(model, num, asked, seed)
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
-    out = Path(settings.out)
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
     done = finished_samples(out, about)
@@ -116,9 +132,8 @@ def run(settings: Namespace) -> None:
         start=start,
     )
     total = -(-(num - start) // settings.batch_size)
-    console = Console(stderr=True)
-    shown = track(batches, "sampling", total=total, console=console, disable=not console.is_terminal)
-    write_samples(out, shown, labels, about, start)
+    shown = tracked(batches, "sampling", total, unit="batches")
+    write_samples(out, shown, labels, about, start, columns)
     if tuned is not None:
         levels = ", ".join(f"{level:g}" for level in tuned.levels)
         print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")

@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
-from rich.console import Console
 
-from ctm.commands.common import Parser, command_parser
+from ctm.commands.common import Parser
+from ctm.commands.list_entries import SetEntry, as_settings
+from ctm.commands.names import check_entries, restrict_names
+from ctm.commands.recipes import OPEN_DATA, RECIPES, recipe_path
+from ctm.commands.train_help import EXAMPLE, TrainHelp
+from ctm.console import text_console
+from ctm.foreign.text import check_yaml, read_text
 from ctm.training import Recipe, dry_run, train
 from ctm.training.recipe import NetworkDescription
 
 __all__ = ["RECIPES", "parse_recipe", "parser", "run"]
 
 _OWN = ("config", "out", "dry_run")
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class _RecipeFile(ActionConfigFile):
     """--config: a path, or the name of a recipe that ships with the package."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> Any:
-        shipped = RECIPES / str(values)
-        found = str(shipped) if not Path(str(values)).exists() and shipped.is_file() else values
-        return super().__call__(parser, cfg, found, option_string)
+        recipe = str(values)
+        written_out = "\n" in recipe or ": " in recipe
+        try:
+            recipe = recipe if written_out else str(recipe_path(recipe))
+            check_yaml(recipe if written_out else read_text(Path(recipe)), recipe)
+        except ValueError as error:
+            parser.error(str(error))
+        super().__call__(parser, cfg, recipe, option_string)
+
+
+class _TrainParser(Parser):
+    """Takes settings of a list's entries, such as --objectives.0.grid_points 10, beside all others."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        return super().parse_args(as_settings(sys.argv[1:] if args is None else args), *others, **options)
 
 
 def parser() -> Parser:
-    result = command_parser(
-        "train",
-        "Train by a recipe: a diffusion teacher, or a CTM that learns from one. The same command goes on where it stopped.",
-        "ctm train --config recipes/digits-ctm.yaml --teacher runs/digits-teacher --data.name my-pictures --data.size 32",
+    restrict_names()
+    result = _TrainParser(
+        prog="ctm train",
+        description="Train by a recipe: a diffusion teacher, or a CTM that learns from one. The same command goes on where it "
+        "stopped. A setting of one loss: --objectives.0.NAME VALUE, by its number or its class; so for ema, trackers, "
+        "loss_factors.",
+        epilog=f"Example: {EXAMPLE}",
+        add_help=False,
+    )
+    result.add_argument(
+        "-h", "--help", action=TrainHelp, help="the most used options; --help all: every one; --help CLASS"
     )
     result.add_argument("--config", action=_RecipeFile, help="recipe file (YAML), or the name of a shipped one")
     result.add_argument("--out", type=str, default=None, help="run directory (default: runs/NAME of the recipe)")
@@ -44,6 +69,7 @@ def parser() -> Parser:
         action="store_true",
         help="build everything, take one step, print parameters, memory, evaluations and the expected time; write nothing",
     )
+    SetEntry.add_to(result)
     result.add_class_arguments(Recipe, nested_key=None, as_group=False)
     return result
 
@@ -64,6 +90,7 @@ def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
 
 
 def _instantiate(own: Parser, settings: Namespace) -> Recipe:
+    check_entries(settings)
     built = own.instantiate(settings)
     values: dict[str, Any] = {
         key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
@@ -96,12 +123,14 @@ def _leave_group() -> None:
 def _run(settings: Namespace) -> None:
     own = parser()
     recipe = _instantiate(own, settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     if settings.dry_run:
         lines = dry_run(recipe).lines()
         if PartialState().is_main_process:
             console.print("\n".join(lines))
         return
+    if recipe.data.name.startswith(OPEN_DATA) and not Path(recipe.data.name).exists():
+        raise ValueError("this recipe trains on pictures of your own: give --data.name FOLDER, a folder of them")
     configs = settings.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "run"
     out = Path(settings.out or f"runs/{name}")

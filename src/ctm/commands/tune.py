@@ -11,22 +11,24 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from jsonargparse import Namespace
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ctm import sampling
-from ctm.commands.common import Parser, command_parser, wide_console
+from ctm.commands.common import Parser, command_parser
 from ctm.commands.evaluate import numbers
-from ctm.commands.options import usable_device
+from ctm.commands.options import add_data_options, data_options, usable_device
+from ctm.console import text_console
 from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.number import Number
 from ctm.evaluation.tuning import FrechetMeasure
+from ctm.files import whole_directory, write_whole
 from ctm.models import load_model
 from ctm.models.base import CONFIG, WEIGHTS
+from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
-from ctm.training.run_directory import write_whole
+from ctm.training.lock import run_locked
 from ctm.tuned import TunedGrid, grids_as_json
 
 __all__ = ["parser", "run"]
@@ -48,6 +50,7 @@ def parser() -> Parser:
     add("--measure", type=str, default="flow", help="flow: squared distance to the flow; frechet: to the data")
     add("--teacher", type=str, default=None, help="flow: whose denoiser gives the flow (default: the model's own)")
     add("--data", type=str, default=None, help="frechet: images as for evaluate; one half tunes, the other judges")
+    add_data_options(result)
     add("--features", type=str, default="efficientnet", help=f"frechet: feature network, {', '.join(NAMES)}")
     add(
         "--gamma",
@@ -73,13 +76,10 @@ def run(settings: Namespace) -> None:
     source = _directory(settings.model)
     out = _target(settings.out, source)
     model.to(usable_device(settings.device))
-    measure, console = _measure(model, settings), Console(stderr=True)
-    found = []
+    measure, found = _measure(model, settings), []
     for count in dict.fromkeys(steps):
-        with console.status(f"{count} steps") as status:
-            found.append(
-                sampling.tune_grid(model, count, measure=measure, gammas=gammas, progress=_shown(count, status.update))
-            )
+        with JobBar(f"{count} steps", None, unit="grids") as bar:
+            found.append(sampling.tune_grid(model, count, measure=measure, gammas=gammas, progress=_shown(bar)))
     _print(found)
     kept = {grid.steps: grid for grid in found if grid.better}
     if not kept:
@@ -123,7 +123,7 @@ def _measure(model: Any, settings: Namespace) -> GridMeasure:
         raise ValueError(f"--measure frechet looks at square pictures of 1 or 3 channels, and these are {model.shape}")
     return FrechetMeasure(
         model,
-        load_images(settings.data, model.shape[1], model.shape[0]),
+        load_images(settings.data, model.shape[1], model.shape[0], **data_options(settings)),
         features=settings.features,
         num=1000 if settings.num is None else settings.num,
         seed=settings.seed,
@@ -153,15 +153,25 @@ def _target(out: str | None, source: Path) -> Path:
 
 def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
     """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
+    if out.resolve() == source.resolve():
+        with run_locked(out.parent):
+            write_whole(out / CONFIG, _config(source, grids))
+        return
+    with whole_directory(out) as made:
+        shutil.copyfile(source / WEIGHTS, made / WEIGHTS)
+        write_whole(made / CONFIG, _config(source, grids))
+
+
+def _config(source: Path, grids: dict[int, TunedGrid]) -> bytes:
     config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
-    if out.resolve() != source.resolve():
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
-    write_whole(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _shown(steps: int, update: Callable[[str], object]) -> Callable[[int, float], object]:
-    return lambda count, best: update(f"{steps} steps: {count} grids measured, the best {best:.4g}")
+def _shown(bar: JobBar) -> Callable[[int, float], object]:
+    def update(count: int, best: float) -> None:
+        bar.reach(count, f"the best {best:.4g}")
+
+    return update
 
 
 def _print(found: list[TunedGrid]) -> None:
@@ -174,6 +184,6 @@ def _print(found: list[TunedGrid]) -> None:
         numbers_ = [str(Number(grid.before, grid.before_error)), str(Number(grid.after, grid.after_error))]
         levels = ", ".join(f"{level:g}" for level in grid.levels)
         table.add_row(str(grid.steps), *numbers_, f"{100 * grid.gain:.1f}{error} %", f"{grid.gamma:g}", levels)
-    console = wide_console()
+    console = text_console(wide=True)
     console.print(f"{found[0].measure}, on noise that tuning has not seen; ±: one standard error")
     console.print(table)

@@ -1,24 +1,141 @@
-"""One picture file, opened: or a sentence why not."""
+"""One picture file, opened: decoded, upright, 8 or 16 bits; or a sentence why not."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, features
 
-__all__ = ["open_picture"]
+from ctm.data.resize import is_colour
+
+__all__ = ["EXTENSIONS", "TRAITS", "Picture", "open_picture", "stores_colour"]
+
+_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None and bool(features.check("avif"))
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}) | (
+    {".avif"} if _AVIF else set()
+)
+_FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _AVIF else [])]
+"""What a file's content may be, whatever its name: formats that Pillow decodes itself (it gives EPS to another program)."""
+_LARGE = 2**24  # pixels of a picture that is decoded alone, so that several threads do not hold such pictures at once
+_ALONE = Lock()
+_ORIENTATION = 0x0112
+_INT_RANGE = 65535
+
+TRAITS = {  # what is done to a picture, as said of one and of several
+    "grey": ("is grey: read as colour", "are grey: read as colour"),
+    "transparent": ("has transparent parts: laid over white", "have transparent parts: laid over white"),
+    "turned": ("is turned upright by its EXIF orientation", "are turned upright by their EXIF orientation"),
+    "frames": (
+        "holds several pictures (animated, or pages): the first is taken",
+        "hold several pictures (animated, or pages): the first is taken",
+    ),
+    "unit": ("holds floats within [0, 1]: read as 0 … 255", "hold floats within [0, 1]: read as 0 … 255"),
+    "cropped": ("is not square: cropped to its centre", "are not square: cropped to their centre"),
+    "enlarged": ("is smaller than data.size: enlarged", "are smaller than data.size: enlarged"),
+}
 
 
-def open_picture(file: Path) -> Image.Image:
-    """The picture in a file, decoded; of several frames the first. Raises FileNotFoundError where there is no such file, and
-    ValueError for one that is no picture or a damaged one."""
-    if not file.exists():
-        raise FileNotFoundError(f"there is no picture {file}")
-    if file.is_dir():
-        raise ValueError(f"{file} is a directory: give one picture file")
+@dataclass(frozen=True)
+class Picture:
+    """image: decoded and upright, of a mode with at most 16 bits. traits: what had to be done to it, keys of TRAITS."""
+
+    image: Image.Image
+    traits: frozenset[str] = frozenset()
+
+
+def open_picture(source: Path | bytes, name: str | None = None) -> Picture:
+    """The picture in a file, or in a file's bytes (then `name` is what errors call it); of several frames the first.
+
+    EXIF orientation is applied. Floats within [0, 1] become 0 … 255. Raises FileNotFoundError where there is no such file, and
+    ValueError for one that is no picture, a damaged one, one of more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million), and
+    numbers whose range the file does not tell."""
+    name = name or str(source)
+    if isinstance(source, Path) and not source.exists():
+        raise FileNotFoundError(f"there is no picture {source}")
+    if isinstance(source, Path) and source.is_dir():
+        raise ValueError(f"{source} is a directory: give one picture file")
     try:
-        image = Image.open(file)
-        image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as a picture ({error}): repair or remove it") from error
+        with _opened(source, name) as image, _ALONE if image.width * image.height > _LARGE else nullcontext():
+            return _decoded(image, name)
+    except _Refused:
+        raise
+    except Exception as error:  # Pillow meets damaged files with errors of many kinds
+        raise ValueError(f"{name} cannot be read as a picture ({_reason(error)}): repair or remove it") from error
+
+
+def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
+    """Whether a picture is in colour (`ctm.data.resize.is_colour`), from the head of its file where that tells. Raises as
+    `open_picture`."""
+    try:
+        with _opened(source, name or str(source)) as image:
+            if image.mode != "P":
+                return is_colour(image)
+    except Exception:  # it has a sentence when it is decoded
+        return is_colour(open_picture(source, name).image)
+    return is_colour(open_picture(source, name).image)
+
+
+class _Refused(ValueError):
+    """A picture that can be read, but is not to be."""
+
+
+def _opened(source: Path | bytes, name: str) -> ImageFile.ImageFile:
+    """The picture, its pixels not decoded yet."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _Refused(f"{name} has more than {2 * (limit or 0):,} pixels: reduce or remove it") from error
+    if limit is not None and image.width * image.height > limit:
+        sides = f"{image.width}×{image.height}"
+        image.close()
+        raise _Refused(f"{name} is {sides}, more than {limit:,} pixels: reduce or remove it")
     return image
+
+
+def _decoded(image: ImageFile.ImageFile, name: str) -> Picture:
+    traits = {"frames"} if getattr(image, "is_animated", False) else set()
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if image.format == "TIFF" and orientation in range(5, 9) and any(tile[0] == "raw" for tile in image.tile):
+        raise _Refused(  # Pillow 12 decodes rows of the wrong length there
+            f"{name} is an uncompressed TIFF that is to be turned by its orientation, which cannot be read rightly: save it "
+            "upright, or as PNG"
+        )
+    image.load()
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    traits |= {"turned"} if orientation in range(2, 9) else set()
+    if upright.mode == "F":
+        upright, traits = _from_floats(upright, name), traits | {"unit"}
+    elif upright.mode == "I":
+        low, high = upright.getextrema()
+        if image.format == "TIFF" or low < 0 or high > _INT_RANGE:  # type: ignore[operator]
+            raise _Refused(
+                f"{name} holds 32-bit numbers from {low} to {high}, whose range the file does not tell: save it with 8 or 16 bits"
+            )
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        alpha = upright.convert("RGBA").getchannel("A").getextrema()[0]
+        traits |= {"transparent"} if alpha < 255 else set()  # type: ignore[operator]
+    return Picture(upright.copy() if upright is image else upright, frozenset(traits))
+
+
+def _from_floats(image: Image.Image, name: str) -> Image.Image:
+    """Floats within [0, 1] as 8 bits."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise _Refused(
+            f"{name} holds floats from {values.min():g} to {values.max():g}: only floats within [0, 1] have a known range: "
+            "scale them to it, or save the picture with 8 or 16 bits"
+        )
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's words, without a buffer's address."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no picture format that is read here" if "cannot identify image file" in text else text

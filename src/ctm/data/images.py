@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Images", "epoch_order", "to_model_range"]
+__all__ = ["Images", "epoch_order", "random_flips", "to_model_range"]
+
+_FLIPS = 0x466C6970  # keeps the draws of flips apart from the order of the data
 
 
 @dataclass(frozen=True)
 class Images:
-    """pixels uint8 (N, H, W, C), an array or a memory map; labels int64 (N,) or None; class_names one for each label;
-    name: how the set was asked for; source: where it came from, in words."""
+    """pixels uint8 (N, H, W, C), an array or a memory map; labels int64 (N,), −1 for an image without one, or None; class_names
+    one for each class, empty where the data have none; name: how the set was asked for; source: where it came from, in words;
+    notes: what was left out or changed on the way, a line each."""
 
     pixels: np.ndarray
     labels: np.ndarray | None = None
     class_names: list[str] = field(default_factory=list)
     name: str = ""
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8 or len(self.pixels) == 0:
             raise ValueError(f"images must be uint8 (N, H, W, C), N ≥ 1, got {self.pixels.dtype} {self.pixels.shape}")
-        if self.labels is not None and (self.labels.shape != (len(self.pixels),) or int(self.labels.min()) < 0):
-            raise ValueError(f"labels must be {len(self.pixels)} whole numbers ≥ 0, got shape {self.labels.shape}")
+        if self.labels is not None and (self.labels.shape != (len(self.pixels),) or int(self.labels.min()) < -1):
+            raise ValueError(
+                f"labels must be {len(self.pixels)} whole numbers ≥ 0, or −1 for none, got shape {self.labels.shape}"
+            )
+        largest = -1 if self.labels is None else int(self.labels.max())
+        if self.class_names and largest >= len(self.class_names):
+            raise ValueError(f"label {largest} has no name: there are {len(self.class_names)} names of classes")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -42,7 +51,14 @@ class Images:
         """Number of classes, 0 without labels."""
         if self.labels is None:
             return 0
-        return max(len(self.class_names), int(self.labels.max()) + 1)
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+    def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> Images:
+        """The set with class c as number numbers[c] (C,) of `class_names`; images without a label stay so."""
+        labels = self.labels
+        if labels is not None:
+            labels = np.where(labels < 0, -1, numbers[np.maximum(labels, 0)])
+        return replace(self, labels=labels, class_names=class_names)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Images `indices` as float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None."""
@@ -69,3 +85,9 @@ def epoch_order(length: int, start: int, count: int, seed: int) -> np.ndarray:
         picked.append(order[offset : offset + count])
         start, count = start + len(picked[-1]), count - len(picked[-1])
     return np.concatenate(picked)
+
+
+def random_flips(count: int, seed: int, step: int) -> Tensor:
+    """bool (count,), true for the rows of a step's whole batch that are mirrored: each with probability 1/2, from
+    (seed, step, row) alone, so that a resumed run, processes and pieces of a batch see the same, and no other draw changes."""
+    return torch.from_numpy(np.random.default_rng([_FLIPS, seed, step]).random(count) < 0.5)

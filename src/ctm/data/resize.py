@@ -1,4 +1,4 @@
-"""One picture file to a square uint8 image, by a stated rule."""
+"""One picture to a square uint8 image, by a stated rule."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ def is_colour(image: Image.Image) -> bool:
     if image.mode in _GREY_MODES:
         return False
     if image.mode == "P" and image.palette is not None:
-        used = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        used = np.asarray(image.convert("RGBA")).reshape(-1, 4)[:, :3]
         return bool((used != used[:, :1]).any())
     return True
 
 
 def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
     """As L or RGB: 16-bit grey is divided by 257, alpha is laid over white, palettes and CMYK are expanded."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        scaled = values / 257 if image.mode.startswith("I") else values
-        image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ctm import __version__
 from ctm.commands.train import parse_recipe
+from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.demo import figures
 from ctm.demo.measure import STEPS, TEACHER_LEVELS, Judge, Row, as_json, jump_path, labelled, measure
 from ctm.demo.report import report
 from ctm.evaluation.classifier import train_classifier
+from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.noise import karras_grid
+from ctm.progress import tracked
 from ctm.sampling import generate, heun
 from ctm.training import train
-from ctm.training.run_directory import RunDirectory, write_whole
+from ctm.training.run_directory import RunDirectory
 
 __all__ = ["run_demo"]
 
@@ -34,7 +36,7 @@ _SHOWN = 12
 def run_demo(out: Path) -> None:
     """Train teacher and student in out/teacher and out/student (or go on with them), measure, write report.html and
     result.json, and print the table and where the report is."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = text_console()
     images = load_images("digits")
     console.print(f"data: {images.source}; teacher first, then the CTM that learns to jump along its trajectories")
     runs = {
@@ -44,12 +46,11 @@ def run_demo(out: Path) -> None:
     seconds = {name: run.read_metrics()[-1]["seconds"] for name, run in runs.items()}
     started = time.monotonic()
     console.print("training the classifier whose features measure the Fréchet distance")
-    judge = Judge(images, train_classifier(*labelled(images)))
-    teacher, student = load_model(out / "teacher"), load_model(out / "student")
-    terminal = console.is_terminal
-    rows = measure(
-        teacher, student, judge, lambda plans: track(plans, "measuring", console=console, disable=not terminal)
+    judge = Judge(
+        images, train_classifier(*labelled(images), progress=lambda steps, words: tracked(list(steps), words))
     )
+    teacher, student = load_model(out / "teacher"), load_model(out / "student")
+    rows = measure(teacher, student, judge, lambda plans: tracked(plans, "measuring", unit="rows"))
     floor = judge.floor()
     pictures = _pictures(teacher, student, rows, floor, runs)
     seconds["measuring"] = time.monotonic() - started

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_state
 from ctm.editing.operators import LinearOperator
 from ctm.models.guided import Guided
 from ctm.models.protocol import denoiser_of
@@ -87,7 +88,7 @@ def replace(
     measured at the start, e.g. the mean of the known pixels, None for A⁺y; image i from (seed, i) alone; clamp: to [−1, 1], for
     pictures. Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1, a guess of another shape, and a model
     without jump."""
-    known = operator.A_pinv(y)
+    known = operator.A_pinv(as_state(y, "y"))
     levels = karras_grid(steps, model.sigma_min, _first_level(model), dtype=y.dtype) if grid is None else grid
     first = known if guess is None else _fitted(guess, operator, known)
     x, noise = _start(model, y, seed, y.device)
@@ -126,7 +127,7 @@ def solve_guided(
     two steps and biased on many; None: from noise of sigma_max. Other arguments as in `replace`.
 
     Euler and not Heun: the guided denoiser changes faster than Heun's second evaluation can tell on few levels."""
-    known = operator.A_pinv(y)
+    known = operator.A_pinv(as_state(y, "y"))
     top = model.sigma_max if guess is None else _first_level(model)
     levels = karras_grid(steps, model.sigma_min, top, dtype=y.dtype)
     x, noise = _start(model, y, seed, y.device)
@@ -142,8 +143,8 @@ def into_range(x: Tensor, operator: LinearOperator, y: Tensor, *, rounds: int = 
     """Images near x in [−1, 1] with A·x = y as nearly as that allows, by projections on both in turn (von Neumann's alternating
     projections): both hold in the limit where any image has both, else the range is kept. It ends where a round changes
     nothing (1e-5). x (B, *shape), y (B, …)."""
-    given = operator.A_pinv(y)
-    for _ in range(rounds):
+    given = operator.A_pinv(as_state(y, "y"))
+    for _ in range(as_count(rounds, "rounds")):
         inside = x.clamp(-1, 1)
         before, x = x, inside - operator.projection(inside) + given
         if bool((x - before).abs().max() <= 1e-5):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_labels, as_number, as_state, whole_numbers, words_for
 from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
 from ctm.models.protocol import denoiser_of
@@ -19,21 +20,23 @@ from ctm.sampling.generation import ImageNoise
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]
 
 
-def _level(model: Any, sigma: float) -> None:
-    """Raises ValueError for a level that the model does not know."""
+def _level(model: Any, sigma: Any) -> float:
+    """The level as a float. Raises ValueError for one that the model does not know."""
+    sigma = as_number(sigma, "sigma")
     if not model.sigma_min < sigma <= model.sigma_max:
         raise ValueError(
-            f"sigma must be above sigma_min = {model.sigma_min} and at most sigma_max = {model.sigma_max}, got {sigma}"
+            f"sigma must be above sigma_min = {model.sigma_min} and at most sigma_max = {model.sigma_max}, got {sigma:g}"
         )
+    return sigma
 
 
 def denoise(model: Any, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
     """The mean of x0 given x = x0 + sigma·ε, in one evaluation: of all estimates the one of least squared error.
 
     x (B, *shape), sigma in the units of x. Raises ValueError for sigma outside the model's levels."""
-    _level(model, sigma)
+    sigma = _level(model, sigma)
     with torch.no_grad():
-        return denoiser_of(model, labels)(x, x.new_full((len(x),), sigma))
+        return denoiser_of(model, as_labels(labels, as_state(x)))(x, x.new_full((len(x),), sigma))
 
 
 def posterior_sample(
@@ -48,7 +51,7 @@ def posterior_sample(
 ) -> Tensor:
     """A draw of x0 given x = x0 + sigma·ε, by the reverse diffusion from sigma (`ancestral`, `steps` evaluations): exact as the
     steps grow. The flow, and so a jump, would give one image of each x and not the spread of them."""
-    _level(model, sigma)
+    sigma = _level(model, sigma)
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=x.dtype)
     return ancestral(model, x, levels, labels=labels, noise=ImageNoise(seed, range(len(x))), callback=callback)
 
@@ -69,8 +72,8 @@ def stroke(
 
     image (B, *shape); image i's noise from (seed, i) alone. Raises ValueError for sigma outside the model's levels, gamma outside
     [0, 1], and a model without jump."""
-    _level(model, sigma)
-    noise = ImageNoise(seed, range(len(image)))
+    sigma = _level(model, sigma)
+    noise = ImageNoise(seed, range(len(as_state(image, "image"))))
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
     options: dict[str, Any] = {"gamma": gamma_share, "labels": labels, "noise": noise, "callback": callback}
     return gamma(model, image + sigma * noise(image), levels, **options)
@@ -114,11 +117,13 @@ def interpolate(
 
     labels: classes of both; on the way the denoiser is a mixture of theirs. progress(share) is called with the share of the way
     done, in [0, 1]. Returns (num, *shape). Raises ValueError for num < 2 and other shapes."""
-    if num < 2:
-        raise ValueError(f"an interpolation has at least 2 images, its ends, got {num}")
+    num = as_count(num, "num", 2, why="an interpolation has its two ends")
+    for image in (first, second):
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            raise ValueError(f"images must be floating-point tensors, got {words_for(image)}")
     if tuple(first.shape) != tuple(model.shape) or tuple(second.shape) != tuple(model.shape):
         raise ValueError(f"images must have shape {model.shape}, got {tuple(first.shape)} and {tuple(second.shape)}")
-    own = None if labels is None else torch.tensor(labels, device=first.device)
+    own = None if labels is None else whole_numbers(labels, 2).to(first.device)
     up, down = _halves(progress)
     ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol, progress=up)
     share = torch.linspace(0, 1, num, dtype=first.dtype, device=first.device)
@@ -145,9 +150,13 @@ def variations(
     brings that back. amount 0 is the image, 1 a fresh sample; where z is standard normal, so are all: of data drawn from the
     model, every variation is a draw from the model. progress: as of `interpolate`. Returns (num, *shape). Raises ValueError for
     amount outside [0, 1]."""
-    if not 0 <= amount <= 1:
-        raise ValueError(f"amount must be in [0, 1], got {amount}: 0 is the image itself, 1 a fresh sample")
-    labels = None if label is None else torch.full((1,), label, device=image.device)
+    amount = as_number(amount, "amount", 0, 1, why="0 is the image itself, 1 a fresh sample")
+    num = as_count(num, "num")
+    if not isinstance(image, Tensor) or tuple(image.shape) != tuple(model.shape) or not image.is_floating_point():
+        raise ValueError(
+            f"the image must be a floating-point tensor of shape {tuple(model.shape)}, got {words_for(image)}"
+        )
+    labels = None if label is None else whole_numbers(label, 1).to(image.device)
     up, down = _halves(progress)
     z = encode(model, image[None], labels, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
     angle = torch.tensor(amount * torch.pi / 2, dtype=torch.float64)

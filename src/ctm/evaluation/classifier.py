@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ctm.progress import Progress, silent
+
 __all__ = ["Classifier", "train_classifier"]
 
 
@@ -32,17 +34,25 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, *, steps: int = 600, batch: int = 128, seed: int = 0
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int | None = None,
+    steps: int = 600,
+    batch: int = 128,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Classifier:
-    """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,), shifted by up to one pixel and lightly blurred by
-    noise; the same seed gives the same weights on one machine. Returns the classifier in eval mode."""
+    """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,) of `classes` classes, shifted by up to one
+    pixel and lightly blurred by noise; the same seed gives the same weights on one machine. Returns the classifier in eval
+    mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(images.shape[1], images.shape[2], int(labels.max()) + 1)
+        model = Classifier(images.shape[1], images.shape[2], classes or int(labels.max()) + 1)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    for _ in range(steps):
+    for _ in progress(range(steps), "training the classifier"):
         chosen = torch.randint(len(images), (batch,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         x = torch.roll(images[chosen], shift, dims=(2, 3))

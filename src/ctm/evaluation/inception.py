@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
+from ctm.teachers.torch_files import read_torch
+
 __all__ = ["InceptionV3", "load_inception", "resize_bilinear"]
 
 SIDE = 299
@@ -218,5 +220,5 @@ def load_inception(file: Path | None = None) -> tuple[InceptionV3, Path]:
                 f"(from {URL}), or use --features efficientnet"
             ) from error
     network = InceptionV3().eval()
-    network.load_weights(torch.load(found, map_location="cpu", weights_only=True))
+    network.load_weights(read_torch(found))
     return network, found

@@ -57,15 +57,16 @@ def measure(
 
     labelled: whether the samples were made for classes, so that the classifier's answer can be right."""
     numbers: dict[str, Number] = {}
-    numbers["frechet"], limit = frechet_numbers(samples.moments, reference.gaussian)
+    numbers["frechet"], limit = frechet_numbers(samples.moments, reference.gaussian, reference.count)
     if limit is not None:
         numbers["frechet_infinity"] = limit
     if samples.spatial is not None and reference.spatial is not None:
         numbers["spatial_frechet"] = frechet_number(samples.spatial, reference.spatial)
     if samples.probabilities is not None:
         numbers["inception_score"] = samples.probabilities.inception_score()
-        if labelled:
-            numbers["label_accuracy"] = samples.probabilities.accuracy()
+        named = 0.0 if samples.classes is None else float(samples.classes.count.sum())
+        if labelled and named > 0:
+            numbers["label_accuracy"] = samples.probabilities.accuracy(named)
     if labelled and samples.classes is not None and reference.classes is not None:
         numbers["diversity"] = samples.classes.diversity(reference.classes)
     if reference.rows is None:

@@ -14,7 +14,7 @@ from ctm.evaluation.sums import Sums, zeros
 __all__ = ["BLOCKS", "BlockMoments", "Gaussian", "symmetric_root"]
 
 BLOCKS = 8  # row i belongs to block i mod 8
-_WAITING = 2000  # rows that wait to be multiplied together: a few at a time would be bound by memory
+_PIECE = 2000  # rows i with the same i // 2000 are multiplied together: a few at a time would be bound by memory
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -46,36 +46,67 @@ class Gaussian:
 
 
 class BlockMoments(Sums):
-    """Sums over rows, one for each block: count (B,), total (B, F), outer (B, F, F)."""
+    """Sums over rows, one for each block: count (B,), total (B, F), outer (B, F, F).
+
+    A row waits until a row of a later piece has come, and is then multiplied with its own piece. So in one process the rows
+    that are multiplied together depend on their numbers alone, and a pass that was cut short ends with the same bits."""
 
     def __init__(self, features: int, blocks: int = BLOCKS) -> None:
         self.count = zeros(blocks)
         self.total = zeros(blocks, features)
         self._outer = zeros(blocks, features, features)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting = [(zeros(0, features), torch.zeros(0, dtype=torch.int64))]  # rows and their numbers
+        self._first = 0  # the piece of the earliest row that waits
 
     @property
     def outer(self) -> Tensor:
-        """Σ x·xᵀ of all rows that were added."""
-        if self._waiting:
-            rows, of_block = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-            self._waiting = []
-            for block in range(len(self.count)):
-                chosen = rows[of_block == block]
-                self._outer[block].addmm_(chosen.T, chosen)
+        """Σ x·xᵀ of all rows that were added. Call it after the last: it multiplies the rows that wait."""
+        self._multiply(None)
         return self._outer
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"count": self.count, "total": self.total, "outer": self.outer}
+        """The sums, and the rows that are not in `outer` yet: waiting (n, F) and their numbers waiting_indices (n,)."""
+        waiting, indices = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        sums = {"count": self.count, "total": self.total, "outer": self._outer}
+        return sums | {"waiting": waiting, "waiting_indices": indices}
+
+    def merge(self, others: dict[str, Tensor]) -> None:
+        """Add the `tensors()` of other sums to these."""
+        for name, mine in (("count", self.count), ("total", self.total), ("outer", self._outer)):
+            mine += others[name]
+        self._wait(others["waiting"], others["waiting_indices"])
 
     def add(self, rows: Tensor, indices: Tensor) -> None:
         """Add rows (N, F), row j being number indices[j] (int64 (N,)) of the stream."""
+        if len(rows) == 0:
+            return
         rows, block = rows.double(), indices % len(self.count)
         self.count.index_add_(0, block, torch.ones(len(rows), dtype=torch.float64))
         self.total.index_add_(0, block, rows)
-        self._waiting.append((rows, block))
-        if sum(len(part) for part, _ in self._waiting) >= _WAITING:
-            _ = self.outer
+        self._wait(rows, indices)
+        current = int(indices.max()) // _PIECE
+        if self._first < current:
+            self._multiply(current)
+
+    def _wait(self, rows: Tensor, indices: Tensor) -> None:
+        if len(rows):
+            earliest = int(indices.min()) // _PIECE
+            self._first = min(self._first, earliest) if len(self._waiting) > 1 else earliest
+            self._waiting.append((rows, indices))
+
+    def _multiply(self, current: int | None) -> None:
+        """Multiply the rows that wait, piece by piece: those before the piece `current`, or all."""
+        rows, indices = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        piece = indices // _PIECE
+        for number in piece.unique().tolist():
+            if current is not None and number >= current:
+                break
+            for block in range(len(self.count)):
+                chosen = rows[(piece == number) & (indices % len(self.count) == block)]
+                self._outer[block].addmm_(chosen.T, chosen)
+        rest = piece >= current if current is not None else torch.zeros_like(piece, dtype=torch.bool)
+        self._waiting = self._waiting[:1]
+        self._wait(rows[rest], indices[rest])
 
     def gaussian(self, blocks: Sequence[int] | None = None) -> Gaussian:
         """Mean and covariance (divisor n − 1) of some blocks together, or of all. Raises ValueError for fewer than two rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.sources import Source
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.pictures import to_uint8
+from ctm.progress import Progress, silent
 
-__all__ = ["Processes", "Progress", "forget", "run_pass", "silent"]
+__all__ = ["Processes", "forget", "run_pass"]
 
 _SAVE_SECONDS = 30.0  # between two savings, or more where saving itself takes long
 _SAVE_SHARE = 0.02
-Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class Processes:
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wait: Callable[[], None] = lambda: None
-
-
-def silent(chunks: Iterable[int], words: str) -> Iterable[int]:
-    """No progress shown."""
-    return chunks
 
 
 def run_pass(
@@ -61,7 +56,10 @@ def run_pass(
     process; each keeps what it has in a file beside `path` now and then and when stopped, and a later call, with any number
     of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
     one, features of image i < len(table) are written to its row i, too. keep: False where the caller keeps at once what it
-    makes of them, and then calls `forget`: a single process does not write the whole to `path`."""
+    makes of them, and then calls `forget`: a single process does not write the whole to `path`.
+
+    In one process the bits do not depend on where a pass was cut short; several processes add in another order, and agree
+    with one to rounding."""
     processes = processes or Processes()
     whole = Statistics(layout) if path.exists() else None
     if whole is not None and whole.merge_file(path, key):
@@ -85,14 +83,22 @@ def run_pass(
         mine.save(part, key)
         raise
     if processes.count == 1:
+        mine.finish()
         if keep:
             mine.save(path, key)
             part.unlink(missing_ok=True)
         return mine
     mine.save(part, key)
+    return _gathered(layout, path, key, processes)
+
+
+def _gathered(layout: Layout, path: Path, key: str, processes: Processes) -> Statistics:
+    """All processes' parts together, which the first writes to `path`."""
     processes.wait()
     if processes.index == 0:
-        _merged(layout, path, key)[0].save(path, key)
+        merged = _merged(layout, path, key)[0]
+        merged.finish()
+        merged.save(path, key)
         for file in path.parent.glob(f"{path.stem}.part*"):
             file.unlink()
     processes.wait()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
+from ctm.foreign.text import read_yaml
 from ctm.guidance import at_scale
 from ctm.models.guided import takes_guidance
 from ctm.noise import karras_grid
@@ -70,7 +70,7 @@ def subject_of(role: str, name: str, model: Any) -> Subject:
 def _ema(directory: Path) -> float | None:
     for file in (directory / "config.yaml", directory / "recipe.yaml", directory.parent / "config.yaml"):
         if file.is_file():
-            settings = yaml.safe_load(file.read_text())
+            settings = read_yaml(file)
             return settings.get("ema") if isinstance(settings, dict) else None
     return None
 

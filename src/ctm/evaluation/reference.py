@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm.data import Images
+from ctm.data.archive import Archive
 from ctm.data.folder import cache_directory
 from ctm.evaluation.classifier import Classifier, train_classifier
 from ctm.evaluation.extractors import Extractor, file_checksum
@@ -22,10 +22,12 @@ from ctm.evaluation.frechet import frechet
 from ctm.evaluation.kernels import own_kernel
 from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.neighbours import NEIGHBOURS, Training, radii
-from ctm.evaluation.passes import Processes, Progress, run_pass, silent
+from ctm.evaluation.passes import Processes, run_pass
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
+from ctm.files import mapped_array, whole_file
+from ctm.progress import Progress, silent
 
 __all__ = [
     "QUERIES",
@@ -37,9 +39,11 @@ __all__ = [
     "statistics_file",
 ]
 
-_VERSION = 2
+_VERSION = 3
 _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "activations")
+_INFLATES_TO, _INFLATES_BY = 64 << 20, 20  # bytes; times the size of the file
 QUERIES = 500  # samples of the memorisation check
 
 
@@ -109,19 +113,22 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def classifier_of(images: Images, checksum: str, processes: Processes) -> Classifier | None:
+def classifier_of(
+    images: Images, checksum: str, processes: Processes, progress: Progress = silent
+) -> Classifier | None:
     """The classifier trained on these images (at most 50,000), from the cache where it was trained before; None for images
     without labels. One process trains."""
     if images.labels is None:
         return None
-    path = cache_directory() / f"classifier-{_key('classifier', checksum)}.safetensors"
+    path = cache_directory() / f"classifier-{_key('classifier', checksum, images.num_classes)}.safetensors"
     if not path.is_file() and processes.index == 0:
         chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None
-        trained = train_classifier(x, labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(trained.state_dict(), path)
+        known = labels >= 0
+        trained = train_classifier(x[known], labels[known], classes=images.num_classes, progress=progress)
+        with whole_file(path) as temporary:
+            save_file(trained.state_dict(), temporary)
     processes.wait()
     weights = load_file(path)
     classifier = Classifier(images.shape[0], images.shape[1], len(weights["head.bias"]))
@@ -150,7 +157,7 @@ def reference_of(
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in path.parent.glob(f"{path.stem}*.safetensors"):  # seen without the table
             file.unlink()
-        np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=shape).flush()
+        mapped_array(table_path, np.float32, shape).flush()
     processes.wait()
     table = np.load(table_path, mmap_mode="r+")
     seen = run_pass(
@@ -191,24 +198,16 @@ def _from_statistics(
         classes=seen.classes,
         table=table,
         source=source,
-        accuracy=None if seen.probabilities is None else seen.probabilities.accuracy().value,
+        accuracy=_accuracy(seen),
         halves=halves,
     )
 
 
-def _arrays(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays in an .npz, without reading them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-                    shapes[name.removesuffix(".npy")] = read(file)[0]
-            return shapes
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays") from error
+def _accuracy(seen: Statistics) -> float | None:
+    """How often the classifier is right on the images that have a label."""
+    if seen.probabilities is None or seen.classes is None:
+        return None
+    return seen.probabilities.accuracy(float(seen.classes.count.sum())).value
 
 
 def is_statistics(name: str, features: int) -> bool:
@@ -218,10 +217,14 @@ def is_statistics(name: str, features: int) -> bool:
     path = Path(name)
     if path.suffix != ".npz" or not path.is_file():
         return False
-    shapes = _arrays(path)
+    shapes = {name: header.shape for name, header in Archive(path).headers.items()}
     if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:
         return False
-    found = shapes["mu"][0] if "mu" in shapes else shapes["activations"][1]
+    axes = {"mu": 1, "activations": 2}
+    kept = "mu" if "mu" in shapes else "activations"
+    if len(shapes[kept]) != axes[kept]:
+        raise ValueError(f"{path}: {kept} must have {axes[kept]} axes, got the shape {shapes[kept]}")
+    found = shapes[kept][-1]
     if found != features and len(shapes.get("arr_0", shapes.get("images", ()))) < 3:
         raise ValueError(
             f"{path} holds statistics of {found} features and the feature network gives {features}: choose by --features the "
@@ -233,13 +236,16 @@ def is_statistics(name: str, features: int) -> bool:
 def statistics_file(path: Path, rows: int) -> Reference:
     """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
     or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
-    network. Raises ValueError for shapes that do not fit."""
-    with np.load(path) as stored:
-        arrays = {
-            name: torch.from_numpy(np.asarray(stored[name], dtype=np.float64))
-            for name in ("mu", "sigma", "mu_s", "sigma_s", "activations")
-            if name in stored.files
-        }
+    network. Raises ValueError for shapes that do not fit, and for a file that would inflate to more than numbers do: 64 MB, and
+    20 times its size."""
+    archive = Archive(path)
+    names = [name for name in _STATISTICS if name in archive.headers]
+    size, stored = sum(archive.headers[name].nbytes for name in names), path.stat().st_size
+    if size > max(_INFLATES_TO, _INFLATES_BY * stored):
+        raise ValueError(
+            f"{path} would inflate to {size >> 20} MB from {stored >> 10} kB, which statistics do not: it was not read"
+        )
+    arrays = {name: torch.from_numpy(np.asarray(archive.read(name), dtype=np.float64)) for name in names}
     spatial = None
     if "mu" in arrays:
         gaussian = _checked(path, arrays["mu"], arrays["sigma"])

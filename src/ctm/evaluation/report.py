@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from ctm.evaluation import figures
+from ctm.evaluation.frechet import too_few
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.reference import Reference
 from ctm.evaluation.rows import Row
-from ctm.training.run_directory import write_whole
+from ctm.files import write_whole
 
 __all__ = ["notes_on", "read_result", "write_result"]
 
@@ -51,6 +52,7 @@ def write_result(
     """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds."""
     about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}
     result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
+    result["warnings"] = too_few(protocol["images"], reference.count, len(reference.gaussian.mean))
     result["rows"] = [row.as_json() for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
@@ -70,7 +72,7 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(file.read_text())
         if not {"protocol", "rows"} <= result.keys():
             raise ValueError("it has no protocol and rows")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not a result of ctm evaluate: {error}") from error
     return result
 
@@ -120,9 +122,10 @@ def notes_on(result: dict[str, Any]) -> str:
     """What a reader must know to read the numbers."""
     about, facts = result["reference"], result["protocol"]
     words = [
+        *result.get("warnings", ()),
         f"{facts['images']} samples; ±: one standard error, of the sampling. Fréchet distances are over the features of "
         f"{facts['features']['name']} ({facts['features']['resize']}) and compare only with others of the same protocol; "
-        "Fréchet∞ is the limit for endlessly many samples. The number after a name: evaluations of the network.",
+        "Fréchet∞ (if told) is the limit for endlessly many samples. The number after a name: evaluations of the network.",
     ]
     if about["halves"] is not None:
         words.append(f"Two halves of the data are {about['halves']:.4g} apart, which half as many images each raise.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctm.evaluation.number import Number
+from ctm.files import whole_file
 
 __all__ = ["Row"]
 
@@ -48,12 +48,10 @@ class Row:
 
     def save(self, path: Path) -> None:
         """Write to a file that appears whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
         tensors = {"pixels": self.pixels, "copies": self.copies, "originals": self.originals}
         about = {key: value for key, value in self.as_json().items() if key not in self.record}
-        save_file(tensors, temporary, {"record": json.dumps(self.record), "about": json.dumps(about)})
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, {"record": json.dumps(self.record), "about": json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path) -> Row | None:

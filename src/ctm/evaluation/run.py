@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ctm.data import Images, load_images
+from ctm.evaluation.classes import Renumbered, SharedClasses, shared_classes
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
-from ctm.evaluation.passes import Processes, Progress, forget, run_pass, silent
+from ctm.evaluation.passes import Processes, forget, run_pass
 from ctm.evaluation.plans import Plan
 from ctm.evaluation.protocol import environment, protocol
 from ctm.evaluation.reference import (
@@ -34,10 +35,13 @@ from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
+from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
+from ctm.sampling.generation import copy_on
 
 __all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "labels_of", "likelihood_number", "make_judge"]
 
+UNIFORM = "; --labels uniform draws the classes equally often and compares no labels"
 _SHOWN_COPIES = 10
 _KEPT_PIXELS = 1024
 
@@ -74,12 +78,17 @@ def make_judge(
     labels: str = "data",
     processes: Processes | None = None,
     progress: Progress = silent,
+    reading: Mapping[str, Any] | None = None,
+    check: Callable[[Images], object] | None = None,
 ) -> Judge:
     """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
 
     size, channels: of the samples, to which the data are brought. rows: features kept on both sides for KID, CMMD and
-    neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. Raises
-    ValueError for data, a feature network or a choice that does not fit."""
+    neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often.
+    reading: image, label and max_gb of ctm.data.load_images. check: called with the images before anything is
+    computed, to raise for those that do not fit a model.
+
+    Raises ValueError for data, a feature network or a choice that does not fit."""
     if images < 2 or rows < 2:
         raise ValueError(f"--num and --rows must be at least 2, got {images} and {rows}")
     if labels not in ("data", "uniform"):
@@ -91,7 +100,9 @@ def make_judge(
             reference = statistics_file(Path(data), rows)
             about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
             return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
-    found = load_images(data, size, channels, split)
+    found = load_images(data, size, channels, split, **(reading or {}))
+    if check is not None:
+        check(found)
     return judge_of(
         found,
         features=features,
@@ -117,7 +128,7 @@ def judge_of(
 ) -> Judge:
     """The judge that compares samples with images at hand; arguments as in `make_judge`."""
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
-    classifier = classifier_of(data, checksum, processes)
+    classifier = classifier_of(data, checksum, processes, progress)
     if features != "classifier":
         extractor = make_extractor(features, data.shape[1], side)
     elif classifier is None:
@@ -132,16 +143,29 @@ def judge_of(
 
 
 def evaluate_plans(
-    judge: Judge, plans: Sequence[Plan], out: Path, *, batch_size: int = 250, progress: Progress = silent
+    judge: Judge,
+    plans: Sequence[Plan],
+    out: Path,
+    *,
+    batch_size: int = 250,
+    progress: Progress = silent,
+    quiet: bool = False,
 ) -> list[Row]:
     """A row for each plan, the teacher's first; rows that `out` holds already are read. Samples of every plan start from the same
-    noise, and where a teacher is among the plans, the models' images are compared with its."""
+    noise, and where a teacher is among the plans, the models' images are compared with its. quiet: no lines on classes."""
     rows: list[Row] = []
+    models = {id(plan.subject.model): plan for plan in plans}
+    classes = {
+        key: _shared(judge, plan.subject.model, f"the {plan.record['role']}", quiet) for key, plan in models.items()
+    }
+    there: dict[int, Any] = {}  # the model of the newest plan, where it computes; the caller's stays as it is
     for plan in sorted(plans, key=lambda plan: plan.record["role"] != "teacher"):
-        plan.subject.model.to(judge.processes.device)
+        if id(plan.subject.model) not in there:
+            there = {id(plan.subject.model): copy_on(plan.subject.model, judge.processes.device)}
+        shared = classes[id(plan.subject.model)]
         labels = labels_of(judge, plan.subject.model, plan.record["seed"])
         source = ModelSource(
-            plan.subject.model,
+            there[id(plan.subject.model)],
             judge.images,
             plan.levels,
             plan.method,
@@ -151,8 +175,7 @@ def evaluate_plans(
         )
         teacher = next((row for row in rows if row.record["role"] == "teacher"), None)
         against = teacher if plan.record["role"] == "model" and _same_start(teacher, plan) else None
-        labelled = labels is not None and _same_classes(judge, plan.subject.model.num_classes)
-        record = plan.record | {"teacher": None if against is None else _about(against)}
+        record = plan.record | {"teacher": None if against is None else _about(against)} | _numbers(shared)
         rows.append(
             _row(
                 judge,
@@ -160,7 +183,7 @@ def evaluate_plans(
                 record,
                 plan.subject.model.shape,
                 out,
-                labelled,
+                shared,
                 batch_size,
                 against,
                 progress,
@@ -201,13 +224,23 @@ def evaluate_images(
     )
     record |= made or {}
     record |= {"teacher": None, "role": "samples", "name": name, "checksum": images_checksum(images)}
-    labelled = images.labels is not None and _same_classes(judge, images.num_classes)
+    shared = None if images.labels is None else _shared(judge, images, "the samples", quiet=False)
+    record |= _numbers(shared)
     source = ImageSource(images, judge.images, seed=1)  # another order than the reference's
-    return _row(judge, source, record, images.shape, out, labelled, batch_size, None, progress, name)
+    return _row(judge, source, record, images.shape, out, shared, batch_size, None, progress, name)
 
 
-def _same_classes(judge: Judge, classes: int) -> bool:
-    return judge.reference.classes is not None and classes == len(judge.reference.classes.count)
+def _shared(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
+    """The classes of a model or of samples that are the data's."""
+    data = None if judge.reference.source is None else judge.reference.source.images
+    return shared_classes(
+        data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
+    )
+
+
+def _numbers(shared: SharedClasses | None) -> dict[str, Any]:
+    """What a row's record says of classes that were matched by name; nothing where the numbers are the same."""
+    return {} if shared is None or shared.same else {"classes": shared.to_model.tolist()}
 
 
 def _about(teacher: Row) -> dict[str, Any]:
@@ -224,11 +257,13 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
 
 
 def labels_of(judge: Judge, model: Any, seed: int) -> Tensor | None:
-    """The classes of a model's samples: as often as in the data, or equally often; None for an unconditional model."""
-    data = judge.reference.source
-    chosen = None
-    if model.num_classes and judge.labels == "data" and data is not None and _same_classes(judge, model.num_classes):
-        chosen = data_labels(data.images, judge.images, seed)
+    """The classes of a model's samples, by its numbers: as often as in the data where they share classes, or equally often; None
+    for an unconditional model."""
+    data, chosen = judge.reference.source, None
+    shared = _shared(judge, model, "the model", quiet=True)
+    if judge.labels == "data" and data is not None and shared is not None:
+        drawn = data_labels(data.images, judge.images, seed)
+        chosen = None if drawn is None else shared.of_model(drawn)
     return class_labels(model, judge.images, chosen, seed)
 
 
@@ -238,7 +273,7 @@ def _row(
     record: dict[str, Any],
     shape: tuple[int, ...],
     out: Path,
-    labelled: bool,
+    shared: SharedClasses | None,
     batch_size: int,
     teacher: Row | None,
     progress: Progress,
@@ -262,7 +297,7 @@ def _row(
     )
     passing = out / "rows" / f"{key}.statistics.safetensors"
     seen = run_pass(
-        source if labelled else _Unlabelled(source),
+        _Unlabelled(source) if shared is None else Renumbered(source, shared.to_data),
         judge.extractor,
         judge.classifier,
         layout,
@@ -275,7 +310,7 @@ def _row(
         keep=False,
     )
     if processes.index == 0:
-        _numbered(judge, seen, record, labelled, teacher).save(path)
+        _numbered(judge, seen, record, shared is not None, teacher).save(path)
         forget(passing)
     processes.wait()
     row = Row.load(path)
@@ -314,18 +349,21 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
     return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals, where)
 
 
-def likelihood_number(judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50) -> Number:
-    """Bits per dimension of the first `count` reference images under the model. Raises ValueError where the reference holds no
-    images."""
+def likelihood_number(
+    judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
+) -> Number:
+    """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError where the reference
+    holds no images."""
     data = judge.reference.source
     if data is None:
         raise ValueError("--likelihood needs the data's images, and --data is a file of statistics")
-    found, model = [], model.to(judge.processes.device)
-    for start in range(0, min(count, data.count), batch_size):
+    found, model = [], copy_on(model, judge.processes.device)
+    shared = _shared(judge, model, "the model", quiet=True)
+    for start in progress(range(0, min(count, data.count), batch_size), "bits per dimension"):
         numbers = data.numbers[start : min(start + batch_size, count)]
         pixels = torch.from_numpy(np.ascontiguousarray(data.images.pixels[numbers])).permute(0, 3, 1, 2)
         labels = None
-        if data.images.labels is not None and _same_classes(judge, model.num_classes):
-            labels = torch.from_numpy(data.images.labels[numbers].astype(np.int64))
+        if data.images.labels is not None and shared is not None:
+            labels = shared.of_model(torch.from_numpy(data.images.labels[numbers].astype(np.int64)))
         found.append(bits_per_dim(model, pixels, labels, seed=seed + start))
     return mean_with_error(torch.cat(found))

@@ -52,9 +52,10 @@ class ProbabilitySums(Sums):
             _jackknife(value, len(self.count)) if float(self.count.min()) > 0 else Number(value(range(len(self.count))))
         )
 
-    def accuracy(self) -> Number:
-        """The share put in the class it was made for, with the binomial error."""
-        count = float(self.count.sum())
+    def accuracy(self, count: float | None = None) -> Number:
+        """The share put in the class it was made for, of the `count` samples that have a class (None: all), with the binomial
+        error."""
+        count = float(self.count.sum()) if count is None else count
         share = float(self.right.sum()) / count
         return Number(share, math.sqrt(share * (1 - share) / count))
 

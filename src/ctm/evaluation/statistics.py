@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ctm.evaluation.moments import BLOCKS, BlockMoments
 from ctm.evaluation.scores import ClassSums, ProbabilitySums
 from ctm.evaluation.sums import Sums, zeros
+from ctm.files import whole_file
 
 __all__ = ["Layout", "Statistics"]
 
@@ -62,6 +62,22 @@ class Statistics(Sums):
                 found |= {f"{name}.{key}": value for key, value in inner.tensors().items()}
         return found
 
+    def merge(self, others: dict[str, Tensor]) -> None:
+        """Add the `tensors()` of other statistics to these."""
+        for name, mine in super().tensors().items():
+            mine += others[name]
+        for name, inner in vars(self).items():
+            if isinstance(inner, Sums):
+                inner.merge(
+                    {key.removeprefix(f"{name}."): value for key, value in others.items() if key.startswith(f"{name}.")}
+                )
+
+    def finish(self) -> None:
+        """After the last image: multiply the rows that wait, so that the file holds sums alone."""
+        for moments in (self.moments, self.spatial):
+            if moments is not None:
+                _ = moments.outer
+
     def add(
         self,
         indices: Tensor,
@@ -86,10 +102,9 @@ class Statistics(Sums):
 
     def save(self, path: Path, key: str) -> None:
         """Write to a file that appears whole, with the key of what was evaluated."""
-        temporary = path.with_name(f".{path.name}.writing")
         metadata = {"key": key, "done": json.dumps(sorted(self.done))}
-        save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
 
     def merge_file(self, path: Path, key: str) -> bool:
         """Add the statistics in a file; False, adding nothing, where it is damaged, of another key or other sizes, or holds
@@ -98,14 +113,19 @@ class Statistics(Sums):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 done = set(json.loads(metadata.get("done", "[]")))
-                names = set(file.keys())
-                others = {name: file.get_tensor(name) for name in names}
+                others = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
         except (OSError, SafetensorError, ValueError):
             return False
-        mine = self.tensors()
-        fits = names == mine.keys() and all(others[name].shape == mine[name].shape for name in names)
-        if metadata.get("key") != key or not fits or done & self.done:
+        if metadata.get("key") != key or not self._fits(others) or done & self.done:
             return False
         self.merge(others)
         self.done |= done
         return True
+
+    def _fits(self, others: dict[str, Tensor]) -> bool:
+        """Whether these are the tensors of statistics of the same sizes; of rows that wait, any number."""
+        mine = self.tensors()
+        return others.keys() == mine.keys() and all(
+            other.shape == mine[name].shape or (".waiting" in name and other.shape[1:] == mine[name].shape[1:])
+            for name, other in others.items()
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm.data import Images, epoch_order, to_model_range
+from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.extractors import Extractor, classifier_extractor, make_extractor
 from ctm.evaluation.frechet import frechet
 from ctm.evaluation.moments import Gaussian
@@ -29,8 +31,9 @@ class FrechetMeasure:
     images: split once at random; one half (at most 5,000 of it) tunes, the other judges, with samples from other seeds. Samples
     are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
     "efficientnet", side its pixels, as in `ctm evaluate`. num: samples of a distance. Classes are as frequent as in the half,
-    where the model knows as many as the images have. Distances of few samples are biased upwards, all alike.
-    Raises ValueError for images of another shape, fewer than 4 of them, and num or repeats too small."""
+    where the model and the images share them. Distances of few samples are biased upwards, all alike.
+    Raises ValueError for images of another shape or of a class that the model does not know by name, fewer than 4 of
+    them, and num or repeats too small."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class FrechetMeasure:
         self.name = f"Fréchet distance, {features} features"
         self.model, self._num, self._repeats, self._seed = model, num, repeats, seed
         self._device = device or torch.device("cpu")
+        self._shared = shared_classes(images, model, strict=True)
         self._look = _extractor(images, features, side, self._device)
         order = epoch_order(len(images), 0, len(images), seed)
         self._halves = [_part(images, order[held_out::2]) for held_out in (0, 1)]
@@ -70,8 +74,9 @@ class FrechetMeasure:
 
     def _samples(self, levels: Tensor, gamma: float, seed: int) -> Tensor:
         half = self._halves[seed != self._seed]
-        same = half.labels is not None and half.num_classes == self.model.num_classes
-        labels = class_labels(self.model, self._num, data_labels(half, self._num, seed) if same else None, seed)
+        drawn = None if self._shared is None else data_labels(half, self._num, seed)
+        chosen = None if drawn is None or self._shared is None else self._shared.of_model(drawn)
+        labels = class_labels(self.model, self._num, chosen, seed)
         return generate(self.model, self._num, grid=levels, gamma=gamma, labels=labels, seed=seed, batch_size=250)
 
     def _gaussian(self, x: Tensor) -> Gaussian:
@@ -81,7 +86,7 @@ class FrechetMeasure:
 
 def _part(images: Images, chosen: np.ndarray) -> Images:
     labels = None if images.labels is None else images.labels[chosen]
-    return Images(images.pixels[chosen], labels, images.class_names, images.name, images.source)
+    return replace(images, pixels=images.pixels[chosen], labels=labels)
 
 
 def _extractor(images: Images, features: str, side: int | None, device: torch.device) -> Extractor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_number
 from ctm.models.guided import Guided
 from ctm.models.protocol import denoiser_of
 from ctm.noise import match_dims
@@ -30,7 +31,7 @@ class ClassifierGuided(Guided):
         self, model: Any, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False
     ) -> None:
         super().__init__(model)
-        self.classifier, self.scale, self.noisy = classifier, float(scale), noisy
+        self.classifier, self.scale, self.noisy = classifier, as_number(scale, "scale"), noisy
         self.num_classes = getattr(model, "num_classes", None) or None  # the classes are the classifier's: not said
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -56,7 +57,7 @@ class LossGuided(Guided):
 
     def __init__(self, model: Any, loss: Loss, scale: float = 1.0) -> None:
         super().__init__(model)
-        self.loss, self.scale = loss, float(scale)
+        self.loss, self.scale = loss, as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         def log_likelihood(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
@@ -73,9 +74,7 @@ class LossDescent(Guided):
 
     def __init__(self, model: Any, loss: Loss, *, steps: int = 1, rate: float) -> None:
         super().__init__(model)
-        if steps < 1:
-            raise ValueError(f"steps of descent must be at least 1, got {steps}")
-        self.loss, self.steps, self.rate = loss, steps, float(rate)
+        self.loss, self.steps, self.rate = loss, as_count(steps, "steps of descent"), as_number(rate, "rate")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         image = self.unguided(x, t, s, labels)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_number
 from ctm.models.guided import Guided, image_of
 from ctm.noise import match_dims
 
@@ -21,8 +23,9 @@ class Limited(Guided):
 
     def __init__(self, guided: Guided, low: float, high: float) -> None:
         super().__init__(guided)
+        low, high = as_number(low, "low"), high if high == math.inf else as_number(high, "high")
         if not 0 <= low < high:
-            raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low} and {high}")
+            raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low:g} and {high:g}")
         self.low, self.high = low, high
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -46,9 +49,7 @@ class Thresholded(Guided):
 
     def __init__(self, model: Any, quantile: float = 0.995) -> None:
         super().__init__(model)
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile must be in (0, 1], got {quantile}: 0.995 is Imagen's")
-        self.quantile = quantile
+        self.quantile = as_number(quantile, "quantile", 0, 1, above=True, why="0.995 is Imagen's")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         image = image_of(self.model, x, t, s, labels)

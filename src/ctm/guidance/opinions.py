@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_number, words_for
 from ctm.models.guided import Guided, image_of
 
 __all__ = ["Autoguided", "BetweenLabels"]
@@ -19,7 +20,7 @@ class Autoguided(Guided):
 
     def __init__(self, model: Any, weaker: Any, scale: float) -> None:
         super().__init__(model)
-        self.weaker, self.scale = weaker, float(scale)
+        self.weaker, self.scale = weaker, as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         if s is not None and not hasattr(self.weaker, "jump"):
@@ -38,6 +39,8 @@ class BetweenLabels(Guided):
 
     def __init__(self, model: Any, other: Tensor, share: Tensor) -> None:
         super().__init__(model)
+        if not (isinstance(other, Tensor) and isinstance(share, Tensor)):
+            raise ValueError(f"other and share are tensors (B,), got {words_for(other)} and {words_for(share)}")
         if other.shape != share.shape or other.dim() != 1:
             raise ValueError(f"other and share are one number for each sample, got {other.shape} and {share.shape}")
         self.other, self.share = other, share

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_number, as_seed, whole_numbers
 from ctm.sampling.generation import generate
 
 __all__ = ["Rejected", "rejection_sample"]
@@ -46,8 +47,10 @@ def rejection_sample(
     Candidate r of image i comes from (seed, i, r) alone. Raises ValueError for a threshold outside [0, 1], for labels below
     0, and where an image finds none in `rounds` candidates.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}")
+    if threshold is not None:
+        threshold = as_number(threshold, "threshold", 0, 1, why="it is a probability")
+    rounds, seed = as_count(rounds, "rounds"), as_seed(seed)
+    labels = whole_numbers(labels, len(labels) if hasattr(labels, "__len__") else 1).cpu()
     if labels.dim() != 1 or len(labels) == 0 or int(labels.min()) < 0:
         raise ValueError(f"labels must be at least one class ≥ 0, int64 (N,), got {labels.tolist()}")
     kept: dict[int, Tensor] = {}

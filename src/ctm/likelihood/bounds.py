@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from ctm.arguments import as_levels, as_state
 from ctm.likelihood.flow import Trace, log_prior
 from ctm.noise import match_dims
 from ctm.solvers import Denoiser
@@ -20,6 +21,7 @@ def residual(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tens
 
     sigma (B,); noise (B, …) standard normal (arXiv 2106.05527, appendix; sony/ctm, eval_bpd.py, where σ is wrongly σ^(1/7)).
     """
+    sigma = as_levels(sigma, as_state(x), "sigma")
     error = x - denoise(x + match_dims(sigma, x) * noise, sigma)
     return error.flatten(1).square().sum(dim=1) / (2 * sigma**2) - x[0].numel() / 2
 
@@ -41,6 +43,7 @@ def elbo(
     sigma (B,) log-uniform between sigma_min and sigma_max, sigma_min·(sigma_max/sigma_min)^u; noise and end_noise (B, …)
     standard normal: x_σ = x + σ·noise, x_T = x + sigma_max·end_noise. Add `residual` for a bound on data.
     """
+    sigma = as_levels(sigma, as_state(x), "sigma")
     noisy = x + match_dims(sigma, x) * noise
     denoised, traced = trace(denoise, noisy, sigma)
     norm = (denoised - noisy).flatten(1).square().sum(dim=1) / sigma**2  # |σ·score|²

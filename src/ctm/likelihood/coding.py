@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_state
 from ctm.likelihood.flow import integrate_flow, log_prior
 from ctm.models.protocol import denoiser_of
 from ctm.sampling.common import check_start
@@ -30,7 +31,7 @@ def encode(
     normal for data. By dopri5 to the tolerances. progress: as of `ctm.likelihood.flow.integrate_flow`."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
-    done = integrate_flow(denoiser_of(model, labels), x, sigma_min, sigma_max, None, **options)
+    done = integrate_flow(denoiser_of(model, as_labels(labels, as_state(x))), x, sigma_min, sigma_max, None, **options)
     return (done.x / sigma_max).reshape(x.shape).to(x.dtype)
 
 
@@ -46,9 +47,11 @@ def decode(
     """The inverse of `encode`: the flow from sigma_max·z down to sigma_min, like z. A model that jumps does it in a step:
     model.jump(sigma_max·z, …)."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
-    start = sigma_max * z
+    start = sigma_max * as_state(z, "z")
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
-    done = integrate_flow(denoiser_of(model, labels), start, sigma_min, sigma_max, None, down=True, **options)
+    done = integrate_flow(
+        denoiser_of(model, as_labels(labels, z)), start, sigma_min, sigma_max, None, down=True, **options
+    )
     return done.x.reshape(z.shape).to(z.dtype)
 
 
@@ -61,7 +64,7 @@ def grid_log_density(model: Any, x: Tensor, grid: Tensor, labels: Tensor | None 
     second order. grid (N + 1,) decreasing from sigma_max to sigma_min. Each step takes two evaluations and, exactly, one
     backward pass for each of x's coordinates. Raises ValueError for an unfitting grid.
     """
-    levels, denoise = check_start(x, grid, zero_end=False), denoiser_of(model, labels)
+    levels, denoise = check_start(x, grid, zero_end=False), denoiser_of(model, as_labels(labels, x))
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for low, high in itertools.pairwise(levels.flip(0)):
         with torch.enable_grad():

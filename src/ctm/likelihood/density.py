@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_labels, as_seed, as_state, words_for
 from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
 from ctm.models.protocol import denoiser_of
+from ctm.sampling.common import tensors_of
 from ctm.sampling.generation import DEQUANTISATION, PROBE, image_generator
 
 __all__ = ["Estimate", "bits_per_dim", "estimate_bits_per_dim", "estimate_log_density", "log_density"]
@@ -65,12 +67,10 @@ def estimate_log_density(
         raise ValueError(f"trace must be hutchinson or exact, got {trace!r}")
     if probe not in ("rademacher", "gaussian"):
         raise ValueError(f"probe must be rademacher or gaussian, got {probe!r}")
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-    if not x.is_floating_point():
-        raise ValueError(
-            f"x must be floating point at the model's scale, got {x.dtype}: bits_per_dim takes uint8 images"
-        )
+    probes, seed, first = as_count(probes, "probes"), as_seed(seed), as_count(first, "first", 0)
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        raise ValueError("x must be floating point at the model's scale, got uint8: bits_per_dim takes uint8 images")
+    labels = as_labels(labels, as_state(x))
     if len(x) == 0:
         nothing = x.new_zeros(0, dtype=torch.float64)
         return Estimate(nothing, nothing, 0)
@@ -130,18 +130,20 @@ def estimate_bits_per_dim(
 
     images_uint8 (B, C, H, W) uint8; other arguments as in `estimate_log_density`. Computed where the model's weights are, in
     their precision (float32 for a model without any). Raises ValueError for images that are not uint8."""
-    if images_uint8.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8 in 0 … 255, got {images_uint8.dtype}: log_density takes floats")
+    if not isinstance(images_uint8, Tensor) or images_uint8.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be a tensor of uint8 in 0 … 255, got {words_for(images_uint8)}: log_density takes floats"
+        )
+    seed, first = as_seed(seed), as_count(first, "first", 0)
     if len(images_uint8) == 0:
         return Estimate(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), 0)
     rows = [
         torch.rand(images_uint8.shape[1:], generator=image_generator(seed, first + i, DEQUANTISATION))
         for i in range(len(images_uint8))
     ]
-    weights = next((p for p in model.parameters()), None) if isinstance(model, torch.nn.Module) else None
+    weights = next((tensor for tensor in tensors_of(model) if tensor.is_floating_point()), None)
     x = (images_uint8.cpu().double() + torch.stack(rows)) / 128 - 1
     x = x.float() if weights is None else x.to(device=weights.device, dtype=weights.dtype)
-    labels = None if labels is None else labels.to(x.device)
     nats = estimate_log_density(
         model, x, labels, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed, first=first
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_number
 from ctm.noise import karras_level, match_dims
 from ctm.solvers import Denoiser
 
@@ -113,6 +114,7 @@ def integrate_flow(
     traces: how many the trace gives for each sample. trace None integrates no divergence: `gained` is then (B, 0). State and
     divergence are float64 (float32 where the device has no float64); `denoise` sees x's own dtype. progress(share) is called at
     each evaluation with the share of the way done, in [0, 1]; it may fall where the solver takes a step again."""
+    rtol, atol = as_number(rtol, "rtol", 0, above=True), as_number(atol, "atol", 0, above=True)
     from torchdiffeq import odeint  # here, because it brings scipy, which little else needs
 
     precision = torch.float32 if x.device.type == "mps" else torch.float64

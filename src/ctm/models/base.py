@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctm.models.boundary import checked
+from ctm.arguments import as_labels, as_levels, as_state, checked
+from ctm.files import whole_file
+from ctm.models.card import card
 from ctm.models.protocol import score_of
+from ctm.models.reading import CONFIG, WEIGHTS, check_config, check_fit, check_numbers, read_config, weights_of
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -22,32 +25,15 @@ from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
 __all__ = ["CONFIG", "WEIGHTS", "Guidance", "Model", "brief"]
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Guidance: TypeAlias = float | Tensor | None
 Self = TypeVar("Self", bound="Model")
 
 
-_CARD = """---
-{{ card_data }}
----
-
-A model of ctm-torch, Consistency Trajectory Models ([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json`
-names its network, sizes and noise levels; the weights are `model.safetensors`.
-
-```python
-import ctm
-
-model = ctm.load_model("directory or hub id")
-```
-
-`ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun.
-"""
-
-
-class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="mit", model_card_template=_CARD):
+class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
     """What both models share: the network, its settings, the EDM denoiser interface, and files.
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
+    `class_names`: one for each class where they are known, else empty; kept in config.json.
     `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `further`: what else config.json held."""
 
     autocast: torch.dtype | None = None
@@ -63,27 +49,39 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 < sigma_min < sigma_max or sigma_data <= 0:
-            raise ValueError(
-                f"a model needs 0 < sigma_min < sigma_max and sigma_data > 0, got {sigma_min}, {sigma_max}, {sigma_data}"
-            )
+        check_numbers(shape, num_classes, sigma_min, sigma_max, sigma_data)
         self.shape = tuple(int(side) for side in shape)
         self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
         self.network = network if isinstance(network, nn.Module) else build(network)
+        self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
         self.further: dict[str, Any] = {}
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def class_names(self) -> list[str]:
+        """One name for each class, empty where they are not known. Setting it raises ValueError for another number of names."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        if not listed or len(names) not in (0, self.num_classes):
+            got = f"{len(names)} names" if listed else "something else"
+            raise ValueError(f"class_names must be {self.num_classes} texts, one for each class, or none: got {got}")
+        self._class_names = list(names)
+
+    def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Calling a model means denoise."""
         return self.denoise(x, t, labels)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x] as the model knows it; shapes as in `g`."""
         raise NotImplementedError
 
-    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
+        t = as_levels(t, as_state(x))
         return score_of(self.denoise(x, t, labels), x, t)
 
     def _call_network(
@@ -100,27 +98,22 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
             output = self.network(scaled.to(weights.dtype), *levels, labels, **further)
         return output.to(x.dtype)
 
-    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        """The public boundary's checks on shapes and dtypes; none inside a method that was checked once."""
+    def _checked(self, x: Tensor, t: Tensor | float, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """The public boundary: levels (B,) in x's dtype and labels int64 (B,) or None, from what a caller gives. Raises
+        ValueError for shapes, dtypes, levels and labels that do not fit; looks at none inside a method that was checked once."""
         if not checked():
-            return
+            return as_levels(t, x).to(x.dtype), labels
+        as_state(x)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"x must be floating point, got {x.dtype}: images are in [-1, 1]")
-        if t.shape != (len(x),):
-            raise ValueError(
-                f"a noise level is a tensor of shape ({len(x)},), one for each sample, got {tuple(t.shape)}"
-            )
-        if labels is not None:
-            if labels.shape != (len(x),) or labels.dtype != torch.int64:
-                raise ValueError(
-                    f"labels must be int64 of shape ({len(x)},), got {labels.dtype} of shape {tuple(labels.shape)}"
-                )
-            if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < max(self.num_classes, 0):
-                bad = int(labels.max()) if int(labels.max()) >= self.num_classes else int(labels.min())
+        labels = as_labels(labels, x)
+        if labels is not None and len(labels) and not labels.is_meta:  # meta holds no numbers to look at
+            low, high = int(labels.min()), int(labels.max())
+            if low < -1 or high >= self.num_classes:
+                bad = high if high >= self.num_classes else low
                 known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
                 raise ValueError(f"label {bad} is not known to this model (classes: {known}); −1 is no label")
+        return as_levels(t, x).to(x.dtype), labels
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments other than the network."""
@@ -132,6 +125,10 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         ValueError, writing nothing, for a network that config.json cannot describe."""
         self._description()
         return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of this model alone, without a licence; a training run writes a fuller one."""
+        return ModelCard(card(self))
 
     def _description(self) -> dict[str, Any]:
         """class_path and init_args of the network. Raises ValueError where there are none."""
@@ -145,13 +142,26 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
+        config |= {"class_names": self.class_names} if self.class_names else {}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(
-            weights, save_directory / WEIGHTS, metadata={"format": "pt"}
-        )  # no second copy in memory, but mode 0600
-        (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
+        with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
+            new_config.write_text(json.dumps(config, indent=2) + "\n")
+            save_file(weights, new_weights, metadata={"format": "pt"})  # no second copy in memory, but mode 0600
+            new_weights.chmod(new_config.stat().st_mode)
+
+    @classmethod
+    def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """The model in a directory or at the hub, in eval mode; options as of PyTorchModelHubMixin. Both files are checked before
+        anything is built (docs/security.md). Raises FileNotFoundError, and ValueError where they are not a model of this kind."""
+        place = Path(pretrained_model_name_or_path)
+        if (place / CONFIG).is_file():
+            read_config(place / CONFIG)
+        elif not place.is_dir():
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            chosen = {name: options[name] for name in names if name in options}
+            read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def _from_pretrained(
@@ -174,8 +184,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
         if kind != cls.__name__:
             raise ValueError(f"{model_id} holds a {kind}, not a {cls.__name__}: use ctm.{kind} or ctm.load_model")
         if Path(model_id).is_dir():
-            weights = Path(model_id) / WEIGHTS
-            if not weights.is_file() or "network" not in model_kwargs:
+            weights = weights_of(Path(model_id))
+            if "network" not in model_kwargs:
                 raise FileNotFoundError(f"{model_id} is no model directory: it needs {CONFIG} and {WEIGHTS}")
         else:
             weights = Path(
@@ -189,10 +199,14 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch", license="
                     token=token,
                 )
             )
+        check_config(cls, {**(config or {}), **model_kwargs}, model_id)
+        if strict:
+            check_fit(model_kwargs["network"], weights, model_id)
         model = cls(**model_kwargs)
         model.load_state_dict(load_file(weights), strict=strict)
-        known = {"model", "network", "grids", *model._settings()}
+        known = {"model", "network", "class_names", "grids", *model._settings()}
         model.further = {name: value for name, value in (config or {}).items() if name not in known}
+        model.class_names = (config or {}).get("class_names", [])
         model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max)
         return model.to(map_location).eval()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ctm.arguments import as_levels, as_state, checked
 from ctm.models.base import Model, brief
-from ctm.models.boundary import checked
 from ctm.noise import match_dims
 from ctm.parametrization import output_scalings
 
@@ -19,15 +19,15 @@ class ConsistencyModel(Model):
     `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
     """
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """f(x, t): shapes and errors as DiffusionModel's."""
-        self._check(x, t, labels)
-        level = t.to(x.dtype)
+        level, labels = self._checked(x, t, labels)
         c_skip, c_out = output_scalings("cm", level, self.sigma_data, self.sigma_min)
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    def jump(self, x: Tensor, t: Tensor | float, s: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """f(x, t) where s = sigma_min. Raises ValueError for any other s, and for shapes as `denoise`."""
+        s = as_levels(s, as_state(x), "s", zero=True)
         if checked() and not bool(((s - self.sigma_min).abs() <= 1e-6 * self.sigma_min).all()):
             raise ValueError(
                 f"a consistency model jumps to sigma_min = {self.sigma_min} only, got s = {brief(s)}: sample it in one "

@@ -17,11 +17,11 @@ class DiffusionModel(Model):
     Arguments as TrajectoryModel's. The network is called as network(x, t, None, labels).
     """
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x, t): x (B, *shape) at levels t (B,) > 0, labels int64 (B,) with −1 = unconditional, or None -> like x.
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """D(x, t): x (B, *shape) at levels t (B,) > 0, or one for all; labels int64 (B,) with −1 = unconditional, or None -> like
+        x. A list or array of whole numbers serves as labels, too.
 
         Raises ValueError for unfitting shapes, dtypes and labels."""
-        self._check(x, t, labels)
-        level = t.to(x.dtype)
+        level, labels = self._checked(x, t, labels)
         c_skip, c_out = output_scalings("edm", level, self.sigma_data, self.sigma_min)
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,9 +9,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 
-from ctm.models.base import CONFIG
+from ctm.foreign.kinds import foreign_directory, what_file
+from ctm.foreign.text import plain
 from ctm.models.consistency import ConsistencyModel
 from ctm.models.diffusion import DiffusionModel
+from ctm.models.reading import CONFIG, read_config
 from ctm.models.trajectory import TrajectoryModel
 
 __all__ = ["MODELS", "AnyModel", "load_model"]
@@ -31,11 +32,14 @@ def load_model(source: str | Path) -> AnyModel:
     Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit.
     """
     directory = Path(source)
+    if directory.is_file():
+        raise ValueError(f"{source} is a file and no model directory: {_what_to_do(directory)}")
     if directory.is_dir():
         found = next((d for d in (directory, directory / "model") if (d / CONFIG).is_file()), None)
         if found is None:
             raise FileNotFoundError(
-                f"no {CONFIG} in {source} nor in {directory / 'model'}. Give a model or run directory, or a hub id."
+                foreign_directory(directory)
+                or f"no {CONFIG} in {source} nor in {directory / 'model'}. Give a model or run directory, or a hub id."
             )
         config_file, place = found / CONFIG, str(found)
     else:
@@ -51,14 +55,18 @@ def load_model(source: str | Path) -> AnyModel:
                 f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
                 "Give a model or run directory, or a hub id."
             ) from error
-    try:
-        kind = json.loads(config_file.read_text()).get("model", "TrajectoryModel")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{config_file} is not a model's configuration: {error}") from error
-    if kind not in MODELS:
-        raise ValueError(f"{config_file} names the model {kind!r}; this version reads {', '.join(MODELS)}")
+    kind = read_config(config_file).get("model", "TrajectoryModel")
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise ValueError(f"{config_file} names the model {plain(kind)!r}; this version reads {', '.join(MODELS)}")
     try:
         return MODELS[kind].from_pretrained(place)
     except (RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error
+
+
+def _what_to_do(file: Path) -> str:
+    """What a file is that stands where a model directory should, and what to do with it."""
+    if file.suffix in (".pkl", ".pickle", ".pt", ".pth"):
+        return f"a checkpoint becomes one by ctm convert {file} DIRECTORY"
+    return what_file(file)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_levels, as_number, as_state
 from ctm.models.protocol import denoiser_of, g_of
 from ctm.models.wrapper import Wrapper
 from ctm.noise import match_dims
@@ -56,7 +57,7 @@ class AtGuidance(Wrapper):
                 "guidance_embedding: true, as in the recipe digits-ctm-guided"
             )
         super().__init__(model)
-        self.scale = scale
+        self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "the guidance scale")
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """D_w(x, t); shapes and errors as of `TrajectoryModel.denoise`."""
@@ -77,7 +78,7 @@ class Guided(Wrapper):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The guided denoised image. x (B, *shape) at levels t (B,), labels int64 (B,) or None -> like x."""
-        return self.guided(x, t, None, labels)
+        return self.guided(x, as_levels(t, as_state(x), zero=True), None, as_labels(labels, x))
 
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
@@ -85,7 +86,8 @@ class Guided(Wrapper):
             raise ValueError(
                 f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
             )
-        return euler_update(x, self.guided(x, t, s, labels), t, s)
+        t, s = as_levels(t, as_state(x), zero=True), as_levels(s, x, "s", zero=True)
+        return euler_update(x, self.guided(x, t, s, as_labels(labels, x)), t, s)
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         """The guided denoised image where s is None, else the guided g(x, t, s)."""
@@ -117,7 +119,7 @@ class ClassifierFree(Guided):
                 "conditional model"
             )
         super().__init__(model)
-        self.scale = scale if isinstance(scale, Tensor) else float(scale)
+        self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
         if labels is None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctm.arguments import as_levels, checked, words_for
 from ctm.models.base import Guidance, Model, brief
-from ctm.models.boundary import checked
 from ctm.noise import match_dims
 from ctm.parametrization import Inner, Outer, denoiser_multiple, jump_from_g, outer_scaling, output_scalings
 
@@ -68,8 +68,14 @@ class TrajectoryModel(Model):
                 "guidance was given, but this model's network does not take it: train one with guidance_embedding: true "
                 "(recipe digits-ctm-guided), or use classifier-free guidance of the undistilled kind"
             )
-        scale = torch.as_tensor(guidance, dtype=torch.float32, device=x.device)
-        if checked() and (scale.shape not in ((), (len(x),)) or not bool(scale.isfinite().all())):
+        try:
+            scale = torch.as_tensor(guidance, dtype=torch.float32, device=x.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"guidance must be a finite number, or a tensor of them, got {words_for(guidance)}"
+            ) from error
+        fits = scale.shape in ((), (len(x),))
+        if checked() and not (fits and (scale.is_meta or bool(scale.isfinite().all()))):
             raise ValueError(
                 f"guidance must be a finite number, or a tensor of them of shape ({len(x)},), got {guidance}"
             )
@@ -81,39 +87,43 @@ class TrajectoryModel(Model):
         output = self._call_network(x, t, s, labels, self._scale(guidance, x, labels))
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * output
 
-    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
+    def g(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, labels: Tensor | None = None, guidance: Guidance = None
+    ) -> Tensor:
         """What the network represents, in data space: g = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s, labels).
 
-        x (B, *shape) at levels t (B,); s (B,) the level aimed at; labels int64 (B,) with −1 = unconditional, or None.
+        x (B, *shape) at levels t (B,); s (B,) the level aimed at, each also one number for all; labels int64 (B,) with −1 =
+        unconditional, or None; one whole number for all, a list or an array serve, too.
         guidance: the scale w of the classifier-free guidance that was distilled into the network, a number or (B,); samples
         without a label are at 1, and None is 1.
         Returns like x. Raises ValueError for unfitting shapes, dtypes and labels, and for guidance where the network has no
         such input."""
-        self._check(x, t, labels)
-        return self._g(x, t.to(x.dtype), s.to(x.dtype), labels, guidance)
+        t, labels = self._checked(x, t, labels)
+        return self._g(x, t, as_levels(s, x, "s", zero=True).to(x.dtype), labels, guidance)
 
     def _check_levels(self, t: Tensor, s: Tensor) -> None:
         lowest = self.sigma_min * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
-        if s.shape != t.shape or not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
+        if not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
             raise ValueError(
                 f"a jump needs sigma_min = {self.sigma_min} ≤ s ≤ t for every sample, got t = {brief(t)}, s = {brief(s)}"
             )
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
+    def jump(
+        self, x: Tensor, t: Tensor | float, s: Tensor | float, labels: Tensor | None = None, guidance: Guidance = None
+    ) -> Tensor:
         """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (paper eq. 5); x where s = t.
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
-        self._check(x, t, labels)
-        t, s = t.to(x.dtype), s.to(x.dtype)
+        t, labels = self._checked(x, t, labels)
+        s = as_levels(s, x, "s", zero=True).to(x.dtype)
         if checked():
             self._check_levels(t, s)
         g = self._g(x, t, s, labels, guidance)
         return jump_from_g(self.outer, x, g, t, s, self.sigma_data, self.sigma_min)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: Guidance = None) -> Tensor:
         """D(x, t): g(x, t, t), plus for the outers other than euler the multiple of x that makes ∂G/∂s at s = t equal
         (x − D)/t. Shapes as in `g`."""
-        self._check(x, t, labels)
-        level = t.to(x.dtype)
+        level, labels = self._checked(x, t, labels)
         multiple = match_dims(denoiser_multiple(self.outer, level, self.sigma_data, self.sigma_min), x)
         return self._g(x, level, level, labels, guidance) + multiple * x

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ctm.arguments import as_levels, as_state
 from ctm.models.protocol import score_of
 from ctm.tuned import TunedGrid
 
@@ -43,4 +44,5 @@ class Wrapper(nn.Module):
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """∇ log p_t(x) by `denoise`; shapes as there."""
+        t = as_levels(t, as_state(x))
         return score_of(self.denoise(x, t, labels), x, t)

@@ -98,7 +98,9 @@ class Attention(nn.Module):
         n, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, channels // self.heads, height * width)
         rows = qkv.transpose(-1, -2)
-        if rows.stride(-1) != 1:  # the fused kernels take no others; images that are channels_last have such rows already
+        if (
+            rows.stride(-1) != 1
+        ):  # the fused kernels take no others; images that are channels_last have such rows already
             rows = rows.contiguous()
         attended = nn.functional.scaled_dot_product_attention(*rows.unbind(1))
         return (self.out(attended.transpose(-1, -2).reshape(x.shape)) + x) * self.skip_scale

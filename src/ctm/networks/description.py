@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from ctm.foreign.allowed import allowed_class
+from ctm.foreign.text import plain
+from ctm.networks.arguments import check_arguments
 from ctm.networks.base import Network
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "network_class"]
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The module described by {"class_path": "package.Class", "init_args": {…}}.
 
-    Only subclasses of torch.nn.Module are called, so that a config.json cannot run anything else. Raises ValueError where
-    the class is missing, is no Module, or refuses its arguments.
+    A network of ctm.networks, or one that the caller has registered (`ctm.networks.register`) or allowed (docs/security.md);
+    nothing else is imported or called. Raises ValueError where the class is another one, is no Module, or refuses its arguments.
     """
-    path = spec.get("class_path") if isinstance(spec, Mapping) else None
-    if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {spec!r}")
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        built_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"class {path} cannot be imported ({error}): check class_path") from error
-    if not (isinstance(built_class, type) and issubclass(built_class, nn.Module)):
-        raise ValueError(f"class {path} is not a torch.nn.Module: class_path must name one")
+    network = network_class(spec)
     arguments = dict(spec.get("init_args") or {})
     try:
-        module = built_class(**arguments)
+        module = network(**arguments)
     except TypeError as error:
-        raise ValueError(f"class {path} does not take these init_args: {error}") from error
-    module.__dict__["description"] = {"class_path": path, "init_args": arguments}
+        raise ValueError(
+            f"class {spec['class_path']} does not take these init_args: {plain(str(error), 300)}"
+        ) from error
+    except (ZeroDivisionError, RuntimeError, OverflowError, MemoryError, LookupError) as error:
+        raise ValueError(
+            f"class {spec['class_path']} cannot be built from these init_args: {plain(str(error), 300)}"
+        ) from error
+    module.__dict__["description"] = {"class_path": spec["class_path"], "init_args": arguments}
     return module
+
+
+def network_class(spec: Any) -> type[nn.Module]:
+    """The class that a description names, after its arguments were looked at: nothing is built. Errors as of `build`."""
+    path = spec.get("class_path") if isinstance(spec, Mapping) else None
+    arguments = (spec.get("init_args") or {}) if isinstance(spec, Mapping) else None
+    if not isinstance(path, str) or not isinstance(arguments, Mapping) or set(spec) - {"class_path", "init_args"}:
+        given = ", ".join(map(str, spec)) if isinstance(spec, Mapping) else spec
+        raise ValueError(
+            f"a network is given as {{'class_path': 'package.Class', 'init_args': {{…}}}}, got {plain(given)}"
+        )
+    own = _own_networks()
+    if path in own:
+        check_arguments(own[path], arguments)
+        return own[path]
+    if path.startswith("ctm.networks."):
+        names = sorted(name for name in own if name.count(".") == 2)
+        raise ValueError(f"there is no network {plain(path)}: there are {', '.join(names)}")
+    return allowed_class(path)
+
+
+def _own_networks() -> dict[str, type[nn.Module]]:
+    """The public networks of ctm, by both of their paths."""
+    package = sys.modules["ctm.networks"]
+    public = [getattr(package, name) for name in package.__all__]
+    networks = [kind for kind in public if isinstance(kind, type) and issubclass(kind, Network)]
+    return {f"{place}.{kind.__name__}": kind for kind in networks for place in ("ctm.networks", kind.__module__)}
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Callback", "Cancelled", "Noise", "Step", "check_start", "fresh_noise", "level_values"]
+from ctm.arguments import as_state
+
+__all__ = [
+    "Callback",
+    "Cancelled",
+    "Noise",
+    "Step",
+    "check_start",
+    "device_of",
+    "fresh_noise",
+    "level_values",
+    "tensors_of",
+    "usable_device",
+]
 
 
 class Cancelled(Exception):
@@ -38,8 +52,9 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
     if not isinstance(grid, Tensor) or grid.dim() != 1 or len(grid) < 2:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
         raise ValueError(f"grid must be a tensor of at least two noise levels, e.g. karras_grid(4), got {shape}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be floating point at level grid[0], got {x.dtype}")
+    as_state(x)
+    if not grid.is_floating_point():
+        raise ValueError(f"grid must be a tensor of floating-point noise levels, got {grid.dtype}")
     if not bool(grid.isfinite().all()) or bool((grid[1:] >= grid[:-1]).any()):
         raise ValueError(
             f"grid must hold finite levels that decrease strictly, got {[round(v, 6) for v in grid.tolist()]}"
@@ -53,6 +68,36 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
 def level_values(x: Tensor, grid: Tensor) -> list[float]:
     """The levels as numbers, rounded to x's precision as `check_start` rounds them. Read once, where the grid is."""
     return grid.to(x.dtype).tolist()
+
+
+def tensors_of(model: Any) -> list[Tensor]:
+    """The parameters and buffers of a model, or of the model that a wrapper is around; none of a model without any."""
+    found: list[Tensor] = []
+    for name in ("parameters", "buffers"):
+        listed = getattr(model, name, None)
+        if callable(listed):
+            found += listed()
+    inner = getattr(model, "__dict__", {}).get("model")  # of a wrapper around something that is no module
+    return found if found or inner is None else tensors_of(inner)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's tensors are; the CPU for a model without any."""
+    return next((tensor.device for tensor in tensors_of(model)), torch.device("cpu"))
+
+
+def usable_device(device: torch.device | str, name: str = "device") -> torch.device:
+    """The device, which computes. Raises ValueError for one that is not here, and for meta, which holds no numbers."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} {device} cannot be used here ({reason}): leave it out, or give cpu") from error
+    if found.type == "meta":
+        raise ValueError(
+            f"{name} meta holds shapes and no numbers, so nothing can be sampled there: leave it out, or give cpu"
+        )
+    return found
 
 
 def fresh_noise(noise: Noise | None) -> Noise:

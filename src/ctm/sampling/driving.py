@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 import torch
 from torch import Tensor
 
-from ctm.models.boundary import inside
+from ctm.arguments import inside
 from ctm.models.protocol import denoiser_of
 from ctm.requests import Denoise, Jump, Request, Steps
 

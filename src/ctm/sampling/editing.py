@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from ctm.arguments import as_count, as_state
 from ctm.requests import Steps
 from ctm.sampling.common import Callback, Noise, check_start, level_values
 from ctm.sampling.driving import sampler
@@ -28,8 +29,10 @@ def patch_means(size: int = 8) -> Projection:
 
     It raises ValueError for images whose sides are not multiples of size."""
 
+    size = as_count(size, "the patch size")
+
     def project(x: Tensor) -> Tensor:
-        if x.shape[-1] % size or x.shape[-2] % size:
+        if x.dim() != 4 or x.shape[-1] % size or x.shape[-2] % size:
             raise ValueError(f"image sides must be multiples of the patch size {size}, got {tuple(x.shape[-2:])}")
         means = avg_pool2d(x, size)
         return means.repeat_interleave(size, dim=-2).repeat_interleave(size, dim=-1)
@@ -65,10 +68,9 @@ def restore(
     level in between; clamp: to [−1, 1], for pictures; other arguments as in `ctm.sampling.gamma`.
     Raises ValueError where known is not shaped like x, for rounds < 1, or for an unfitting grid.
     """
-    if known.shape != x.shape:
+    if as_state(known, "known").shape != as_state(x).shape:
         raise ValueError(f"known must be shaped like x, got {tuple(known.shape)} and {tuple(x.shape)}")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    rounds = as_count(rounds, "rounds")
     check_start(x, grid, zero_end=False)
     given = projection(known.to(x))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_seed, whole_numbers
 from ctm.noise import karras_grid
+from ctm.sampling.common import device_of, tensors_of, usable_device
+from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
 from ctm.tuned import tuned_for
 
@@ -37,13 +42,10 @@ def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
 def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[int, int]]:
     """(seed, image) that each of `images` takes its random numbers from: with one seed (seed, i); with a sequence of seeds,
     image i is number 0 of the i-th. Raises ValueError for a negative seed, or for fewer seeds than an image's number."""
-    if isinstance(seed, int):
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        return [(seed, image) for image in images]
-    seeds = [int(number) for number in seed]
-    if any(number < 0 for number in seeds):
-        raise ValueError(f"seeds must be at least 0, got {min(seeds)}")
+    if isinstance(seed, str | bytes) or not hasattr(seed, "__iter__") or getattr(seed, "shape", None) == ():
+        one = as_seed(seed)
+        return [(one, image) for image in images]
+    seeds = [as_seed(number, "seeds") for number in seed]
     if images and max(images) >= len(seeds):
         raise ValueError(f"a sequence of seeds needs one for each image, got {len(seeds)} for {max(images) + 1} images")
     return [(seeds[image], 0) for image in images]
@@ -83,21 +85,38 @@ def class_labels(
             return None
         drawn = [torch.randint(classes, (), generator=image_generator(*pair, LABEL)).item() for pair in who]
         return torch.tensor(drawn, dtype=torch.int64)
-    chosen = torch.as_tensor(labels)
-    if chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise ValueError(f"labels must be whole numbers (int64), got {chosen.dtype}")
-    chosen = chosen.to(device="cpu", dtype=torch.int64)
-    chosen = chosen.expand(num) if chosen.dim() == 0 else chosen
-    if chosen.shape != (num,):
-        raise ValueError(
-            f"labels must be one int or {num} of them, one for each image, got shape {tuple(chosen.shape)}"
-        )
+    chosen = whole_numbers(labels, num).cpu()
     too_large = known_classes is not None and num > 0 and int(chosen.max()) >= classes
     if num and (too_large or int(chosen.min()) < -1):
         bad = int(chosen.max()) if too_large else int(chosen.min())
         known = f"0 … {classes - 1}, or −1 for none" if classes else "none, the model is unconditional"
         raise ValueError(f"label {bad} is not known to this model (classes: {known})")
     return chosen
+
+
+def copy_on(model: Any, device: torch.device) -> Any:
+    """The model itself where all of it is on `device`, else a copy of it there, so that the caller's stays as it is: mode,
+    gradients, hooks and place. It takes the memory of the weights on `device` and none elsewhere.
+
+    Raises ValueError for a model that cannot be copied."""
+    tensors = tensors_of(model)
+    if all(tensor.device == device for tensor in tensors):
+        return model
+    there: dict[int, Any] = {}
+    for tensor in tensors:
+        moved = tensor.detach().to(device)
+        there[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if _is_parameter(tensor) else moved
+    try:
+        return copy.deepcopy(model, there)
+    except (TypeError, RuntimeError, pickle.PicklingError) as error:
+        raise ValueError(
+            f"this {type(model).__name__} cannot be copied to {device} ({error}): bring it there yourself, "
+            f"model.to({str(device)!r}), and leave device out"
+        ) from error
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter)
 
 
 def draw(
@@ -144,35 +163,30 @@ def stream(
     sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid. start: number
     of the first image to make, 0 … num, to go on with what was interrupted; a multiple of batch_size keeps the batches.
     """
-    if num < 1 or batch_size < 1:
-        raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
-    if not 0 <= start <= num:
+    num, batch_size, start = as_count(num, "num"), as_count(batch_size, "batch_size"), as_count(start, "start", 0)
+    if start > num:
         raise ValueError(f"start must be in 0 … num = {num}, got {start}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
     chosen = class_labels(model, num, labels, seed)
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
+    steps = as_count(steps, "steps", why="a grid needs one interval or more") if grid is None else steps
     tuned = tuned_for(model, steps, gamma) if grid is None and sampler is None else None
-    gamma = gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma
+    gamma = as_gamma(gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma)
     if tuned is not None:
         levels = tuned.grid(dtype)
     else:
         levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
-    if sampler is None:
-        if not hasattr(model, "jump"):
-            raise ValueError(
-                f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
-            )
-        if not 0 <= gamma <= 1:
-            raise ValueError(
-                f"gamma must be in [0, 1], got {gamma}: 0 jumps deterministically, 1 is consistency-model multistep"
-            )
-    place = torch.device(device) if device is not None else _device_of(model)
-    if isinstance(model, torch.nn.Module) and device is not None:
-        model = model.to(place)
-
+    if sampler is None and not hasattr(model, "jump"):
+        raise ValueError(
+            f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
+        )
+    place = usable_device(device_of(model) if device is None else device)
+    model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)
 
     def batches() -> Iterator[Tensor]:
@@ -204,7 +218,8 @@ def generate(
     labels: None, an int, or int64 (num,) with −1 = unconditional; None on a conditional model draws a class for each image.
     seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
     that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
-    device: where to compute, None for where the model is. grid: levels instead of karras_grid(steps) between the model's
+    device: where to compute, None for where the model is; elsewhere a copy of the model computes, and the model stays where and
+    as it is. grid: levels instead of karras_grid(steps) between the model's
     sigma_max and sigma_min. gamma: in [0, 1], None for 0. Where the model keeps a grid for so many steps (`tune_grid`) and
     neither grid nor another γ is given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes
     image i number 0 of the i-th seed.
@@ -228,11 +243,3 @@ def generate(
             )
         )
     )
-
-
-def _device_of(model: Any) -> torch.device:
-    """Where the model's tensors are; the CPU for a model without any."""
-    if isinstance(model, torch.nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return torch.device("cpu")

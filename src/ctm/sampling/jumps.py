@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_labels, as_levels, as_number, as_state, words_for
 from ctm.requests import Jump, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
 from ctm.sampling.driving import drive, sampler
@@ -44,12 +45,14 @@ def _code_stop(level: float, share: float, lowest: float) -> float:
 _STOPS: dict[str, Callable[[float, float, float], float]] = {"paper": _paper_stop, "code": _code_stop}
 
 
+def as_gamma(gamma: Any, name: str = "gamma") -> float:
+    """γ as a float. Raises ValueError for anything but a number in [0, 1]."""
+    return as_number(gamma, name, 0, 1, why="0 jumps deterministically, 1 is consistency-model multistep")
+
+
 def gamma_plan(grid: Iterable[float], gamma: float, form: Form = "paper") -> Plan:
     """The jumps of γ-sampling on the levels of `grid`. Raises ValueError for gamma outside [0, 1] or an unknown form."""
-    if not 0 <= gamma <= 1:
-        raise ValueError(
-            f"gamma must be in [0, 1], got {gamma}: 0 jumps deterministically, 1 is consistency-model multistep"
-        )
+    gamma = as_gamma(gamma)
     if form not in _STOPS:
         raise ValueError(f"form must be one of {', '.join(_STOPS)}, got {form!r}")
     levels = [float(level) for level in grid]
@@ -71,7 +74,7 @@ def consistency_plan(grid: Iterable[float]) -> Plan:
 
 def resampling_plan(grid: Iterable[float], rounds: int) -> Plan:
     """`consistency_plan` with `rounds` jumps from each level: after all but the last the noise goes up to that level again."""
-    levels = [float(level) for level in grid]
+    levels, rounds = [float(level) for level in grid], as_count(rounds, "rounds")
     for t, _, fresh in gamma_plan(levels, 1.0):
         for _ in range(rounds - 1):
             yield t, levels[-1], math.sqrt(t**2 - levels[-1] ** 2)
@@ -100,7 +103,7 @@ def follow(
 ) -> Steps:
     """The requests of a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump.
     `correct` changes what each jump gave, before the noise."""
-    draw = fresh_noise(noise)
+    labels, draw = as_labels(labels, as_state(x)), fresh_noise(noise)
     for index, (t, stop, fresh) in enumerate(plan):
         t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))
         x = yield Jump(x, t_now, s_now, labels)
@@ -124,9 +127,10 @@ def jump_to_many(
     None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model without `jump`."""
     if not hasattr(model, "jump"):
         raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): only a CTM jumps to any level")
-    if levels.dim() != 1 or len(levels) == 0:
-        raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got shape {tuple(levels.shape)}")
-    start = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    if not isinstance(levels, Tensor) or levels.dim() != 1 or len(levels) == 0:
+        raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got {words_for(levels)}")
+    labels, start = as_labels(labels, as_state(x)), as_levels(t, x).to(x.dtype)
+    batch_size = as_count(batch_size, "batch_size")
     lowest = getattr(model, "sigma_min", 0.0) * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
     if not (lowest <= float(levels.min()) and float(levels.to(x).max()) <= float(start.min())):
         asked = [round(level, 6) for level in levels.tolist()]
@@ -195,4 +199,6 @@ def two_level(
     """grid (t0, s, s', t_end): jump t0 → s, add noise up to s' ≥ s, jump to t_end (sony/ctm: sample_gamma). Two calls.
 
     Other arguments as in `gamma`. Raises ValueError for a grid that is not of that form."""
+    if not isinstance(grid, Tensor) or grid.dim() != 1:
+        raise ValueError(f"grid must be a tensor of four noise levels t0, s, s', t_end, got {words_for(grid)}")
     return follow(two_level_plan(grid.tolist()), x, labels=labels, noise=noise, callback=callback)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_number
 from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
@@ -15,6 +16,8 @@ from ctm.sampling.driving import sampler
 from ctm.solvers import dpmpp_2m_step, heun_update, midpoint_update
 
 __all__ = ["dpmpp_2m", "euler", "heun", "midpoint"]
+
+_CHURN_NAMES = ("churn", "churn_min", "churn_noise")
 
 
 @sampler
@@ -30,7 +33,7 @@ def euler(
 
     x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; labels int64 (B,) or None; noise is not
     used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
-    levels = check_start(x, grid, zero_end=True)
+    levels, labels = check_start(x, grid, zero_end=True), as_labels(labels, x)
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all, s_all = t.expand(len(x)), s.expand(len(x))
         denoised = yield Denoise(x, t_all, labels)
@@ -94,8 +97,11 @@ def _churned(
 ) -> Steps:
     """The loop of `heun` and `midpoint`: raise the level where the churn says so, then step down. to_zero: the step to level
     0, where it is another."""
-    churn, churn_min, churn_max, churn_noise = churns
-    levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
+    churn, churn_min, churn_noise = (
+        as_number(value, name, 0) for value, name in zip((churns[0], churns[1], churns[3]), _CHURN_NAMES, strict=True)
+    )
+    churn_max = churns[2] if churns[2] == math.inf else as_number(churns[2], "churn_max", 0)
+    levels, labels, draw = check_start(x, grid, zero_end=True), as_labels(labels, x), fresh_noise(noise)
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     known = itertools.pairwise(level_values(x, grid))
     for index, ((t, s), (at, below)) in enumerate(zip(itertools.pairwise(levels), known, strict=True)):
@@ -124,7 +130,7 @@ def dpmpp_2m(
     callback: Callback | None = None,
 ) -> Steps:
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2); order 2, one evaluation a step. Arguments as in `euler`."""
-    levels = check_start(x, grid, zero_end=True)
+    levels, labels = check_start(x, grid, zero_end=True), as_labels(labels, x)
     previous: tuple[Tensor, Tensor] | None = None
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))

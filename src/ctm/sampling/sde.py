@@ -6,6 +6,7 @@ import itertools
 
 from torch import Tensor
 
+from ctm.arguments import as_labels, as_number
 from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
@@ -30,8 +31,7 @@ def ancestral(
     eta: how much of the noise is fresh: 1 samples the reverse diffusion (DDPM's posterior), 0 is `euler`. noise(x) ->
     standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
     Raises ValueError for eta outside [0, 1] or an unfitting grid."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 samples the reverse diffusion")
+    eta = as_number(eta, "eta", 0, 1, why="0 adds no noise, 1 samples the reverse diffusion")
     return _reverse_diffusion(x, grid, eta, False, labels, noise, callback)
 
 
@@ -63,6 +63,7 @@ def _reverse_diffusion(
 ) -> Steps:
     """The loop of both: down to ancestral_levels' `down`, then noise of its `up`."""
     levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
+    labels = as_labels(labels, x)
     previous: tuple[Tensor, Tensor] | None = None
     ends = level_values(x, grid)[1:]
     for index, ((t, s), end) in enumerate(zip(itertools.pairwise(levels), ends, strict=True)):

@@ -10,8 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_count, as_seed, words_for
 from ctm.noise import karras_grid
 from ctm.sampling.generation import class_labels, generate
+from ctm.sampling.jumps import as_gamma
 from ctm.sampling.ode import heun
 from ctm.tuned import TunedGrid
 
@@ -48,8 +50,9 @@ class FlowDistance:
             raise ValueError(
                 f"the teacher's samples are {tuple(teacher.shape)} and the model's {tuple(model.shape)}: give its own teacher"
             )
-        if min(num, held_out) < 2:
-            raise ValueError(f"a distance to the flow needs at least 2 samples, got {num} and {held_out} held out")
+        why = "a distance to the flow needs two samples"
+        num, held_out = as_count(num, "num", 2, why=why), as_count(held_out, "held_out", 2, why=why)
+        seed, levels = as_seed(seed), as_count(levels, "levels", 2)
         self.model, self.teacher = model, teacher
         self.name = f"mean squared distance to the {'model' if teacher is None else 'teacher'}'s flow"
         self._counts, self._seed, self._levels = (num, held_out), seed, levels
@@ -95,14 +98,16 @@ def tune_grid(
     the Karras grid itself where nothing better was found. Before, after and gain are of the held-out repeats.
     To use it: model.grids[steps] = the result, and save_pretrained; or `ctm tune`. Raises ValueError for steps < 2, a
     model without jump and gammas outside [0, 1]."""
-    if int(steps) != steps or steps < 2:
-        raise ValueError(f"steps must be a whole number of at least 2, got {steps}: one jump has no level to choose")
+    steps = as_count(steps, "steps", 2, why="one jump has no level to choose")
     if not hasattr(model, "jump"):
         raise ValueError(f"{type(model).__name__} has no jump, only denoise: grids are tuned for jumps")
-    if not gammas or not all(0 <= gamma <= 1 for gamma in gammas):
-        raise ValueError(f"gammas must be numbers in [0, 1], at least one, got {list(gammas)}")
+    if isinstance(gammas, str | bytes) or not hasattr(gammas, "__iter__") or len(gammas) == 0:
+        raise ValueError(f"gammas must be numbers in [0, 1], at least one, got {words_for(gammas)}")
+    gammas = [as_gamma(gamma, "gammas") for gamma in gammas]
     if measure == "flow":
         measure = FlowDistance(model)
+    elif not callable(measure):
+        raise ValueError(f"measure must be 'flow' or a GridMeasure, got {words_for(measure)}")
     search = _Search(measure, float(model.sigma_min), float(model.sigma_max), progress)
     plain = karras_grid(steps, model.sigma_min, model.sigma_max, dtype=torch.float64).tolist()
     found = {gamma: search.tuned(steps, gamma) for gamma in dict.fromkeys(gammas)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
+from ctm.files import whole_file
 from ctm.models import AnyModel, ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.networks.unet import UNet
 from ctm.teachers.files import StateFile, read_state
@@ -260,9 +260,5 @@ def write_official(model: AnyModel, path: str | Path, *, qkv_order: Any = None) 
             f"a {type(network).__name__} has no official form: DDPMpp, NCSNpp, DhariwalUNet and ADM can be written as .pt"
         )
     weights: dict[str, Tensor] = to_official(network, qkv_order=qkv_order)
-    temporary = target.with_name(f".{target.name}.writing")
-    try:
-        torch.save(weights, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as temporary, temporary.open("wb") as file:
+        torch.save(weights, file)

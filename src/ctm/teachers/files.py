@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ctm.foreign.kinds import what_file
+from ctm.foreign.text import plain
 from ctm.teachers.safe_pickle import Stored, read_pickle
+from ctm.teachers.torch_files import read_torch
 
 __all__ = ["StateFile", "read_state"]
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9c"
+_MOST_PARTS = 100_000  # modules, parameters and buffers: ten times those of the largest networks
+_LONGEST_NAME = 1000
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
 
 
@@ -41,37 +44,13 @@ def read_state(path: str | Path, part: str | None = None) -> StateFile:
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_TORCH))
     if start.startswith(b"PK") or start == _LEGACY_TORCH:
-        return _torch_state(path, part, mapped=start.startswith(b"PK"))
+        return _choose(path, read_torch(path, mapped=True), part)
     if not start.startswith(b"\x80"):
         raise ValueError(
-            f"{path} is neither an EDM pickle nor a file of torch.save ({_looks_like(start)}): "
+            f"{path} is neither an EDM pickle nor a file of torch.save ({what_file(path)}): "
             "give the checkpoint itself, downloaded whole"
         )
     return _edm_state(path, part)
-
-
-def _looks_like(start: bytes) -> str:
-    if not start:
-        return "it is empty"
-    if start.lstrip()[:1] in (b"<", b"{"):
-        return "it begins like a web page or a text"
-    return f"it begins with the bytes {start.hex(' ')}"
-
-
-def _torch_state(path: Path, part: str | None, *, mapped: bool) -> StateFile:
-    """A state dict written by torch.save, through torch's weights-only reader; of a zip file the weights stay mapped."""
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged files and refusals are many kinds
-        reason = " ".join(str(error).split())
-        named = re.search(r"GLOBAL ([\w.]+)", reason)
-        if named:
-            raise ValueError(
-                f"{path} asks for {named[1]}, which a state dict does not need. Refused by torch's weights-only reader; "
-                "nothing in it was run"
-            ) from error
-        raise ValueError(f"{path} is cut short or damaged ({reason[:200]}): download or copy it again") from error
-    return _choose(path, contents, part)
 
 
 def _choose(path: Path, contents: Any, part: str | None) -> StateFile:
@@ -79,26 +58,36 @@ def _choose(path: Path, contents: Any, part: str | None) -> StateFile:
     if not isinstance(contents, Mapping) or not contents:
         raise ValueError(f"{path} holds a {type(contents).__name__}, not a state dict: names with tensors")
     notes: list[str] = []
-    parts = {str(k): v for k, v in contents.items() if isinstance(v, Mapping) and _tensors(v)}
+    if "pytorch-lightning_version" in contents:
+        raise ValueError(
+            f"{path} is a checkpoint of Lightning, which is not read here: save its network's state dict alone"
+        )
+    inside = {id(value): value for value in contents.values() if isinstance(value, Mapping)}  # each once
+    with_tensors = {key for key, value in inside.items() if _tensors(value)}
+    parts = {str(name): value for name, value in contents.items() if id(value) in with_tensors}
     if part is not None or (parts and not _tensors(contents)):
         if not parts:
             raise ValueError(f"{path} holds one state dict and no parts: leave --part away")
         chosen = part if part is not None else _preferred(parts)
         if chosen not in parts:
-            raise ValueError(f"{path} has no part {chosen!r}: it holds {', '.join(sorted(parts))}")
-        notes.append(f"read part {chosen!r} of {', '.join(sorted(parts))}")
+            raise ValueError(f"{path} has no part {chosen!r}: it holds {_listed(sorted(parts), 20)}")
+        notes.append(f"read part {plain(chosen)!r} of {_listed(sorted(parts), 20)}")
         contents = parts[chosen]
     others = [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{path} is no state dict: {_listed(others)} in it are no tensors")
     tensors = {str(name): value for name, value in contents.items()}
-    if sum(value.numel() * value.element_size() for value in tensors.values()) > path.stat().st_size:
-        raise ValueError(f"{path} claims more numbers than it holds: its tensors overlap. A network's do not")
+    _check_size(path, tensors)
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
             notes.append(f"left away {wrapper!r} before every name")
     return StateFile(tensors, {}, notes)
+
+
+def _check_size(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > path.stat().st_size:
+        raise ValueError(f"{path} claims more numbers than it holds: its tensors overlap. A network's do not")
 
 
 def _tensors(contents: Mapping[Any, Any]) -> bool:
@@ -112,48 +101,59 @@ def _preferred(parts: Mapping[str, Any]) -> str:
     return (averages[-1:] or named or sorted(parts))[0]
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _listed(names: list[Any], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(plain(str(name)) for name in names[:most]) + more
 
 
 def _edm_state(path: Path, part: str | None) -> StateFile:
     contents = read_pickle(path)
     chosen = part or "ema"
     if not isinstance(contents, dict) or not isinstance(contents.get(chosen), Stored):
-        held = ", ".join(map(str, contents)) if isinstance(contents, dict) else f"a {type(contents).__name__}"
-        raise ValueError(f"{path} is a pickle without EDM's network under {chosen!r}: it holds {held[:200]}")
+        held = _listed(list(contents)) if isinstance(contents, dict) else f"a {type(contents).__name__}"
+        raise ValueError(f"{path} is a pickle without EDM's network under {plain(chosen)!r}: it holds {held}")
     network: Stored = contents[chosen]
     inner = _child(network, "model")
     if network.class_name != "EDMPrecond" or inner is None:
         raise ValueError(
-            f"{path} holds a {network.class_name} network; of EDM's files those of class EDMPrecond are read "
+            f"{path} holds a {plain(network.class_name)} network; of EDM's files those of class EDMPrecond are read "
             "(VP, VE and iDDPM baselines scale their network otherwise)"
         )
-    state = network.state
     arguments = {**_keywords(network), **_keywords(inner), "model_type": inner.class_name}
     for name in ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data"):
-        if isinstance(state.get(name), int | float):
-            arguments[name] = state[name]
-    arguments["head_channels"] = sorted({width for _, module in _walk(inner) if (width := _head_channels(module))})
-    tensors = {
-        f"{name}.{own}": value
-        for name, module in _walk(network)
-        for kind in ("_parameters", "_buffers")
-        for own, value in (module.state.get(kind) or {}).items()
-        if isinstance(value, Tensor) and own not in (module.state.get("_non_persistent_buffers_set") or ())
-    }
-    notes = [f"{path.name}: an EDM pickle, {network.class_name} around {inner.class_name} (its code was not run)"]
+        if isinstance(network.state.get(name), int | float):
+            arguments[name] = network.state[name]
+    modules = list(_walk(path, network))
+    inside = [module for name, module in modules if name.startswith("model.") or name == "model"]
+    arguments["head_channels"] = sorted({width for module in inside if (width := _head_channels(module))})
+    tensors = {name: value for name, module in modules for name, value in _own_tensors(name, module)}
+    _check_size(path, tensors)
+    notes = [
+        f"{path.name}: an EDM pickle, {network.class_name} around {plain(inner.class_name)} (its code was not run)"
+    ]
     return StateFile(tensors, arguments, notes)
 
 
 def _child(module: Stored, name: str) -> Stored | None:
-    found = (module.state.get("_modules") or {}).get(name)
-    return found if isinstance(found, Stored) else None
+    child = _table(module, "_modules").get(name)
+    return child if isinstance(child, Stored) else None
+
+
+def _table(module: Stored, name: str) -> dict[Any, Any]:
+    """One of a module's tables of parts by name; empty where the file has something else there."""
+    table = module.state.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def _keywords(module: Stored) -> dict[str, Any]:
-    given = module.state.get("_init_kwargs")
-    return dict(given) if isinstance(given, dict) else {}
+    """The arguments that a network was made with, those that are a number or a few of them: others are not needed."""
+    return {name: value for name, value in _table(module, "_init_kwargs").items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return len(value) <= 32 and all(type(entry) in (int, float) and abs(entry) < 2**60 for entry in value)
+    return type(value) in (bool, float) or (type(value) is int and abs(value) < 2**60)
 
 
 def _head_channels(block: Stored) -> int | None:
@@ -165,9 +165,20 @@ def _head_channels(block: Stored) -> int | None:
     return told if heads is None and type(told) is int and told > 0 else None
 
 
-def _walk(module: Stored) -> Iterator[tuple[str, Stored]]:
-    """The modules below, with dotted names, each object once: a tree of modules has no more."""
+def _own_tensors(name: str, module: Stored) -> Iterator[tuple[str, Tensor]]:
+    passing = module.state.get("_non_persistent_buffers_set")
+    left_out = passing if isinstance(passing, set) else ()
+    for kind in ("_parameters", "_buffers"):
+        for own, value in _table(module, kind).items():
+            if isinstance(value, Tensor) and type(own) is str and own not in left_out:
+                yield f"{name}.{own}", value
+
+
+def _walk(path: Path, module: Stored) -> Iterator[tuple[str, Stored]]:
+    """The modules below, with dotted names, each object once: a tree of modules has no more. Raises ValueError for a network of
+    more parts, or with longer names, than any has."""
     seen: set[int] = set()
+    parts = 0
     waiting = [("", module)]
     while waiting:
         name, current = waiting.pop()
@@ -175,6 +186,12 @@ def _walk(module: Stored) -> Iterator[tuple[str, Stored]]:
             continue
         seen.add(id(current))
         yield name, current
-        children = current.state.get("_modules") or {}
+        parts += sum(len(_table(current, kind)) for kind in ("_modules", "_parameters", "_buffers"))
+        if parts > _MOST_PARTS or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"{path} holds a network of more than {_MOST_PARTS} parts, or with names of more than {_LONGEST_NAME} letters: "
+                "no network is like that"
+            )
+        children = _table(current, "_modules")
         below = [(f"{name}.{own}" if name else str(own), child) for own, child in children.items()]
-        waiting += [(path, child) for path, child in reversed(below) if isinstance(child, Stored)]
+        waiting += [(place, child) for place, child in reversed(below) if isinstance(child, Stored)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctm.arguments import as_count, as_labels, as_levels, as_number, as_seed, as_state
 from ctm.noise import match_dims
 
 __all__ = ["GaussianMixture"]
@@ -33,8 +35,7 @@ class GaussianMixture(nn.Module):
             raise ValueError(
                 f"means must be (K, *shape) and weights (K,), got {tuple(means.shape)} and {tuple(weights.shape)}"
             )
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}: the flow is not defined for points")
+        std = as_number(std, "std", 0, above=True, why="the flow is not defined for points")
         if bool((weights < 0).any()) or not float(weights.sum()) > 0:
             raise ValueError(f"weights must be non-negative with a positive sum, got {weights.tolist()}")
         self.register_buffer("means", means if means.is_floating_point() else means.float())
@@ -58,6 +59,12 @@ class GaussianMixture(nn.Module):
         other = torch.arange(len(weights), device=x.device) != labels[:, None]
         return logits.masked_fill(other & (labels >= 0)[:, None], -math.inf)
 
+    def _checked(self, x: Tensor, t: Tensor | float, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """Levels (B,) in x's dtype and labels int64 (B,) or None. Raises ValueError for what does not fit."""
+        if tuple(as_state(x).shape[1:]) != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return as_levels(t, x, zero=True).to(x.dtype), as_labels(labels, x)
+
     def _check_labels(self, labels: Tensor) -> None:
         """Raises ValueError for a component there is not."""
         if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
@@ -77,14 +84,15 @@ class GaussianMixture(nn.Module):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t = x] = (c²·x + t²·Σ p_k μ_k)/(c² + t²). x (B, *shape), t (B,) ≥ 0 -> like x, in x's dtype."""
-        t = t.to(x.dtype)
+        t, labels = self._checked(x, t, labels)
         variance = t**2 + self.std**2
         mean = self._posterior_mean(x, variance, labels)
         return x + match_dims(t**2 / variance, x) * (mean - x)
 
     def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """∇ log p_t(x) = (Σ p_k μ_k − x)/(c² + t²); t = 0 is allowed. Shapes as in `denoise`."""
-        variance = t.to(x.dtype) ** 2 + self.std**2
+        t, labels = self._checked(x, t, labels)
+        variance = t**2 + self.std**2
         return (self._posterior_mean(x, variance, labels) - x) / match_dims(variance, x)
 
     @torch.no_grad()
@@ -95,6 +103,8 @@ class GaussianMixture(nn.Module):
         label) keeps p constant: x_s = μ + (x − μ)·√((s²+c²)/(t²+c²)). The other samples are integrated in float64 by an
         adaptive eighth-order method to 1e-9 (on the CPU where the device has no float64).
         """
+        t, labels = self._checked(x, t, labels)
+        s = as_levels(s, x, "s", zero=True)
         if labels is not None:
             self._check_labels(labels)
         device = x.device if x.device.type != "mps" else torch.device("cpu")
@@ -133,7 +143,7 @@ class GaussianMixture(nn.Module):
         """ln density, in nats, of the mixture blurred by N(0, sigma²·I). x (B, *shape); sigma ≥ 0, a number or (B,).
 
         Returns (B,)."""
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        level, _ = self._checked(x, sigma, None)
         variance = level**2 + self.std**2
         size = math.prod(self.shape)
         common = x.flatten(1).square().sum(1) / (2 * variance) + size / 2 * (2 * math.pi * variance).log()
@@ -141,7 +151,7 @@ class GaussianMixture(nn.Module):
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data (n, *shape), in the means' dtype, the same for the same seed on any device."""
-        generator = torch.Generator().manual_seed(seed)
+        n, generator = as_count(n, "n", 0), torch.Generator().manual_seed(as_seed(seed))
         if n == 0:
             return self.means[:0]
         k = torch.multinomial(self.weights.double().cpu(), n, replacement=True, generator=generator)

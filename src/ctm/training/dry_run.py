@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ctm.data import Images
 from ctm.objectives import Adversarial
+from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
 from ctm.training.recipe import Recipe
+from ctm.training.stand_in import random_images
 from ctm.training.step import step_generator
-from ctm.training.trainer import _load, _prepare, _Run, _step
+from ctm.training.trainer import _step
 
 __all__ = ["DryRun", "dry_run", "expected_teacher_evaluations"]
 
@@ -32,7 +34,9 @@ class DryRun:
     parameters: of each network that computes, by name. parameter_bytes: of all that are held, averages too; gradient_bytes,
     optimizer_bytes: after a step. peak_bytes: largest memory of the GPU's tensors, or of the process where there is none.
     evaluations: of each network for each image in the measured step. expected_teacher: the teacher's, in the mean over
-    steps. first_seconds, seconds: the step that warms up, and the one after it. expected_seconds: of a step in the mean."""
+    steps. first_seconds, seconds: the step that warms up, and the one after it. expected_seconds: of a step in the mean.
+    stand_ins: a line for each thing that is not on this machine and what was taken in its place. start: lines on where the
+    student's weights and noise levels come from."""
 
     recipe: Recipe
     device: str
@@ -47,7 +51,8 @@ class DryRun:
     first_seconds: float
     seconds: float
     expected_seconds: float
-    stand_in: bool
+    stand_ins: list[str]
+    start: list[str]
 
     def lines(self) -> list[str]:
         """The measurements in words."""
@@ -68,19 +73,26 @@ class DryRun:
             f"about {self.expected_seconds:.3g} s in the mean over steps",
             f"whole run: {recipe.steps:,} steps, about {_duration(whole)} without sample grids and checkpoints",
         ]
-        if self.stand_in:
-            result.insert(1, "teacher: none given; a copy of the untrained student stands in for it")
-        return result
+        return [result[0], *self.stand_ins, *self.start, *result[1:]]
 
 
 def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
-    """Build everything, take a step to warm up and a measured one. A recipe that needs a teacher and names none gets a copy
-    of its student for one. Raises ValueError and FileNotFoundError as `train`; writes nothing."""
+    """Build everything, take a step to warm up and a measured one; writes nothing. What is not on this machine is stood in for:
+    data by random pictures of the recipe's shape, a teacher (also one that is needed and not named) by a copy of the student,
+    a starting student by random weights. Raises ValueError as `train`, and FileNotFoundError where the shape of missing data is
+    not to be told from the recipe."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    images = images or _load(recipe)
-    run = _prepare(recipe, accelerator, images, stand_in=True)
+    stand_ins: list[str] = []
+    if images is None:
+        try:
+            images = load_data(recipe)
+        except FileNotFoundError as error:
+            images, line = random_images(recipe, str(error))
+            stand_ins.append(line)
+    run = prepare(recipe, accelerator, images, stand_in=stand_ins)
+    recipe = run.recipe
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     begin = recipe.steps // 2  # where an objective that starts late takes part
@@ -103,7 +115,8 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
         first_seconds=first,
         seconds=seconds,
         expected_seconds=seconds - teacher_seconds + expected * each,
-        stand_in=recipe.teacher is None and run.teacher is not None,
+        stand_ins=stand_ins,
+        start=run.begun.lines,
     )
 
 
@@ -120,7 +133,7 @@ def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, .
     return total / _DRAWS
 
 
-def _measured(run: _Run, step: int) -> tuple[float, float, dict[str, int]]:
+def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
     """Take a step. Returns its seconds, those inside the teacher, and how often each network was called."""
     models = {"student": run.student, "target": run.target, "teacher": run.teacher}
     calls, inside = {name: 0 for name, model in models.items() if model is not None}, [0.0]

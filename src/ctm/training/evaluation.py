@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import torch
 
 from ctm.data import Images
-from ctm.training.run_directory import RunDirectory, write_whole
+from ctm.files import write_whole
+from ctm.training.rows import read_rows
+from ctm.training.run_directory import RunDirectory
 
 __all__ = ["EvaluationSettings", "SelfEvaluation"]
 
+_LOG = logging.getLogger(__name__)
 _FILE = "evaluations.jsonl"
 
 
@@ -48,6 +53,7 @@ class SelfEvaluation:
     def __init__(
         self, settings: EvaluationSettings, images: Images, directory: RunDirectory, step: int, device: torch.device
     ) -> None:
+        from ctm.evaluation.frechet import too_few
         from ctm.evaluation.passes import Processes  # here, because few runs evaluate themselves
         from ctm.evaluation.run import judge_of
 
@@ -55,26 +61,27 @@ class SelfEvaluation:
         self._judge = judge_of(
             images, features=settings.features, images=settings.num, processes=Processes(device=device)
         )
+        for warning in too_few(settings.num, len(images), self._judge.extractor.features):
+            _LOG.warning("self-evaluation: %s", warning)
         self._file, self._best = directory.path / _FILE, directory.path / "best.json"
-        rows = [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.is_file() else []
-        self._rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= step]
+        self._rows: list[dict[str, Any]] = [row for row in read_rows(self._file) if row["step"] <= step]
 
-    def __call__(self, model: Any, step: int) -> dict[str, float]:
-        """Evaluate; keep the model if it is the best. Returns the numbers."""
+    def __call__(self, model: Any, step: int, card: Callable[[], str | None] = lambda: None) -> dict[str, float]:
+        """Evaluate; keep the model if it is the best, with the card that `card` then makes. Returns the numbers."""
         from ctm.evaluation.plans import make_plans, subject_of
         from ctm.evaluation.run import evaluate_plans
 
-        place = next(model.parameters()).device
         subject = subject_of("model", str(self._directory.path), model)
         steps = self.settings.steps or (1 if hasattr(model, "jump") else 18)
         with tempfile.TemporaryDirectory() as folder:
-            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder))
-        model.to(place)
+            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder), quiet=True)
         numbers = {name: number.value for name, number in row.numbers.items()}
-        earlier = [known["frechet"] for known in self._rows]
-        self._rows.append({"step": step, **numbers})
+        how = {"num": self.settings.num, "steps": steps, "features": self.settings.features}
+        alike = [known for known in self._rows if known.get("how", how) == how]  # others do not compare
+        earlier = [known["frechet"] for known in alike if "frechet" in known]
+        self._rows.append({"step": step, **numbers, "how": how})
         write_whole(self._file, "".join(json.dumps(known) + "\n" for known in self._rows).encode())
         if not earlier or numbers["frechet"] < min(earlier):
-            self._directory.publish(model, "best")
+            self._directory.publish(model, "best", card())
             write_whole(self._best, (json.dumps({"step": step, "frechet": numbers["frechet"]}) + "\n").encode())
         return numbers

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-__all__ = ["largest", "on_main"]
+__all__ = ["check_launch", "largest", "on_main"]
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raises ValueError where `accelerate launch` was asked for several processes and has started this one alone, as it does on
+    a machine without GPUs: there it starts several through MPI only. It tells where they meet, but not how many there are."""
+    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one: on CPUs it starts several through MPI only "
+            "(--mpirun_hostfile). Use torchrun --nproc_per_node 2 -m ctm train …, or accelerate launch --num_processes 1"
+        )
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], int | None]) -> int:

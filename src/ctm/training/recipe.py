@@ -30,9 +30,13 @@ class DataSettings:
     Args:
         name: digits, mnist5k, fashion-mnist, the path of an image folder, .npz or .parquet file, or a hub id.
         size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
-        channels: 1 (grey) or 3 (colour) converts; unset: as the images are.
+        channels: 1 (grey) or 3 (colour) converts; unset: colour if any picture is in colour.
         split: train or test, where the set has both.
         batch_size: images in a step, over all processes together.
+        image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
+        label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
+        flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
+        max_gb: most memory that an .npz or .parquet file may take, in 10⁹ bytes; unset: 1, or ten times the file's size.
     """
 
     name: str
@@ -40,6 +44,10 @@ class DataSettings:
     channels: int | None = None
     split: str = "train"
     batch_size: int = 128
+    image: str | None = None
+    label: str | None = None
+    flip: bool = False
+    max_gb: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -48,25 +56,26 @@ class ModelSettings:
 
     Args:
         kind: trajectory (a CTM), diffusion (a teacher, which cannot jump) or consistency (jumps to sigma_min only).
-        sigma_min: lowest noise level.
-        sigma_max: highest noise level.
-        sigma_data: standard deviation of the data that the scalings assume.
+        sigma_min: lowest noise level; unset: that of the starting student or the teacher, else 0.002.
+        sigma_max: highest noise level; unset: likewise, else 80.
+        sigma_data: standard deviation of the data that the scalings assume; unset: that of the starting student or the teacher,
+            else measured.
         inner: scaling of g in a CTM.
         outer: form of the jump in a CTM.
     """
 
     kind: Literal["trajectory", "diffusion", "consistency"] = "trajectory"
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_data: float | None = None
     inner: Inner = "edm"
     outer: Outer = "euler"
 
     def build(
         self, network: NetworkBuilder, shape: Sequence[int], num_classes: int
     ) -> TrajectoryModel | DiffusionModel | ConsistencyModel:
-        """The model around a network made for this data."""
-        settings: dict[str, Any] = asdict(self)
+        """The model around a network made for this data. Levels that are unset are the model's own defaults."""
+        settings: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         about: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
         kind = settings.pop("kind")
         if kind == "trajectory":
@@ -82,7 +91,7 @@ class NetworkDescription:
     model's config.json can describe."""
 
     class_path: str
-    init_args: dict[str, Any]
+    init_args: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, shape: Sequence[int], num_classes: int) -> torch.nn.Module:
         arguments = {"shape": list(shape), "num_classes": num_classes, **self.init_args}
@@ -103,6 +112,8 @@ class Recipe:
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
+        start_from: teacher: the student's network gets every tensor of the teacher's that fits it by name and shape, and there
+            must be one; random: it gets none. Without a teacher, or with `student`, it decides nothing.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
@@ -117,6 +128,7 @@ class Recipe:
         seed: of every random number in the run.
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
+        sample_minutes: minutes between sample grids besides, the first after a quarter of that; null: by steps alone.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay.
         skip_limit: training stops after this many steps in a row were skipped, because a loss or gradient was not finite or
@@ -124,6 +136,7 @@ class Recipe:
         spike_factor: a gradient norm above this multiple of its running median is a spike; null: none is.
         evaluation: how often, and how, the run evaluates itself and keeps the best weights as best/; unset: not at all.
         trackers: wandb, trackio or both; they get the numbers that metrics.jsonl and TensorBoard get.
+        license: identifier of a licence for the model's card, such as mit or cc-by-4.0; unset: the card names none.
         engine: how to compute: precision, pieces of a batch, clipping, layout, compilation.
     """
 
@@ -135,6 +148,7 @@ class Recipe:
     discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
     student: str | None = None
+    start_from: Literal["teacher", "random"] = "teacher"
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000
@@ -147,12 +161,14 @@ class Recipe:
     seed: int = 0
     log_every: int = 50
     sample_every: int = 1000
+    sample_minutes: float | None = 2.0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     skip_limit: int = 10
     spike_factor: float | None = 30.0
     evaluation: EvaluationSettings | None = None
     trackers: list[Tracker] = field(default_factory=list)
+    license: str | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
@@ -173,6 +189,8 @@ class Recipe:
         for name in ("target_ema", "label_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.sample_minutes is not None and not self.sample_minutes > 0:
+            raise ValueError(f"sample_minutes must be above 0, or null for none, got {self.sample_minutes}")
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ValueError(f"spike_factor must be above 1, or null for none, got {self.spike_factor}")
         if self.data.batch_size < 1:

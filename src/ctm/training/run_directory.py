@@ -1,4 +1,5 @@
-"""A run's directory: config.yaml, metrics.jsonl, events, samples/, checkpoints/<step>/ and model/ (the EMA weights)."""
+"""A run's directory: config.yaml, made_of.json, metrics.jsonl, events, samples/, checkpoints/<step>/ and model/ (the EMA
+weights)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,15 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory, write_whole
+from ctm.files import write_whole
+from ctm.foreign.text import read_yaml
+from ctm.teachers.torch_files import read_torch
+from ctm.training.lock import LOCK, DirectoryLock
+from ctm.training.rows import read_rows
+from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
+from ctm.tuned import TunedGrid, read_grids
 
-__all__ = ["CannotWrite", "Checkpoint", "RunDirectory", "write_whole"]
+__all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,30 +53,50 @@ class RunDirectory:
         self.path, self.keep = path, keep
         self.samples, self.checkpoints, self.model = path / "samples", path / "checkpoints", path / "model"
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
+        self.lock = DirectoryLock(path)
 
-    def claim(self, settings: str) -> None:
-        """Take the directory for a run with these settings (YAML), or continue in it where they are the same; what a killed
-        writer left is cleared away.
+    def claim(self, settings: str, check: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        """Take the directory for a run with these settings (YAML), or continue in it, and keep other processes out until
+        `release`; what a killed writer left is cleared away.
 
-        Raises ValueError where it was used with others, naming them, or holds something else, CannotWrite where it cannot
-        be written to."""
-        if self.config.is_file():
-            other = _differences(yaml.safe_load(self.config.read_text()), yaml.safe_load(settings))
-            if other:
-                raise ValueError(
-                    f"{self.path} holds a run with other settings ({'; '.join(other[:4])}). Use another --out, or repeat "
-                    f"the settings of {self.config} to continue that run"
-                )
-        elif self.path.exists() and not (self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing"}):
+        check: called with the settings the directory holds, where it holds a run; raises ValueError where those given do not
+        continue it. Raises ValueError where it holds something else, DirectoryInUse where another process writes it,
+        CannotWrite where it cannot be written to."""
+        free = not self.path.exists() or (
+            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK}
+        )
+        if not free and not self.config.is_file():
             raise ValueError(f"{self.path} exists and is not a run directory (no config.yaml): use another --out")
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+        if self.config.is_file() and check is not None:
+            check(self.settings())
+        with self.writing():
             clear_leftovers(self.path)
-            if not self.config.is_file():
+            if not self.config.is_file() or self.config.read_bytes() != settings.encode():
                 write_whole(self.config, settings.encode())
             for directory in (self.samples, self.checkpoints):
                 directory.mkdir(exist_ok=True)
             clear_leftovers(self.checkpoints)
+
+    def release(self) -> None:
+        """Let other processes write the directory."""
+        with self.writing():
+            self.lock.release()
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe in config.yaml. Raises ValueError naming the file where it is damaged."""
+        try:
+            found = read_yaml(self.config)
+        except (yaml.YAMLError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self.config} is damaged: it is no recipe in YAML. Restore it (it is what ctm train --print_config prints for "
+                "this run), or use another --out"
+            )
+        return found
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints there are, whole or not, in order."""
@@ -123,7 +150,7 @@ class RunDirectory:
                 module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
             for name, optimizer in optimizers.items():
                 file = checkpoint / f"{name}.optimizer.pt"
-                optimizer.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+                optimizer.load_state_dict(read_torch(file))
             state = json.loads((checkpoint / "state.json").read_text())
             return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
         except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
@@ -132,17 +159,27 @@ class RunDirectory:
                 "wrote it; use that one, or another --out"
             ) from error
 
-    def publish(self, model: Any, name: str = "model") -> None:
-        """Write a model directory of that name, replacing the one before as a whole."""
+    def publish(self, model: Any, name: str = "model", card: str | None = None) -> None:
+        """Write a model directory of that name, replacing the one before as a whole. card: its README.md."""
         temporary = self.path / f".writing-{name}"
         with self.writing():
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 model.save_pretrained(temporary)
+                if card is not None:
+                    (temporary / "README.md").write_text(card)
                 sync_files(temporary)
                 replace_directory(temporary, self.path / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def tuned_grids(self, name: str, model: Any) -> dict[int, TunedGrid]:
+        """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
+        try:
+            kept = json.loads((self.path / name / "config.json").read_text()).get("grids", {})
+            return read_grids(kept, model.sigma_min, model.sigma_max)
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -150,15 +187,14 @@ class RunDirectory:
             file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.jsonl; a last line that a killed writer left unfinished does not count."""
-        if not self.metrics.is_file():
-            return []
-        text = self.metrics.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """The rows of metrics.jsonl; damaged lines are left out with a warning."""
+        return read_rows(self.metrics)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of steps that a continued run will write again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
+    def forget_after(self, step: int, *, closed: bool = False) -> None:
+        """Drop the rows of steps that a continued run will write again. closed: the row of `step` itself too, because the run
+        once ended there, between two rows, and now goes on beyond."""
+        last = step - 1 if closed else step
+        rows = [row for row in self.read_metrics() if row["step"] <= last]
         with self.writing():
             write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
@@ -202,15 +238,3 @@ def _names(directory: Path) -> list[str]:
         return [entry.name for entry in directory.iterdir()]
     except OSError:
         return []
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Settings that differ, as 'name: before → now'."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [
-            d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return [d for i, pair in enumerate(zip(before, now, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
-    return [] if before == now else [f"{path}: {before} there, {now} here"]

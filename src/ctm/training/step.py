@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctm.models.boundary import inside
+from ctm.arguments import inside
 from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 

@@ -9,36 +9,17 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from ctm.files import sync, write_file
+
 __all__ = [
     "clear_leftovers",
     "damage",
     "replace_directory",
     "sync_files",
     "write_directory",
-    "write_file",
-    "write_whole",
 ]
 
 MANIFEST = "manifest.json"
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file and bring it to the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        write_file(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def write_directory(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
@@ -55,7 +36,7 @@ def write_directory(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
             write_file(temporary / name, content)
             manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         write_file(temporary / MANIFEST, (json.dumps({"files": manifest}, indent=2) + "\n").encode())
-        _sync(temporary)
+        sync(temporary)
         replace_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -70,15 +51,15 @@ def replace_directory(temporary: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(temporary, target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_files(directory: Path) -> None:
     """Bring the files of a directory that others wrote, and the directory itself, to the disk."""
     for file in directory.iterdir():
-        _sync(file)
-    _sync(directory)
+        sync(file)
+    sync(directory)
 
 
 def clear_leftovers(directory: Path) -> None:
@@ -96,6 +77,8 @@ def damage(directory: Path) -> str | None:
     try:
         files = json.loads((directory / MANIFEST).read_bytes())["files"]
         for name, expected in files.items():
+            if Path(name).name != name or not (directory / name).is_file():
+                return f"{name[:80]!r} is missing"
             wrong = _difference(directory / name, expected["bytes"], expected["sha256"])
             if wrong:
                 return f"{name} {wrong}"
@@ -120,12 +103,3 @@ def _difference(file: Path, size: int, checksum: str) -> str | None:
     if digest.hexdigest() != checksum:
         return "does not have the checksum it was written with"
     return None
-
-
-def _sync(path: Path) -> None:
-    """fsync of a file or directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

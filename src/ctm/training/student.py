@@ -2,52 +2,123 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from ctm.models import load_model
+__all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
 
-__all__ = ["check_teacher", "start_from_student", "start_from_teacher"]
+_SHOWN = 3
 
 
-def check_teacher(teacher: Any, student: Any) -> None:
-    """Raises ValueError where a teacher cannot teach this student: other image shape, other classes, other noise range."""
-    if tuple(teacher.shape) != tuple(student.shape):
+@dataclass(frozen=True)
+class Start:
+    """What a student took from its teacher, by the names of tensors.
+
+    copied: now the teacher's. new: those the teacher has not. unfit: those it has in another shape, with both shapes in words.
+    left: the teacher's that the student has not."""
+
+    copied: list[str]
+    new: list[str]
+    unfit: list[str]
+    left: list[str]
+
+    def line(self) -> str:
+        """One line for a person."""
+        total = len(self.copied) + len(self.new) + len(self.unfit)
+        parts = [f"the student starts from its teacher's weights: {len(self.copied)} of its {total} tensors are copied"]
+        own = [name for name in self.new if _students_own(name)]
+        others = [name for name in self.new if not _students_own(name)]
+        if own:
+            parts.append(f"{len(own)} are a student's own layers and new, as they should be ({_first(own)})")
+        if others:
+            parts.append(f"{len(others)} are unknown to the teacher and start at random ({_first(others)})")
+        if self.unfit:
+            parts.append(
+                f"{len(self.unfit)} have other shapes than the teacher's and start at random ({_first(self.unfit)}): give the "
+                "network the teacher's sizes to copy them"
+            )
+        if self.left:
+            parts.append(f"{len(self.left)} of the teacher's have no place in the student ({_first(self.left)})")
+        return "; ".join(parts)
+
+
+def _students_own(name: str) -> bool:
+    """Whether a tensor belongs to the level s or to the guidance scale, which a teacher has not and a student needs."""
+    return any(part.startswith(("s_", "guidance")) for part in name.split("."))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def check_teacher(teacher: Any, shape: tuple[int, ...], num_classes: int) -> None:
+    """Raises ValueError where a teacher cannot teach on these data: other image shape, other classes."""
+    if tuple(teacher.shape) != tuple(shape):
         raise ValueError(
-            f"the teacher makes samples of shape {tuple(teacher.shape)}, the data are {tuple(student.shape)}: "
+            f"the teacher makes samples of shape {tuple(teacher.shape)}, the data are {tuple(shape)}: "
             "set data.size and data.channels to the teacher's, or train a teacher on this data"
         )
-    if teacher.num_classes not in (0, student.num_classes):
+    if teacher.num_classes not in (0, num_classes):
         raise ValueError(
-            f"the teacher knows {teacher.num_classes} classes, the data have {student.num_classes}: train on the teacher's data"
+            f"the teacher knows {teacher.num_classes} classes, the data have {num_classes}: train on the teacher's data"
         )
 
 
-def start_from_teacher(student: Any, teacher: Any) -> list[str]:
-    """Copy every tensor of the teacher's network that the student's network has under the same name and shape.
+def start_from_teacher(student: Any, teacher: Any) -> Start:
+    """Copy every tensor of the teacher's network that the student's network has under the same name and in the same shape.
 
-    Returns the names the teacher did not have (the student's own layers: the s branch). Copies nothing and returns all
-    names where the two networks are of different kinds."""
-    own, given = student.network.state_dict(), teacher.network.state_dict()
+    Raises ValueError where there is none."""
+    own = student.network.state_dict()
+    network = getattr(teacher, "network", None)
+    given = {} if network is None else network.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    if len(fitting) < len(given):
-        return list(own)
+    if not fitting:
+        raise ValueError(
+            f"nothing of the teacher's network ({type(network).__name__}, {len(given)} tensors) fits the student's "
+            f"({type(student.network).__name__}, {len(own)} tensors) in name and shape: give the network the teacher's class and "
+            "sizes, or start from random weights: --start_from random"
+        )
     student.network.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in given]
+    unfit = [name for name in own if name in given and name not in fitting]
+    return Start(
+        copied=list(fitting),
+        new=[name for name in own if name not in given],
+        unfit=[f"{name} {tuple(own[name].shape)} for {tuple(given[name].shape)}" for name in unfit],
+        left=[name for name in given if name not in own],
+    )
 
 
-def start_from_student(student: Any, model: str) -> None:
-    """Copy all weights of a model (directory, run directory or hub id) into the student.
+def check_student(student: Any, started: Any, name: str) -> None:
+    """Raises ValueError where `started`, the model called `name`, is of another kind than the student, or has other scalings."""
+    kinds = type(started).__name__, type(student).__name__
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{name} is a {kinds[0]} and this recipe trains a {kinds[1]}: set model.kind, or name it as the teacher, whose "
+            "weights may start another kind of model"
+        )
+    for setting in ("inner", "outer"):
+        before, now = getattr(started, setting, None), getattr(student, setting, None)
+        if before != now:
+            raise ValueError(
+                f"{name} has the {setting} scaling {before!r} and this recipe's model {now!r}, with which its weights are "
+                f"another function: set model.{setting} to {before}"
+            )
+
+
+def start_from_student(student: Any, started: Any, name: str) -> None:
+    """Copy all weights of the model `started`, which is called `name`, into the student.
 
     Raises ValueError where the two networks are not the same, naming what differs."""
-    given, own = load_model(model).network.state_dict(), student.network.state_dict()
+    given, own = started.network.state_dict(), student.network.state_dict()
     other = sorted(
-        name
-        for name in own.keys() | given.keys()
-        if getattr(own.get(name), "shape", 0) != getattr(given.get(name), "shape", 0)
+        key
+        for key in own.keys() | given.keys()
+        if getattr(own.get(key), "shape", 0) != getattr(given.get(key), "shape", 0)
     )
     if other:
         raise ValueError(
-            f"the student cannot start from {model}: {len(other)} tensors differ in name or shape, first {other[0]}. Give the "
+            f"the student cannot start from {name}: {len(other)} tensors differ in name or shape, first {other[0]}. Give the "
             "network of that model (its config.json names it)"
         )
+    check_student(student, started, name)
     student.network.load_state_dict(given)

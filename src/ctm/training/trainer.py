@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,104 +14,28 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from ctm.data import Images, epoch_order, load_images
-from ctm.objectives import Matching, Networks
-from ctm.teachers import load_teacher
-from ctm.training.adversary import Adversary, adversary
-from ctm.training.ema import Average, frozen_copy, move_average
-from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.console import text_console
+from ctm.data import Images, epoch_order, random_flips
+from ctm.objectives import Networks
+from ctm.training.assembly import Run, load_data, prepare
+from ctm.training.ema import move_average
 from ctm.training.evaluation import SelfEvaluation
-from ctm.training.guard import StepGuard
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
-from ctm.training.processes import largest
+from ctm.training.pictures import GridClock
+from ctm.training.processes import check_launch, largest
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
-from ctm.training.recording import record, take_up
+from ctm.training.recording import Recorder, TakenUp, take_up
 from ctm.training.run_directory import RunDirectory
-from ctm.training.sharding import WholeModule, WholeOptimizer, reshard, shard_networks
-from ctm.training.step import Batch, LossModule, backward, draw_batch, last_layer, rows_of_process, step_generator
-from ctm.training.student import check_teacher, start_from_student, start_from_teacher
-from ctm.training.trackers import check_trackers, open_trackers
-from ctm.training.verdict import Verdict, step_guards
+from ctm.training.sharding import reshard
+from ctm.training.step import Batch, backward, draw_batch, rows_of_process, step_generator
+from ctm.training.trackers import open_trackers
+from ctm.training.verdict import Verdict
 
 __all__ = ["train"]
 
-
-@dataclass
-class _Run:
-    """What the loop works on."""
-
-    recipe: Recipe
-    accelerator: Accelerator
-    images: Images
-    module: LossModule
-    wrapped: Any
-    optimizer: ScaledOptimizer
-    averages: list[Any]
-    target: Any
-    teacher: Any
-    plain: Any  # where the weights are sharded, a whole model in the main process, else None
-    sharded: bool
-    guards: dict[str, StepGuard]
-    adversary: Adversary | None = None
-
-    @property
-    def student(self) -> Any:
-        return self.module.student
-
-    @property
-    def published(self) -> Any:
-        return self.averages[0]
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """What a checkpoint holds."""
-        kept = {"student": self.student, "ema": self.published, "target": self.target}
-        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
-        kept["discriminator"] = self.adversary and self.adversary.network
-        return {name: module for name, module in kept.items() if module is not None}
-
-    @property
-    def optimizers(self) -> dict[str, Any]:
-        """What a checkpoint holds of optimisers."""
-        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
-
-    @property
-    def skipping(self) -> bool:
-        """Whether the student's or the discriminator's last step was skipped."""
-        return any(guard.in_a_row > 0 for guard in self.guards.values())
-
-    def others(self) -> list[tuple[Average, Any]]:
-        """The averages besides the published one."""
-        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
-
-    def parts(self, *, gather: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
-
-        gather: bring sharded tensors together, for saving."""
-        if not self.sharded:
-            return dict(self.modules()), self.optimizers
-        modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
-        return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
-
-    def whole_averages(self) -> dict[str, Any]:
-        """The averages by the names of their directories, to sample from and publish in the main process. All processes call
-        this at the same moment."""
-        names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
-        models = self.averages
-        if self.sharded:
-            states = [WholeModule(average, gather=True).state_dict() for average in models]
-            models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
-            for model, state in zip(models, states, strict=bool(models)):
-                model.load_state_dict(state)
-        return dict(zip(names, models, strict=bool(models)))
-
-    def together(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
-        if self.sharded:
-            self.student.network.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+_GRID = 1000  # above the numbers of all signals: the main process asks for a sample grid
 
 
 def train(
@@ -121,106 +43,76 @@ def train(
 ) -> RunDirectory:
     """Train by `recipe` in the run directory `out`, going on from its newest checkpoint where there is one.
 
-    settings: the recipe as YAML; it is kept as config.yaml and tells whether a used directory holds the same run.
-    images: the data where the caller has it already. Works under accelerate's launcher in any number of processes; the
-    batch of the recipe is divided among them. Returns the run directory, whose model/ holds the EMA weights.
-    Raises ValueError for settings that do not fit each other or the directory, TrainingDiverged where too many steps in a
-    row were skipped, CannotWrite where the disk is full or permission lacks; after a checkpoint, KeyboardInterrupt for Ctrl-C
+    settings: the recipe as YAML; with the noise levels that were found where it leaves them open it is kept as config.yaml and
+    tells whether a used directory holds the same run. images: the data where the caller has it already. Works under torchrun
+    and accelerate's launcher in any number of processes; the batch of the recipe is divided among them. Returns the run
+    directory, whose model/ holds the EMA weights.
+    Raises ValueError for settings that do not fit each other or the directory, and for data or a teacher that are others than
+    those the run was made from; DirectoryInUse where another process trains there; TrainingDiverged where too many steps in a
+    row were skipped; CannotWrite where the disk is full or permission lacks; after a checkpoint, KeyboardInterrupt for Ctrl-C
     and Terminated for SIGTERM. Of several processes the main one raises and the others leave with SystemExit.
     """
     processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
     accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
-    run = _prepare(recipe, accelerator, images or _load(recipe))
-    directory = RunDirectory(out, recipe.keep_checkpoints)
-    step, elapsed = take_up(run, directory, settings)
-    trackers = (
-        open_trackers(recipe.trackers, title, out, yaml.safe_load(settings)) if accelerator.is_main_process else []
-    )
+    check_launch(accelerator)
+    run = prepare(recipe, accelerator, images or load_data(recipe))
+    settings = _with_levels(settings, run)
+    directory, trackers = RunDirectory(out, recipe.keep_checkpoints), []
     try:
-        _loop(run, directory, step, elapsed, title, trackers)
+        taken = take_up(run, directory, settings)
+        if accelerator.is_main_process:
+            _say(title, taken.lines)
+            trackers = open_trackers(recipe.trackers, title, out, yaml.safe_load(settings))
+        _loop(run, directory, taken, title, trackers)
     finally:
+        directory.release()
         for tracker in trackers:
             tracker.finish()
     return directory
 
 
-def _load(recipe: Recipe) -> Images:
-    data = recipe.data
-    return load_images(data.name, data.size, data.channels, data.split)
+def _with_levels(settings: str, run: Run) -> str:
+    """The recipe's text with the noise levels that it left open, as they were found: the run is to go on with these."""
+    levels, recipe = vars(run.begun.levels), run.recipe.model
+    found = {name: value for name, value in levels.items() if getattr(recipe, name) is None}
+    if not found:
+        return settings
+    whole = yaml.safe_load(settings)
+    whole["model"] = {**(whole.get("model") or {}), **found}
+    return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
 
 
-def _prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: bool = False) -> _Run:
-    """Networks, optimiser and data, in place on the device. stand_in: a copy of the student is the teacher where a teacher
-    is needed and none is named."""
-    rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
-    check_trackers(recipe.trackers)
-    needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
-    if needs_teacher and recipe.teacher is None and not stand_in:
-        raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
-    torch.manual_seed(recipe.seed)
-    student = recipe.model.build(recipe.network, images.shape, images.num_classes)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = load_teacher(recipe.teacher)
-        check_teacher(teacher, student)
-        start_from_teacher(student, teacher)
-    if recipe.student is not None:
-        start_from_student(student, recipe.student)
-    for objective in recipe.objectives:
-        if isinstance(objective, Matching):
-            objective.check(student, teacher)
-    student = student.to(accelerator.device)
-    teacher = frozen_copy(student) if teacher is None and needs_teacher else teacher
-    teacher = teacher.to(accelerator.device) if teacher is not None else None
-    if recipe.engine.channels_last:
-        set_layout([student] if teacher is None else [student, teacher])
-    needs_target = any(objective.needs_target for objective in recipe.objectives)
-    sharded = recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1
-    module = LossModule(student, recipe.objectives, sharded=sharded)
-    averages = [frozen_copy(student) for _ in recipe.averages]
-    target = frozen_copy(student) if needs_target else None
-    working = (student, target, teacher)
-    set_precision(working, recipe.engine.precision)
-    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
-    if sharded and opponent is not None:
-        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
-    if recipe.engine.compile is not None:
-        compile_networks(working, recipe.engine.compile, eager=module.last_layer)
-    plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
-    if sharded:
-        divided = [student, *averages, *([] if target is None else [target])]
-        shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
-        wrapped, optimizer = module, accelerator.prepare(recipe.optimizer(student.parameters()))
-    else:
-        wrapped, optimizer = accelerator.prepare(module, recipe.optimizer(student.parameters()))
-    scaled = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
-    networks = (module, wrapped, scaled, averages, target, teacher, plain, sharded)
-    return _Run(recipe, accelerator, images, *networks, step_guards(recipe, opponent is not None), opponent)
+def _say(title: str, lines: Sequence[str]) -> None:
+    console = text_console()
+    for line in lines:
+        console.print(f"{title}: {line}")
 
 
-def _loop(
-    run: _Run, directory: RunDirectory, step: int, elapsed: float, title: str, trackers: Sequence[Any] = ()
-) -> None:
-    recipe, main = run.recipe, run.accelerator.is_main_process
+def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, trackers: Sequence[Any] = ()) -> None:
+    recipe, main, step = run.recipe, run.accelerator.is_main_process, taken.step
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
-    names = loss_names(recipe.objectives)
-    with directory.writing():
-        log = MetricsLog(directory, names, recipe.data.batch_size, step, trackers) if main else None
-    settings, place = recipe.evaluation, run.accelerator.device
-    judge = SelfEvaluation(settings, run.images, directory, step, place) if settings is not None and main else None
-    started = time.monotonic() - elapsed
+    log, judge, names, size = None, None, loss_names(recipe.objectives), recipe.data.batch_size
+    if main:
+        with directory.writing():
+            log = MetricsLog(directory, names, size, step, trackers, begun=taken.sums)
+        if recipe.evaluation is not None:
+            judge = SelfEvaluation(recipe.evaluation, run.images, directory, step, run.accelerator.device)
+    started = time.monotonic() - taken.elapsed
+    clock = GridClock(recipe.sample_minutes)
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
+        recorder = Recorder(run, directory, log, bar, clock, judge, taken.data)
         while step < recipe.steps:
             numbers = _step(run, step)
             step += 1
             bar.advance()
             if log is not None and not run.skipping:
                 log.add(numbers)
-            stop = largest(run.accelerator, interrupt.requested)
-            record(run, directory, log, bar, step, time.monotonic() - started, judge, stop=stop != 0)
+            asked = largest(run.accelerator, interrupt.requested + (_GRID if main and clock.due else 0))
+            grid, stop = divmod(asked, _GRID)
+            recorder.record(step, time.monotonic() - started, stop=stop != 0, grid=grid > 0)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop == signal.SIGTERM:
@@ -228,7 +120,7 @@ def _loop(
                 raise Terminated
 
 
-def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
+def _step(run: Run, step: int) -> dict[str, float | Tensor]:
     """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
     the teacher's evaluations, how the discriminator does."""
     recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
@@ -256,14 +148,14 @@ def _step(run: _Run, step: int) -> dict[str, float | Tensor]:
     return numbers
 
 
-def _parts(run: _Run) -> list[slice]:
+def _parts(run: Run) -> list[slice]:
     """The rows of the common batch that this process takes, in pieces."""
     accelerator = run.accelerator
     pieces = run.recipe.engine.accumulate
     return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
 
 
-def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
+def _teach_adversary(run: Run, batch: Batch, step: int) -> None:
     """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
     opponent, fake = run.adversary, run.module.fake
     assert opponent is not None
@@ -272,7 +164,7 @@ def _teach_adversary(run: _Run, batch: Batch, step: int) -> None:
     opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
 
 
-def _student_step(run: _Run, step: int, verdict: Verdict) -> dict[str, float | Tensor]:
+def _student_step(run: Run, step: int, verdict: Verdict) -> dict[str, float | Tensor]:
     """One step of the student's optimiser."""
     recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
@@ -297,11 +189,13 @@ def _student_step(run: _Run, step: int, verdict: Verdict) -> dict[str, float | T
     return numbers
 
 
-def _batch(run: _Run, step: int, part: slice) -> Batch:
+def _batch(run: Run, step: int, part: slice) -> Batch:
     """Some rows of a step's common batch."""
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
     x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    if recipe.data.flip:
+        x0 = torch.where(random_flips(total, recipe.seed, step)[part].view(-1, 1, 1, 1), x0.flip(-1), x0)
     layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives_at(step),
@@ -316,7 +210,7 @@ def _batch(run: _Run, step: int, part: slice) -> Batch:
     )
 
 
-def _piece(run: _Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
+def _piece(run: Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
     """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
 
     The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""

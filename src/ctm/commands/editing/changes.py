@@ -173,7 +173,7 @@ def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int
     """One class for each picture that is given, as a list and int64 (pictures,); None where --labels is left out."""
     if settings.labels is None:
         return None, None
-    given = parse_labels(settings.labels, model.num_classes)
+    given = parse_labels(settings.labels, model.num_classes, model.class_names)
     if len(given) != pictures:
         wanted = "one class, the picture's" if pictures == 1 else "two classes, those of both pictures"
         raise ValueError(f"--labels of {settings.task} takes {wanted}, got {settings.labels!r}")

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import parse_labels
 from ctm.models import ConsistencyModel
+from ctm.progress import JobBar
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
 
@@ -53,7 +52,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
     add("model", type=str, help="model directory, run directory or hub id")
     for image in images:
         add(image, type=str, help=PICTURE)
-    several = "classes of the results, repeated over them: 3, 0-9 or all (default: no class)"
+    several = "classes of the results, repeated over them: 3, 0-9, names or all (default: no class)"
     add("--labels", "--label", type=str, default=None, help=labels or several)
     add("--seed", type=int, default=0, help="result i depends on (seed, i) alone")
     add(
@@ -69,7 +68,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
 def labels_of(model: Any, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
     """The number of results, and their classes: int64 (num,), None where none are asked for. Raises ValueError for classes that
     the model does not know and a number below 1."""
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes)
+    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     count = num if num is not None else len(cycle or [0] * default)
     if count < 1:
         raise ValueError(f"--num must be at least 1, got {count}")
@@ -106,11 +105,9 @@ def needs_denoiser(model: Any, settings: Namespace) -> None:
 
 @contextmanager
 def bar(words: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on the terminal; the function given takes the share that is done, in [0, 1]."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        line = progress.add_task(words, total=1.0)
-        yield lambda share: progress.update(line, completed=share)
+    """A bar on the terminal, a line now and then elsewhere; the function given takes the share that is done, in [0, 1]."""
+    with JobBar(words, 100, unit="%") as progress:
+        yield lambda share: progress.reach(round(100 * share))
 
 
 def of_steps(advance: Callable[[float], None], total: int) -> Callable[[Step], None]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ctm.data.files import open_picture
+from ctm.data.files import TRAITS, open_picture
 from ctm.data.images import to_model_range
 from ctm.data.resize import fit, is_colour, normal_mode
 
@@ -20,9 +20,13 @@ _HALF = 128
 _TRACE = 0.5  # of 255: the share of a filled pixel that counts in a resized one
 
 
-def read(file: str) -> Image.Image:
-    """The picture, turned upright by its EXIF orientation. Raises as `open_picture`."""
-    return ImageOps.exif_transpose(open_picture(Path(file)))
+def read(file: str, *, masks: bool = False) -> Image.Image:
+    """The picture, upright; prints what was done to it. masks: its transparency says what is to be filled. Raises as
+    `open_picture`."""
+    picture = open_picture(Path(file))
+    for trait in sorted(picture.traits - ({"transparent"} if masks else set())):
+        print(f"{file} {TRAITS[trait][0]}")
+    return picture.image
 
 
 def for_model(image: Image.Image, file: str, model: Any, *, grey: bool = False) -> Tensor:
@@ -54,7 +58,7 @@ def to_fill(image: Image.Image, file: str, mask_file: str | None, side: int) -> 
     any of what is to be filled is to be filled too. Raises ValueError for a mask of another size, without one where the
     picture has no alpha, and where nothing or everything is to be filled."""
     if mask_file is not None:
-        mask = read(mask_file)
+        mask = read(mask_file, masks=True)
         if mask.size != image.size:
             raise ValueError(
                 f"the mask {mask_file} is {mask.width}×{mask.height}, but {file} is {image.width}×{image.height}: give a "

@@ -85,7 +85,7 @@ def colourise_parser() -> Parser:
 
 def inpaint(model: Any, settings: Namespace) -> Edited:
     """Raises ValueError for unfitting pictures, masks and options, as the other two."""
-    image = read(settings.image)
+    image = read(settings.image, masks=settings.mask is None)
     fill = to_fill(image, settings.image, settings.mask, model.shape[1])
     whole = for_model(image, settings.image, model)
     operator = masking(~fill)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ctm.commands.editing.common import Edited
 from ctm.commands.output import check_output
-from ctm.pictures import to_uint8
+from ctm.commands.paths import suffix_of
+from ctm.files import write_whole
+from ctm.pictures import save_picture, to_uint8
 
 __all__ = ["check_target", "strip", "write_edit"]
 
@@ -23,30 +25,27 @@ _GROUND, _INK = 32, 224
 
 def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[str]) -> None:
     """Raises ValueError for a target that cannot hold the results or would write over a picture that is read."""
-    if out.suffix == ".npz":
+    if suffix_of(out) == ".npz":
         raise ValueError(f"--out {out}: edits are written to FILE.png or to a directory")
     check_output(out, shape, num)
-    parent = next(folder for folder in (out, *out.parents) if folder.exists() and folder != out)
-    if not parent.is_dir():
-        raise ValueError(f"--out {out}: {parent} is a file, not a directory")
     for given in (Path(name) for name in inputs):
-        same = given.resolve() == out.resolve() or (out.suffix != ".png" and given.resolve().parent == out.resolve())
+        same = given.resolve() == out.resolve() or (
+            suffix_of(out) != ".png" and given.resolve().parent == out.resolve()
+        )
         if same:
             raise ValueError(f"--out {out} would write over {given}, which is read: give another name")
 
 
 def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
     """FILE.png: one strip. A directory: input.png, known.png and the like, the results as 000000.png … and edit.json."""
-    if out.suffix == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        strip(edited).save(out)
+    if suffix_of(out) == ".png":
+        save_picture(strip(edited), out)
         return
-    out.mkdir(parents=True, exist_ok=True)
     for name, pixels in (*edited.before, *edited.after):
-        _picture(pixels).save(out / f"{name}.png")
+        save_picture(_picture(pixels), out / f"{name}.png")
     for index, pixels in enumerate(edited.results):
-        _picture(pixels).save(out / f"{index:06d}.png")
-    (out / "edit.json").write_text(json.dumps(about, indent=2) + "\n")
+        save_picture(_picture(pixels), out / f"{index:06d}.png")
+    write_whole(out / "edit.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def strip(edited: Edited) -> Image.Image:

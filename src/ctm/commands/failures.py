@@ -1,0 +1,70 @@
+"""Errors as sentences: which are the user's, their disk's or their machine's, and what to do about each."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from ctm.data.folder import cache_directory
+from ctm.files import disk_failure
+
+__all__ = ["sentence_of"]
+
+_ADVICE = {
+    errno.ENOSPC: "make room, or name another place",
+    errno.EDQUOT: "make room, or name another place",
+    errno.EFBIG: "the limit on a file's size (ulimit -f) or the file system's is below it",
+    errno.EROFS: "name another place",
+    errno.EACCES: "give permission, or name another place",
+    errno.EPERM: "give permission, or name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EISDIR: "it is a directory: name a file",
+    errno.ENOENT: "check the name",
+    errno.EEXIST: "it is there already: name another",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "the disk, or the terminal, is gone or damaged",
+}
+_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What is wrong and what to do, where the error is a user's mistake (ValueError), a path, disk or device that refuses, or
+    too little memory; None for a fault of ours."""
+    if out_of_memory(error):
+        return (
+            "there is not enough memory: give a smaller --batch_size (train: --data.batch_size), fewer --num or --rows where the "
+            "command has no batches, or another --device"
+        )
+    if isinstance(error, OSError) and error.errno is None:
+        return str(error)  # a sentence of our own, or Pillow's
+    failure = disk_failure(error)
+    if failure is not None:
+        return _of_the_disk(failure)
+    if isinstance(error, UnicodeError):
+        return f"text cannot be read or shown: {error}"
+    return str(error) if isinstance(error, ValueError) else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory lacks, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+
+
+def _of_the_disk(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    where = " and ".join(str(name) for name in names) or "the output, or a file"
+    advice = _ADVICE.get(error.errno or 0)
+    cache = "; the environment variable CTM_CACHE names the cache" if any(map(_in_cache, names)) else ""
+    return f"{where}: {reason}" + (f": {advice}" if advice else "") + cache
+
+
+def _in_cache(name: object) -> bool:
+    try:
+        return Path(str(name)).is_relative_to(cache_directory())
+    except ValueError:
+        return False

@@ -1,0 +1,138 @@
+"""`--objectives.0.grid_points 10`: one setting of one entry of a recipe's list, given on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["LISTS", "SetEntry", "as_settings"]
+
+LISTS = ("objectives", "ema", "trackers", "loss_factors")
+_OPTION = "--list_entry"
+_ENTRY = re.compile(rf"--(?P<path>(?:{'|'.join(LISTS)})\.(?:\d+|[A-Z]\w*)(?:\.[^=]+)?)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+def as_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--LIST.ENTRY.NAME VALUE` and `--LIST.ENTRY.NAME=VALUE` as what `SetEntry` takes. ENTRY is a number
+    from 0 or the name of a class. Raises ValueError where the value is missing."""
+    result, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option = _ENTRY.fullmatch(argument)
+        if option is None:
+            result.append(argument)
+            continue
+        value = option["value"]
+        if value is None:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"{argument} needs a value: {argument} VALUE")
+            value = rest.pop(0)
+        result.append(f"{_OPTION}={option['path']}={value}")
+    return result
+
+
+class SetEntry(argparse.Action):
+    """Sets what `as_settings` made of an option in what the options before it gave, so that later ones win, as everywhere."""
+
+    @classmethod
+    def add_to(cls, parser: ArgumentParser) -> None:
+        """Make the parser take what `as_settings` returns; no help shows that spelling."""
+        parser.add_argument(_OPTION, action=cls, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        path, _, text = str(values).partition("=")
+        field, *keys = path.split(".")
+        entries = _plain(namespace.get(field))
+        if not isinstance(entries, list):
+            raise ValueError(f"--{path}: {field} is no list here: give --config before it, or --{field} as a whole")
+        try:
+            _set(entries, keys, yaml.safe_load(text), f"--{path}")
+            parser._option_string_actions[f"--{field}"](parser, namespace, json.dumps(entries), f"--{field}")
+        except (TypeError, argparse.ArgumentError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split()).rpartition("Parser key ")[2]
+            raise ValueError(f"--{path} {text}: {reason}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Namespaces and lists of them as dictionaries and lists, all new."""
+    if isinstance(value, Namespace):
+        return {key: _plain(inner) for key, inner in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _set(node: Any, keys: list[str], value: Any, option: str) -> None:
+    """Put the value where the keys lead in nested lists and entries; `init_args` between them may be left out."""
+    key, *further = keys
+    if _is_entry(node) and key == "init_args" and further:
+        key, *further = further
+    holder, place = _holder(node, key, option)
+    if not further:
+        holder[place] = value
+        return
+    inside = holder[place] if isinstance(holder, list) else holder.get(place)
+    if not isinstance(inside, list | dict):
+        whole = f"{option.removesuffix('.' + '.'.join(further))} '{{class_path: …, init_args: …}}'"
+        raise ValueError(f"{option}: the recipe gives no {place} that has settings: give it whole, {whole}")
+    _set(inside, further, value, option)
+
+
+def _is_entry(node: Any) -> bool:
+    return isinstance(node, dict) and "class_path" in node
+
+
+def _holder(node: Any, key: str, option: str) -> tuple[Any, Any]:
+    """The list or dictionary that holds `key` of the node, and its place there. Raises ValueError naming what there is."""
+    if isinstance(node, list):
+        return node, _index(node, key, option)
+    if not _is_entry(node):
+        return node, key
+    name = _class_name(node)
+    if key in ("class_path", "init_args"):
+        raise ValueError(f"{option}: {key} comes with all of an entry: '{{class_path: …, init_args: …}}'")
+    known = _settings_of(node["class_path"])
+    if known is not None and key not in known:
+        near = get_close_matches(key, known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{option}: {name} has no setting {key}{hint}: it has {', '.join(known) or 'none'}")
+    if node.get("init_args") is None:
+        node["init_args"] = {}
+    return node["init_args"], key
+
+
+def _index(entries: list[Any], key: str, option: str) -> int:
+    """The entry of that number, or the only one of that class. Raises ValueError naming those there are."""
+    names = [_class_name(entry) if _is_entry(entry) else str(entry) for entry in entries]
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names)) or "none"
+    places = [number for number, name in enumerate(names) if key in (str(number), name)]
+    if not places:
+        raise ValueError(f"{option}: there is no entry {key}, there is: {listed}")
+    if len(places) > 1:
+        raise ValueError(f"{option}: {len(places)} entries are called {key}, give the number: {listed}")
+    return places[0]
+
+
+def _class_name(entry: dict[str, Any]) -> str:
+    return str(entry["class_path"]).rpartition(".")[2]
+
+
+def _settings_of(class_path: str) -> list[str] | None:
+    """The names of a class's settings, None where it takes any. The recipe has been read, so the class is imported."""
+    module, _, name = class_path.rpartition(".")
+    made = getattr(sys.modules.get(module), name, None)
+    if made is None:
+        return None
+    parameters = inspect.signature(made).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]

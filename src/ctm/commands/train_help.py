@@ -1,0 +1,135 @@
+"""`ctm train --help`: what is used most, in words; `--help all`: every setting; `--help CLASS`: the settings of one class."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+from difflib import get_close_matches
+from typing import Any
+
+from ctm.commands.common import Parser
+
+__all__ = ["EXAMPLE", "TrainHelp"]
+
+EXAMPLE = "ctm train --config pictures-small-teacher --data.name path/to/folder --out runs/teacher"
+_ROOMS = ("ctm.objectives", "ctm.networks", "ctm.discriminators", "ctm.backbones", "ctm.training", "torch.optim")
+_PACKAGES = ("ctm", "torch", "schedulefree")
+_FILLED_IN = {"params", "shape", "num_classes"}  # a run gives these to optimisers and networks itself
+_SHORT = f"""\
+usage: ctm train --config RECIPE [--data.name DATA] [--out DIR] [--SETTING VALUE ...]
+
+Train by a recipe: a diffusion teacher, or a CTM that learns from one. The same command
+goes on where a run stopped. Each setting of a recipe can be given here too.
+
+  --config RECIPE          file of a recipe, or the name of one that ships (ctm recipes)
+  --out DIR                where the run is kept (default: runs/NAME of the recipe)
+  --dry-run                take one step, say what the run would cost, write nothing
+  --print_config           print all settings as they would be used, and stop
+
+data
+  --data.name DATA         a folder with a sub-folder of pictures for each class, a flat
+                           folder, .npz, .parquet, a hub id, digits, fashion-mnist, ...
+  --data.size N            side of the pictures: they are resized and cropped to squares
+  --data.channels N        1 turns them to grey, 3 to colour
+  --data.batch_size N      pictures in a step
+
+models
+  --teacher MODEL          the run or model directory that a CTM learns from
+  --student MODEL          start from this model's weights instead
+  --network.init_args.NAME VALUE
+                           a setting of the network, as --network.init_args.channels 32
+
+training
+  --steps N                steps of the whole run
+  --optimizer.init_args.lr X
+                           learning rate
+  --objectives.0.NAME VALUE
+                           a setting of a loss, by its number in the list or its class,
+                           as --objectives.Matching.grid_points 10
+  --ema X                  decay of the averaged weights that are published
+  --seed N                 of all random numbers
+  --sample_every N         steps from one grid of samples to the next
+  --checkpoint_every N     steps from one checkpoint to the next
+  --engine.precision bf16  compute in bfloat16, on GPUs that are fast in it
+
+more help
+  --help all               every setting, with its type and default
+  --help CLASS             the settings of one class, as --help Matching,
+                           --help ctm.networks.DDPMpp, --help torch.optim.AdamW
+  docs/training.md         what the settings mean for a run
+
+Example: {EXAMPLE}
+"""
+
+
+class TrainHelp(argparse.Action):
+    """--help [all | CLASS]: prints and exits. Raises ValueError for a class that is not there."""
+
+    def __init__(self, option_strings: list[str], dest: str = argparse.SUPPRESS, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values is None:
+            print(_SHORT, end="")
+        elif values == "all":
+            print(_full(parser), end="")
+        else:
+            print(_class_help(_class(values)), end="")
+        parser.exit()
+
+
+def _full(parser: Parser) -> str:
+    """Every setting. Where jsonargparse lists all subclasses that happen to be imported, those of our rooms stand at the end."""
+    rooms = [f"  {room}: {', '.join(sorted(_classes(room)))}" for room in _ROOMS]
+    return "\n".join(
+        [_without_classes(parser), "classes (ctm train --help CLASS shows the settings of one):", *rooms, ""]
+    )
+
+
+def _classes(room: str) -> dict[str, type]:
+    """The classes of a module by name."""
+    module = importlib.import_module(room)
+    made = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
+    return {name: value for name, value in made.items() if inspect.isclass(value) and not name.startswith("_")}
+
+
+def _class(name: str) -> type:
+    """The class called so, alone or with its module. Only modules of ctm, torch and schedulefree are imported."""
+    room, _, last = name.rpartition(".")
+    rooms = [room] if room else list(_ROOMS)
+    if rooms[0].split(".")[0] not in _PACKAGES:
+        raise ValueError(f"--help {name}: classes of {', '.join(_PACKAGES)} can be shown, such as ctm.networks.DDPMpp")
+    try:
+        known = {key: value for each in rooms for key, value in _classes(each).items()}
+    except ImportError as error:
+        raise ValueError(f"--help {name}: there is no module {room} here ({error})") from error
+    if last not in known:
+        near = get_close_matches(last, known, 3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}" if near else f"{', '.join(sorted(known)) or 'no class'} is there"
+        raise ValueError(f"--help {name}: there is no such class: {hint}")
+    return known[last]
+
+
+def _class_help(shown: type) -> str:
+    """What the class is, and its settings with type and default."""
+    path = f"{shown.__module__}.{shown.__qualname__}"
+    documentation = (inspect.getdoc(shown) or "").partition("\nArgs:")[0].strip()
+    if not path.startswith("ctm."):
+        documentation = documentation.partition("\n\n")[0]
+    inner = Parser(prog="", usage=argparse.SUPPRESS, add_help=False)
+    inner.add_class_arguments(shown, None, skip=_FILLED_IN & set(inspect.signature(shown).parameters), as_group=False)
+    settings = _without_classes(inner).partition("options:\n")[2].rstrip()
+    body = re.sub(r"^( *)--", r"\1", settings, flags=re.MULTILINE)
+    return f"{path}\n\n{documentation}\n\nsettings (init_args):\n{body or '  none'}\n"
+
+
+def _without_classes(parser: Parser) -> str:
+    """jsonargparse's help, without its lists of all subclasses that happen to be imported, the options that show one of
+    them, and addresses of functions."""
+    for action in parser._actions:
+        if action.dest.endswith(".help"):
+            action.help = argparse.SUPPRESS
+    text = re.sub(r",?\s+known\s+subclasses:[^)]*\)", ")", parser.format_help())
+    return re.sub(r"<function (\w+) at\s+0x[0-9a-f]+>", r"\1", text)

@@ -1,0 +1,129 @@
+"""Images and labels in an .npz file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ctm.data.archive import Archive, Header
+from ctm.data.classes import could_be_labels, read_labels
+from ctm.data.files import Picture
+from ctm.data.images import Images
+from ctm.data.stack import Square
+
+__all__ = ["fit_arrays", "load_npz"]
+
+_IMAGES, _LABELS, _NAMES = ("images", "arr_0"), ("labels", "arr_1"), "class_names"
+
+
+def load_npz(path: Path, image: str | None = None, label: str | None = None, max_gb: float | None = None) -> Images:
+    """The images in an .npz: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole numbers or texts (N,).
+
+    image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
+    class_names are the names of the classes. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays
+    that are not there or no images or labels."""
+    archive = Archive(path, max_gb)
+    image_name = _chosen(archive, "image", image, _IMAGES)
+    if image_name is None:
+        raise ValueError(
+            f"{path} holds the arrays {', '.join([*archive.headers, *archive.objects]) or 'none'}: the images must be called "
+            "images or arr_0, or named by --data.image"
+        )
+    count = _check_images(path, image_name, archive.headers[image_name])
+    label_name = _chosen(archive, "label", label, _LABELS)
+    pixels = archive.read(image_name)
+    labels: np.ndarray | None = None
+    names: list[str] = []
+    notes: list[str] = []
+    if label_name is not None:
+        labels, names, notes = read_labels(_read_small(archive, label_name, count), count, f"{path} ({label_name})")
+    used = {image_name, label_name}
+    if labels is not None and not names and _NAMES in archive.headers:
+        names, used = _class_names(archive, int(labels.max())), used | {_NAMES}
+    notes += _others(archive, used, count, label_name is None)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes))
+
+
+def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ...]) -> str | None:
+    """The name of an array: the one asked for, or the first of the known ones that is there."""
+    if asked is None:
+        return next((name for name in known if name in archive.headers), None)
+    if asked in archive.objects:
+        raise ValueError(
+            f"{archive.path}: {asked} holds Python objects, which are not read: save it as numbers or texts"
+        )
+    if asked not in archive.headers:
+        raise ValueError(f"--data.{kind} {asked}: {archive.path} holds the arrays {', '.join(archive.headers)}")
+    return asked
+
+
+def _check_images(path: Path, name: str, header: Header) -> int:
+    """How many images an array holds, by its header."""
+    shape = header.shape
+    if header.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or min(shape) < 1:
+        raise ValueError(
+            f"{path}: images must be uint8 (N, H, W, C) with 1 or 3 channels, or (N, H, W), got {header.dtype} {shape} ({name})"
+        )
+    return shape[0]
+
+
+def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
+    """Labels, read where their header says that they can be."""
+    header = archive.headers[name]
+    if not could_be_labels(header.shape, header.dtype.kind, count):
+        raise ValueError(
+            f"{archive.path}: labels must be {count} whole numbers, got {header.dtype} {header.shape} ({name})"
+        )
+    return archive.read(name)
+
+
+def _class_names(archive: Archive, largest: int) -> list[str]:
+    """The texts of the array class_names."""
+    header = archive.headers[_NAMES]
+    if header.dtype.kind not in "US" or len(header.shape) != 1 or header.shape[0] <= largest:
+        raise ValueError(
+            f"{archive.path}: class_names must be texts, one for each class 0 … {largest}, got {header.dtype} {header.shape}"
+        )
+    return [str(name.decode() if isinstance(name, bytes) else name) for name in archive.read(_NAMES)]
+
+
+def _others(archive: Archive, used: set[str | None], count: int, unlabelled: bool) -> list[str]:
+    """Lines of the arrays that are not read."""
+    left = {name: header for name, header in archive.headers.items() if name not in used}
+    able = [name for name, header in left.items() if could_be_labels(header.shape, header.dtype.kind, count)]
+    lines = []
+    if unlabelled and able:
+        lines.append(without_labels(able))
+        left = {name: header for name, header in left.items() if name not in able}
+    shown = [f"{name} ({header})" for name, header in left.items()] + [f"{name} (objects)" for name in archive.objects]
+    return lines + ([f"not read: {', '.join(shown)}"] if shown else [])
+
+
+def without_labels(able: list[str]) -> str:
+    """The line of a file whose labels have a name that is not known."""
+    return (
+        f"used without labels; the file has {', '.join(able)}; --data.label {able[0]} takes "
+        f"{'it' if len(able) == 1 else 'the first'} (--data_label in other commands than train)"
+    )
+
+
+def fit_arrays(images: Images, size: int | None, channels: int | None) -> Images:
+    """The same set at another size or channel count, each image through the rule of `ctm.data.resize`. Raises ValueError for
+    images that are not square where no size is given."""
+    own, height, width = images.shape
+    if size is None and height != width:
+        raise ValueError(
+            f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them"
+        )
+    wanted = own if channels is None else channels
+    if size in (None, height) and height == width and wanted == own:
+        return images
+    square = Square(size or height, wanted == 3)
+    pictures = (Picture(Image.fromarray(p.squeeze(-1) if own == 1 else p)) for p in images.pixels)
+    pixels = np.stack([square.pixels(picture, images.name)[0] for picture in pictures])
+    cropped = [f"all images are {width}×{height}: cropped to their centre"] if width != height else []
+    return replace(images, pixels=pixels, notes=(*images.notes, *cropped))

@@ -1,0 +1,129 @@
+"""Labels and the names of classes: read from columns and arrays, shown with their numbers, matched between data and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ctm.data.notes import printable, tell
+from ctm.data.tree import natural
+
+__all__ = ["compare_classes", "could_be_labels", "listed_classes", "match_classes", "read_labels"]
+
+_MOST_CLASSES = 1_000_000
+_SHOWN = 12
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """ "0 Activities, 1 Flags, …, 999 zebra": the first eleven and the last where there are more than twelve."""
+    if list(names) == [str(number) for number in range(len(names))] and len(names) > 1:
+        return f"0 … {len(names) - 1}"
+    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+    shown = numbered if len(numbered) <= _SHOWN else [*numbered[: _SHOWN - 1], "…", numbered[-1]]
+    return printable(", ".join(shown))
+
+
+def could_be_labels(shape: Sequence[int], kind: str, count: int) -> bool:
+    """Whether an array or column of `count` rows could be labels: one whole number or text for each image (numpy's kind)."""
+    return tuple(shape) in ((count,), (count, 1)) and kind in "iuUSO"
+
+
+def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """Labels int64 (count,) with −1 for none, names of classes where the values are texts, and notes.
+
+    Whole numbers are labels as they are, −1 (or a missing value) is none; texts become classes in natural order, an empty one
+    is none. Without a label for any image: None. Raises ValueError, calling the values `name`, for others."""
+    values = np.asarray(values)
+    values = values.reshape(count) if values.shape == (count, 1) else values
+    if values.shape != (count,):
+        raise ValueError(f"{name}: labels must be {count} whole numbers, got {values.dtype} {values.shape}")
+    names: list[str] = []
+    if values.dtype.kind == "O":
+        values = np.array([-1 if _missing(value) else value for value in values]) if count else values
+    if values.dtype.kind in "US":
+        texts = [str(value.decode(errors="replace") if isinstance(value, bytes) else value) for value in values]
+        known = {text for text in texts if text and text != "-1"}
+        names = sorted(known, key=lambda text: (natural(text), text))
+        number = {text: index for index, text in enumerate(names)}
+        labels = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
+    elif values.dtype.kind in "iu":
+        if int(values.max()) >= _MOST_CLASSES or int(values.min()) < -1:
+            wrong = int(values.max()) if int(values.max()) >= _MOST_CLASSES else int(values.min())
+            raise ValueError(
+                f"{name}: labels must be class numbers from 0 to {_MOST_CLASSES - 1}, or −1 for none, got {wrong}: number "
+                "the classes 0, 1, 2 …"
+            )
+        labels = values.astype(np.int64)
+    else:
+        raise ValueError(f"{name}: labels must be {count} whole numbers, or texts, got {values.dtype} {values.shape}")
+    none = int((labels < 0).sum())
+    if none == count:
+        return None, [], [f"no image has a label: {name} is −1 throughout"]
+    notes = [f"without a label (−1 in {name}): {none} of {count} images; the others keep theirs"] if none else []
+    return labels, names, notes
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value  # NaN
+
+
+def compare_classes(
+    data_names: Sequence[str],
+    labels: np.ndarray,
+    model: Any,
+    *,
+    data: str,
+    who: str = "the model",
+    remedy: str = "",
+) -> tuple[np.ndarray | None, str | None]:
+    """The model's number of each class of the data, int64 (classes,), −1 for a class without images that the model lacks, and
+    None where the numbers are the same; and a line for the user, None where all is as it was.
+
+    data_names: of the data, empty where unknown. model: with num_classes, and class_names where it keeps them. data, who, remedy:
+    words of the lines and errors. Raises ValueError, naming the class, for images of a class that the model does not know."""
+    own: list[str] = list(getattr(model, "class_names", None) or [])
+    count = max(int(labels.max(initial=-1)) + 1, len(data_names))
+    if not own or not data_names:
+        if count > model.num_classes:
+            last = model.num_classes - 1
+            raise ValueError(f"{data} has {count} classes, and {who} knows only the numbers 0 … {last}{remedy}")
+        silent = f"{who} keeps" if not own else "the data have"
+        return None, f"no class names were compared, for {silent} none: class numbers are taken as they are"
+    if list(data_names) == own:
+        return None, None
+    used = sorted(set(labels[labels >= 0].tolist()))
+    _check_names([data_names[number] for number in used], data_names, own, data, who, remedy)
+    numbers = np.array([own.index(name) if name in own else -1 for name in data_names], dtype=np.int64)
+    moved = [f"{data_names[number]} {number} → {numbers[number]}" for number in used if numbers[number] != number]
+    if not moved:
+        return numbers, None
+    shown = ", ".join(moved[:_SHOWN]) + (", …" if len(moved) > _SHOWN else "")
+    return numbers, f"classes are matched with those of {who} by name: {shown}"
+
+
+def match_classes(
+    data_names: Sequence[str], labels: np.ndarray, model: Any, *, data: str, **words: str
+) -> np.ndarray | None:
+    """The numbers of `compare_classes`, its line told."""
+    numbers, line = compare_classes(data_names, labels, model, data=data, **words)
+    tell([] if line is None else [line], data)
+    return numbers
+
+
+def _check_names(names: list[str], data_names: Sequence[str], own: list[str], data: str, who: str, remedy: str) -> None:
+    """Raises ValueError where a name of the data is unknown to the model, or stands for several classes."""
+    unknown = [name for name in names if name not in own]
+    if unknown:
+        which = f"the class{'es' * (len(unknown) > 1)} {', '.join(unknown[:_SHOWN])}"
+        known = f"it knows {listed_classes(own)}"
+        raise ValueError(printable(f"{data} has {which}, which {who} does not know: {known}{remedy}"))
+    twice = [name for name in names if own.count(name) > 1 or list(data_names).count(name) > 1]
+    if twice:
+        raise ValueError(
+            printable(
+                f"{data} numbers its classes otherwise than {who}, and {twice[0]} is the name of more than one, so they cannot "
+                f"be matched by name{remedy}"
+            )
+        )

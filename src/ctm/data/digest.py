@@ -1,0 +1,58 @@
+"""A short name for the content of a data set, by which a run tells whether it is the one that it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctm.data.images import Images
+
+__all__ = ["LIMIT", "DataDigest", "digest_of"]
+
+LIMIT = 4_000_000_000  # bytes of pixels; beyond it the files' names, sizes and times stand for what is in them
+_BLOCK = 1 << 24
+_CONTENT, _FILES = "pixels, labels and class names", "names, sizes and times of the files"
+
+
+@dataclass(frozen=True)
+class DataDigest:
+    """value: SHA-256 in hexadecimal digits. of: what it was made of, in words."""
+
+    value: str
+    of: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether every pixel went into it."""
+        return self.of == _CONTENT
+
+
+def digest_of(images: Images, limit: int = LIMIT) -> DataDigest:
+    """The digest of a set, equal on all machines: of its pixels, labels and class names in their order.
+
+    A set of more than `limit` bytes of pixels that comes from a file or a folder gets that of the files' names, sizes and times
+    instead: reading it whole would take minutes at each start. Where it comes from no file, all of it is read."""
+    source = Path(images.name)
+    if images.pixels.nbytes > limit and images.name and source.exists():
+        return DataDigest(_of_files(source), _FILES)
+    digest = hashlib.sha256()
+    digest.update(json.dumps([list(images.pixels.shape), images.class_names], ensure_ascii=True).encode())
+    rows = max(1, _BLOCK // max(images.pixels[0].nbytes, 1))
+    for start in range(0, len(images), rows):
+        digest.update(np.ascontiguousarray(images.pixels[start : start + rows]).data)
+    if images.labels is not None:
+        digest.update(b"labels")
+        digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
+    return DataDigest(digest.hexdigest(), _CONTENT)
+
+
+def _of_files(source: Path) -> str:
+    """The names below `source` in order, each with its size and its time of change in nanoseconds."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    found = [(path, path.stat()) for path in files]
+    rows = [(path.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

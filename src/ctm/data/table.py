@@ -1,0 +1,252 @@
+"""Images and labels in a parquet file or a data set of the hub, through the libraries datasets and pyarrow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ctm.data.arrays import without_labels
+from ctm.data.classes import read_labels
+from ctm.data.files import Picture, open_picture, stores_colour
+from ctm.data.images import Images
+from ctm.data.limits import check_size
+from ctm.data.resize import is_colour
+from ctm.data.stack import Square, what_was_done
+
+__all__ = ["load_table"]
+
+_ROWS = 64  # read at once
+_SHOWN = 10
+_IMAGE_NAMES = ("image", "images", "img", "picture", "png", "jpg", "jpeg", "pixels")
+_LABEL_NAMES = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """name: as it was asked for; features: of `datasets`, by column; rows, file_bytes: how many, how large; read: the values of a
+    column, one by one as Python objects, from the start."""
+
+    name: str
+    features: dict[str, Any]
+    rows: int
+    file_bytes: int
+    read: Callable[[str], Iterator[Any]]
+
+
+def load_table(
+    name: str,
+    size: int | None,
+    channels: int | None,
+    split: str,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    max_gb: float | None = None,
+    names: str = "",
+) -> Images:
+    """The images and labels of a parquet file (a name that ends so) or of a hub data set.
+
+    image: its column; None: the first of the type Image, or a column of picture files' bytes, or of arrays. label: its column;
+    None: the first ClassLabel, or label or labels. names: those that are no hub ids, for an error. Raises FileNotFoundError
+    where there is no such file or set, and ValueError for one that cannot be read."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name} is not a known name or an existing path; parquet files and hub data sets need the library datasets: "
+            f"pip install 'ctm-torch[datasets]'. Names: {names}"
+        ) from error
+    if name.endswith(".parquet") and not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name}")
+    try:
+        table = _parquet(name, datasets) if name.endswith(".parquet") else _hub(name, split, datasets)
+    except Exception as error:  # the libraries raise their own, the hub's and arrow's errors
+        if Path(name).is_file():
+            raise ValueError(f"{name} cannot be read as a parquet file: {_first_line(error)}") from error
+        raise FileNotFoundError(
+            f"{name} is no existing path nor one of the names {names}, and the hub does not give it: {_first_line(error)}"
+        ) from error
+    if table.rows == 0:
+        raise ValueError(f"{name} holds no rows")
+    image_column = _image_column(table, image, datasets)
+    label_column = _label_column(table, label, datasets)
+    pixels, done = _pixels(table, image_column, size, channels, max_gb)
+    labels, class_names, notes = _labels(table, label_column)
+    notes = [*done, *notes, *_others(table, image_column, label_column, datasets)]
+    return Images(pixels, labels, class_names, name, f"{table.rows} images of {name}", tuple(notes))
+
+
+def _parquet(name: str, datasets: Any) -> _Table:
+    """A file's columns, read a few rows at a time: nothing is copied to a cache."""
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    file = pyarrow.parquet.ParquetFile(name)
+    features = dict(datasets.Features.from_arrow_schema(file.schema_arrow))
+
+    def read(column: str) -> Iterator[Any]:
+        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+            yield from batch.column(0).to_pylist()
+
+    return _Table(name, features, file.metadata.num_rows, Path(name).stat().st_size, read)
+
+
+def _hub(name: str, split: str, datasets: Any) -> _Table:
+    table = datasets.load_dataset(name, split=split)
+
+    def read(column: str) -> Iterator[Any]:
+        for batch in table.with_format("arrow").select_columns([column]).iter(_ROWS):
+            yield from batch.column(column).to_pylist()
+
+    return _Table(name, dict(table.features), table.num_rows, int(table.data.nbytes), read)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _is_files(feature: Any, datasets: Any) -> bool:
+    """Whether a column holds picture files: bytes, or bytes and a path."""
+    if isinstance(feature, datasets.Image):
+        return True
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _is_arrays(feature: Any, datasets: Any) -> bool:
+    """Whether a column holds arrays of pixels: Array2D, Array3D, or lists of lists."""
+    inner = getattr(feature, "feature", None)
+    nested = hasattr(inner, "feature") or isinstance(inner, list)
+    nested = nested or (
+        isinstance(feature, list) and bool(feature) and (isinstance(feature[0], list) or hasattr(feature[0], "feature"))
+    )
+    return isinstance(feature, datasets.Array2D | datasets.Array3D) or nested
+
+
+def _image_column(table: _Table, asked: str | None, datasets: Any) -> str:
+    """The column of images. Raises ValueError where there is none, or the one asked for is none."""
+    columns = ", ".join(table.features)
+    if asked is not None:
+        if asked not in table.features:
+            raise ValueError(f"--data.image {asked}: {table.name} has the columns {columns}")
+        if not _is_files(table.features[asked], datasets) and not _is_arrays(table.features[asked], datasets):
+            raise ValueError(
+                f"--data.image {asked}: this column of {table.name} holds {table.features[asked]}, neither picture files nor "
+                "arrays"
+            )
+        return asked
+    typed = [k for k, f in table.features.items() if isinstance(f, datasets.Image)]
+    able = [k for k, f in table.features.items() if _is_files(f, datasets)]
+    able += [k for k, f in table.features.items() if _is_arrays(f, datasets)]
+    known = [k for k in _IMAGE_NAMES if k in able]
+    chosen = next(iter([*typed, *known, *able]), None)
+    if chosen is None:
+        raise ValueError(
+            f"{table.name} has no column of images: its columns are {columns}, and none holds picture files or arrays"
+        )
+    return chosen
+
+
+def _label_column(table: _Table, asked: str | None, datasets: Any) -> str | None:
+    if asked is not None and asked not in table.features:
+        raise ValueError(f"--data.label {asked}: {table.name} has the columns {', '.join(table.features)}")
+    typed = [k for k, f in table.features.items() if isinstance(f, datasets.ClassLabel)]
+    return asked or next(iter([*typed, *(k for k in _LABEL_NAMES if k in table.features)]), None)
+
+
+def _could_be_labels(feature: Any, datasets: Any) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
+
+
+def _others(table: _Table, image: str, label: str | None, datasets: Any) -> list[str]:
+    """Lines of the columns that are not read."""
+    left = [column for column in table.features if column not in (image, label)]
+    able = [column for column in left if _could_be_labels(table.features[column], datasets)]
+    lines = []
+    if label is None and able:
+        lines.append(without_labels(able[:_SHOWN]))
+        left = [column for column in left if column not in able]
+    shown = ", ".join(left[:_SHOWN]) + (", …" if len(left) > _SHOWN else "")
+    return lines + ([f"columns not read: {shown}"] if left else [])
+
+
+def _labels(table: _Table, column: str | None) -> tuple[np.ndarray | None, list[str], list[str]]:
+    if column is None:
+        return None, [], []
+    values = np.empty(table.rows, dtype=object)
+    values[:] = list(table.read(column))
+    labels, names, notes = read_labels(values, table.rows, f"{table.name} ({column})")
+    own = getattr(table.features[column], "names", None)
+    return labels, list(own) if own and labels is not None else names, notes
+
+
+def _pixels(
+    table: _Table, column: str, size: int | None, channels: int | None, max_gb: float | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """uint8 (N, side, side, C), and the lines of what was done."""
+    first = _picture(next(table.read(column)), f"{table.name}: image 0")
+    _check_rows(
+        table, Square.like(first, f"{table.name}: image 0", size, False), max_gb
+    )  # before all rows are looked at
+    colour = channels == 3 or (channels is None and any(map(_in_colour, table.read(column))))
+    square = Square.like(first, f"{table.name}: image 0", size, colour)
+    shape = _check_rows(table, square, max_gb)
+    pixels, traits = np.empty(shape, dtype=np.uint8), Counter[str]()
+    for row, cell in enumerate(table.read(column)):
+        name = f"{table.name}: image {row}"
+        pixels[row], treated = square.pixels(_picture(cell, name), name)
+        traits.update(treated)
+    return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+
+
+def _check_rows(table: _Table, square: Square, max_gb: float | None) -> tuple[int, ...]:
+    """The shape of all pixels. Raises ValueError where they take too much memory."""
+    shape = (table.rows, square.side, square.side, square.channels)
+    what = f"{table.name} ({'×'.join(map(str, shape))} pixels)"
+    check_size(what, table.rows * square.side**2 * square.channels, table.file_bytes, max_gb)
+    return shape
+
+
+def _bytes(cell: Any, name: str) -> bytes | Path | None:
+    """What a cell holds of a picture file; None for one that holds pixels."""
+    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
+        path = Path(cell["path"])
+        if not path.is_file():
+            raise ValueError(f"{name} is not in the table, which names the file {path}: it is not there")
+        return path
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if content is None:
+        raise ValueError(f"{name} is missing: remove its row")
+    return content if isinstance(content, bytes) else None
+
+
+def _picture(cell: Any, name: str) -> Picture:
+    """A cell's picture: a file's bytes, or pixels (H, W) or (H, W, C)."""
+    content = _bytes(cell, name)
+    if content is not None:
+        return open_picture(content, name)
+    try:
+        pixels = np.asarray(cell)
+    except ValueError as error:
+        raise ValueError(f"{name} is a list whose rows differ in length: it holds no picture") from error
+    if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3) or not 0 <= pixels.min() <= pixels.max() <= 255:
+        raise ValueError(
+            f"{name} must be whole numbers 0 … 255 of shape (H, W) or (H, W, C), got {pixels.dtype} {pixels.shape}"
+        )
+    if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"{name} has shape {pixels.shape}: the last side must be 1 or 3 channels")
+    pixels = pixels.squeeze(-1) if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    return Picture(Image.fromarray(pixels.astype(np.uint8)))
+
+
+def _in_colour(cell: Any) -> bool:
+    content = _bytes(cell, "an image")
+    return is_colour(_picture(cell, "an image").image) if content is None else stores_colour(content, "an image")

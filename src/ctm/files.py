@@ -1,0 +1,141 @@
+"""Files that are whole or not there, and failures to write them as an OSError that names the file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+__all__ = [
+    "disk_failure",
+    "mapped_array",
+    "named_failures",
+    "sync",
+    "whole_directory",
+    "whole_file",
+    "write_file",
+    "write_whole",
+]
+
+_TORCH_WRITER = (
+    "iostream error",
+    "unexpected pos",
+    "PytorchStreamWriter failed writing",
+    "open file failed with strerror",
+)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and bring it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it. Raises OSError, which names the file; an earlier file of the
+    name is then as it was."""
+    with whole_file(path) as temporary:
+        write_file(temporary, content)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; at the end of the block the file gets its name. Where the block raises,
+    nothing new is left and an earlier file of the name is as it was.
+
+    Makes the folder. Raises OSError, which names `path`, where writing fails, also where torch, safetensors or Pillow
+    report that by errors of their own."""
+    temporary = path.with_name(f".{_short(path.name)}.writing")
+    with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # tidying up does not hide the error that made it necessary
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A new directory to fill; at the end of the block it becomes `path`, which is not there before, or empty. Where the block
+    raises, nothing is left. Raises OSError, which names `path`, as `whole_file`."""
+    with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}.", dir=path.parent))
+        try:
+            made = parent / "made"
+            made.mkdir()  # with the permissions of any new directory
+            yield made
+            if path.is_dir():
+                path.rmdir()
+            made.rename(path)
+        finally:
+            shutil.rmtree(parent, ignore_errors=True)
+
+
+def mapped_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of zeros as a writable array. Its place on the disk is reserved: writing to a mapped file for which there
+    is none kills the process. Raises OSError, which names the file and leaves nothing."""
+    with named_failures(path):
+        try:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    return array
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    """The name, or one for it that leaves room for an ending: file systems take 255 bytes."""
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+
+def disk_failure(error: BaseException) -> OSError | None:
+    """The OSError that an error is, or that torch's or safetensors' writers report in words; None for any other error."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    reported = re.search(r"\(os error (\d+)\)", text)
+    if reported and type(error).__name__ == "SafetensorError":
+        return OSError(int(reported[1]), os.strerror(int(reported[1])))
+    if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITER):
+        if isinstance(error.__context__, OSError):
+            return error.__context__
+        return OSError(errno.EIO, "writing failed, the disk may be full")
+    return None
+
+
+@contextmanager
+def named_failures(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an OSError that names `path`, not the temporary file."""
+    try:
+        yield
+    except Exception as error:
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        raise OSError(failure.errno or errno.EIO, failure.strerror or str(failure), str(path)) from error

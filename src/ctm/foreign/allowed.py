@@ -1,0 +1,136 @@
+"""Which classes and functions a file may name: those of ctm, and those that the user allows. Nothing else is imported.
+
+A module is allowed by `--allow MODULE` on the command line, by CTM_ALLOW=MODULE,MODULE in the environment, by `allowing(…)` in a
+program, or a single class by `ctm.networks.register`; never by a file itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ctm.foreign.text import plain
+
+__all__ = [
+    "allowed_class",
+    "allowed_modules",
+    "allowing",
+    "is_allowed",
+    "refusal",
+    "register",
+    "registered",
+    "take_allowed",
+]
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_LONGEST = 200
+_CLASSES: dict[str, type[nn.Module]] = {}
+_MODULES: list[str] = []  # by `allowing`
+_COMMAND: list[str] = []  # by the options of the command that runs
+Class = TypeVar("Class", bound=type[nn.Module])
+
+
+def register(network: Class) -> Class:
+    """Let config.json name this class of network, in this process. Gives the class back, so it serves as a decorator.
+
+    Raises TypeError for what is no subclass of torch.nn.Module."""
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise TypeError(f"only a subclass of torch.nn.Module can be registered as a network, got {network!r}")
+    _CLASSES[f"{network.__module__}.{network.__qualname__}"] = network
+    return network
+
+
+def registered() -> tuple[str, ...]:
+    """The paths of the registered classes."""
+    return tuple(_CLASSES)
+
+
+@contextmanager
+def allowing(*modules: str) -> Iterator[None]:
+    """Inside the block, files may name what is in these modules and below them: "mynets", or "mynets,mypackage.losses".
+
+    Raises ValueError for what is no module's name."""
+    names = [name for text in modules for name in _names(text, "--allow")]
+    _MODULES.extend(names)
+    try:
+        yield
+    finally:
+        del _MODULES[len(_MODULES) - len(names) :]
+
+
+def take_allowed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without `--allow MODULE`, whose modules are allowed from here to the next command's.
+
+    Raises ValueError where no module's name follows."""
+    left: list[str] = []
+    modules: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option == "--allow":
+            modules += _names(value if equals else next(waiting, ""), "--allow")
+        else:
+            left.append(argument)
+    _COMMAND[:] = modules
+    return left
+
+
+def allowed_modules() -> tuple[str, ...]:
+    """The modules that the user allows, by `allowing` or by CTM_ALLOW. Raises ValueError where CTM_ALLOW is no list of names."""
+    return (*_MODULES, *_COMMAND, *_names(os.environ.get("CTM_ALLOW", ""), "CTM_ALLOW"))
+
+
+def _names(text: str, source: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if not _PATH.fullmatch(name) or len(name) > _LONGEST]
+    if wrong or (not names and source == "--allow"):
+        raise ValueError(f"{source} takes modules such as mynets or mypackage.nets, got {text!r}")
+    return names
+
+
+def is_allowed(path: str) -> bool:
+    """Whether a dotted path is one of the allowed modules or below one."""
+    return any(path == module or path.startswith(f"{module}.") for module in allowed_modules())
+
+
+def refusal(path: str, asks: str = "config.json", own: str = "ctm.networks") -> str:
+    """The sentence for a name that is not allowed, with the option that would allow it."""
+    if not _PATH.fullmatch(path) or "." not in path or len(path) > _LONGEST:
+        return f"{asks} names the class {plain(path)!r}, which is no name of a class such as mynets.Net"
+    module, top = path.rpartition(".")[0], path.partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("ctm", "torch", "jsonargparse"):
+        return f"{asks} asks for {path}, which is not part of {own}, and no model needs it: nothing was imported"
+    return (
+        f"{asks} asks for {path}, which is not part of {own}: nothing was imported. "
+        f"If you trust it, repeat the command with --allow {module} (or set CTM_ALLOW={module})"
+    )
+
+
+def allowed_class(path: str) -> type[nn.Module]:
+    """The network class of that dotted path: a registered one, or one in an allowed module, which is imported.
+
+    Raises ValueError for a path that is not allowed, cannot be imported, or names anything but a subclass of torch.nn.Module
+    that was defined in an allowed module."""
+    if path in _CLASSES:
+        return _CLASSES[path]
+    if not is_allowed(path) or not _PATH.fullmatch(path):
+        raise ValueError(refusal(path))
+    module, _, name = path.rpartition(".")
+    try:
+        named: Any = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"class {path} cannot be imported ({error}): check class_path, and that PYTHONPATH has the directory of "
+            f"{module.partition('.')[0]}"
+        ) from error
+    if not (isinstance(named, type) and issubclass(named, nn.Module)):
+        raise ValueError(f"class {path} is not a torch.nn.Module: class_path must name one")
+    if not is_allowed(f"{named.__module__}.{named.__qualname__}"):
+        raise ValueError(refusal(f"{named.__module__}.{named.__qualname__}"))
+    return named

@@ -1,0 +1,122 @@
+"""Text from elsewhere, JSON and YAML, read within bounds: of size, of depth, and of what aliases make of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+__all__ = ["check_yaml", "plain", "read_json", "read_text", "read_yaml"]
+
+MOST_BYTES = 1 << 20  # the longest of the shipped files has 4 kB
+MOST_DEPTH = 50
+MOST_NODES = 20_000  # values of a YAML file, those behind an alias counted at each use
+
+
+def plain(text: object, limit: int = 80) -> str:
+    """Text of a stranger's file for a message: one line of printable characters, at most `limit`."""
+    given = text if isinstance(text, str) else f"a {type(text).__name__}"
+    shown = "".join(letter if letter.isprintable() else " " for letter in given[: 4 * limit])
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of at most 1 MB. Raises ValueError for a longer one and for one that is no UTF-8."""
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path} is longer than {MOST_BYTES >> 20} MB: no configuration is that long")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises ValueError in a sentence for what is no JSON, a name given twice, numbers that are not
+    finite, and for a file longer than 1 MB or nested deeper than 50."""
+    text = read_text(path)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in values:
+                raise ValueError(f"{plain(name)!r} is given twice")
+            values[name] = value
+        return values
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        return refuse(digits) if value - value != 0 else value
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no finite number")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
+        _check_depth(value)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not readable: it is nested deeper than {MOST_DEPTH}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as JSON: {plain(str(error), 200)}") from error
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MOST_DEPTH}")
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file. Raises ValueError as `check_yaml` and `read_text`."""
+    text = read_text(path)
+    check_yaml(text, str(path))
+    return yaml.safe_load(text)
+
+
+def check_yaml(text: str, name: str) -> None:
+    """Raises ValueError, naming the file, for text that is no YAML, asks for objects, is nested deeper than 50, or has more than
+    20,000 values with aliases written out: what reads it next walks all of them."""
+    sizes: dict[str, int] = {}
+    waiting: list[list[Any]] = [[None, 0]]  # of each open list or mapping: its anchor, and the values in it
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            tag = getattr(event, "tag", None)
+            if tag is not None and not tag.startswith("tag:yaml.org,2002:") and tag != "!":
+                raise ValueError(f"{name} asks for an object ({plain(tag)}): a recipe has plain values only")
+            if tag is not None and tag.startswith("tag:yaml.org,2002:python"):
+                raise ValueError(f"{name} asks for an object ({plain(tag)}): a recipe has plain values only")
+            if isinstance(event, yaml.events.AliasEvent):
+                if event.anchor not in sizes:
+                    raise ValueError(
+                        f"{name} has an alias {plain(event.anchor)!r} for what is not there, or for itself"
+                    )
+                waiting[-1][1] += sizes[event.anchor]
+            elif isinstance(event, yaml.events.CollectionStartEvent):
+                waiting.append([event.anchor, 1])
+            elif isinstance(event, yaml.events.CollectionEndEvent):
+                anchor, size = waiting.pop()
+                waiting[-1][1] += size
+                sizes |= {anchor: size} if anchor else {}
+            elif isinstance(event, yaml.events.ScalarEvent):
+                waiting[-1][1] += 1
+                sizes |= {event.anchor: 1} if event.anchor else {}
+            if waiting[-1][1] > MOST_NODES or len(waiting) > MOST_DEPTH:
+                raise ValueError(
+                    f"{name} has more than {MOST_NODES} values with its aliases written out, or is nested "
+                    f"deeper than {MOST_DEPTH}"
+                )
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not readable as YAML: {plain(str(error), 200)}") from error

@@ -1,0 +1,79 @@
+"""A model's card, README.md: what the model is, and what a run says it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["card"]
+
+_WORDS = {
+    "TrajectoryModel": "a consistency trajectory model (CTM): it jumps from any noise level to any lower one",
+    "ConsistencyModel": "a consistency model: it jumps to the lowest noise level from any other",
+    "DiffusionModel": "a diffusion model: it denoises, and is sampled by a solver",
+}
+_CLASSES = 20  # named in a card; of more the first
+_USE = """```python
+import ctm
+
+model = ctm.load_model("directory or hub id")
+images = ctm.generate(model, 16)
+```
+
+`ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun."""
+
+
+def card(
+    model: Any,
+    facts: Mapping[str, str] | None = None,
+    *,
+    classes: Sequence[str] = (),
+    numbers: Mapping[str, float] | None = None,
+    license: str | None = None,
+) -> str:
+    """The whole text of README.md for the hub: a head in YAML, then words.
+
+    facts: what is known of how the model was made, by name. classes: the classes by number. numbers: of an evaluation.
+    license: an identifier of the hub's; a card names none where none is given, for a user's model is the user's own."""
+    head = ["library_name: ctm-torch", "tags: [ctm-torch, consistency-trajectory-model, diffusion]"]
+    if license is not None:
+        head.append(f"license: {json.dumps(license)}")
+    kind = type(model).__name__
+    shape = "×".join(str(side) for side in model.shape)
+    rows = {"samples": f"{shape} numbers in [-1, 1]" if len(model.shape) != 3 else f"images {shape} (C×H×W) in [-1, 1]"}
+    rows["classes"] = str(model.num_classes) if model.num_classes else "none (unconditional)"
+    rows["noise levels"] = f"{model.sigma_min:g} to {model.sigma_max:g}, sigma_data {model.sigma_data:g}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows["parameters"] = f"{parameters:,} ({type(model.network).__name__})"
+    rows |= facts or {}
+    parts = [
+        "---\n" + "\n".join(head) + "\n---",
+        f"# {kind}",
+        f"This is {_WORDS.get(kind, 'a model')}. It is a model of ctm-torch, Consistency Trajectory Models "
+        "([arXiv 2310.02279](https://arxiv.org/abs/2310.02279)). `config.json` names its network, sizes and noise levels; the "
+        "weights are `model.safetensors`.",
+        _table({"": ""} | rows),
+    ]
+    if classes:
+        named = [f"{number} {_plain(name)}" for number, name in enumerate(classes[:_CLASSES])]
+        more = f", … ({len(classes)} in all)" if len(classes) > _CLASSES else ""
+        parts += ["## Classes", ", ".join(named) + more]
+    if numbers:
+        parts += [
+            "## Numbers",
+            _table({"measure": "value"} | {name: f"{value:.4g}" for name, value in numbers.items()}),
+        ]
+    return "\n\n".join([*parts, "## Use", _USE]) + "\n"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    """The first row is the head."""
+    (name, value), *others = rows.items()
+    lines = [f"| {name} | {value} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {_plain(name)} | {_plain(value)} |" for name, value in others)])
+
+
+def _plain(text: str) -> str:
+    """On one line, and without what ends a cell of a table or begins other markup."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

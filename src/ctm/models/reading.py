@@ -1,0 +1,162 @@
+"""A model directory's files, looked at before anything is built: what config.json asks for, and whether the weights hold it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ctm.foreign.kinds import foreign_directory, foreign_settings
+from ctm.foreign.text import plain, read_json
+from ctm.foreign.weights import tensor_shapes
+from ctm.networks.arguments import check_shape
+from ctm.networks.base import Network
+from ctm.networks.description import build, network_class
+
+__all__ = ["CONFIG", "WEIGHTS", "check_config", "check_fit", "check_numbers", "read_config", "weights_of"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_LOG = logging.getLogger(__name__)
+_MOST_CLASSES = 1 << 22
+_OWN = ("model", "network", "class_names", "grids")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a config.json of ours. Raises ValueError in a sentence for a file that is none, and says whose it is."""
+    try:
+        settings = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a model's configuration: it {str(error).removeprefix(f'{path} ')}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a model's configuration: it holds no names with values")
+    sentence = foreign_settings(settings, str(path.parent))
+    if sentence is not None:
+        raise ValueError(sentence)
+    if "network" not in settings or "shape" not in settings:
+        raise ValueError(f'{path} is not a model\'s configuration: it needs "network" and "shape"')
+    return settings
+
+
+def weights_of(directory: Path) -> Path:
+    """The weights in a model directory. Raises FileNotFoundError where there are none, saying what is there instead."""
+    weights = directory / WEIGHTS
+    if weights.is_file():
+        return weights
+    instead = foreign_directory(directory)
+    raise FileNotFoundError(
+        f"{directory} is no model directory: it needs {CONFIG} and {WEIGHTS}{f'; {instead}' if instead else ''}"
+    )
+
+
+def check_config(kind: type[nn.Module], settings: Mapping[str, Any], place: str) -> None:
+    """Raises ValueError where the settings of a model of this kind are out of range, or its network is another one's, of wrong
+    arguments, or of another shape or number of classes. Settings that no version here knows are named in a warning."""
+    known = inspect.signature(kind).parameters
+    try:
+        check_numbers(**{name: settings[name] for name in _NUMBERS if name in settings})
+        spec = settings["network"]
+        network = network_class(spec)
+        if issubclass(network, Network):
+            own = {"num_classes": 0, **(spec.get("init_args") or {})}
+            for name, of_model in (("shape", list(settings["shape"])), ("num_classes", settings.get("num_classes", 0))):
+                if own.get(name) != of_model:
+                    raise ValueError(
+                        f"the model's {name} is {of_model}, its network's {own.get(name)}: they must be the same"
+                    )
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    unknown = [plain(name, 40) for name in settings if name not in (*_OWN, *known)]
+    if unknown:
+        words = "config.json has settings that this version does not know; they change nothing"
+        _LOG.warning("%s: %s: %s", place, words, ", ".join(unknown[:8]))
+
+
+_NUMBERS = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
+
+
+def check_numbers(
+    shape: Sequence[int],
+    num_classes: int = 0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_data: float = 0.5,
+) -> None:
+    """Raises ValueError for the numbers of no model: sides below 1, negative classes, levels that are not finite, above 0 and in
+    order, and for booleans and texts in place of numbers."""
+    check_shape(shape)
+    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or not 0 <= num_classes <= _MOST_CLASSES:
+        raise ValueError(
+            f"num_classes must be a whole number from 0 to {_MOST_CLASSES}, got {plain(str(num_classes), 40)}"
+        )
+    levels = (sigma_min, sigma_max, sigma_data)
+    numbers = all(not isinstance(level, bool | str) and hasattr(level, "__float__") for level in levels)
+    if (
+        not numbers
+        or not all(math.isfinite(level) for level in levels)
+        or not (0 < sigma_min < sigma_max and sigma_data > 0)
+    ):
+        raise ValueError(
+            "a model needs finite numbers 0 < sigma_min < sigma_max and sigma_data > 0, got "
+            f"{', '.join(plain(str(level), 40) for level in levels)}"
+        )
+
+
+class _TooLarge(Exception):
+    """More parameters than the weights hold."""
+
+
+def check_fit(spec: Mapping[str, Any], weights: Path, place: str) -> None:
+    """Raises ValueError where the weights are not those of the network described. It is built without memory for its numbers, and
+    no further than the weights go: a config.json that asks for more than they hold costs what they cost.
+
+    A network of the user's own, allowed by name, is not looked at: its code is trusted."""
+    shapes = tensor_shapes(weights)
+    if not issubclass(network_class(spec), Network):
+        return
+    left = [len(shapes), sum(math.prod(shape) for shape in shapes.values())]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        left[0] -= 1
+        left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise _TooLarge
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            described = {f"network.{name}": tuple(value.shape) for name, value in build(spec).state_dict().items()}
+    except _TooLarge as error:
+        numbers = sum(math.prod(shape) for shape in shapes.values())
+        raise ValueError(
+            f"{place}: the weights do not fit the network: config.json asks for more than their {len(shapes)} tensors with "
+            f"{numbers} numbers"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    finally:
+        counting.remove()
+    _compare(described, shapes, place)
+
+
+def _compare(described: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    missing, unexpected = sorted(described.keys() - shapes.keys()), sorted(shapes.keys() - described.keys())
+    unlike = sorted(name for name in described.keys() & shapes.keys() if described[name] != shapes[name])
+    complaints = [
+        f"{len(names)} {words}, first {plain(names[0])}"
+        for words, names in (("tensors are missing", missing), ("are not of it", unexpected))
+        if names
+    ]
+    complaints += [
+        f"{plain(name)} is {list(shapes[name])[:8]}, the network's {list(described[name])}" for name in unlike[:1]
+    ]
+    if complaints:
+        raise ValueError(
+            f"{place}: the weights do not fit the network that config.json describes: {'; '.join(complaints)}"
+        )

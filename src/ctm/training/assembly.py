@@ -1,0 +1,240 @@
+"""A recipe put together: data, networks, optimiser and averages of one process, in place on its device."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ctm.data import Images, load_images
+from ctm.models import load_model
+from ctm.objectives import Matching, Networks
+from ctm.teachers import load_teacher
+from ctm.training.adversary import Adversary, adversary
+from ctm.training.classes import in_classes_of, name_classes
+from ctm.training.ema import Average, frozen_copy
+from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.training.guard import StepGuard
+from ctm.training.levels import Levels, settle_levels
+from ctm.training.recipe import Recipe
+from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
+from ctm.training.stand_in import found_or_none, usable_features
+from ctm.training.step import LossModule, last_layer, rows_of_process
+from ctm.training.student import check_teacher, start_from_student, start_from_teacher
+from ctm.training.trackers import check_trackers
+from ctm.training.unused import fit_to_processes
+from ctm.training.verdict import step_guards
+
+__all__ = ["Run", "load_data", "prepare"]
+
+_COPY = "a copy of the untrained student stands in for it"
+
+
+@dataclass
+class Beginning:
+    """The student before its first step, and where it comes from.
+
+    images: with their classes numbered as the models that it starts from number them. levels: of its noise, and the deviation
+    of its data. lines: what a person is told of all this. sources: by teacher and student the name a model was given by, and
+    the model."""
+
+    images: Images
+    student: Any
+    teacher: Any
+    levels: Levels
+    lines: list[str]
+    sources: dict[str, tuple[str, Any]]
+
+
+@dataclass
+class Run:
+    """What the loop works on."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    images: Images
+    module: LossModule
+    wrapped: Any
+    optimizer: Any  # a ScaledOptimizer, once all is in place
+    averages: list[Any]
+    target: Any
+    teacher: Any
+    plain: Any  # where the weights are sharded, a whole model in the main process, else None
+    sharded: bool
+    guards: dict[str, StepGuard]
+    begun: Beginning
+    adversary: Adversary | None = None
+
+    @property
+    def student(self) -> Any:
+        return self.module.student
+
+    @property
+    def published(self) -> Any:
+        return self.averages[0]
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds."""
+        kept = {"student": self.student, "ema": self.published, "target": self.target}
+        kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
+        kept["discriminator"] = self.adversary and self.adversary.network
+        return {name: module for name, module in kept.items() if module is not None}
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """What a checkpoint holds of optimisers."""
+        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the student's or the discriminator's last step was skipped."""
+        return any(guard.in_a_row > 0 for guard in self.guards.values())
+
+    def others(self) -> list[tuple[Average, Any]]:
+        """The averages besides the published one."""
+        return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
+
+    def parts(self, *, gather: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
+
+        gather: bring sharded tensors together, for saving."""
+        if not self.sharded:
+            return dict(self.modules()), self.optimizers
+        modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
+        return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
+
+    def whole_averages(self) -> dict[str, Any]:
+        """The averages by the names of their directories, to sample from and publish in the main process. All processes call
+        this at the same moment."""
+        names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
+        models = self.averages
+        if self.sharded:
+            states = [WholeModule(average, gather=True).state_dict() for average in models]
+            models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
+            for model, state in zip(models, states, strict=bool(models)):
+                model.load_state_dict(state)
+        return dict(zip(names, models, strict=bool(models)))
+
+    def together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
+        if self.sharded:
+            self.student.network.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+
+def load_data(recipe: Recipe) -> Images:
+    """The images that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_images`."""
+    data = recipe.data
+    columns: dict[str, Any] = {"image": data.image, "label": data.label, "max_gb": data.max_gb}
+    return load_images(data.name, data.size, data.channels, data.split, **columns)
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: list[str] | None = None) -> Run:
+    """Networks, optimiser and data, in place on the device. stand_in: for a dry run, which takes other things in place of those
+    that are not on this machine, and a copy of the student for a teacher that is not named; gets a line for each. Raises
+    ValueError for settings that do not fit each other."""
+    rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
+    check_trackers(recipe.trackers)
+    needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
+    if needs_teacher and recipe.teacher is None and stand_in is None:
+        raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
+    recipe = dataclasses.replace(recipe, objectives=usable_features(recipe.objectives, stand_in))
+    begun = _beginning(recipe, images, stand_in)
+    student, teacher = begun.student.to(accelerator.device), begun.teacher
+    for objective in recipe.objectives:
+        if isinstance(objective, Matching):
+            objective.check(student, teacher)
+    if teacher is None and needs_teacher:
+        teacher = frozen_copy(student)
+        assert stand_in is not None
+        if recipe.teacher is None:
+            stand_in.append(f"teacher: none given; {_COPY}")
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.channels_last:
+        set_layout([student] if teacher is None else [student, teacher])
+    needs_target = any(objective.needs_target for objective in recipe.objectives)
+    sharded = recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1
+    module = LossModule(student, recipe.objectives, sharded=sharded)
+    averages = [frozen_copy(student) for _ in recipe.averages]
+    target = frozen_copy(student) if needs_target else None
+    working = (student, target, teacher)
+    set_precision(working, recipe.engine.precision)
+    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
+    if sharded and opponent is not None:
+        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
+    plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
+    run = Run(
+        recipe=recipe,
+        accelerator=accelerator,
+        images=begun.images,
+        module=module,
+        wrapped=module,
+        optimizer=None,
+        averages=averages,
+        target=target,
+        teacher=teacher,
+        plain=plain,
+        sharded=sharded,
+        guards=step_guards(recipe, opponent is not None),
+        adversary=opponent,
+        begun=begun,
+    )
+    _put_in_place(run)
+    return run
+
+
+def _put_in_place(run: Run) -> None:
+    """Compile the networks, divide them or wrap them for several processes, and make the student's optimiser."""
+    recipe, accelerator, student, target = run.recipe, run.accelerator, run.student, run.target
+    parallel = accelerator.num_processes > 1 and not run.sharded
+    if parallel:
+        run.begun.lines += fit_to_processes(run)
+    if recipe.engine.compile is not None:
+        compile_networks((student, target, run.teacher), recipe.engine.compile, eager=run.module.last_layer)
+    if run.sharded:
+        divided = [student, *run.averages, *([] if target is None else [target])]
+        shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
+        optimizer = accelerator.prepare(recipe.optimizer(student.parameters()))
+    else:
+        run.wrapped, optimizer = accelerator.prepare(run.module, recipe.optimizer(student.parameters()))
+    run.optimizer = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+
+
+def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
+    """The student before its first step, its teacher, and how it comes to its weights and levels."""
+    torch.manual_seed(recipe.seed)
+    network = recipe.network(images.shape, images.num_classes)
+    teacher = started = None
+    sources: dict[str, tuple[str, Any]] = {}
+    if recipe.teacher is not None:
+        name = recipe.teacher
+        teacher = found_or_none(lambda: load_teacher(name), "teacher", _COPY, stand_in)
+    if teacher is not None:
+        images = in_classes_of(teacher, "the teacher", images)
+        check_teacher(teacher, images.shape, images.num_classes)
+        sources["teacher"] = str(recipe.teacher), teacher
+    if recipe.student is not None:
+        name = recipe.student
+        started = found_or_none(lambda: load_model(name), "student", "random weights stand in for its", stand_in)
+    if started is not None:
+        settled = bool(teacher is not None and getattr(teacher, "class_names", None))
+        images = in_classes_of(started, "the model to start from", images, settled=settled)
+        sources["student"] = str(recipe.student), started
+    copies = recipe.start_from == "teacher" and started is None
+    levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
+    settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
+    student = settings.build(lambda shape, classes: network, images.shape, images.num_classes)
+    name_classes(student, images)
+    if started is not None:
+        start_from_student(student, started, str(recipe.student))
+        lines.append(f"the student starts from the weights of {recipe.student}")
+    elif teacher is not None and copies:
+        lines.append(start_from_teacher(student, teacher).line())
+    elif teacher is not None:
+        lines.append("the student starts from random weights (start_from)")
+    return Beginning(images, student, teacher, levels, lines, sources)

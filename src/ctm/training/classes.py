@@ -1,0 +1,42 @@
+"""Classes of a run: numbered as the models that it starts from number them, and kept with the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ctm.data import Images, listed_classes, match_classes, tell
+
+__all__ = ["in_classes_of", "name_classes"]
+
+
+def in_classes_of(model: Any, who: str, images: Images, *, settled: bool = False) -> Images:
+    """The images with their classes numbered as the model numbers them, by name; as they are where either has no classes, or no
+    names. who: the model in words. settled: another model has settled the numbers already.
+
+    Raises ValueError, naming classes, where the model and the data do not have the same, and where other numbers are settled."""
+    if images.labels is None or not model.num_classes:
+        return images
+    numbers = match_classes(images.class_names, images.labels, model, data=images.name, who=who)
+    if numbers is None:
+        return images
+    lacking = [name for name in model.class_names if name not in images.class_names]
+    if lacking:
+        raise ValueError(
+            f"{images.name} lacks classes that {who} knows: {', '.join(lacking[:12])}. A student has its teacher's classes: add "
+            "an empty folder (or a name in class_names) for each, or train on the teacher's data"
+        )
+    if settled:
+        raise ValueError(f"{who} numbers the classes otherwise than the teacher: train from models of the same numbers")
+    return images.renumbered(numbers, list(model.class_names))
+
+
+def name_classes(student: Any, images: Images) -> None:
+    """Give the student the data's names of classes, and tell them with their numbers."""
+    if images.labels is None:
+        return
+    student.class_names = images.class_names
+    names = listed_classes(images.class_names)
+    tell(
+        [f"classes: {names}" if names else f"{images.num_classes} classes, whose names the data do not tell"],
+        images.name,
+    )

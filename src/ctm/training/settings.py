@@ -1,0 +1,152 @@
+"""Which settings of a run may be others when it goes on: those that change nothing that it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+from typing import Any
+
+from ctm.training.recipe import Recipe
+
+__all__ = ["COMPUTED", "FREE", "SOURCES", "check_settings", "decided", "source_differences"]
+
+# What is written, shown or kept, and when training gives up: nothing of it moves a weight.
+FREE = frozenset(
+    {
+        "checkpoint_every",
+        "evaluation",
+        "keep_checkpoints",
+        "license",
+        "log_every",
+        "sample_every",
+        "sample_minutes",
+        "skip_limit",
+        "trackers",
+    }
+)
+
+# Where something comes from: another place with the same content is the same. The digest of the content decides.
+SOURCES = {
+    "data.channels": "data",
+    "data.name": "data",
+    "data.size": "data",
+    "data.split": "data",
+    "student": "student",
+    "teacher": "teacher",
+}
+
+# What every step or every draw depends on.
+COMPUTED = frozenset(
+    {
+        "adaptive_balance",
+        "data.batch_size",
+        "decay_fraction",
+        "discriminator_optimizer",
+        "ema",
+        "engine",
+        "label_dropout",
+        "loss_factors",
+        "model",
+        "network",
+        "objectives",
+        "optimizer",
+        "schedule",
+        "seed",
+        "spike_factor",
+        "start_from",
+        "target_ema",
+        "warmup_steps",
+    }
+)
+
+
+def decided(path: str) -> str:
+    """What becomes of a setting that differs: "free", "computed", "steps", or the source whose digest decides."""
+    plain = path.split("[")[0]
+    names = [plain.rsplit(".", cut)[0] for cut in range(plain.count(".") + 1)]
+    for name in names:
+        if name == "steps":
+            return "steps"
+        if name in FREE:
+            return "free"
+        if name in SOURCES:
+            return SOURCES[name]
+    return "computed"
+
+
+def check_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe, *, place: str, reached: int, equal: Set[str]
+) -> list[str]:
+    """Lines that say what changed between the settings that a run directory holds and those given, where it can go on.
+
+    recipe: that of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
+    whose digests were compared and are the same. Raises ValueError naming the settings that would make it another run."""
+    before = _with_defaults(before)
+    kinds = {text: decided(path) for path, text in _differences(before, now)}
+    refused = [
+        text for text, kind in kinds.items() if kind == "computed" or (kind in SOURCES.values() and kind not in equal)
+    ]
+    if refused:
+        raise ValueError(
+            f"{place} holds a run with other settings ({'; '.join(refused[:4])}). Use another --out, or repeat "
+            f"the settings of {place}/config.yaml to continue that run"
+        )
+    if "steps" in kinds.values():
+        _check_length(int(before["steps"]), recipe, place, reached)
+    return [f"other settings than before, which change nothing computed so far: {'; '.join(kinds)}"] if kinds else []
+
+
+def source_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The settings that name where data, teacher and starting student come from, where they differ, by the source."""
+    found: dict[str, list[str]] = {}
+    for path, text in _differences(_with_defaults(before), now):
+        if decided(path) in SOURCES.values():
+            found.setdefault(decided(path), []).append(text)
+    return found
+
+
+def _check_length(steps: int, recipe: Recipe, place: str, reached: int) -> None:
+    """Raises ValueError where a run of `recipe.steps` steps would have taken the first `reached` steps otherwise than one of
+    `steps` steps did."""
+    if recipe.steps < reached:
+        raise ValueError(
+            f"{place} has taken {reached} steps already, and --steps {recipe.steps} are fewer: give {reached} or more, or use "
+            "another --out"
+        )
+    former = dataclasses.replace(recipe, steps=steps)
+    for step in range(reached):
+        what = None
+        if former.learning_rate_factor(step) != recipe.learning_rate_factor(step):
+            what = "the learning rate falls over its last steps (decay_fraction)"
+        elif recipe.schedule is not None and recipe.schedule(step, steps) != recipe.schedule(step, recipe.steps):
+            what = "its schedule spreads over all steps"
+        if what is not None:
+            raise ValueError(
+                f"{place} holds a run of {steps} steps that cannot become one of {recipe.steps}: {what}, so that step {step + 1} "
+                f"of the {reached} taken would have been another. Start a new run from its weights: --student {place} with a "
+                "new --out"
+            )
+
+
+def _with_defaults(before: Mapping[str, Any], kind: Any = Recipe) -> dict[str, Any]:
+    """Settings that an older version wrote, with the defaults of those it did not know."""
+    found = dict(before)
+    for field in dataclasses.fields(kind):
+        if field.name not in found and field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        factory = field.default_factory
+        if isinstance(found.get(field.name), Mapping) and dataclasses.is_dataclass(factory):
+            found[field.name] = _with_defaults(found[field.name], factory)
+    return found
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, str]]:
+    """Settings that differ, as (path, 'path: before there, now here')."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = sorted(before.keys() | now.keys())
+        return [
+            d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return [d for i, pair in enumerate(zip(before, now, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
+    return [] if before == now else [(path, f"{path}: {before} there, {now} here")]

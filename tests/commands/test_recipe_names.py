@@ -1,0 +1,71 @@
+"""`ctm recipes`, and recipes by name in `ctm train --config`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ctm.commands.recipes import RECIPES, recipe_path
+
+from .test_cli import run, sentence
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("spelling", ["images-teacher", "images-teacher.yaml", "recipes/images-teacher"])
+def test_case_30_a_recipe_is_found_by_its_name(capsys, monkeypatch, tmp_path, spelling):
+    """Case 30: `images-teacher` without .yaml; also where a run directory has the same name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images-teacher").mkdir()
+    code, out, _ = run(capsys, "train", "--config", spelling, "--print_config")
+    assert code == 0
+    assert yaml.safe_load(out)["steps"] == 50000
+
+
+def test_case_30_a_wrong_name_names_similar_ones(capsys):
+    for command in (["train", "--config"], ["recipes"]):
+        err = sentence(capsys, *command, "image-techer")
+        assert "there is no recipe image-techer: did you mean images-teacher" in err
+        assert "ctm recipes" in err
+    assert "there is no recipe qqqq: all that come with the package: ctm recipes" in sentence(capsys, "recipes", "qqqq")
+
+
+def test_a_file_of_ones_own_goes_first_and_needs_no_suffix_either(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("steps: 3\n")
+    (tmp_path / "digits-ctm.yaml").write_text("steps: 4\n")
+    assert recipe_path("mine") == Path("mine.yaml")
+    assert recipe_path("digits-ctm") == Path("digits-ctm.yaml")
+    assert recipe_path("recipes/digits-ctm") == RECIPES / "digits-ctm.yaml"
+    with pytest.raises(FileNotFoundError, match="there is no recipe other/digits-ctm"):
+        recipe_path("other/digits-ctm")
+
+
+def test_all_recipes_are_listed_with_a_line_each(capsys):
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0
+    lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
+    assert sorted(name for name, _ in lines) == NAMES
+    for name, words in lines:
+        assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# {words}\n")
+        assert len(words) <= 120
+    assert [name for name, _ in lines][:2] == ["pictures-small-teacher", "pictures-small-ctm"]
+    assert "Others" not in out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_shown_with_its_command(capsys, name):
+    """What is printed is the recipe, as YAML that can be kept as one's own, and a command that is read."""
+    code, out, _ = run(capsys, "recipes", name)
+    assert code == 0
+    assert yaml.safe_load(out) == yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    command = out.splitlines()[-1].removeprefix("# Run it: ctm ").split()
+    assert command[:3] == ["train", "--config", name]
+    assert run(capsys, *command, "--print_config")[0] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("pictures-small", "images"))])
+def test_pictures_of_ones_own_are_asked_for(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert "give --data.name FOLDER, a folder of them" in sentence(capsys, "train", "--config", name)
+    assert list(tmp_path.iterdir()) == []

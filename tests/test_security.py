@@ -1,0 +1,88 @@
+"""Files from elsewhere: each hostile input of docs/security.md's table ends in a sentence and exit code 2, at once."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from ctm.cli import main
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("security_table", ROOT / "tools" / "security_table.py")
+table = importlib.util.module_from_spec(spec)
+sys.modules["security_table"] = table
+spec.loader.exec_module(table)
+
+MANY = ("pickle-empty", "pickle-hashes", "pickle-copies", "torch-inflates", "picture")  # seconds to make or to read
+RECIPE = table.RECIPE + table.RADAM
+QUICK = [name for name, entry in table.INPUTS.items() if name not in MANY and not entry.data]
+
+
+def test_the_table_has_the_rows_of_its_script():
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| ([a-z-]+) \| (.+?) \| (.+?) \| (.+?) \|", text.split(table.BEGIN)[1], re.MULTILINE)[1:]
+    assert [row[:3] for row in rows] == [(name, entry.what, entry.bound) for name, entry in table.INPUTS.items()]
+    assert {row[3] for row in rows if not table.INPUTS[row[0]].data} == {"refused"}
+
+
+def refused(capsys, arguments) -> str:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    sentence = capsys.readouterr().err
+    assert code == 2
+    assert len(sentence.strip().splitlines()) == 1
+    assert len(sentence) < 1000
+    return sentence
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_hostile_file_is_refused(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = table.INPUTS[name].make(tmp_path)
+    made = {path.name for path in tmp_path.rglob("*")}
+    if arguments[0] == "train":  # slow to trace, and bounded by the file's own megabyte
+        refused(capsys, arguments)
+    else:
+        tracemalloc.start()
+        refused(capsys, arguments)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 60e6
+    assert not {path.name for path in tmp_path.rglob("*")} & {"ran", "out", "out.png"} - made
+    assert "evilmod" not in sys.modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_a_large_hostile_file_is_refused_within_a_minute(name):
+    result = table.measure(name)
+    assert result["code"] == 2, result["sentence"]
+    assert result["megabytes"] < 300
+
+
+def test_case_18_shared_tuples_as_keys_end_at_once(tmp_path):
+    """In a process of its own, as a hash that never ends cannot be interrupted: two minutes for what takes seconds, the imports
+    included."""
+    for number, name in enumerate(("pickle-set", "pickle-key", "torch-key", "torch-old-key")):
+        (tmp_path / str(number)).mkdir()
+        table.INPUTS[name].make(tmp_path / str(number))
+    assert (tmp_path / "0" / "net.pkl").stat().st_size <= 368
+    code = """
+import sys
+from ctm.teachers.files import read_state
+for file in sys.argv[1:]:
+    try:
+        read_state(file)
+    except ValueError as error:
+        print(error)
+"""
+    files = sorted(map(str, tmp_path.glob("*/net.*")))
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=120, check=True)
+    assert len(done.stdout.splitlines()) == 4
+    assert all("a tuple in it is a key or a set's member" in line for line in done.stdout.splitlines())

@@ -1,0 +1,74 @@
+"""A model's card says what the model was made from, and names no licence unless one is given."""
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from ctm.models.card import card
+
+from .runs import student_arguments, teacher_arguments, trained
+
+SHORT = ("--steps", "3", "--seed", "5", "--log_every", "3")
+
+
+def head(text):
+    return yaml.safe_load(text.split("---")[1])
+
+
+def test_a_model_saved_by_hand_has_a_card_without_licence(small_ctm, tmp_path):
+    small_ctm.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert head(text) == {
+        "library_name": "ctm-torch",
+        "tags": ["ctm-torch", "consistency-trajectory-model", "diffusion"],
+    }
+    assert "licen" not in text.lower()
+    assert "| samples | images 1×8×8 (C×H×W) in [-1, 1] |" in text
+    assert "| noise levels | 0.002 to 80, sigma_data 0.5 |" in text
+
+
+def test_the_card_of_a_run_names_data_teacher_classes_training_and_numbers(tmp_path):
+    teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
+    out = trained(tmp_path / "run", student_arguments(teacher, *SHORT))
+    text = (out / "model" / "README.md").read_text()
+    assert "licen" not in head(text)
+    for line in (
+        "| data | Optical Recognition of Handwritten Digits, UCI (Alpaydin & Kaynak), 1,797 images, CC BY 4.0; 1797 images |",
+        f"| teacher | {teacher} |",
+        "| objectives | Matching, DenoisingScoreMatching |",
+        "| seed | 5 |",
+        "0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9",
+        "ctm.load_model(",
+    ):
+        assert line in text
+    assert "| training | 3 of 3 steps of 16 images in " in text
+    assert json.loads((out / "made_of.json").read_text())["data"]["digest"][:16] in text
+    assert ModelCard.load(out / "model" / "README.md").data.library_name == "ctm-torch"
+    evaluations = [
+        {"step": 2, "frechet": 30.5},
+        {"step": 3, "frechet": 20.25, "how": {"num": 16}},
+        {"step": 9, "frechet": 1},
+    ]
+    (out / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
+    trained(out, student_arguments(teacher, *SHORT))  # published once more: as whole as before, with the newest numbers
+    again = (out / "model" / "README.md").read_text()
+    numbers = (
+        "## Numbers\n\n| measure | value |\n|---|---|\n| frechet (step 3, against the training data) | 20.25 |\n\n"
+    )
+    assert again == text.replace("## Use", numbers + "## Use")
+
+
+def test_a_licence_that_is_given_stands_in_the_card(tmp_path):
+    out = trained(tmp_path / "run", teacher_arguments(*SHORT, "--license", "cc-by-4.0"))
+    assert head((out / "model" / "README.md").read_text())["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("name", ["a | b", "line\nbreak", "<script>", "`code`"])
+def test_names_of_strangers_stay_in_their_cell(small_ctm, name):
+    text = card(small_ctm, {"data": name}, classes=[name] * 30)
+    (row,) = [line for line in text.splitlines() if line.startswith("| data |")]
+    assert row.replace("\\|", "").count("|") == 3
+    assert "<script>" not in text
+    assert "(30 in all)" in text

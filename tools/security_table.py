@@ -1,0 +1,355 @@
+"""Make a hostile file of each kind, give it to ctm in a process of its own, and put what it cost into docs/security.md.
+
+Usage: python tools/security_table.py [NAME …]     (names of rows; without any, all rows are measured and the table is written)
+"""
+
+import importlib
+import io
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PAGE = Path(__file__).parents[1] / "docs" / "security.md"
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+SECONDS = 120  # a row that takes longer has failed
+DOUBLINGS = 60
+
+
+def doubled(start: bytes) -> bytes:
+    """A pickle's tuple of two of itself, 60 times over: 2^60 empty tuples, if anything walks it. The last is on the stack."""
+    return b"".join([start, *(b"h%ch%c\x86\x94" % (i, i) for i in range(DOUBLINGS))])
+
+
+def doubled_for_torch() -> bytes:
+    """The same in the operations that torch's files have, memo from 1 on."""
+    return b")q\x01" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(1, DOUBLINGS))
+
+
+def pickle(folder: Path, content: bytes) -> list[str]:
+    (folder / "net.pkl").write_bytes(b"\x80\x04" + content + b".")
+    return ["convert", str(folder / "net.pkl"), str(folder / "out")]
+
+
+def claimed(folder: Path) -> list[str]:
+    return pickle(folder, b"\x8e" + struct.pack("<Q", 2**60))
+
+
+def torch_key(folder: Path) -> list[str]:
+    return torch_zip(folder, b"\x80\x02}q\x00" + doubled_for_torch() + b"K\x01s.")
+
+
+def not_a_number(folder: Path) -> list[str]:
+    return model(folder, lambda config: config.update(sigma_data=float("nan")))
+
+
+def laughs(folder: Path) -> list[str]:
+    return recipe(folder, RADAM + LAUGHS)
+
+
+def huge_pictures(folder: Path) -> list[str]:
+    return model(folder, lambda config: config.update(shape=[1, 10**6, 10**6]))
+
+
+def large_integers(folder: Path) -> list[str]:
+    """Integers whose hashes are all 0, in a set: each is compared with all others."""
+    numbers = [(i * (2**61 - 1)).to_bytes(12, "little") for i in range(1, 200_000)]
+    return pickle(folder, b"\x8f(" + b"".join(b"\x8a\x0c" + number for number in numbers) + b"\x90")
+
+
+def repeated_sets(folder: Path) -> list[str]:
+    """A list of 50,000 numbers, made a set 200,000 times."""
+    numbers = b"".join(b"M" + struct.pack("<H", i) for i in range(50_000))
+    return pickle(folder, b"](" + numbers + b"e\x94cbuiltins\nset\n\x94" + b"h\x01h\x00\x85R" * 200_000)
+
+
+def torch_zip(
+    folder: Path, data: bytes | None = None, compression: int = zipfile.ZIP_STORED, size: int = 2
+) -> list[str]:
+    """A file of torch.save with another data.pkl, or packed."""
+    saved = io.BytesIO()
+    torch.save({"w": torch.zeros(size)}, saved)
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(folder / "net.pt", "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, data if data is not None and name.endswith("data.pkl") else old.read(name))
+    return ["convert", str(folder / "net.pt"), str(folder / "out")]
+
+
+def torch_before_zip(folder: Path) -> list[str]:
+    """The form before zip files, its object a dictionary with the doubled tuple as key."""
+    saved = io.BytesIO()
+    torch.save({}, saved, _use_new_zipfile_serialization=False)
+    data = saved.getvalue()
+    assert data.count(b"\x80\x02}q\x00.") == 1
+    (folder / "net.pt").write_bytes(data.replace(b"}q\x00.", b"}q\x00" + doubled_for_torch() + b"K\x01s."))
+    return ["convert", str(folder / "net.pt"), str(folder / "out")]
+
+
+def overlapping(folder: Path) -> list[str]:
+    """Tensors of 10^12 numbers over one."""
+    torch.save({"w": torch.ones(1).expand(10**6, 10**6)}, folder / "net.pt")
+    return ["convert", str(folder / "net.pt"), str(folder / "out")]
+
+
+def model(folder: Path, change: Callable[[dict], object] = lambda config: None) -> list[str]:
+    """A small model with another config.json."""
+    from ctm import TrajectoryModel
+    from ctm.networks import MLP
+
+    network = MLP((1, 8, 8), 10, width=16, blocks=1, embedding=8)
+    TrajectoryModel(network, shape=(1, 8, 8), num_classes=10).save_pretrained(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    change(config)
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    return ["sample", str(folder / "model"), "--num", "1", "--out", str(folder / "out.png")]
+
+
+def network(**arguments: object) -> Callable[[dict], object]:
+    return lambda config: config["network"]["init_args"].update(arguments)
+
+
+def deep_config(folder: Path) -> list[str]:
+    arguments = model(folder)
+    (folder / "model" / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    return arguments
+
+
+def long_config(folder: Path) -> list[str]:
+    arguments = model(folder)
+    os.truncate(folder / "model" / "config.json", 1 << 30)
+    return arguments
+
+
+def long_header(folder: Path) -> list[str]:
+    arguments = model(folder)
+    (folder / "model" / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{" + bytes(100))
+    return arguments
+
+
+def diffusers(folder: Path) -> list[str]:
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 32}')
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(64))
+    return ["sample", str(folder / "unet")]
+
+
+RECIPE = """data: {name: digits, batch_size: 16}
+network: {class_path: ctm.networks.MLP, init_args: {width: 16, blocks: 1, embedding: 8, s_embedding: false}}
+model: {kind: diffusion}
+objectives: [{class_path: ctm.objectives.DenoisingScoreMatching}]
+steps: 2
+"""
+RADAM = "optimizer: {class_path: torch.optim.RAdam, init_args: {lr: 1.0e-3}}\n"
+LAUGHS = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, DOUBLINGS))]) + "\n"
+
+
+def recipe(folder: Path, text: str) -> list[str]:
+    (folder / "recipe.yaml").write_text(RECIPE + text)
+    return ["train", "--config", str(folder / "recipe.yaml"), "--out", str(folder / "run")]
+
+
+def recipe_that_runs(folder: Path) -> list[str]:
+    return recipe(folder, f'optimizer: {{class_path: os.system, init_args: {{command: "touch {folder}/ran"}}}}\n')
+
+
+def recipe_that_calls(folder: Path) -> list[str]:
+    named = "ctm.training.storage.write_whole, init_args: {path: ran, content: YWJj}"
+    return recipe(folder, f"optimizer: {{class_path: {named}}}\n")
+
+
+def run_directory(folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(LAUGHS)
+    return recipe(folder, RADAM)
+
+
+def picture(folder: Path) -> list[str]:
+    """A PNG of 40,000 × 40,000 black pixels in 1.6 MB."""
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(40_001)) for _ in range(40_000)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    (folder / "pictures").mkdir()
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (folder / "pictures" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return [*recipe(folder, RADAM), "--data.name", str(folder / "pictures"), "--data.size", "8"]
+
+
+def arrays(folder: Path) -> list[str]:
+    """2 GB of zeros in an .npz of 2 MB, written without holding them."""
+    with (
+        zipfile.ZipFile(folder / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**21, 32, 32)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(2**11):
+            file.write(bytes(2**20))
+    return [*recipe(folder, RADAM), "--data.name", str(folder / "x.npz")]
+
+
+@dataclass(frozen=True)
+class Input:
+    """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm; data:
+    whether the rule is the data sets' own."""
+
+    what: str
+    bound: str
+    make: Callable[[Path], list[str]]
+    data: bool = False
+
+
+KEYS = "keys and members of sets are text and small numbers"
+NAMES = "only what ctm has, or the user allows, is imported"
+FITS = "no more than the weights hold is built"
+INPUTS: dict[str, Input] = {
+    "pickle-set": Input(
+        "pickle of 368 bytes: a tuple of 2^60 parts in a set",
+        KEYS,
+        lambda f: pickle(f, b"\x8f(" + doubled(b")\x94") + b"\x90"),
+    ),
+    "pickle-key": Input(
+        "the same as a dictionary's key", KEYS, lambda f: pickle(f, b"}(" + doubled(b")\x94") + b"K\x01u")
+    ),
+    "pickle-hashes": Input("pickle of 2.8 MB: a set of integers with one hash", KEYS, large_integers),
+    "pickle-copies": Input(
+        "pickle of 1.5 MB: a list copied 200,000 times", "four times the file is copied at most", repeated_sets
+    ),
+    "pickle-empty": Input(
+        "pickle of 50 MB: empty sets", "500,000 operations", lambda f: pickle(f, b"\x8f" * 50_000_000)
+    ),
+    "pickle-size": Input(
+        "pickle of 14 bytes that claims 2^60",
+        "what is not there is not read",
+        claimed,
+    ),
+    "pickle-call": Input("pickle that calls os.system", NAMES, lambda f: pickle(f, b"cos\nsystem\n\x8c\x04true\x85R")),
+    "torch-key": Input(
+        ".pt with a dictionary's key of 2^60 parts",
+        KEYS,
+        torch_key,
+    ),
+    "torch-old-key": Input("the same in torch's form before zip files", KEYS, torch_before_zip),
+    "torch-inflates": Input(
+        ".pt of 1 MB that inflates to 1 GB",
+        "no part may be compressed",
+        lambda f: torch_zip(f, compression=zipfile.ZIP_DEFLATED, size=1 << 28),
+    ),
+    "torch-overlap": Input(".pt of 1 kB with a tensor of 4 TB", "tensors stay inside their data", overlapping),
+    "config-class": Input(
+        "config.json that names evilmod.Net",
+        NAMES,
+        lambda f: model(f, lambda c: c["network"].update(class_path="evilmod.Net")),
+    ),
+    "config-blocks": Input("config.json with blocks: 10^9", "stated ranges", lambda f: model(f, network(blocks=10**9))),
+    "config-width": Input(
+        "config.json with width: 65,536 over 20 kB of weights", FITS, lambda f: model(f, network(width=65536))
+    ),
+    "config-many": Input(
+        "config.json with blocks: 1,024 over 20 kB of weights", FITS, lambda f: model(f, network(blocks=1024))
+    ),
+    "config-nan": Input(
+        "config.json with sigma_data: NaN",
+        "finite numbers",
+        not_a_number,
+    ),
+    "config-shape": Input(
+        "config.json with pictures of 10^6 × 10^6",
+        "2^26 numbers in a sample",
+        huge_pictures,
+    ),
+    "config-deep": Input("config.json of 100,000 brackets", "50 levels", deep_config),
+    "config-long": Input("config.json of 1 GB", "1 MB", long_config),
+    "weights-header": Input(
+        "model.safetensors whose header claims 2^60 bytes", "16 MB, and the file's size", long_header
+    ),
+    "diffusers": Input("a diffusers directory", "said what it is", diffusers),
+    "recipe-system": Input("recipe with os.system as optimiser", NAMES, recipe_that_runs),
+    "recipe-function": Input(
+        "recipe with a function of ctm that writes files", "an entry is a class of its kind", recipe_that_calls
+    ),
+    "recipe-laughs": Input("recipe of 2 kB with 2^60 values behind aliases", "20,000 values", laughs),
+    "run-laughs": Input("config.yaml of a run directory with the same", "20,000 values", run_directory),
+    "picture": Input("PNG of 1.6 MB with 1.6·10^9 pixels", "Pillow's limit of pixels", picture),
+    "arrays": Input(".npz of 2 MB that inflates to 2 GB", "the data sets' limit", arrays, data=True),
+}
+
+
+def run_one(arguments: list[str]) -> None:
+    """In a process of its own: the command after its imports; prints exit code, seconds and MB beyond them as JSON."""
+    from ctm.cli import main
+
+    importlib.import_module(f"ctm.commands.{arguments[0]}")
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main([arguments[0], "--help"])
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    seconds = time.monotonic() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"code": code, "seconds": seconds, "megabytes": grown / 1024}))
+
+
+def measure(name: str) -> dict:
+    """What one input costs: exit code (None: it took longer than SECONDS), seconds, MB, and the sentence."""
+    with tempfile.TemporaryDirectory() as place:
+        arguments = INPUTS[name].make(Path(place))
+        command = [sys.executable, __file__, "--one", json.dumps(arguments)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CTM_CACHE": f"{place}/cache"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, cwd=place)
+        except subprocess.TimeoutExpired:
+            return {"code": None, "seconds": SECONDS, "megabytes": float("nan"), "sentence": ""}
+        lines = done.stdout.strip().splitlines()
+        result = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {"code": done.returncode}
+        said = done.stderr.strip().splitlines()
+        return {"seconds": float("nan"), "megabytes": float("nan"), **result, "sentence": said[-1] if said else ""}
+
+
+def row(name: str, result: dict) -> str:
+    refused = "refused" if result["code"] == 2 else f"NOT REFUSED (exit {result['code']})"
+    entry = INPUTS[name]
+    return (
+        f"| {name} | {entry.what} | {entry.bound} | {refused} | {result['seconds']:.2f} | {result['megabytes']:.0f} |"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        run_one(json.loads(sys.argv[2]))
+        return
+    unknown = [name for name in sys.argv[1:] if name not in INPUTS]
+    if unknown:
+        raise SystemExit(f"there is no row {unknown[0]}: rows are {', '.join(INPUTS)}")
+    rows = []
+    for name in sys.argv[1:] or INPUTS:
+        result = measure(name)
+        rows.append(row(name, result))
+        print(f"{rows[-1]}\n    {result['sentence'][:300]}", flush=True)
+    if sys.argv[1:]:
+        return
+    head = ["| row | input | bound | end | seconds | MB |", "|---|---|---|---|--:|--:|"]
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join([*head, *rows])}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
