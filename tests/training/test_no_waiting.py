@@ -13,6 +13,7 @@ from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching, Multis
 from ctm.objectives.walks import TeacherWalk
 from ctm.solvers import midpoint_step
 from ctm.training import trainer
+from ctm.training.assembly import load_data, prepare
 from ctm.training.ema import frozen_copy
 from ctm.training.step import LossModule, backward, draw_batch, step_generator
 
@@ -59,7 +60,7 @@ def test_a_step_reads_its_verdict_and_nothing_else(tmp_path, adversarial):
     if adversarial:
         objectives.append(Adversarial(discriminator=MLPDiscriminator(), augmentation=(), alternate=False))
     recipe.objectives = objectives
-    run = trainer._prepare(recipe, Accelerator(cpu=True), trainer._load(recipe), stand_in=True)
+    run = prepare(recipe, Accelerator(cpu=True), load_data(recipe), stand_in=[])
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     trainer._step(run, 0)
