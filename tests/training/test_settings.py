@@ -41,10 +41,6 @@ def test_it_is_decided_for_every_setting_whether_it_may_change(name):
     assert [name in FREE, name in SOURCES, name in COMPUTED, name == "steps"].count(True) == 1
 
 
-def test_nothing_is_decided_that_is_no_setting():
-    assert not (FREE | COMPUTED | SOURCES.keys()) - set(fields())
-
-
 def test_a_setting_within_another_is_decided_by_that():
     assert decided("objectives[0].init_args.grid_points") == "computed"
     assert decided("evaluation.every") == "free"
@@ -138,6 +134,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, capsys):
     settings = yaml.safe_load((out / "config.yaml").read_text())
     for name in ("start_from", "sample_minutes", "license"):
         del settings[name]
+    del settings["data"]["split"], settings["engine"]["compile"]
     (out / "config.yaml").write_text(yaml.safe_dump(settings))
     (out / "made_of.json").unlink()
     for path in out.glob("checkpoints/*/state.json"):

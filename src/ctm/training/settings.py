@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
 
-from ctm.training.recipe import Recipe
+from ctm.training.engine import EngineSettings
+from ctm.training.evaluation import EvaluationSettings
+from ctm.training.recipe import DataSettings, ModelSettings, Recipe
 
 __all__ = ["COMPUTED", "FREE", "SOURCES", "check_settings", "decided", "source_differences"]
+
+_PARTS = {"data": DataSettings, "engine": EngineSettings, "evaluation": EvaluationSettings, "model": ModelSettings}
 
 # What is written, shown or kept, and when training gives up: nothing of it moves a weight.
 FREE = frozenset(
@@ -28,6 +32,9 @@ FREE = frozenset(
 # Where something comes from: another place with the same content is the same. The digest of the content decides.
 SOURCES = {
     "data.channels": "data",
+    "data.image": "data",
+    "data.label": "data",
+    "data.max_gb": "data",
     "data.name": "data",
     "data.size": "data",
     "data.split": "data",
@@ -40,6 +47,7 @@ COMPUTED = frozenset(
     {
         "adaptive_balance",
         "data.batch_size",
+        "data.flip",
         "decay_fraction",
         "discriminator_optimizer",
         "ema",
@@ -128,15 +136,14 @@ def _check_length(steps: int, recipe: Recipe, place: str, reached: int) -> None:
             )
 
 
-def _with_defaults(before: Mapping[str, Any], kind: Any = Recipe) -> dict[str, Any]:
+def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[str, Any]:
     """Settings that an older version wrote, with the defaults of those it did not know."""
     found = dict(before)
     for field in dataclasses.fields(kind):
         if field.name not in found and field.default is not dataclasses.MISSING:
             found[field.name] = field.default
-        factory = field.default_factory
-        if isinstance(found.get(field.name), Mapping) and dataclasses.is_dataclass(factory):
-            found[field.name] = _with_defaults(found[field.name], factory)
+        if kind is Recipe and field.name in _PARTS and isinstance(found.get(field.name), Mapping):
+            found[field.name] = _with_defaults(found[field.name], _PARTS[field.name])
     return found
 
 
