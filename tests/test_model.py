@@ -169,7 +169,7 @@ def test_a_config_cannot_call_what_is_no_module(tmp_path):
     touched = tmp_path / "touched"
     for path in ("os.system", "subprocess.run", "pathlib.Path"):
         with pytest.raises(
-            ValueError, match=f"asks for {path}, which is not part of ctm.networks: nothing was imported"
+            ValueError, match=f"asks for {path}, which is not part of ctm.networks, and no model needs it"
         ):
             build({"class_path": path, "init_args": {"args": f"touch {touched}"}})
         with allowing(path.rpartition(".")[0]), pytest.raises(ValueError, match=r"is not a torch\.nn\.Module"):
@@ -218,7 +218,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, small_ctm):
     config = json.loads((tmp_path / "config.json").read_text())
     config["network"]["init_args"]["blocks"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"do not fit the network: .*blocks\.2"):
+    with pytest.raises(ValueError, match=r"do not fit the network: config\.json asks for more than their 32 tensors"):
         load_model(tmp_path)
 
 

@@ -1,15 +1,23 @@
 """Files from elsewhere: each hostile input of docs/security.md's table ends in a sentence and exit code 2, at once."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ctm import DiffusionModel
 from ctm.cli import main
+from ctm.evaluation.plans import subject_of
+from ctm.evaluation.reference import statistics_file
+from ctm.networks import MLP
+from ctm.training.storage import damage
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("security_table", ROOT / "tools" / "security_table.py")
@@ -86,3 +94,29 @@ for file in sys.argv[1:]:
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=120, check=True)
     assert len(done.stdout.splitlines()) == 4
     assert all("a tuple in it is a key or a set's member" in line for line in done.stdout.splitlines())
+
+
+def test_statistics_that_inflate_are_not_read(tmp_path):
+    """200 MB of zeros in 200 kB: refused by their shapes; a shape that is not there whole is damage."""
+    np.savez_compressed(tmp_path / "s.npz", mu=np.zeros(5000), sigma=np.zeros((5000, 5000)))
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=r"would inflate to 190 MB from .* kB, which statistics do not: it was not read"
+    ):
+        statistics_file(tmp_path / "s.npz", 100)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive, archive.open("mu.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    with pytest.raises(ValueError, match=r"mu\.npy claims the shape .* and is shorter"):
+        statistics_file(tmp_path / "t.npz", 100)
+
+
+def test_the_configuration_of_a_run_is_bounded(tmp_path):
+    """Also where an evaluation looks into it, and a checkpoint's list of files leads out of its directory."""
+    (tmp_path / "config.yaml").write_text(table.LAUGHS)
+    with pytest.raises(ValueError, match=r"config\.yaml has more than 20000 values"):
+        subject_of("model", str(tmp_path), DiffusionModel(MLP((2,), width=8, blocks=1, embedding=8), shape=(2,)))
+    files = {"../../../dev/zero": {"bytes": 0, "sha256": ""}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    assert damage(tmp_path) == "../../../dev/zero is missing"

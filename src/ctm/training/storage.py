@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ctm.files import sync, write_file
+from ctm.foreign.text import plain
 
 __all__ = [
     "clear_leftovers",
@@ -78,7 +79,7 @@ def damage(directory: Path) -> str | None:
         files = json.loads((directory / MANIFEST).read_bytes())["files"]
         for name, expected in files.items():
             if Path(name).name != name or not (directory / name).is_file():
-                return f"{name[:80]!r} is missing"
+                return f"{plain(name)} is missing"
             wrong = _difference(directory / name, expected["bytes"], expected["sha256"])
             if wrong:
                 return f"{name} {wrong}"
