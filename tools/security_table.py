@@ -206,13 +206,11 @@ def arrays(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Input:
-    """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm; data:
-    whether the rule is the data sets' own."""
+    """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm."""
 
     what: str
     bound: str
     make: Callable[[Path], list[str]]
-    data: bool = False
 
 
 KEYS = "keys and members of sets are text and small numbers"
@@ -287,7 +285,7 @@ INPUTS: dict[str, Input] = {
     "recipe-laughs": Input("recipe of 2 kB with 2^60 values behind aliases", "20,000 values", laughs),
     "run-laughs": Input("config.yaml of a run directory with the same", "20,000 values", run_directory),
     "picture": Input("PNG of 1.6 MB with 1.6·10^9 pixels", "Pillow's limit of pixels", picture),
-    "arrays": Input(".npz of 2 MB that inflates to 2 GB", "the data sets' limit", arrays, data=True),
+    "arrays": Input(".npz of 2 MB that inflates to 2 GB", "1 GB, or ten times the file (data.max_gb)", arrays),
 }
 
 

@@ -16,6 +16,7 @@ from ctm.commands.common import Parser, command_parser
 from ctm.commands.options import add_data_options, data_options, parse_labels, usable_device
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
+from ctm.files import write_whole
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
 from ctm.progress import tracked
@@ -83,8 +84,7 @@ def run(settings: Namespace) -> None:
     result = _measure(model, pixels, labels, settings) | {"drawn": drawn.tolist()}
     result |= {"png": float(png_bits(pixels).mean()), "histogram": _histogram(images.pixels, drawn)}
     if settings.out is not None:
-        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(settings.out).write_text(json.dumps(result, indent=2) + "\n")
+        write_whole(Path(settings.out), (json.dumps(result, indent=2) + "\n").encode())
     kind = "with their classes" if result["labels"] else "without classes"
     share = (
         f"all {len(pixels)} images" if len(pixels) == len(images) else _drawn_in_words(len(pixels), images, settings)

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm.commands.common import Parser
+from ctm.commands.paths import suffix_of
 from ctm.data import listed_classes, tell
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.sampling import common
@@ -156,7 +157,7 @@ def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["c
     """How many columns a grid of samples has, or "class" for one a class; None: not said. classes: of the model."""
     if text is None:
         return None
-    if out.suffix.lower() != ".png":
+    if suffix_of(out) != ".png":
         raise ValueError(
             f"--columns {text} is for one picture, --out FILE.png, and --out is {out}: leave --columns out"
         )

@@ -34,6 +34,7 @@ data
   --data.size N            side of the pictures: they are resized and cropped to squares
   --data.channels N        1 turns them to grey, 3 to colour
   --data.batch_size N      pictures in a step
+  --data.flip true         show the network half of the pictures mirrored
 
 models
   --teacher MODEL          the run or model directory that a CTM learns from
@@ -50,7 +51,8 @@ training
                            as --objectives.Matching.grid_points 10
   --ema X                  decay of the averaged weights that are published
   --seed N                 of all random numbers
-  --sample_every N         steps from one grid of samples to the next
+  --sample_minutes X       minutes from one grid of samples to the next
+  --sample_every N         steps from one grid of samples to the next, besides
   --checkpoint_every N     steps from one checkpoint to the next
   --engine.precision bf16  compute in bfloat16, on GPUs that are fast in it
 
