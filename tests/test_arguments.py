@@ -285,3 +285,10 @@ def test_the_sentences(call, sentence):
     with pytest.raises(ValueError, match=r"must|is") as caught:
         call()
     assert str(caught.value) == sentence
+
+
+def test_a_number_keeps_the_digits_of_the_state():
+    """0.1 as a level of a float64 state is Python's 0.1, not float32's."""
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    for value in (0.1, [0.1, 0.1], np.float64(0.1), torch.tensor(0.1, dtype=torch.float64)):
+        assert as_levels(value, x).tolist() == [0.1, 0.1]

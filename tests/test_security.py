@@ -115,7 +115,7 @@ def test_statistics_that_inflate_are_not_read(tmp_path):
     tracemalloc.stop()
     with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive, archive.open("mu.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
-    with pytest.raises(ValueError, match=r"mu\.npy claims the shape .* and is shorter"):
+    with pytest.raises(ValueError, match=r"mu says float64 1000000000000, and its part of the zip 128 bytes"):
         statistics_file(tmp_path / "t.npz", 100)
 
 

@@ -101,13 +101,17 @@ def _new_levels(value: Any, x: Tensor, name: str) -> Tensor:
         raise ValueError(f"{wanted}; got {words_for(value)}")
     try:
         levels = torch.as_tensor(value)
+        if levels.is_floating_point() and not hasattr(value, "dtype"):
+            levels = torch.as_tensor(
+                value, dtype=torch.float64
+            )  # Python's own precision, or float32 would cut digits off
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{wanted}; got {words_for(value)}") from error
     whole = levels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if levels.shape not in ((), (len(x),)) or not (levels.is_floating_point() or whole):
         raise ValueError(f"{wanted}; got {words_for(levels if isinstance(value, list | tuple) else value)}")
     python = not isinstance(value, Tensor)
-    return levels.to(device=x.device, dtype=x.dtype if python or whole else levels.dtype).expand(len(x))
+    return levels.to(x.dtype if python or whole else levels.dtype).to(x.device).expand(len(x))
 
 
 def as_labels(labels: Any, x: Tensor) -> Tensor | None:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctm.foreign.text import plain
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "allowed_class",
@@ -33,13 +34,15 @@ _LONGEST = 200
 _CLASSES: dict[str, type[nn.Module]] = {}
 _MODULES: list[str] = []  # by `allowing`
 _COMMAND: list[str] = []  # by the options of the command that runs
-Class = TypeVar("Class", bound=type[nn.Module])
+Class = TypeVar("Class", bound="type[nn.Module]")
 
 
 def register(network: Class) -> Class:
     """Let config.json name this class of network, in this process. Gives the class back, so it serves as a decorator.
 
     Raises TypeError for what is no subclass of torch.nn.Module."""
+    from torch import nn  # here, because the command line takes its options before torch is there
+
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise TypeError(f"only a subclass of torch.nn.Module can be registered as a network, got {network!r}")
     _CLASSES[f"{network.__module__}.{network.__qualname__}"] = network
@@ -117,6 +120,8 @@ def allowed_class(path: str) -> type[nn.Module]:
 
     Raises ValueError for a path that is not allowed, cannot be imported, or names anything but a subclass of torch.nn.Module
     that was defined in an allowed module."""
+    from torch import nn
+
     if path in _CLASSES:
         return _CLASSES[path]
     if not is_allowed(path) or not _PATH.fullmatch(path):
