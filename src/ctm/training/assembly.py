@@ -229,7 +229,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
     student = settings.build(lambda shape, classes: network, images.shape, images.num_classes)
-    name_classes(student, images)
+    lines += name_classes(student, images)
     if started is not None:
         start_from_student(student, started, str(recipe.student))
         lines.append(f"the student starts from the weights of {recipe.student}")

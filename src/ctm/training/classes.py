@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctm.data import Images, listed_classes, match_classes, tell
+from ctm.data import Images, listed_classes, match_classes
 
 __all__ = ["in_classes_of", "name_classes"]
 
@@ -30,13 +30,10 @@ def in_classes_of(model: Any, who: str, images: Images, *, settled: bool = False
     return images.renumbered(numbers, list(model.class_names))
 
 
-def name_classes(student: Any, images: Images) -> None:
-    """Give the student the data's names of classes, and tell them with their numbers."""
+def name_classes(student: Any, images: Images) -> list[str]:
+    """Give the student the data's names of classes. Returns the line that tells them with their numbers; none without classes."""
     if images.labels is None:
-        return
+        return []
     student.class_names = images.class_names
     names = listed_classes(images.class_names)
-    tell(
-        [f"classes: {names}" if names else f"{images.num_classes} classes, whose names the data do not tell"],
-        images.name,
-    )
+    return [f"classes: {names}" if names else f"{images.num_classes} classes, whose names the data do not tell"]
