@@ -30,6 +30,7 @@ __all__ = [
     "lognormal_levels",
     "match_dims",
     "normal_like",
+    "to_zero",
 ]
 
 
@@ -120,6 +121,12 @@ def index_grid(
     fine = karras_grid(points - 1, sigma_min, sigma_max, rho, dtype=torch.float64)
     chosen = (torch.arange(steps + 1, dtype=torch.float64) * (points - 1) / steps).round().long()
     return fine[chosen].to(dtype or torch.get_default_dtype())
+
+
+def to_zero(levels: Tensor) -> Tensor:
+    """The levels (N,) and a final 0, (N + 1,): to it samplers of denoisers take a last step. Heun's method makes one evaluation
+    of that step, so 18 levels and 0 take 35."""
+    return torch.cat([levels, levels.new_zeros(1)])
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ctm.data.images import to_model_range
 from ctm.files import whole_file
 
-__all__ = ["class_columns", "grid_picture", "save_picture", "to_uint8"]
+__all__ = ["as_saved", "class_columns", "grid_picture", "save_picture", "to_uint8"]
 
 _TARGET_SIDE = 640
 
@@ -22,6 +23,11 @@ _TARGET_SIDE = 640
 def to_uint8(x: Tensor) -> Tensor:
     """float (B, C, H, W) -> uint8 (B, H, W, C): (x + 1)·127.5, rounded and clamped to 0 … 255."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def as_saved(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) as a picture file holds them: clamped to [-1, 1], 256 values; float32."""
+    return to_model_range(to_uint8(x))
 
 
 def class_columns(labels: Sequence[int]) -> tuple[list[int | None], list[int]]:

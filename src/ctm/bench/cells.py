@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm import sampling
-from ctm.noise import karras_grid
+from ctm.noise import karras_grid, to_zero
 
 __all__ = ["CHURN", "NAMES", "Cell", "cells"]
 
@@ -104,4 +104,4 @@ def _denoising(model: Any, name: str, count: int) -> list[Cell]:
         return []
     levels = karras_grid(points - 1, model.sigma_min, model.sigma_max, dtype=torch.float32)
     made = {"midpoint": 2 * points}.get(name, 2 * points - 1 if name in _TWO_EACH else points)
-    return [Cell(name, None, made, torch.cat([levels, torch.zeros(1)]), _DENOISERS[name])]
+    return [Cell(name, None, made, to_zero(levels), _DENOISERS[name])]

@@ -23,8 +23,8 @@ from ctm.evaluation.frechet import frechet, frechet_distance
 from ctm.evaluation.moments import Gaussian
 from ctm.files import write_whole
 from ctm.models import load_model
-from ctm.noise import karras_grid
-from ctm.pictures import to_uint8
+from ctm.noise import karras_grid, to_zero
+from ctm.pictures import as_saved
 from ctm.sampling import generate, heun
 from ctm.training import train
 from ctm.training.run_directory import RunDirectory
@@ -96,8 +96,7 @@ class ImageBench:
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> Tensor:
-        saved = to_uint8(x).permute(0, 3, 1, 2).float() / 127.5 - 1  # as a picture file holds them
-        return torch.cat([self.features.pooled(part) for part in saved.split(_BATCH)])
+        return torch.cat([self.features.pooled(part) for part in as_saved(x).split(_BATCH)])
 
     def floor(self) -> float:
         """The distance between two disjoint sets of real images of `count` each."""
@@ -130,7 +129,7 @@ class ImageBench:
     def _teacher_samples(self) -> Tensor:
         if self.reference is None:
             grid = karras_grid(_GRID_POINTS - 1, self.teacher.sigma_min, self.teacher.sigma_max)
-            self.reference = self._draw(self.teacher, grid=torch.cat([grid, torch.zeros(1)]), sampler=heun)
+            self.reference = self._draw(self.teacher, grid=to_zero(grid), sampler=heun)
         return self.reference
 
 

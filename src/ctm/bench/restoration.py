@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ctm.editing import LinearOperator, averaging, greying, masking, replace, solve_guided
+from ctm.evaluation.scores import psnr
 from ctm.objectives import LPIPS
 from ctm.sampling.generation import image_generator
 
@@ -122,7 +123,7 @@ class Score:
         """dB of each image (B,), clamped to [−1, 1]; an error below that of rounding to 8 bits, (2/255)²/12, counts as that, 58.9
         dB, so that few images that are nearly known do not make the mean."""
         mse = (made.clamp(-1, 1) - self.truth[: len(made)]).square().flatten(1).mean(dim=1)
-        return 10 * torch.log10(4 / mse.clamp(min=(2 / 255) ** 2 / 12))
+        return psnr(mse.clamp(min=(2 / 255) ** 2 / 12))
 
     @torch.no_grad()
     def __call__(self, made: Tensor, plain: Tensor) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
 from ctm.models import load_model
+from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
@@ -223,7 +224,7 @@ def _sampler(
     if grid is None and steps < 2:
         raise ValueError(f"--sampler {name} needs at least 2 --steps (noise levels), got {steps}")
     levels = parse_grid(settings.grid or "karras", steps - 1, *ends)
-    levels = levels if grid is not None else torch.cat([levels, torch.zeros(1).double()])
+    levels = levels if grid is not None else to_zero(levels)
     if ("eta" in noise and not 0 <= noise["eta"] <= 1) or any(value < 0 for value in noise.values()):
         raise ValueError(f"--eta must be in [0, 1] and churn's options at least 0, got {noise}")
     return check_start(levels[:1], levels, zero_end=True), partial(getattr(sampling, name), **noise)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ctm.data import Images
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.frechet import frechet_distance
-from ctm.noise import karras_grid
-from ctm.pictures import to_uint8
+from ctm.noise import karras_grid, to_zero
+from ctm.pictures import as_saved
 from ctm.sampling import generate, heun, starting_noise
 
 __all__ = ["GAMMAS", "STEPS", "Judge", "Row", "as_json", "jump_path", "labelled", "measure"]
@@ -64,18 +64,13 @@ class Judge:
     def _features(self, x: Tensor) -> Tensor:
         return self.classifier.features(x)
 
-    @staticmethod
-    def as_saved(x: Tensor) -> Tensor:
-        """Samples as a picture file would hold them: clamped, 256 values."""
-        return to_uint8(x).permute(0, 3, 1, 2).float() / 127.5 - 1
-
     def frechet(self, samples: Tensor) -> float:
-        return frechet_distance(self.features, self._features(self.as_saved(samples)))
+        return frechet_distance(self.features, self._features(as_saved(samples)))
 
     @torch.no_grad()
     def agreement(self, samples: Tensor) -> float:
         """Share of samples that the classifier puts in the class they were made for (the real images' labels, in order)."""
-        return float((self.classifier(self.as_saved(samples)).argmax(1) == self.labels).float().mean())
+        return float((self.classifier(as_saved(samples)).argmax(1) == self.labels).float().mean())
 
     def floor(self, seed: int = 0) -> float:
         """The distance between two random halves of the real images."""
@@ -92,7 +87,7 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
     """The teacher (Heun, 35 evaluations) and the student at every number of steps and γ, as many samples as real images,
     with the real images' labels, under three seeds; sample i of all rows starts from the same noise."""
     labels, count = judge.labels, len(judge.labels)
-    teacher_grid = torch.cat([karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max), torch.zeros(1)])
+    teacher_grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
     draw_teacher = partial(generate, teacher, grid=teacher_grid, sampler=heun)
     plans = [("teacher", TEACHER_LEVELS, 0.0, 2 * TEACHER_LEVELS - 1, draw_teacher)]
     for gamma in GAMMAS:

@@ -22,7 +22,7 @@ from ctm.demo.report import report
 from ctm.evaluation.classifier import train_classifier
 from ctm.files import write_whole
 from ctm.models import load_model
-from ctm.noise import karras_grid
+from ctm.noise import karras_grid, to_zero
 from ctm.progress import tracked
 from ctm.sampling import generate, heun
 from ctm.training import train
@@ -79,7 +79,7 @@ def _pictures(
     teacher: Any, student: Any, rows: list[Row], floor: float, runs: dict[str, RunDirectory]
 ) -> list[tuple[str, bytes]]:
     labels = torch.arange(_SHOWN) % student.num_classes
-    grid = torch.cat([karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max), torch.zeros(1)])
+    grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
     shown = {"teacher (35)": generate(teacher, _SHOWN, labels=labels, grid=grid, sampler=heun)}
     shown |= {f"CTM ({steps})": generate(student, _SHOWN, labels=labels, steps=steps) for steps in STEPS}
     path = jump_path(student, label=3, steps=8)

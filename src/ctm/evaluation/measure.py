@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ctm.data import to_model_range
@@ -99,4 +100,7 @@ def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:
     if mse.value == 0:  # the same images, whose PSNR is no number
         return {"mse_to_teacher": mse}
     slope = None if mse.error is None else 10 / math.log(10) * mse.error / mse.value
-    return {"mse_to_teacher": mse, "psnr_to_teacher": Number(psnr(mse.value), slope)}
+    return {
+        "mse_to_teacher": mse,
+        "psnr_to_teacher": Number(float(psnr(torch.tensor(mse.value, dtype=torch.float64))), slope),
+    }

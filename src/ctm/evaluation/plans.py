@@ -16,7 +16,7 @@ from ctm.evaluation.extractors import checksum_of
 from ctm.foreign.text import read_yaml
 from ctm.guidance import at_scale
 from ctm.models.guided import takes_guidance
-from ctm.noise import karras_grid
+from ctm.noise import karras_grid, to_zero
 from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
@@ -161,7 +161,7 @@ def _denoising(subject: Subject, name: str, count: int, seed: int) -> Plan:
     evaluations = 2 * count - 1 if name == "heun" else count
     record = _record(subject, name, count, evaluations, seed)
     record["grid"]["end"] = 0.0
-    return Plan(subject, torch.cat([grid, torch.zeros(1)]), getattr(sampling, name), record)
+    return Plan(subject, to_zero(grid), getattr(sampling, name), record)
 
 
 def _jumping(subject: Subject, count: int, gamma: float | None, tuned: TunedGrid | None, seed: int) -> Plan:

@@ -90,6 +90,6 @@ class ClassSums(Sums):
         return Number(float(ratio.mean()), error)
 
 
-def psnr(mse: float) -> float:
-    """10·log10(4/mse) dB for images in [−1, 1], whose range is 2."""
-    return 10 * math.log10(4 / mse) if mse > 0 else math.inf
+def psnr(mse: Tensor) -> Tensor:
+    """10·log10(4/mse) dB for images in [−1, 1], whose range is 2; inf where mse is 0. Shape as mse."""
+    return 10 * torch.log10(4 / mse)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.models import ConsistencyModel
-from ctm.noise import karras_grid
+from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
 
@@ -58,7 +58,7 @@ def save_sample_grid(model: Any, path: Path) -> None:
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
         rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, labels=labels) for steps in (1, 2, 4, 8)]
     else:
-        grid = torch.cat([karras_grid(17, model.sigma_min, model.sigma_max), torch.zeros(1)])
+        grid = to_zero(karras_grid(17, model.sigma_min, model.sigma_max))
         two = None if labels is None else labels.repeat(2)
         rows = [generate(model, 2 * _COLUMNS, labels=two, grid=grid, sampler=heun)]
     save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)

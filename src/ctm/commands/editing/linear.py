@@ -21,7 +21,7 @@ from ctm.commands.editing.common import (
 )
 from ctm.commands.editing.inputs import for_model, read, small_picture, to_fill
 from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
-from ctm.pictures import to_uint8
+from ctm.pictures import as_saved
 
 __all__ = ["colourise", "colourise_parser", "inpaint", "inpaint_parser", "superresolve", "superresolve_parser"]
 
@@ -160,5 +160,4 @@ def _solve(
 
 def _deviation(operator: LinearOperator, y: Tensor, made: Tensor) -> float:
     """The largest |A·x − y| over the results as they are written, rounded and clamped, in levels of 255."""
-    written = to_uint8(made).permute(0, 3, 1, 2).double() / 127.5 - 1
-    return round(float((operator.A(written) - y.double()).abs().max()) * 127.5, 4)
+    return round(float((operator.A(as_saved(made).double()) - y.double()).abs().max()) * 127.5, 4)
