@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ctm.cli import main
-from ctm.commands.train import RECIPES, parse_recipe
+from ctm.terminal.recipe_files import RECIPES
+from ctm.terminal.recipe_parser import parse_recipe
 
 ALL = sorted(RECIPES.glob("*.yaml"))
 LARGE = [path for path in ALL if path.name.startswith(("cifar10", "imagenet64"))]

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ctm
 from ctm.cli import main
-from ctm.commands.train import parse_recipe
 from ctm.objectives import DenoisingScoreMatching, Matching
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import Recipe
 from ctm.training.dry_run import expected_teacher_evaluations
 

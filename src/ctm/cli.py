@@ -71,7 +71,7 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
         _discard(sys.stdout)
         return 128 + int(signal.SIGPIPE)
     except Exception as error:
-        from ctm.commands.failures import sentence_of
+        from ctm.terminal.failures import sentence_of
 
         words = sentence_of(error)
         if debug:
@@ -91,7 +91,7 @@ def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
     if chosen is not None and hasattr(_command(chosen), "arrange"):
         arguments = _command(chosen).arrange(arguments)
     settings = _parser(chosen).parse_args(arguments)
-    from ctm.commands.paths import settle_paths
+    from ctm.terminal.paths import settle_paths
 
     settle_paths(settings[settings.command])
     run = _command(settings.command).run
@@ -106,7 +106,7 @@ def _command(name: str) -> Any:
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
-    from ctm.commands.common import Parser
+    from ctm.terminal.parser import Parser
     from ctm.version import __version__
 
     parser = Parser(prog="ctm", description="Consistency Trajectory Models: train, distil and sample.")

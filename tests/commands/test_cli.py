@@ -10,11 +10,11 @@ from PIL import Image
 
 from ctm import DiffusionModel, generate
 from ctm.cli import main
-from ctm.commands.options import parse_grid, parse_labels, parse_seeds
 from ctm.guidance import ClassifierFree
 from ctm.networks import MLP
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.pictures import to_uint8
+from ctm.terminal.options import parse_grid, parse_labels, parse_seeds
 
 from ..conftest import random_weights
 from ..processes import Command

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from ctm.commands.train import parse_recipe
 from ctm.objectives import Matching
+from ctm.terminal.recipe_parser import parse_recipe
 
 from .test_cli import run, sentence
 

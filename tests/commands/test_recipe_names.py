@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ctm.commands.recipes import RECIPES, recipe_path
+from ctm.terminal.recipe_files import RECIPES, recipe_path
 
 from .test_cli import run, sentence
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm.commands.failures import sentence_of
-from ctm.commands.paths import settle_paths
 from ctm.files import mapped_array, whole_directory, whole_file, write_whole
+from ctm.terminal.failures import sentence_of
+from ctm.terminal.paths import settle_paths
 
 from .test_cli import run, sentence
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from ctm.backbones import IMAGENET, EfficientNetLite0, FunctionBackbone
-from ctm.commands.train import parse_recipe
 from ctm.objectives import LPIPS, FeatureDistance, PerceptualDistance
+from ctm.terminal.recipe_parser import parse_recipe
 
 
 def image(value):

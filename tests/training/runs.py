@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ctm.commands.train import parse_recipe
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 
 from ..processes import Command, Group

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from ctm.commands.train import parse_recipe
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import assembly, train, trainer
 from ctm.training.adversary import Watch, adversary
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ctm import load_model
-from ctm.commands.train import parse_recipe
 from ctm.data import Images, load_images, random_flips
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.classes import in_classes_of
 

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from ctm.backbones import FunctionBackbone
 from ctm.backbones.base import Backbone
 from ctm.cli import main
-from ctm.commands.train import parse_recipe
 from ctm.discriminators import ProjectedDiscriminator
 from ctm.objectives import Adversarial, DenoisingScoreMatching, FeatureDistance, Matching, Squared, TargetJump
 from ctm.teachers import GaussianMixture
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import DataSettings, assembly, dry_run
 from ctm.training.dry_run import expected_teacher_evaluations
 from ctm.training.recipe import NetworkDescription

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from ctm import TrajectoryModel, load_model
-from ctm.commands.train import parse_recipe
 from ctm.networks import DDPMpp
 from ctm.objectives import DenoisingScoreMatching, Matching
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.ema import frozen_copy
 from ctm.training.engine import EngineSettings, ScaledOptimizer, compile_networks, set_layout, set_precision

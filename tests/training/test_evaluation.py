@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from ctm import load_model
-from ctm.commands.train import parse_recipe
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.evaluation import EvaluationSettings
 

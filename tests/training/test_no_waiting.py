@@ -5,13 +5,13 @@ import torch
 from accelerate import Accelerator
 
 from ctm import TrajectoryModel
-from ctm.commands.train import parse_recipe
 from ctm.discriminators import MLPDiscriminator
 from ctm.models import DiffusionModel
 from ctm.networks import MLP
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching, MultistepWalk, TargetJumps
 from ctm.objectives.walks import TeacherWalk
 from ctm.solvers import midpoint_step
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import trainer
 from ctm.training.assembly import load_data, prepare
 from ctm.training.ema import frozen_copy

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctm.commands.train import parse_recipe
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.engine import EngineSettings
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ctm import load_model
-from ctm.commands.train import parse_recipe
 from ctm.data import Images
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import DataSettings, Recipe, train
 from ctm.training.ema import frozen_copy, move_average, warmed_decay
 from ctm.training.step import step_generator

@@ -9,8 +9,8 @@ import yaml
 from accelerate import Accelerator
 
 from ctm import DiffusionModel
-from ctm.commands.train import parse_recipe
 from ctm.objectives import DenoisingScoreMatching
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import assembly
 from ctm.training.unused import fit_to_processes, unused_parameters
 

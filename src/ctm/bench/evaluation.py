@@ -10,8 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from ctm.bench.results import Results
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.evaluate import numbers
 from ctm.console import text_console
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import make_plans, subject_of
@@ -19,6 +17,8 @@ from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import write_result
 from ctm.evaluation.run import evaluate_plans, make_judge
 from ctm.models import load_model
+from ctm.terminal.options import numbers
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure_shares", "parser", "run"]
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ctm.backbones import EfficientNetLite0
 from ctm.bench.results import Results
-from ctm.commands.train import RECIPES, parse_recipe
 from ctm.data import Images, load_images
 from ctm.evaluation.frechet import frechet, frechet_distance
 from ctm.evaluation.moments import Gaussian
@@ -26,6 +25,8 @@ from ctm.models import load_model
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import as_saved
 from ctm.sampling import generate, heun
+from ctm.terminal.recipe_files import RECIPES
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.run_directory import RunDirectory
 

@@ -15,9 +15,9 @@ from ctm.bench.images import STEPS as IMAGE_STEPS
 from ctm.bench.mixture import KINDS, Budget, run_mixture
 from ctm.bench.mixture import STEPS as JUMPS
 from ctm.bench.results import Results
-from ctm.commands.common import Parser, command_parser
 from ctm.console import text_console
 from ctm.progress import tracked
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run", "tables"]
 

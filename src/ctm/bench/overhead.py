@@ -13,12 +13,12 @@ from rich.table import Table
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.results import Results
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import usable_device
 from ctm.console import text_console
 from ctm.models import load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
+from ctm.terminal.options import usable_device
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "measure_fan", "network_calls", "parser", "run"]
 

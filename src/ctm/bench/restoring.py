@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ctm.bench.restoration import METHODS, TASKS, Score, Task, make_tasks
 from ctm.bench.results import Results
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.evaluate import numbers
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.models import load_model
 from ctm.pictures import grid_picture, save_picture
 from ctm.progress import tracked
+from ctm.terminal.options import numbers
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "parser", "run", "table"]
 

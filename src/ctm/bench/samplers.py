@@ -12,8 +12,6 @@ import torch
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
 from ctm.bench.results import Results
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.evaluate import numbers
 from ctm.console import text_console
 from ctm.data import to_model_range
 from ctm.evaluation.extractors import NAMES as FEATURES
@@ -28,6 +26,8 @@ from ctm.files import write_whole
 from ctm.models import load_model
 from ctm.pictures import to_uint8
 from ctm.progress import tracked
+from ctm.terminal.options import numbers
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "parser", "run"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from ctm.bench import evaluation, matching, overhead, restoring, samplers
-from ctm.commands.common import Parser, command_parser
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 

@@ -9,13 +9,13 @@ from jsonargparse import Namespace
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser
 from ctm.console import text_console
 from ctm.evaluation.compare import compare
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.report import read_result
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 

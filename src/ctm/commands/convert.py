@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.paths import suffix_of
 from ctm.files import whole_directory
 from ctm.models import load_model
 from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
+from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import suffix_of
 
 __all__ = ["parser", "run"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ctm.commands.common import Parser, command_parser
 from ctm.demo import run_demo
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 

@@ -10,12 +10,12 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ctm import __version__
-from ctm.commands.common import Parser, command_parser
 from ctm.commands.editing import changes, linear
 from ctm.commands.editing.common import Edited, expected
 from ctm.commands.editing.output import check_target, write_edit
-from ctm.commands.options import usable_device
 from ctm.models import load_model
+from ctm.terminal.options import usable_device
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["arrange", "parser", "run"]
 

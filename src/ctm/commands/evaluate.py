@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,8 +13,6 @@ from jsonargparse import Namespace
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.commands.output import sampling_record
 from ctm.console import text_console
 from ctm.data import Images, load_images
@@ -29,10 +27,10 @@ from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, 
 from ctm.models import load_model
 from ctm.progress import Progress, tracked
 from ctm.teachers import load_teacher
+from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.parser import Parser, command_parser
 
-__all__ = ["numbers", "parser", "run"]
-
-_T = TypeVar("_T", int, float)
+__all__ = ["parser", "run"]
 
 
 def parser() -> Parser:
@@ -79,15 +77,6 @@ def parser() -> Parser:
     result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
     return result
-
-
-def numbers(text: str, kind: type[_T], option: str) -> list[_T]:
-    """'1,2,4' as a list. Raises ValueError, naming the option, for anything else."""
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"{option} takes numbers such as 1,2,4, got {text!r}") from error
-    return found
 
 
 def run(settings: Namespace) -> None:

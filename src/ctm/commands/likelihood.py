@@ -12,14 +12,14 @@ import torch
 from jsonargparse import Namespace
 
 from ctm import __version__
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import add_data_options, data_options, parse_labels, usable_device
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.files import write_whole
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
 from ctm.progress import tracked
+from ctm.terminal.options import add_data_options, data_options, parse_labels, usable_device
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 from jsonargparse import Namespace
 
-from ctm.commands.common import Parser, command_parser
+from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.recipe_files import OPEN_DATA, RECIPES, recipe_path, shipped_recipe
 
-__all__ = ["OPEN_DATA", "RECIPES", "command_of", "parser", "recipe_path", "run", "shipped_recipe"]
+__all__ = ["command_of", "parser", "run"]
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-OPEN_DATA = "path/to/"  # how data.name begins in a recipe that leaves the data to the user
-_SUFFIXES = (".yaml", ".yml")
 _GROUPS = {  # how the names of a group's recipes begin -> its heading, in the order they are listed
     ("pictures-small", "images"): "Your own pictures",
     ("digits",): "Digits, 8×8 grey (they come with the package)",
@@ -44,28 +41,6 @@ def run(settings: Namespace) -> None:
     path = recipe_path(settings.name)
     print(path.read_text(encoding="utf-8").rstrip())
     print(f"# Run it: {command_of(path)}")
-
-
-def shipped_recipe(name: str) -> Path | None:
-    """The file of a shipped recipe by its name, with or without `recipes/` before it and `.yaml` after it."""
-    plain = Path(name.removeprefix("recipes/"))
-    stem = plain.stem if plain.suffix in _SUFFIXES else plain.name
-    path = RECIPES / f"{stem}.yaml"
-    return path if plain.parent == Path() and stem and path.is_file() else None
-
-
-def recipe_path(name: str) -> Path:
-    """A recipe's file: of your own by its path, or a shipped one by its name; of your own goes first.
-
-    Raises FileNotFoundError that names those with a similar name."""
-    own = [Path(name)] + [Path(name + suffix) for suffix in _SUFFIXES]
-    path = next((path for path in own if path.is_file()), None) or shipped_recipe(name)
-    if path is not None:
-        return path
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    near = get_close_matches(Path(name).name.removesuffix(".yaml"), names, 3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? All" if near else "all"
-    raise FileNotFoundError(f"there is no recipe {name}: {hint} that come with the package: ctm recipes")
 
 
 def command_of(path: Path) -> str:

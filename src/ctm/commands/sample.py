@@ -12,16 +12,6 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm import __version__, sampling
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import (
-    GRID_HELP,
-    explicit_levels,
-    parse_columns,
-    parse_grid,
-    parse_labels,
-    parse_seeds,
-    usable_device,
-)
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
@@ -30,6 +20,16 @@ from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
+from ctm.terminal.options import (
+    GRID_HELP,
+    explicit_levels,
+    parse_columns,
+    parse_grid,
+    parse_labels,
+    parse_seeds,
+    usable_device,
+)
+from ctm.terminal.parser import Parser, command_parser
 from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["parser", "run"]

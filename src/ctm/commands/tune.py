@@ -14,9 +14,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ctm import sampling
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.evaluate import numbers
-from ctm.commands.options import add_data_options, data_options, usable_device
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
@@ -28,6 +25,8 @@ from ctm.models.base import CONFIG, WEIGHTS
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
+from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.parser import Parser, command_parser
 from ctm.training.lock import run_locked
 from ctm.tuned import TunedGrid, grids_as_json
 

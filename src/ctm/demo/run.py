@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ctm import __version__
-from ctm.commands.train import parse_recipe
 from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.demo import figures
@@ -25,6 +24,7 @@ from ctm.models import load_model
 from ctm.noise import karras_grid, to_zero
 from ctm.progress import tracked
 from ctm.sampling import generate, heun
+from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.run_directory import RunDirectory
 

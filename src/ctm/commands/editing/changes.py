@@ -8,7 +8,6 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.common import Parser
 from ctm.commands.editing.common import (
     Edited,
     bar,
@@ -20,9 +19,10 @@ from ctm.commands.editing.common import (
     reports,
 )
 from ctm.commands.editing.inputs import for_model, read
-from ctm.commands.options import parse_labels
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.sampling import class_labels
+from ctm.terminal.options import parse_labels
+from ctm.terminal.parser import Parser
 
 __all__ = [
     "denoised",

@@ -11,12 +11,12 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.common import Parser, command_parser
-from ctm.commands.options import parse_labels
 from ctm.models import ConsistencyModel
 from ctm.progress import JobBar
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
+from ctm.terminal.options import parse_labels
+from ctm.terminal.parser import Parser, command_parser
 
 __all__ = [
     "Edited",

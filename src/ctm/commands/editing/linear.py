@@ -8,7 +8,6 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.common import Parser
 from ctm.commands.editing.common import (
     Edited,
     bar,
@@ -22,6 +21,7 @@ from ctm.commands.editing.common import (
 from ctm.commands.editing.inputs import for_model, read, small_picture, to_fill
 from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
 from ctm.pictures import as_saved
+from ctm.terminal.parser import Parser
 
 __all__ = ["colourise", "colourise_parser", "inpaint", "inpaint_parser", "superresolve", "superresolve_parser"]
 

@@ -9,7 +9,7 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
-from ctm.commands.common import Parser
+from ctm.terminal.parser import Parser
 
 __all__ = ["EXAMPLE", "TrainHelp"]
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from ctm.commands.names import explained
+from ctm.terminal.names import explained
 
 __all__ = ["Parser", "command_parser"]
 

@@ -7,27 +7,30 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.common import Parser
-from ctm.commands.paths import suffix_of
 from ctm.data import listed_classes, tell
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.sampling import common
+from ctm.terminal.parser import Parser
+from ctm.terminal.paths import suffix_of
 
 __all__ = [
     "add_data_options",
     "data_options",
+    "numbers",
     "parse_columns",
     "parse_grid",
     "parse_labels",
     "parse_seeds",
     "usable_device",
 ]
+
+_T = TypeVar("_T", int, float)
 
 GRID_HELP = "karras or karras:RHO, log, index:POINTS (of a discrete model's levels), or levels such as 80,2.5,0.002"
 
@@ -191,3 +194,12 @@ def add_data_options(parser: Parser) -> None:
 def data_options(settings: Namespace) -> dict[str, Any]:
     """Those of `add_data_options`, as `ctm.data.load_images` takes them."""
     return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")}
+
+
+def numbers(text: str, kind: type[_T], option: str) -> list[_T]:
+    """'1,2,4' as a list. Raises ValueError, naming the option, for anything else."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} takes numbers such as 1,2,4, got {text!r}") from error
+    return found
