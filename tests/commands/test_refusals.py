@@ -265,9 +265,22 @@ def test_case_17_spaces_and_home(monkeypatch, tmp_path):
     settle_paths(Namespace(data=str(tmp_path / "here ")))
 
 
+def heed_signals() -> None:
+    """Signals as a command in a terminal has them. Tests in the background inherit that SIGINT is ignored, and ctm leaves an
+    ignored signal ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def stopped(arguments: list[str], number: int, until: str, delay: float) -> tuple[int, str]:
     """Exit code and stderr of `ctm …` that gets a signal some time after a library is mapped."""
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
     give_up = time.monotonic() + 120
     while until not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < give_up:
         time.sleep(0.002)
