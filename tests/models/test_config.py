@@ -154,3 +154,21 @@ def test_networks_at_the_ends_of_their_ranges_come_back(tmp_path):
     for name, network, shape in (("flat", flat, (2, 3)), ("square", square, (1, 8, 8))):
         ctm.TrajectoryModel(network, shape=shape).save_pretrained(tmp_path / name)
         assert type(ctm.load_model(tmp_path / name).network) is type(network)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.masked_fill(torch.ones_like(w, dtype=torch.bool), float("nan")), "is not finite"),
+        (lambda w: w.to(torch.int8), "is torch.int8: weights are floating-point numbers"),
+        (lambda w: w.to(torch.complex64), "is torch.complex64"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path, change, words):
+    model = ctm.DiffusionModel(MLP((1, 2, 2), width=8, blocks=1, embedding=4, s_embedding=False), shape=(1, 2, 2))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = sorted(weights)[0]
+    save_file(weights | {name: change(weights[name])}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=words):
+        ctm.load_model(tmp_path)

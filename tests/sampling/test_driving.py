@@ -148,10 +148,10 @@ def test_no_float64_comes_to_the_device_of_the_model(small_ctm, sampler):
 
 def test_the_first_request_is_checked_and_only_that(small_ctm, monkeypatch):
     seen = []
-    check = type(small_ctm)._check_levels
-    monkeypatch.setattr(type(small_ctm), "_check_levels", lambda *args: (seen.append(1), check(*args))[1])
+    check = type(small_ctm).check_levels
+    monkeypatch.setattr(type(small_ctm), "check_levels", lambda *args: (seen.append(1), check(*args))[1])
     sampling.gamma(small_ctm, 80 * torch.randn(2, *small_ctm.shape), karras_grid(6))
-    assert len(seen) == 1
+    assert len(seen) == 2  # the grid's ends, and the first of six jumps
 
 
 def test_mixture_is_driven_with_labels_beside_none(mixture_2d):
@@ -162,3 +162,13 @@ def test_mixture_is_driven_with_labels_beside_none(mixture_2d):
     together = drive_together(mixture_2d, plans())
     for one, other in zip(plans(), together, strict=True):
         torch.testing.assert_close(other, drive(mixture_2d, one), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("grid", [[80.0, 1.0, 0.0001], [80.0, 0.0001]])
+def test_a_grid_that_ends_below_sigma_min_is_refused_wherever_it_does(small_ctm, grid):
+    """Not by the first jump alone, whose levels are the only ones that are checked."""
+    x = 80 * torch.randn(2, *small_ctm.shape)
+    with pytest.raises(ValueError, match=r"a jump needs sigma_min = 0\.002 ≤ s"):
+        sampling.gamma(small_ctm, x, torch.tensor(grid))
+    with pytest.raises(ValueError, match=r"a jump needs sigma_min = 0\.002 ≤ s"):
+        sampling.two_level(small_ctm, x, torch.tensor([80.0, 0.5, 2.0, 0.0001]))

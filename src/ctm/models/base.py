@@ -17,7 +17,16 @@ from ctm.arguments import as_labels, as_levels, as_state, checked
 from ctm.files import whole_file
 from ctm.models.card import card
 from ctm.models.protocol import score_of
-from ctm.models.reading import CONFIG, WEIGHTS, check_config, check_fit, check_numbers, read_config, weights_of
+from ctm.models.reading import (
+    CONFIG,
+    WEIGHTS,
+    check_config,
+    check_fit,
+    check_numbers,
+    check_weights,
+    read_config,
+    weights_of,
+)
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
@@ -203,7 +212,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         if strict:
             check_fit(model_kwargs["network"], weights, model_id)
         model = cls(**model_kwargs)
-        model.load_state_dict(load_file(weights), strict=strict)
+        tensors = load_file(weights)
+        check_weights(tensors, model_id)
+        model.load_state_dict(tensors, strict=strict)
         known = {"model", "network", "class_names", "grids", *model._settings()}
         model.further = {name: value for name, value in (config or {}).items() if name not in known}
         model.class_names = (config or {}).get("class_names", [])

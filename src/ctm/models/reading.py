@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ctm.foreign.kinds import foreign_directory, foreign_settings
@@ -20,7 +20,7 @@ from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
 
-__all__ = ["CONFIG", "WEIGHTS", "check_config", "check_fit", "check_numbers", "read_config", "weights_of"]
+__all__ = ["CONFIG", "WEIGHTS", "check_config", "check_fit", "check_numbers", "check_weights", "read_config", "weights_of"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
@@ -106,6 +106,15 @@ def check_numbers(
             "a model needs finite numbers 0 < sigma_min < sigma_max and sigma_data > 0, got "
             f"{', '.join(plain(str(level), 40) for level in levels)}"
         )
+
+
+def check_weights(tensors: Mapping[str, Tensor], place: str) -> None:
+    """Raises ValueError for weights that are no real floating-point numbers, or not finite: each sample would be none."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{place}: the weight {plain(name)} is {tensor.dtype}: weights are floating-point numbers")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{place}: the weight {plain(name)} is not finite: the file was written by a run that failed")
 
 
 class _TooLarge(Exception):

@@ -101,7 +101,8 @@ class TrajectoryModel(Model):
         t, labels = self._checked(x, t, labels)
         return self._g(x, t, as_levels(s, x, "s", zero=True).to(x.dtype), labels, guidance)
 
-    def _check_levels(self, t: Tensor, s: Tensor) -> None:
+    def check_levels(self, t: Tensor, s: Tensor) -> None:
+        """Raises ValueError unless sigma_min ≤ s ≤ t for every sample; t, s (B,)."""
         lowest = self.sigma_min * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
         if not bool(((s <= t) & (s >= lowest)).all()):  # so that NaN is refused too
             raise ValueError(
@@ -117,7 +118,7 @@ class TrajectoryModel(Model):
         t, labels = self._checked(x, t, labels)
         s = as_levels(s, x, "s", zero=True).to(x.dtype)
         if checked():
-            self._check_levels(t, s)
+            self.check_levels(t, s)
         g = self._g(x, t, s, labels, guidance)
         return jump_from_g(self.outer, x, g, t, s, self.sigma_data, self.sigma_min)
 

@@ -14,7 +14,7 @@ from ctm.arguments import inside
 from ctm.models.protocol import denoiser_of
 from ctm.requests import Denoise, Jump, Request, Steps
 
-__all__ = ["Sampler", "answer", "drive", "drive_together", "sampler"]
+__all__ = ["Sampler", "answer", "drive", "drive_together", "jump_sampler", "sampler"]
 
 P = ParamSpec("P")
 
@@ -40,6 +40,20 @@ def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P
         parameters=[first, *own.parameters.values()], return_annotation="Tensor"
     )
     sample.steps = steps  # type: ignore[attr-defined]
+    return sample  # type: ignore[return-value]
+
+
+def jump_sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P]:
+    """`sampler` for one that jumps: the end of the grid is looked at first, as only the first jump's levels are checked."""
+    made = sampler(steps)
+
+    @functools.wraps(made)
+    def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+        check = getattr(model, "check_levels", None)
+        if check is not None and isinstance(grid, Tensor) and grid.dim() == 1 and bool(grid.isfinite().all()):
+            check(grid.max()[None], grid.min()[None])
+        return made(model, x, grid, *args, **options)
+
     return sample  # type: ignore[return-value]
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 from ctm.arguments import as_count, as_state
 from ctm.requests import Steps
 from ctm.sampling.common import Callback, Noise, check_start, level_values
-from ctm.sampling.driving import sampler
+from ctm.sampling.driving import jump_sampler
 from ctm.sampling.jumps import follow, resampling_plan
 
 __all__ = ["LUMA", "Projection", "luma", "patch_means", "restore"]
@@ -47,7 +47,7 @@ def luma(x: Tensor) -> Tensor:
     return torch.einsum("c,bchw->bhw", direction, x)[:, None] * direction[:, None, None]
 
 
-@sampler
+@jump_sampler
 def restore(
     x: Tensor,
     grid: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ctm.arguments import as_count, as_labels, as_levels, as_number, as_state, words_for
 from ctm.requests import Jump, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
-from ctm.sampling.driving import drive, sampler
+from ctm.sampling.driving import drive, jump_sampler
 
 __all__ = [
     "Plan",
@@ -148,7 +148,7 @@ def _many(x: Tensor, t: Tensor, levels: Tensor, labels: Tensor | None, batch_siz
     return torch.cat(parts).reshape(len(levels), *x.shape)
 
 
-@sampler
+@jump_sampler
 def gamma(
     x: Tensor,
     grid: Tensor,
@@ -173,7 +173,7 @@ def gamma(
     return follow(gamma_plan(level_values(x, grid), gamma, form), x, labels=labels, noise=noise, callback=callback)
 
 
-@sampler
+@jump_sampler
 def consistency(
     x: Tensor,
     grid: Tensor,
@@ -187,7 +187,7 @@ def consistency(
     return follow(consistency_plan(level_values(x, grid)), x, labels=labels, noise=noise, callback=callback)
 
 
-@sampler
+@jump_sampler
 def two_level(
     x: Tensor,
     grid: Tensor,

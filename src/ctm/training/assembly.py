@@ -208,7 +208,7 @@ def _put_in_place(run: Run) -> None:
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
     """The student before its first step, its teacher, and how it comes to its weights and levels."""
     torch.manual_seed(recipe.seed)
-    network = recipe.network(images.shape, images.num_classes)
+    network, built_for = recipe.network(images.shape, images.num_classes), images.num_classes
     teacher = started = None
     sources: dict[str, tuple[str, Any]] = {}
     if recipe.teacher is not None:
@@ -225,6 +225,9 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         settled = bool(teacher is not None and getattr(teacher, "class_names", None))
         images = in_classes_of(started, "the model to start from", images, settled=settled)
         sources["student"] = str(recipe.student), started
+    if images.num_classes != built_for:  # an empty class of the data that the teacher does not know is gone
+        torch.manual_seed(recipe.seed)
+        network = recipe.network(images.shape, images.num_classes)
     copies = recipe.start_from == "teacher" and started is None
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
