@@ -11,7 +11,7 @@ from ctm import sampling
 from ctm.arguments import inside
 from ctm.guidance import ClassifierFree
 from ctm.noise import karras_grid
-from ctm.requests import Denoise, Jump
+from ctm.requests import Denoise, Jump, run
 from ctm.sampling.driving import drive, drive_together
 from ctm.sampling.editing import patch_means, restore
 from ctm.sampling.generation import ImageNoise, draw
@@ -162,3 +162,24 @@ def test_mixture_is_driven_with_labels_beside_none(mixture_2d):
     together = drive_together(mixture_2d, plans())
     for one, other in zip(plans(), together, strict=True):
         torch.testing.assert_close(other, drive(mixture_2d, one), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_models_own_stop_iteration_is_no_end(call):
+    """It would look like a sampler that is done, with None for its samples."""
+
+    class Model:
+        def __init__(self):
+            self.answers = iter([torch.zeros(2, 1)] * (call - 1))
+
+        def denoise(self, x, t, labels=None):
+            return next(self.answers)
+
+    plan = sampling.euler.steps
+    for drives in (
+        lambda model, steps: drive(model, steps),
+        lambda model, steps: drive_together(model, [steps]),
+        lambda model, steps: run(steps, lambda request: model.denoise(request.x, request.t)),
+    ):
+        with pytest.raises(StopIteration):
+            drives(Model(), plan(torch.ones(2, 1), GRID))
