@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ctm.files import named_failures, whole_file, write_whole
+from ctm.files import named_failures, suffix_of, whole_file, write_whole
 from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
-from ctm.terminal.paths import suffix_of
 
 __all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
