@@ -32,6 +32,9 @@ MANY = (
     "torch-inflates",
     "picture",
     "arrays",
+    "parquet-inflates",
+    "parquet-repeats",
+    "samples-inflates",
 )  # seconds to make or to read
 RECIPE = table.RECIPE + table.RADAM
 QUICK = [name for name, entry in table.INPUTS.items() if name not in MANY]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 PAGE = Path(__file__).parents[1] / "docs" / "security.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
@@ -204,6 +205,35 @@ def arrays(folder: Path) -> list[str]:
     return [*recipe(folder, RADAM), "--data.name", str(folder / "x.npz")]
 
 
+def samples(folder: Path, blocks: list[bytes]) -> list[str]:
+    """Pictures in an .npz whose sample.json is these blocks, one after another."""
+    np.savez(folder / "x.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
+    with (
+        zipfile.ZipFile(folder / "x.npz", "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("sample.json", "w") as file,
+    ):
+        for block in blocks:
+            file.write(block)
+    return ["evaluate", "--data", "digits", "--samples", str(folder / "x.npz"), "--out", str(folder / "out")]
+
+
+def parquet(folder: Path, groups: int, rows: int) -> list[str]:
+    """Row groups of a PNG with 20 MB of zeros behind it, which is stored once in each and stands in all its rows."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "png")
+    picture = pyarrow.array([file.getvalue() + bytes(20_000_000)], pyarrow.binary())
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), picture)
+    table = pyarrow.table({"image": column})
+    options = {"compression": "zstd", "write_statistics": False, "store_schema": False}
+    with ParquetWriter(folder / "x.parquet", table.schema, **options) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+    return [*recipe(folder, RADAM), "--data.name", str(folder / "x.parquet")]
+
+
 @dataclass(frozen=True)
 class Input:
     """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm."""
@@ -215,6 +245,7 @@ class Input:
 
 KEYS = "keys and members of sets are text and small numbers"
 NAMES = "only what ctm has, or the user allows, is imported"
+MEMORY = "1 GB, or ten times the file (data.max_gb)"
 FITS = "no more than the weights hold is built"
 INPUTS: dict[str, Input] = {
     "pickle-set": Input(
@@ -285,7 +316,25 @@ INPUTS: dict[str, Input] = {
     "recipe-laughs": Input("recipe of 2 kB with 2^60 values behind aliases", "20,000 values", laughs),
     "run-laughs": Input("config.yaml of a run directory with the same", "20,000 values", run_directory),
     "picture": Input("PNG of 1.6 MB with 1.6·10^9 pixels", "Pillow's limit of pixels", picture),
-    "arrays": Input(".npz of 2 MB that inflates to 2 GB", "1 GB, or ten times the file (data.max_gb)", arrays),
+    "arrays": Input(".npz of 2 MB that inflates to 2 GB", MEMORY, arrays),
+    "parquet-inflates": Input(
+        "parquet of 51 kB whose pictures inflate to 1.2 GB", MEMORY, lambda f: parquet(f, groups=60, rows=1)
+    ),
+    "parquet-repeats": Input(
+        "parquet of 0.9 kB in which one picture of 20 MB stands 1,000 times",
+        MEMORY,
+        lambda f: parquet(f, groups=1, rows=1000),
+    ),
+    "samples-inflates": Input(
+        ".npz of 0.6 MB whose sample.json inflates to 600 MB",
+        "16 MB",
+        lambda f: samples(f, [bytes(1_000_000)] * 600),
+    ),
+    "samples-deep": Input(
+        ".npz whose sample.json is 100,000 brackets",
+        "50 levels",
+        lambda f: samples(f, [b"[" * 100_000, b"]" * 100_000]),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and failures to write them as an OSError that names the file."""
+"""Files that are whole or not there, their names' endings, and failures to write them as an OSError that names the file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "disk_failure",
     "mapped_array",
     "named_failures",
+    "suffix_of",
     "sync",
     "whole_directory",
     "whole_file",
@@ -31,6 +32,11 @@ _TORCH_WRITER = (
     "PytorchStreamWriter failed writing",
     "open file failed with strerror",
 )
+
+
+def suffix_of(path: Path) -> str:
+    """The ending of a file's name in small letters: .png for x.PNG."""
+    return path.suffix.lower()
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -40,9 +40,10 @@ Steps: TypeAlias = Generator[Request, Tensor, Tensor]
 
 def run(steps: Steps, answer: Callable[[Request], Tensor]) -> Tensor:
     """What `steps` returns when each of its requests gets `answer` of it."""
-    try:
-        request = next(steps)
-        while True:
-            request = steps.send(answer(request))
-    except StopIteration as done:
-        return done.value
+    given: Tensor | None = None
+    while True:
+        try:
+            request = next(steps) if given is None else steps.send(given)
+        except StopIteration as done:
+            return done.value
+        given = answer(request)  # outside of the try: a StopIteration of its own is an error, not the end

@@ -40,6 +40,7 @@ def test_the_table_and_the_file(capsys, model, small_ctm, tmp_path):  # noqa: F8
         (["--num", "0"], "--num and --batch_size must be at least 1"),
         (["--labels", "3,4"], "--labels must be own, none or one class that the model knows, got '3,4'"),
         (["--out", "x.txt"], "--out x.txt must name a .json file"),
+        (["--out", "x.JSON", "--labels", "3,4"], "--labels must be own, none or one class"),  # the ending is right
     ],
 )
 def test_mistakes_are_one_sentence(capsys, model, arguments, message):  # noqa: F811

@@ -69,3 +69,21 @@ def test_pictures_of_ones_own_are_asked_for(capsys, monkeypatch, tmp_path, name)
     monkeypatch.chdir(tmp_path)
     assert "give --data.name FOLDER, a folder of them" in sentence(capsys, "train", "--config", name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: 3\n", "is no recipe: a recipe has data with a name"),
+        ("- 1\n", "is no recipe: a recipe has data with a name"),
+        ("data: digits\n", "is no recipe: a recipe has data with a name"),
+        ("data: {name: x\n", "is not readable as YAML"),
+        ("a: " + "[" * 60 + "]" * 60, "nested deeper than 50"),
+        ("a: !!python/name:os.system\n", "asks for an object"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_a_sentence(capsys, tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    said = sentence(capsys, "recipes", tmp_path / "mine.yaml")
+    assert str(tmp_path / "mine.yaml") in said
+    assert words in said

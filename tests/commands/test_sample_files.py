@@ -14,6 +14,7 @@ from PIL import Image
 
 from ctm import TrajectoryModel, generate
 from ctm.cli import main
+from ctm.commands.output import sampling_record
 from ctm.networks import MLP
 from ctm.sampling import stream
 
@@ -214,3 +215,32 @@ def test_noise_for_another_sampler_is_refused(capsys, small_ctm, tmp_path):
     assert "--churn belongs to heun and midpoint, and the sampler here is gamma" in err
     err = sentence(capsys, "sample", tmp_path / "model", "--sampler", "ancestral", "--eta", 2, "--out", tmp_path / "x")
     assert "--eta must be in [0, 1]" in err
+
+
+def packed(path, record: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sample.json", record)
+    return path
+
+
+def test_a_record_of_samples_is_read_within_bounds(tmp_path):
+    assert sampling_record(tmp_path / "absent.npz") == {}
+    assert sampling_record(packed(tmp_path / "others.npz", b'{"made": "elsewhere"}')) == {}
+    for record, words in (
+        (b" " * (16 * 2**20 + 1), "is longer than 16 MB"),
+        (b"[" * 100_000, "nested deeper than 50"),
+        (b"{", "is not readable as JSON"),
+        (b"\xff", "is no text in UTF-8"),
+    ):
+        with pytest.raises(ValueError, match=rf"x\.npz \(sample\.json\) .*{words}"):
+            sampling_record(packed(tmp_path / "x.npz", record))
+        (tmp_path / "sample.json").write_bytes(record)
+        with pytest.raises(ValueError, match=rf"sample\.json cannot be read .*{words}.*: give the samples without it"):
+            sampling_record(tmp_path)
+
+
+def test_a_damaged_record_of_samples_is_said(tmp_path):
+    content = packed(tmp_path / "x.npz", b"[1, 2]" * 50).read_bytes()
+    (tmp_path / "x.npz").write_bytes(content.replace(content[41:47], b"\xff" * 6))
+    with pytest.raises(ValueError, match=r"x\.npz \(sample\.json\) cannot be read"):
+        sampling_record(tmp_path / "x.npz")

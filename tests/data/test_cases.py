@@ -17,6 +17,7 @@ from ctm.data import Images, load_images
 from ctm.data.archive import Archive
 from ctm.data.files import EXTENSIONS, open_picture
 from ctm.data.notes import tell
+from ctm.data.rowgroups import check_column, rows_at_once
 from ctm.data.tree import find_pictures, natural
 
 from .test_load import colour, grey, save
@@ -58,7 +59,7 @@ def test_case_02_labels_of_another_name_are_said_and_can_be_named(tmp_path, name
     file = npz(tmp_path / "x.npz", images=some(), extra=np.zeros((2, 2)), **{name: np.arange(6) % 3})
     images = load_images(file)
     assert images.labels is None
-    line = f"used without labels; the file has {name}; --data.label {name} takes it (--data_label in other commands than train)"
+    line = f"used without labels; the file has {name}; --data.label {name} (--data_label in other commands than train) takes it"
     assert images.notes == (line, "not read: extra (float64 2×2)")
     assert [record.getMessage() for record in caplog.records] == [f"{file}: {note}" for note in images.notes]
     named = load_images(file, label=name)
@@ -69,15 +70,21 @@ def test_case_02_labels_of_another_name_are_said_and_can_be_named(tmp_path, name
 def test_case_02_images_of_another_name_and_labels_that_are_texts(tmp_path):
     kinds = np.array(["dog", "cat", "", "cat", "dog10", "dog9"])
     file = npz(tmp_path / "x.npz", x_train=some(), kind=kinds)
-    with pytest.raises(ValueError, match=r"holds the arrays x_train, kind: .* or named by --data.image"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds the arrays x_train, kind: .* or named by --data.image \(--data_image in other commands than train\)",
+    ):
         load_images(file)
-    with pytest.raises(ValueError, match=r"--data.image x: .* holds the arrays x_train, kind"):
+    with pytest.raises(
+        ValueError,
+        match=r"--data.image x \(--data_image in other commands than train\): .* holds the arrays x_train, kind",
+    ):
         load_images(file, image="x")
     images = load_images(file, image="x_train", label="kind")
     assert images.class_names == ["cat", "dog", "dog9", "dog10"]
     assert images.labels.tolist() == [1, 0, -1, 0, 3, 2]
     with pytest.raises(
-        ValueError, match=r"--data.image and --data.label name arrays or columns of a file, and digits has none"
+        ValueError, match=r"--data.image .* and --data.label .* name arrays or columns of a file, and digits has none"
     ):
         load_images("digits", label="y")
 
@@ -120,12 +127,18 @@ def test_case_02_columns_of_parquet(tmp_path):
     file = parquet(tmp_path / "x.parquet", columns, features)
     images = load_images(file)
     assert images.labels is None
-    assert "the file has fine_label, caption; --data.label fine_label takes the first" in images.notes[0]
+    assert (
+        "the file has fine_label, caption; --data.label fine_label (--data_label in other commands than train) takes the first"
+        in images.notes[0]
+    )
     assert images.notes[1] == "columns not read: score"
     assert load_images(file, label="fine_label").labels.tolist() == [2, 0, -1]
     named = load_images(file, label="caption")
     assert (named.labels.tolist(), named.class_names) == ([1, 0, 1], ["a", "b"])
-    with pytest.raises(ValueError, match=r"--data.label x: .* has the columns img, fine_label, caption, score"):
+    with pytest.raises(
+        ValueError,
+        match=r"--data.label x \(--data_label in other commands than train\): .* has the columns img, fine_label, caption, score",
+    ):
         load_images(file, label="x")
     with pytest.raises(ValueError, match="neither picture files nor arrays"):
         load_images(file, image="score")
@@ -289,12 +302,29 @@ def test_case_06_floats_are_read_within_zero_and_one_else_refused(tmp_path):
         load_images(str(tmp_path))
 
 
-def test_sixteen_bits_are_as_they_were(tmp_path):
+def test_sixteen_bits_become_eight_and_it_is_said_once(tmp_path):
     Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16)).save(tmp_path / "b.tif")
     images = load_images(str(tmp_path))
     assert np.all(images.pixels == 100)
-    assert images.notes == ()
+    assert images.notes == ("2 of 2 pictures have 16 bits: read as 8",)
+    save(tmp_path / "a.png", grey(100, 4, 4))
+    assert load_images(str(tmp_path)).notes == ("1 of 2 pictures has 16 bits: read as 8",)
+
+
+def test_sixteen_bits_in_colour_are_said_too(tmp_path):
+    """A PNG of 2×2 pixels with three channels of 16 bits, as no part of Pillow writes it."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = 2 * (b"\0" + 2 * struct.pack(">HHH", 257 * 10, 257 * 20, 257 * 30))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    images = load_images(str(tmp_path))
+    assert images.pixels[0, 1, 1].tolist() == [10, 20, 30]
+    assert images.notes == ("1 of 1 pictures has 16 bits: read as 8",)
 
 
 def test_of_several_frames_the_first_is_taken_and_said(tmp_path):
@@ -344,7 +374,7 @@ def test_case_19_an_npz_that_inflates_is_refused_before_it_does(tmp_path):
     started = time.monotonic()
     with pytest.raises(
         ValueError,
-        match=r"takes 2\.0 GB in memory, more than 1\.0 GB .* if you trust the file .* give --data.max_gb 2\.1",
+        match=r"takes 2\.0 GB in memory, more than 1\.0 GB .* if you trust the file .* give --data.max_gb 2\.1 \(--data_max_gb",
     ):
         load_images(str(file))
     assert time.monotonic() - started < 5
@@ -469,3 +499,66 @@ def test_images_check_labels_and_names():
     moved = Images(some(3), np.array([0, -1, 1]), ["a", "b"]).renumbered(np.array([2, 0]), ["b", "c", "a"])
     assert moved.labels.tolist() == [2, -1, 0]
     assert moved.num_classes == 3
+
+
+def repeated(path, size, rows, groups=1):
+    """A parquet file of row groups in which one PNG with zeros behind it is stored once and stands in each row."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    picture = pyarrow.array([png(grey(7, 4, 4)) + bytes(size)], pyarrow.binary())
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), picture)
+    table = pyarrow.table({"image": column})
+    options = {"compression": "zstd", "write_statistics": False, "store_schema": False}
+    with ParquetWriter(path, table.schema, **options) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+    return str(path)
+
+
+def test_a_parquet_file_that_inflates_is_refused_on_its_headers(tmp_path):
+    file = repeated(tmp_path / "x.parquet", 100_000, rows=1, groups=20)
+    assert os.path.getsize(file) < 20_000
+    assert len(load_images(file, max_gb=0.0021)) == 20
+    with pytest.raises(ValueError, match=r"x.parquet \(image\) takes 0.0 GB in memory.*give --data.max_gb 0.0021 "):
+        load_images(file, max_gb=0.0019)
+
+
+def test_a_parquet_value_that_stands_in_many_rows_counts_in_each(tmp_path):
+    file = repeated(tmp_path / "x.parquet", 100_000, rows=200)
+    assert os.path.getsize(file) < 1000
+    assert len(load_images(file, max_gb=0.021)) == 200
+    with pytest.raises(ValueError, match=r"x.parquet \(image\) takes 0.0 GB in memory.*give --data.max_gb 0.021 "):
+        load_images(file, max_gb=0.01)
+
+
+def test_a_parquet_number_that_stands_in_many_rows_counts_in_each(tmp_path):
+    import pyarrow
+    from pyarrow import parquet as files
+
+    files.write_table(pyarrow.table({"label": pyarrow.array([3] * 10_000)}), tmp_path / "x.parquet")
+    header = files.ParquetFile(tmp_path / "x.parquet").metadata
+    assert header.row_group(0).total_byte_size < 1000
+    check_column("label", header, "label", 0, 81e-6)  # 10,000 numbers of 8 bytes
+    with pytest.raises(ValueError, match=r"label takes 0\.0 GB"):
+        check_column("label", header, "label", 0, 79e-6)
+
+
+def test_few_rows_of_long_parquet_values_are_read_together(tmp_path):
+    from pyarrow.parquet import ParquetFile
+
+    long = repeated(tmp_path / "long.parquet", 30_000_000, rows=2)
+    assert rows_at_once(ParquetFile(long).metadata, "image", 64) == 2
+    short = repeated(tmp_path / "short.parquet", 1000, rows=2)
+    assert rows_at_once(ParquetFile(short).metadata, "image", 64) == 64
+
+
+def test_endings_of_data_count_in_any_case(tmp_path):
+    assert len(load_images(npz(tmp_path / "x.npz", images=some()))) == 6
+    (tmp_path / "x.npz").rename(tmp_path / "X.NPZ")
+    assert len(load_images(str(tmp_path / "X.NPZ"))) == 6
+    parquet(tmp_path / "y.parquet", {"image": [png(grey(7, 4, 4))]})
+    (tmp_path / "y.parquet").rename(tmp_path / "Y.PARQUET")
+    assert len(load_images(str(tmp_path / "Y.PARQUET"))) == 1
+    with pytest.raises(FileNotFoundError, match=r"there is no file absent\.Parquet"):
+        load_images("absent.Parquet")

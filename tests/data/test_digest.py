@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctm.data import Images, load_images
-from ctm.data.digest import digest_of
+from ctm.data.digest import LIMIT, digest_of
 from ctm.training.levels import measured_deviation
 
 
@@ -28,10 +28,13 @@ def test_the_digest_of_the_shipped_digits_is_the_same_on_every_machine():
     assert digest.value == "cf2030ed1e78ca27cf9ab19e8120924443ff98c2dd52d1e418760f21477f95a3"
 
 
-@pytest.mark.parametrize("what", ["pixel", "label", "name", "order", "no labels"])
-def test_a_digest_sees_every_change(what):
+@pytest.mark.parametrize("limit", [LIMIT, 0])
+@pytest.mark.parametrize("what", ["pixel", "label", "name", "order", "no labels", "size", "channels", "array"])
+def test_a_digest_sees_every_change(tmp_path, what, limit):
+    """Also beyond the limit, where one pixel of a file that is the same can not be another."""
     pixels, labels, names = pictures(), np.arange(30) % 3, ["a", "b", "c"]
-    before = digest_of(Images(pixels.copy(), labels.copy(), list(names)))
+    before = digest_of(Images(pixels.copy(), labels.copy(), list(names), str(tmp_path)), limit)
+    assert before.whole == (limit > 0)
     if what == "pixel":
         pixels[29, 4, 4, 2] ^= 1
     elif what == "label":
@@ -40,8 +43,14 @@ def test_a_digest_sees_every_change(what):
         names[1] = "B"
     elif what == "order":
         pixels[[0, 3]] = pixels[[3, 0]]
-    after = Images(pixels, None) if what == "no labels" else Images(pixels, labels, names)
-    assert digest_of(after).value != before.value
+    elif what == "size":
+        pixels = pixels[:, :4, :4]
+    elif what == "channels":
+        pixels = pixels[..., :1]
+    elif what == "array":
+        pixels = pictures(seed=1)
+    after = (None, []) if what == "no labels" else (labels, names)
+    assert digest_of(Images(pixels, *after, str(tmp_path)), limit).value != before.value
 
 
 def test_a_large_set_is_told_by_its_files_and_says_so(tmp_path):
@@ -52,7 +61,7 @@ def test_a_large_set_is_told_by_its_files_and_says_so(tmp_path):
     images = Images(pictures(), name=str(folder))
     before = digest_of(images, limit=100)
     assert not before.whole
-    assert before.of == "names, sizes and times of the files"
+    assert before.of == "names, sizes and times of the files, 16 pictures, shape, labels and class names"
     assert digest_of(images, limit=100) == before
     os.utime(folder / "1.png", ns=(1, 1))
     changed = digest_of(images, limit=100)

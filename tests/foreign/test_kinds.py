@@ -3,11 +3,15 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 import torch
 
 import ctm
+from ctm.evaluation.reference import is_statistics
 from ctm.teachers.files import read_state
+from ctm.teachers.load import load_teacher
+from ctm.terminal.recipe_files import recipe_path
 
 
 def directory(tmp_path, **files):
@@ -105,3 +109,17 @@ def test_a_checkpoint_of_lightning(tmp_path):
     )
     with pytest.raises(ValueError, match=r"a\.ckpt is a checkpoint of Lightning, which is not read here"):
         read_state(tmp_path / "a.ckpt")
+
+
+def test_endings_count_in_any_case(tmp_path):
+    (tmp_path / "a.PKL").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a checkpoint becomes one by ctm convert .*a\.PKL"):
+        ctm.load_model(tmp_path / "a.PKL")
+    with pytest.raises(FileNotFoundError, match=r"holds a checkpoint file: .* \(a\.PKL\)"):
+        ctm.load_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"absent\.Pt"):
+        load_teacher(tmp_path / "absent.Pt")
+    np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
+    (tmp_path / "s.npz").rename(tmp_path / "S.NPZ")
+    assert is_statistics(str(tmp_path / "S.NPZ"), 3)
+    assert recipe_path("digits-ctm.YAML") == recipe_path("digits-ctm")

@@ -11,7 +11,7 @@ from ctm import sampling
 from ctm.arguments import inside
 from ctm.guidance import ClassifierFree
 from ctm.noise import karras_grid
-from ctm.requests import Denoise, Jump
+from ctm.requests import Denoise, Jump, run
 from ctm.sampling.driving import drive, drive_together
 from ctm.sampling.editing import patch_means, restore
 from ctm.sampling.generation import ImageNoise, draw
@@ -172,3 +172,24 @@ def test_a_grid_that_ends_below_sigma_min_is_refused_wherever_it_does(small_ctm,
         sampling.gamma(small_ctm, x, torch.tensor(grid))
     with pytest.raises(ValueError, match=r"a jump needs sigma_min = 0\.002 ≤ s"):
         sampling.two_level(small_ctm, x, torch.tensor([80.0, 0.5, 2.0, 0.0001]))
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_models_own_stop_iteration_is_no_end(call):
+    """It would look like a sampler that is done, with None for its samples."""
+
+    class Model:
+        def __init__(self):
+            self.answers = iter([torch.zeros(2, 1)] * (call - 1))
+
+        def denoise(self, x, t, labels=None):
+            return next(self.answers)
+
+    plan = sampling.euler.steps
+    for drives in (
+        lambda model, steps: drive(model, steps),
+        lambda model, steps: drive_together(model, [steps]),
+        lambda model, steps: run(steps, lambda request: model.denoise(request.x, request.t)),
+    ):
+        with pytest.raises(StopIteration):
+            drives(Model(), plan(torch.ones(2, 1), GRID))

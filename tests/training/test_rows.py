@@ -22,6 +22,7 @@ SHORT = ("--steps", "4", "--log_every", "1", "--checkpoint_every", "2", "--decay
         (b"[1, 2]", "line 2 is damaged"),
         (b'{"loss": 1}', "line 2 is damaged"),
         (b'{"step": null}', "line 2 is damaged"),
+        (b"[" * 100_000 + b"]" * 100_000, "line 2 is damaged"),
     ],
 )
 def test_case_14_a_damaged_line_is_left_out_with_a_warning(tmp_path, caplog, line, what):
@@ -56,7 +57,7 @@ def test_case_14_a_damaged_config_is_named(tmp_path, capsys, content):
 
 def test_a_damaged_made_of_is_named(tmp_path, capsys):
     out = trained(tmp_path / "run", teacher_arguments(*SHORT))
-    for content in ("{", "[]", json.dumps({"data": 3})):
+    for content in ("{", "[]", json.dumps({"data": 3}), "[" * 100_000):
         (out / "made_of.json").write_text(content)
         assert main(["train", *teacher_arguments(*SHORT), "--out", str(out)]) == 2
         assert f"{out}/made_of.json is damaged" in capsys.readouterr().err

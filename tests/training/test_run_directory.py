@@ -9,6 +9,7 @@ import torch
 
 from ctm import load_model
 from ctm.cli import main
+from ctm.training.origin import read_origin
 from ctm.training.run_directory import CannotWrite, RunDirectory
 
 from .runs import checkpoint_steps, everything, finish, start, teacher_arguments, trained, wait_for
@@ -187,3 +188,18 @@ def test_a_new_directory_without_permission_is_a_sentence(tmp_path):
         unprivileged(),
     ):
         RunDirectory(tmp_path / "run").claim("a: 1")
+
+
+def test_nested_deep_json_in_a_run_directory_is_damage(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim("a: 1")
+    (directory.path / "model").mkdir()
+    (directory.path / "model" / "config.json").write_text("[" * 100_000)
+    assert directory.tuned_grids("model", None) == {}
+    directory.save(1, {}, {}, {}, 0.0)
+    (directory.checkpoint(1) / "state.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="does not fit this recipe"):
+        directory.load(1, {}, {})
+    (directory.path / "made_of.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"made_of\.json is damaged"):
+        read_origin(directory.path)

@@ -32,6 +32,7 @@ def test_what_is_written_is_whole(written):
         (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda d: (d / "manifest.json").write_text("{"), "manifest.json is not readable"),
         (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json is not readable"),
+        (lambda d: (d / "manifest.json").write_text("[" * 100_000), "manifest.json is not readable"),
     ],
 )
 def test_each_damage_is_named(written, harm, words):

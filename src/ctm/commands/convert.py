@@ -6,12 +6,11 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ctm.files import whole_directory
+from ctm.files import suffix_of, whole_directory
 from ctm.models import load_model
 from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 from ctm.terminal.parser import Parser, command_parser
-from ctm.terminal.paths import suffix_of
 
 __all__ = ["parser", "run"]
 

@@ -88,6 +88,7 @@ def run(settings: Namespace) -> None:
     if settings.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {settings.seed}")
     plans = _plans(settings)
+    made = {} if settings.samples is None else sampling_record(Path(settings.samples))
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
     processes = _processes(settings.device)
@@ -114,7 +115,7 @@ def run(settings: Namespace) -> None:
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
     if samples is not None:
         options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": progress}
-        options["made"] = sampling_record(Path(settings.samples))
+        options["made"] = made
         rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
     if processes.index == 0:
         _finish(judge, _with_likelihood(judge, plans, rows, settings, progress), out)

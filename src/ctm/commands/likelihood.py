@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from ctm import __version__
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
-from ctm.files import write_whole
+from ctm.files import suffix_of, write_whole
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
 from ctm.progress import tracked
@@ -71,7 +71,7 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"{settings.model} is a model of shape {model.shape}: bits per dimension need square images")
     if settings.num < 1 or settings.batch_size < 1:
         raise ValueError(f"--num and --batch_size must be at least 1, got {settings.num} and {settings.batch_size}")
-    if settings.out is not None and (Path(settings.out).is_dir() or Path(settings.out).suffix != ".json"):
+    if settings.out is not None and (Path(settings.out).is_dir() or suffix_of(Path(settings.out)) != ".json"):
         raise ValueError(f"--out {settings.out} must name a .json file")
     model = model.to(usable_device(settings.device))
     channels, size, _ = model.shape

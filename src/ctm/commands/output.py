@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -16,14 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ctm.files import named_failures, whole_file, write_whole
+from ctm.files import named_failures, suffix_of, whole_file, write_whole
+from ctm.foreign.text import parse_json, plain, read_json, text_in
 from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
-from ctm.terminal.paths import suffix_of
 
 __all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
 _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
 _RECORD = "sample.json"
+_LONGEST = 16 << 20  # bytes of it: it has a label and a seed for each sample
 _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
 
 
@@ -157,19 +159,37 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
 
 
 def sampling_record(source: Path) -> dict[str, Any]:
-    """How `ctm sample` made a directory or .npz, by the names of an evaluation's record; nothing for samples of others."""
+    """How `ctm sample` made a directory or .npz, by the names of an evaluation's record; nothing for samples of others.
+
+    Raises ValueError for a record that is no JSON, longer than 16 MB or nested deeper than 50."""
     try:
-        if source.is_dir():
-            about = json.loads((source / _RECORD).read_text())
-        else:
-            with zipfile.ZipFile(source) as archive:
-                about = json.loads(archive.read(_RECORD))
+        about = _record(source, "give the samples without it") if source.is_dir() else _packed_record(source)
+        if about is None:
+            return {}
         known = {name: about[name] for name in ("sampler", "steps", "gamma", "form", "seed")}
         made_by = {"model": about["model"], "checksum": about["weights"], "version": about["version"]}
         grid = {"kind": "list", "levels": about["grid"]}
         return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except KeyError:
         return {}
+
+
+def _packed_record(source: Path) -> dict[str, Any] | None:
+    """What sample.json in an .npz says; None where there is none. No more of it is inflated than a record may have."""
+    name = f"{source} ({_RECORD})"
+    try:
+        with zipfile.ZipFile(source) as archive:
+            if _RECORD not in archive.namelist():
+                return None
+            with archive.open(_RECORD) as file:
+                about = parse_json(text_in(file, name, _LONGEST), name)
+    except FileNotFoundError:
+        return None  # reading the samples says so
+    except zipfile.BadZipFile:
+        return None
+    except (RuntimeError, EOFError, zlib.error) as error:
+        raise ValueError(f"{name} cannot be read ({plain(str(error))}): it is encrypted or damaged") from error
+    return about if isinstance(about, dict) else None
 
 
 def _append(path: Path, rows: np.ndarray, start: int, num: int) -> None:
@@ -210,16 +230,16 @@ def _partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _record(folder: Path, remedy: str = "use another directory") -> dict[str, Any] | None:
     """What sample.json in a folder says; None where there is none. Raises ValueError for one that cannot be read."""
     try:
-        kept = json.loads((folder / _RECORD).read_text())
+        kept = read_json(folder / _RECORD, _LONGEST)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / _RECORD} cannot be read ({error}): use another directory") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / _RECORD} cannot be read ({plain(str(error), 200)}): {remedy}") from error
     if not isinstance(kept, dict):
-        raise ValueError(f"{folder / _RECORD} is no record of samples: use another directory")
+        raise ValueError(f"{folder / _RECORD} is no record of samples: {remedy}")
     return kept
 
 

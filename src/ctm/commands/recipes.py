@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from jsonargparse import Namespace
 
+from ctm.foreign.text import read_text, read_yaml
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.recipe_files import OPEN_DATA, RECIPES, recipe_path, shipped_recipe
 
@@ -39,16 +39,21 @@ def run(settings: Namespace) -> None:
         print("\n".join(_listing()))
         return
     path = recipe_path(settings.name)
-    print(path.read_text(encoding="utf-8").rstrip())
-    print(f"# Run it: {command_of(path)}")
+    command = command_of(path)
+    print(read_text(path).rstrip())
+    print(f"# Run it: {command}")
 
 
 def command_of(path: Path) -> str:
-    """The command that trains by a recipe, with a place for what the recipe leaves open."""
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """The command that trains by a recipe, with a place for what the recipe leaves open. Raises ValueError for a file that is no
+    recipe."""
+    recipe = read_yaml(path)
+    try:
+        data = str(recipe["data"]["name"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no recipe: a recipe has data with a name, as in data: {{name: digits}}") from error
     name = path.stem if shipped_recipe(path.stem) == path else str(path)
     words = ["ctm train --config", name]
-    data = str(recipe["data"]["name"])
     if data.startswith(OPEN_DATA):
         words += ["--data.name", data]
     return " ".join(words)

@@ -12,6 +12,7 @@ from ctm.data.archive import Archive, Header
 from ctm.data.classes import could_be_labels, read_labels
 from ctm.data.files import Picture
 from ctm.data.images import Images
+from ctm.data.notes import option
 from ctm.data.stack import Square
 
 __all__ = ["fit_arrays", "load_npz"]
@@ -30,7 +31,7 @@ def load_npz(path: Path, image: str | None = None, label: str | None = None, max
     if image_name is None:
         raise ValueError(
             f"{path} holds the arrays {', '.join([*archive.headers, *archive.objects]) or 'none'}: the images must be called "
-            "images or arr_0, or named by --data.image"
+            f"images or arr_0, or named by {option('image')}"
         )
     count = _check_images(path, image_name, archive.headers[image_name])
     label_name = _chosen(archive, "label", label, _LABELS)
@@ -57,7 +58,7 @@ def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ..
             f"{archive.path}: {asked} holds Python objects, which are not read: save it as numbers or texts"
         )
     if asked not in archive.headers:
-        raise ValueError(f"--data.{kind} {asked}: {archive.path} holds the arrays {', '.join(archive.headers)}")
+        raise ValueError(f"{option(kind, asked)}: {archive.path} holds the arrays {', '.join(archive.headers)}")
     return asked
 
 
@@ -106,8 +107,8 @@ def _others(archive: Archive, used: set[str | None], count: int, unlabelled: boo
 def without_labels(able: list[str]) -> str:
     """The line of a file whose labels have a name that is not known."""
     return (
-        f"used without labels; the file has {', '.join(able)}; --data.label {able[0]} takes "
-        f"{'it' if len(able) == 1 else 'the first'} (--data_label in other commands than train)"
+        f"used without labels; the file has {', '.join(able)}; {option('label', able[0])} takes "
+        f"{'it' if len(able) == 1 else 'the first'}"
     )
 
 

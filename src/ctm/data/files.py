@@ -26,6 +26,7 @@ _LARGE = 2**24  # pixels of a picture that is decoded alone, so that several thr
 _ALONE = Lock()
 _ORIENTATION = 0x0112
 _INT_RANGE = 65535
+_SIXTEEN = (";16B", ";16L", ";16N")  # how Pillow calls channels of 16 bits, which it reads as 8 but for grey
 
 TRAITS = {  # what is done to a picture, as said of one and of several
     "grey": ("is grey: read as colour", "are grey: read as colour"),
@@ -35,6 +36,7 @@ TRAITS = {  # what is done to a picture, as said of one and of several
         "holds several pictures (animated, or pages): the first is taken",
         "hold several pictures (animated, or pages): the first is taken",
     ),
+    "deep": ("has 16 bits: read as 8", "have 16 bits: read as 8"),
     "unit": ("holds floats within [0, 1]: read as 0 … 255", "hold floats within [0, 1]: read as 0 … 255"),
     "cropped": ("is not square: cropped to its centre", "are not square: cropped to their centre"),
     "enlarged": ("is smaller than data.size: enlarged", "are smaller than data.size: enlarged"),
@@ -101,6 +103,7 @@ def _opened(source: Path | bytes, name: str) -> ImageFile.ImageFile:
 
 def _decoded(image: ImageFile.ImageFile, name: str) -> Picture:
     traits = {"frames"} if getattr(image, "is_animated", False) else set()
+    traits |= {"deep"} if any(order in str(tile[3]) for tile in image.tile for order in _SIXTEEN) else set()
     orientation = image.getexif().get(_ORIENTATION, 1)
     if image.format == "TIFF" and orientation in range(5, 9) and any(tile[0] == "raw" for tile in image.tile):
         raise _Refused(  # Pillow 12 decodes rows of the wrong length there
@@ -118,6 +121,7 @@ def _decoded(image: ImageFile.ImageFile, name: str) -> Picture:
             raise _Refused(
                 f"{name} holds 32-bit numbers from {low} to {high}, whose range the file does not tell: save it with 8 or 16 bits"
             )
+    traits |= {"deep"} if upright.mode.startswith("I") else set()
     if "A" in upright.getbands() or "transparency" in upright.info:
         alpha = upright.convert("RGBA").getchannel("A").getextrema()[0]
         traits |= {"transparent"} if alpha < 255 else set()  # type: ignore[operator]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ctm.data.notes import option
+
 __all__ = ["check_size", "memory_limit"]
 
 _DEFAULT = 1e9
@@ -22,6 +24,6 @@ def check_size(name: str, size: int, file_bytes: int, max_gb: float | None) -> N
     if size > limit:
         raise ValueError(
             f"{name} takes {size / 1e9:.1f} GB in memory, more than {limit / 1e9:.1f} GB (data.max_gb; by default 1 GB or ten "
-            f"times the file's {file_bytes / 1e6:.1f} MB): if you trust the file and have the memory, give --data.max_gb "
-            f"{size / 1e9 * 1.05:.2g}"
+            f"times the file's {file_bytes / 1e6:.1f} MB): if you trust the file and have the memory, give "
+            f"{option('max_gb', f'{size / 1e9 * 1.05:.2g}')}"
         )

@@ -12,8 +12,9 @@ import numpy as np
 from ctm.data.arrays import fit_arrays, load_npz
 from ctm.data.folder import load_folder
 from ctm.data.images import Images
-from ctm.data.notes import tell
+from ctm.data.notes import option, tell
 from ctm.data.table import load_table
+from ctm.files import suffix_of
 
 __all__ = ["NAMES", "load_images"]
 
@@ -62,7 +63,7 @@ def load_images(
     columns = image is not None or label is not None
     if columns and (name in _NAMED or path.is_dir()):
         raise ValueError(
-            f"--data.image and --data.label name arrays or columns of a file, and {name} has none: leave them out"
+            f"{option('image')} and {option('label')} name arrays or columns of a file, and {name} has none: leave them out"
         )
     images = _load(name, path, size, channels, split, {"image": image, "label": label, "max_gb": max_gb})
     tell(images.notes, name)
@@ -74,11 +75,11 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
         return fit_arrays(_NAMED[name](split), size, channels)
     if path.is_dir():
         return load_folder(path, size, channels)
-    if path.suffix == ".npz":
+    if suffix_of(path) == ".npz":
         return fit_arrays(load_npz(path, **options), size, channels)
-    if not path.exists() and name.startswith((".", "/", "~")) and path.suffix != ".parquet":
+    if not path.exists() and name.startswith((".", "/", "~")) and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
-    if path.suffix == ".parquet" or not path.exists():
+    if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
     raise ValueError(
         f"{name} is neither a folder, an .npz nor a .parquet file: give one of those, a hub id, or {_names()}"

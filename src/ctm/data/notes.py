@@ -6,10 +6,15 @@ import logging
 import os
 from collections.abc import Iterable
 
-__all__ = ["printable", "tell"]
+__all__ = ["option", "printable", "tell"]
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")  # of this process, as torchrun, accelerate and MPI set it
 _LOG = logging.getLogger("ctm.data")
+
+
+def option(name: str, value: object = "") -> str:
+    """An option of data for a sentence, with its value: `ctm train` spells it otherwise than the other commands."""
+    return f"--data.{name}{f' {value}' if value != '' else ''} (--data_{name} in other commands than train)"
 
 
 def printable(text: str) -> str:

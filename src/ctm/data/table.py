@@ -15,9 +15,12 @@ from ctm.data.arrays import without_labels
 from ctm.data.classes import read_labels
 from ctm.data.files import Picture, open_picture, stores_colour
 from ctm.data.images import Images
-from ctm.data.limits import check_size
+from ctm.data.limits import check_size, memory_limit
+from ctm.data.notes import option
 from ctm.data.resize import is_colour
+from ctm.data.rowgroups import check_column, rows_at_once
 from ctm.data.stack import Square, what_was_done
+from ctm.files import suffix_of
 
 __all__ = ["load_table"]
 
@@ -62,10 +65,11 @@ def load_table(
             f"{name} is not a known name or an existing path; parquet files and hub data sets need the library datasets: "
             f"pip install 'ctm-torch[datasets]'. Names: {names}"
         ) from error
-    if name.endswith(".parquet") and not Path(name).is_file():
+    is_parquet = suffix_of(Path(name)) == ".parquet"
+    if is_parquet and not Path(name).is_file():
         raise FileNotFoundError(f"there is no file {name}")
     try:
-        table = _parquet(name, datasets) if name.endswith(".parquet") else _hub(name, split, datasets)
+        table = _parquet(name, datasets, max_gb) if is_parquet else _hub(name, split, datasets)
     except Exception as error:  # the libraries raise their own, the hub's and arrow's errors
         if Path(name).is_file():
             raise ValueError(f"{name} cannot be read as a parquet file: {_first_line(error)}") from error
@@ -82,18 +86,26 @@ def load_table(
     return Images(pixels, labels, class_names, name, f"{table.rows} images of {name}", tuple(notes))
 
 
-def _parquet(name: str, datasets: Any) -> _Table:
-    """A file's columns, read a few rows at a time: nothing is copied to a cache."""
+def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
+    """A file's columns, read a few rows at a time: nothing is copied to a cache. Reading raises ValueError before a column takes
+    more than the limit of `ctm.data.limits`, counted over its rows."""
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     file = pyarrow.parquet.ParquetFile(name)
     features = dict(datasets.Features.from_arrow_schema(file.schema_arrow))
 
+    rows, file_bytes = file.metadata.num_rows, Path(name).stat().st_size
+
     def read(column: str) -> Iterator[Any]:
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+        what, size, seen = f"{name} ({column})", 0, 0
+        check_column(what, file.metadata, column, file_bytes, max_gb)
+        for batch in file.iter_batches(batch_size=rows_at_once(file.metadata, column, _ROWS), columns=[column]):
+            size, seen = size + batch.nbytes, seen + batch.num_rows
+            if size > memory_limit(file_bytes, max_gb):  # the sentence tells what all rows would take
+                check_size(what, size * rows // seen, file_bytes, max_gb)
             yield from batch.column(0).to_pylist()
 
-    return _Table(name, features, file.metadata.num_rows, Path(name).stat().st_size, read)
+    return _Table(name, features, rows, file_bytes, read)
 
 
 def _hub(name: str, split: str, datasets: Any) -> _Table:
@@ -134,10 +146,10 @@ def _image_column(table: _Table, asked: str | None, datasets: Any) -> str:
     columns = ", ".join(table.features)
     if asked is not None:
         if asked not in table.features:
-            raise ValueError(f"--data.image {asked}: {table.name} has the columns {columns}")
+            raise ValueError(f"{option('image', asked)}: {table.name} has the columns {columns}")
         if not _is_files(table.features[asked], datasets) and not _is_arrays(table.features[asked], datasets):
             raise ValueError(
-                f"--data.image {asked}: this column of {table.name} holds {table.features[asked]}, neither picture files nor "
+                f"{option('image', asked)}: this column of {table.name} holds {table.features[asked]}, neither picture files nor "
                 "arrays"
             )
         return asked
@@ -155,7 +167,7 @@ def _image_column(table: _Table, asked: str | None, datasets: Any) -> str:
 
 def _label_column(table: _Table, asked: str | None, datasets: Any) -> str | None:
     if asked is not None and asked not in table.features:
-        raise ValueError(f"--data.label {asked}: {table.name} has the columns {', '.join(table.features)}")
+        raise ValueError(f"{option('label', asked)}: {table.name} has the columns {', '.join(table.features)}")
     typed = [k for k, f in table.features.items() if isinstance(f, datasets.ClassLabel)]
     return asked or next(iter([*typed, *(k for k in _LABEL_NAMES if k in table.features)]), None)
 

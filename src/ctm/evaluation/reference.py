@@ -26,7 +26,7 @@ from ctm.evaluation.passes import Processes, run_pass
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
-from ctm.files import mapped_array, whole_file
+from ctm.files import mapped_array, suffix_of, whole_file
 from ctm.progress import Progress, silent
 
 __all__ = [
@@ -215,7 +215,7 @@ def is_statistics(name: str, features: int) -> bool:
 
     Raises ValueError for statistics over another number of features, unless the file has images (arr_0) as well."""
     path = Path(name)
-    if path.suffix != ".npz" or not path.is_file():
+    if suffix_of(path) != ".npz" or not path.is_file():
         return False
     shapes = {name: header.shape for name, header in Archive(path).headers.items()}
     if not {"mu", "sigma"} <= shapes.keys() and "activations" not in shapes:

@@ -64,7 +64,7 @@ class Row:
             numbers = {name: Number(**number) for name, number in about["numbers"].items()}
             record = json.loads(metadata["record"])
             return cls(record, numbers, about["seconds"], about["count"], **tensors, environment=about["environment"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
 

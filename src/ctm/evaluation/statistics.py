@@ -114,7 +114,7 @@ class Statistics(Sums):
                 metadata = file.metadata() or {}
                 done = set(json.loads(metadata.get("done", "[]")))
                 others = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
-        except (OSError, SafetensorError, ValueError):
+        except (OSError, SafetensorError, TypeError, ValueError, RecursionError):
             return False
         if metadata.get("key") != key or not self._fits(others) or done & self.done:
             return False

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ctm.files import suffix_of
 from ctm.foreign.text import plain, read_json
 
 __all__ = ["foreign_directory", "foreign_settings", "what_file"]
@@ -37,9 +38,7 @@ def what_file(path: Path) -> str:
         return known
     if start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 27:
         return "it is a safetensors file, weights alone: give the directory that has its config.json too"
-    if path.suffix.lower() == ".onnx" or (
-        start[:1] == b"\x08" and re.search(rb"\x12.{0,2}(pytorch|tf2onnx|onnx)", start)
-    ):
+    if suffix_of(path) == ".onnx" or (start[:1] == b"\x08" and re.search(rb"\x12.{0,2}(pytorch|tf2onnx|onnx)", start)):
         return "it is an ONNX file, from which no model is read here"
     if start.lstrip()[:1] in (b"<", b"{"):
         return "it begins like a web page or a text: the download went wrong, or it is another file"
@@ -85,7 +84,7 @@ def foreign_directory(directory: Path) -> str | None:
         ((".pkl", ".pt", ".pth"), "holds a checkpoint file: give that file itself, or convert it with ctm convert"),
         ((".safetensors",), "holds weights without the config.json that says what network they are of"),
     ):
-        named = next((file for file in files if file.suffix in endings), None)
+        named = next((file for file in files if suffix_of(file) in endings), None)
         if named is not None:
             return f"{directory} {words} ({plain(named.name)})"
     return None

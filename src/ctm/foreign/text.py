@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import yaml
 
-__all__ = ["check_yaml", "plain", "read_json", "read_text", "read_yaml"]
+__all__ = ["check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
 
 MOST_BYTES = 1 << 20  # the longest of the shipped files has 4 kB
 MOST_DEPTH = 50
@@ -23,29 +23,38 @@ def plain(text: object, limit: int = 80) -> str:
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
 
 
-def read_text(path: Path) -> str:
-    """The text of a file of at most 1 MB. Raises ValueError for a longer one and for one that is no UTF-8."""
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file of at most `most` bytes, 1 MB. Raises ValueError for a longer one and for one that is no UTF-8."""
     with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{path} is longer than {MOST_BYTES >> 20} MB: no configuration is that long")
+        return text_in(file, str(path), most)
+
+
+def text_in(file: IO[bytes], name: str, most: int = MOST_BYTES) -> str:
+    """The text of an open file, of which no more than `most` bytes are read. Raises ValueError as `read_text`."""
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{name} is longer than {most >> 20} MB, more than such a file has")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise ValueError(f"{name} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises ValueError in a sentence for what is no JSON, a name given twice, numbers that are not
-    finite, and for a file longer than 1 MB or nested deeper than 50."""
-    text = read_text(path)
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """The value in a JSON file of at most `most` bytes, 1 MB. Raises ValueError as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, most), str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The value of a JSON text. Raises ValueError in a sentence for what is no JSON, a name given twice, numbers that are not
+    finite, and for one nested deeper than 50. name: of the file, for the sentence."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in values:
-                raise ValueError(f"{plain(name)!r} is given twice")
-            values[name] = value
+        for key, value in pairs:
+            if key in values:
+                raise ValueError(f"{plain(key)!r} is given twice")
+            values[key] = value
         return values
 
     def number(digits: str) -> float:
@@ -59,9 +68,9 @@ def read_json(path: Path) -> Any:
         value = json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
         _check_depth(value)
     except RecursionError as error:
-        raise ValueError(f"{path} is not readable: it is nested deeper than {MOST_DEPTH}") from error
+        raise ValueError(f"{name} is not readable: it is nested deeper than {MOST_DEPTH}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {plain(str(error), 200)}") from error
+        raise ValueError(f"{name} is not readable as JSON: {plain(str(error), 200)}") from error
     return value
 
 

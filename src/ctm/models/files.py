@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 
+from ctm.files import suffix_of
 from ctm.foreign.kinds import foreign_directory, what_file
 from ctm.foreign.text import plain
 from ctm.models.consistency import ConsistencyModel
@@ -67,6 +68,6 @@ def load_model(source: str | Path) -> AnyModel:
 
 def _what_to_do(file: Path) -> str:
     """What a file is that stands where a model directory should, and what to do with it."""
-    if file.suffix in (".pkl", ".pickle", ".pt", ".pth"):
+    if suffix_of(file) in (".pkl", ".pickle", ".pt", ".pth"):
         return f"a checkpoint becomes one by ctm convert {file} DIRECTORY"
     return what_file(file)

@@ -20,7 +20,16 @@ from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
 
-__all__ = ["CONFIG", "WEIGHTS", "check_config", "check_fit", "check_numbers", "check_weights", "read_config", "weights_of"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "check_config",
+    "check_fit",
+    "check_numbers",
+    "check_weights",
+    "read_config",
+    "weights_of",
+]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
@@ -114,7 +123,9 @@ def check_weights(tensors: Mapping[str, Tensor], place: str) -> None:
         if not tensor.is_floating_point():
             raise ValueError(f"{place}: the weight {plain(name)} is {tensor.dtype}: weights are floating-point numbers")
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{place}: the weight {plain(name)} is not finite: the file was written by a run that failed")
+            raise ValueError(
+                f"{place}: the weight {plain(name)} is not finite: the file was written by a run that failed"
+            )
 
 
 class _TooLarge(Exception):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, Protocol
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ctm.arguments import inside
 from ctm.models.protocol import denoiser_of
-from ctm.requests import Denoise, Jump, Request, Steps
+from ctm.requests import Denoise, Jump, Request, Steps, run
 
 __all__ = ["Sampler", "answer", "drive", "drive_together", "jump_sampler", "sampler"]
 
@@ -72,14 +74,13 @@ def drive(model: Any, steps: Steps) -> Tensor:
 
     The first request is checked as a stranger's call; the others are made of the same rows and read nothing back from the
     device. Raises what the model and the generator raise."""
-    try:
-        given = answer(model, next(steps))
-        while True:
-            request = steps.send(given)
-            with inside():
-                given = answer(model, request)
-    except StopIteration as done:
-        return done.value
+    answered = itertools.count()
+
+    def reply(request: Request) -> Tensor:
+        with inside() if next(answered) else nullcontext():
+            return answer(model, request)
+
+    return run(steps, reply)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ctm.files import suffix_of
 from ctm.models import ConsistencyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint
 
@@ -30,7 +31,7 @@ def load_teacher(
     no known kind, or needs a setting that is not given.
     """
     path = Path(source)
-    if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
+    if path.is_file() or (suffix_of(path) in _FILES and not path.is_dir()):
         checkpoint = read_checkpoint(path, preset=preset, settings=settings)
         for assumed in checkpoint.assumed:
             _LOG.warning("%s: assumed %s", path, assumed)

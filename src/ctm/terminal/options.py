@@ -14,10 +14,10 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm.data import listed_classes, tell
+from ctm.files import suffix_of
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.sampling import common
 from ctm.terminal.parser import Parser
-from ctm.terminal.paths import suffix_of
 
 __all__ = [
     "add_data_options",

@@ -1,13 +1,12 @@
-"""Paths as they are given: none is empty, ~ is the home directory, and a name's ending counts in any case."""
+"""Paths as they are given: none is empty, and ~ is the home directory."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from jsonargparse import Namespace
 
-__all__ = ["settle_paths", "suffix_of"]
+__all__ = ["settle_paths"]
 
 _PATHS = (
     "checkpoint",
@@ -40,11 +39,6 @@ def settle_paths(settings: Namespace) -> None:
             settings[name] = _settled(name, value)
         elif isinstance(value, list) and name in _PATHS:
             settings[name] = [_settled(name, each) if isinstance(each, str) else each for each in value]
-
-
-def suffix_of(path: Path) -> str:
-    """The ending of a file's name in small letters: .png for x.PNG."""
-    return path.suffix.lower()
 
 
 def _settled(name: str, value: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from ctm.files import suffix_of
+
 __all__ = ["OPEN_DATA", "RECIPES", "recipe_path", "shipped_recipe"]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -15,7 +17,7 @@ _SUFFIXES = (".yaml", ".yml")
 def shipped_recipe(name: str) -> Path | None:
     """The file of a shipped recipe by its name, with or without `recipes/` before it and `.yaml` after it."""
     plain = Path(name.removeprefix("recipes/"))
-    stem = plain.stem if plain.suffix in _SUFFIXES else plain.name
+    stem = plain.stem if suffix_of(plain) in _SUFFIXES else plain.name
     path = RECIPES / f"{stem}.yaml"
     return path if plain.parent == Path() and stem and path.is_file() else None
 

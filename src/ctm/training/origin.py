@@ -14,6 +14,7 @@ import torch
 
 from ctm.data import Images
 from ctm.data.digest import digest_of
+from ctm.foreign.text import read_json
 from ctm.networks.description import describe
 
 __all__ = ["MADE_OF", "Origin", "compare_origins", "model_digest", "origin_of", "read_origin"]
@@ -63,7 +64,7 @@ def read_origin(directory: Path) -> Origin | None:
     where it is damaged."""
     file = directory / MADE_OF
     try:
-        sources = json.loads(file.read_text())
+        sources = read_json(file)
         if all(isinstance(about, dict) and isinstance(about["digest"], str) for about in sources.values()):
             return Origin(sources)
     except FileNotFoundError:

@@ -34,7 +34,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
     return row if isinstance(step, int | float) and not isinstance(step, bool) else None

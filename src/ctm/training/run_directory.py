@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
-from ctm.foreign.text import read_yaml
+from ctm.foreign.text import read_json, read_yaml
 from ctm.teachers.torch_files import read_torch
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
@@ -153,7 +153,7 @@ class RunDirectory:
                 optimizer.load_state_dict(read_torch(file))
             state = json.loads((checkpoint / "state.json").read_text())
             return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
-        except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise ValueError(
                 f"checkpoint {checkpoint} does not fit this recipe ({' '.join(str(error).split())[:300]}): another version "
                 "wrote it; use that one, or another --out"
@@ -176,7 +176,7 @@ class RunDirectory:
     def tuned_grids(self, name: str, model: Any) -> dict[int, TunedGrid]:
         """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
         try:
-            kept = json.loads((self.path / name / "config.json").read_text()).get("grids", {})
+            kept = read_json(self.path / name / "config.json").get("grids", {})
             return read_grids(kept, model.sigma_min, model.sigma_max)
         except (OSError, ValueError, AttributeError):
             return {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ctm.files import sync, write_file
-from ctm.foreign.text import plain
+from ctm.foreign.text import plain, read_json
 
 __all__ = [
     "clear_leftovers",
@@ -76,7 +76,7 @@ def clear_leftovers(directory: Path) -> None:
 def damage(directory: Path) -> str | None:
     """What is wrong with a directory that `write_directory` wrote, in words; None where it is whole."""
     try:
-        files = json.loads((directory / MANIFEST).read_bytes())["files"]
+        files = read_json(directory / MANIFEST)["files"]
         for name, expected in files.items():
             if Path(name).name != name or not (directory / name).is_file():
                 return f"{plain(name)} is missing"

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ctm.commands.editing.common import Edited
 from ctm.commands.output import check_output
-from ctm.files import write_whole
+from ctm.files import suffix_of, write_whole
 from ctm.pictures import save_picture, to_uint8
-from ctm.terminal.paths import suffix_of
 
 __all__ = ["check_target", "strip", "write_edit"]
 
