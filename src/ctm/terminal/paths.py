@@ -1,13 +1,18 @@
-"""Paths as they are given: none is empty, ~ is the home directory, and a name's ending counts in any case."""
+"""Paths as they are given: none is empty, ~ is the home directory, a name's ending counts in any case, and what is to be written
+can be."""
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 from jsonargparse import Namespace
 
-__all__ = ["settle_paths", "suffix_of"]
+from ctm.files import named_failures
+
+__all__ = ["check_place", "settle_paths", "suffix_of"]
 
 _PATHS = (
     "checkpoint",
@@ -40,6 +45,18 @@ def settle_paths(settings: Namespace) -> None:
             settings[name] = _settled(name, value)
         elif isinstance(value, list) and name in _PATHS:
             settings[name] = [_settled(name, each) if isinstance(each, str) else each for each in value]
+
+
+def check_place(out: Path) -> None:
+    """Raises OSError or ValueError, naming `out`, where that file or directory cannot be made: for a command to call before it
+    computes anything. Leaves nothing behind."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{out} cannot be written: {parent} is a file, not a directory")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(parent))
+    with named_failures(out), tempfile.TemporaryFile(dir=parent):
+        pass  # some file systems, such as /proc, refuse only this
 
 
 def suffix_of(path: Path) -> str:
