@@ -30,6 +30,7 @@ from ctm.teachers import load_teacher
 from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
+from ctm.training.processes import check_launch
 
 __all__ = ["parser", "run"]
 
@@ -163,6 +164,7 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 def _processes(device: str | None) -> Processes:
     """This process among those of a launcher. Raises ValueError where it was to start others and has not."""
     state = PartialState(cpu=not torch.accelerator.is_available())
+    check_launch(state.num_processes, "evaluate")
     place = state.device if device is None else usable_device(device)
     return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
 

@@ -16,6 +16,7 @@ from ctm.data import Images
 from ctm.objectives import Adversarial
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
+from ctm.training.processes import check_launch
 from ctm.training.recipe import Recipe
 from ctm.training.stand_in import random_images
 from ctm.training.step import step_generator
@@ -82,6 +83,7 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     a starting student by random weights; an adversarial objective without any of its feature networks is left out. Raises
     ValueError as `train`, and FileNotFoundError where the shape of missing data is not to be told from the recipe."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    check_launch(accelerator.num_processes, "train")
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     stand_ins: list[str] = []
