@@ -40,7 +40,7 @@ def parser() -> Parser:
         "evaluate",
         "Draw samples at several numbers of steps and γ, and compare them with data, and with a teacher from the same noise. "
         "Writes result.json (every number with its error bar, and the whole protocol), quality.png, samples.png and report.html. "
-        "The same command goes on after an interruption. Processes share the work: under torchrun, on GPUs also accelerate launch.",
+        "The same command goes on after an interruption. Processes share the work: under torchrun, or accelerate on GPUs.",
         "ctm evaluate models/digits-ctm --teacher models/digits-teacher --data digits --steps 1,2,4 --num 2000",
     )
     result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
