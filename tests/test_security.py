@@ -25,14 +25,8 @@ table = importlib.util.module_from_spec(spec)
 sys.modules["security_table"] = table
 spec.loader.exec_module(table)
 
-MANY = (
-    "pickle-empty",
-    "pickle-hashes",
-    "pickle-copies",
-    "torch-inflates",
-    "picture",
-    "arrays",
-)  # seconds to make or to read
+# seconds to make or to read
+MANY = ("pickle-empty", "pickle-hashes", "pickle-copies", "torch-inflates", "picture", "arrays")
 RECIPE = table.RECIPE + table.RADAM
 QUICK = [name for name, entry in table.INPUTS.items() if name not in MANY]
 
