@@ -28,11 +28,8 @@ from .closed_form import Form, closed_form_ctm, denoised_with, gaussian_mixture,
 from .vectors import VectorFile
 
 KINDS = ("math_time_scalings_weights", "math_distributions", "math_heun_solver")
-CODE_GRID = (
-    0.002,
-    80.0,
-    7.0,
-)  # sample_get_t has these written into it, and the sampler of levels has them for defaults
+# sigma_min, sigma_max and ρ: sample_get_t has them written into it, and the sampler of levels has them for defaults
+CODE_GRID = (0.002, 80.0, 7.0)
 WEIGHTS = {
     "uniform": weighting.uniform,
     "snr": weighting.snr,

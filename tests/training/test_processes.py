@@ -27,8 +27,28 @@ def test_case_12_accelerate_on_cpus_starts_one_process_and_a_sentence_says_so(en
     assert said.startswith(
         "ctm: accelerate launch was asked for several processes and started one: on CPUs it starts several"
     )
-    assert "torchrun --nproc_per_node 2 -m ctm train" in said
+    assert "torchrun --nproc_per_node 2 -m -- ctm train" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", [*teacher_arguments(), "--dry-run"]),
+        ("evaluate", ["nowhere", "--data", "digits"]),
+    ],
+)
+def test_case_12_other_commands_that_share_work_say_it_too_by_their_name(
+    environment, tmp_path, capsys, command, arguments
+):
+    for name, value in ASKED.items():
+        environment.setenv(name, value)
+    environment.chdir(tmp_path)
+    assert main([command, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "accelerate launch was asked for several processes and started one" in said
+    assert f"torchrun --nproc_per_node 2 -m -- ctm {command} …" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -43,4 +63,4 @@ def test_case_12_accelerate_on_cpus_starts_one_process_and_a_sentence_says_so(en
 def test_one_process_that_is_wanted_is_fine(environment, others):
     for name, value in others.items():
         environment.setenv(name, value)
-    check_launch(Accelerator(cpu=True))
+    check_launch(Accelerator(cpu=True).num_processes, "train")

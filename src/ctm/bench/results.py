@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ctm.files import write_whole
+from ctm.terminal.paths import check_place
 
 __all__ = ["Results"]
 
@@ -20,9 +21,11 @@ __all__ = ["Results"]
 class Results:
     """Entries by name in a JSON file, each with what it was measured on. go_on: keep what the file holds already.
 
-    Raises ValueError where the file exists and go_on is false: a result is not overwritten by accident."""
+    Raises ValueError where the file exists and go_on is false: a result is not overwritten by accident; ValueError or OSError
+    where it cannot be written."""
 
     def __init__(self, path: Path, *, go_on: bool) -> None:
+        check_place(path)
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         if path.is_file():

@@ -11,6 +11,7 @@ from ctm.models import load_model
 from ctm.teachers.checkpoints import read_checkpoint, write_official
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import check_place
 
 __all__ = ["parser", "run"]
 
@@ -78,6 +79,7 @@ def _check_target(out: Path) -> None:
     """Nothing that is there is written over."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir()) and suffix_of(out) not in _OFFICIAL):
         raise ValueError(f"{out} is there already: give a new name, or remove it first")
+    check_place(out)
 
 
 def _to_official(settings: Namespace, given: dict[str, object], out: Path) -> None:

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from ctm.demo import run_demo
 from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import check_place
 
 __all__ = ["parser", "run"]
 
@@ -24,4 +25,6 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    run_demo(Path(settings.out))
+    out = Path(settings.out)
+    check_place(out / "report.html")
+    run_demo(out)

@@ -29,6 +29,8 @@ from ctm.progress import Progress, tracked
 from ctm.teachers import load_teacher
 from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import check_place
+from ctm.training.processes import check_launch
 
 __all__ = ["parser", "run"]
 
@@ -38,7 +40,7 @@ def parser() -> Parser:
         "evaluate",
         "Draw samples at several numbers of steps and γ, and compare them with data, and with a teacher from the same noise. "
         "Writes result.json (every number with its error bar, and the whole protocol), quality.png, samples.png and report.html. "
-        "The same command goes on after an interruption; under accelerate launch, processes share the work.",
+        "The same command goes on after an interruption. Processes share the work: under torchrun, or accelerate on GPUs.",
         "ctm evaluate models/digits-ctm --teacher models/digits-teacher --data digits --steps 1,2,4 --num 2000",
     )
     result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
@@ -87,11 +89,13 @@ def run(settings: Namespace) -> None:
         raise ValueError("--likelihood must be at least 0 and --batch_size at least 1")
     if settings.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {settings.seed}")
+    out = Path(settings.out)
+    check_place(out / "result.json")
+    processes = _processes(settings.device)
     plans = _plans(settings)
     made = {} if settings.samples is None else sampling_record(Path(settings.samples))
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
-    processes = _processes(settings.device)
 
     def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
         return tracked(list(chunks), words, unit="parts", shown=processes.index == 0)
@@ -111,7 +115,6 @@ def run(settings: Namespace) -> None:
         reading=data_options(settings),
         check=lambda images: _check_classes(images, plans, settings),
     )
-    out = Path(settings.out)
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
     if samples is not None:
         options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": progress}
@@ -160,8 +163,9 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 
 
 def _processes(device: str | None) -> Processes:
-    """This process among those of accelerate's launcher."""
+    """This process among those of a launcher. Raises ValueError where it was to start others and has not."""
     state = PartialState(cpu=not torch.accelerator.is_available())
+    check_launch(state.num_processes, "evaluate")
     place = state.device if device is None else usable_device(device)
     return Processes(state.process_index, state.num_processes, place, state.wait_for_everyone)
 

@@ -20,6 +20,7 @@ from ctm.models import load_model
 from ctm.progress import tracked
 from ctm.terminal.options import add_data_options, data_options, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import check_place
 
 __all__ = ["parser", "run"]
 
@@ -73,6 +74,8 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"--num and --batch_size must be at least 1, got {settings.num} and {settings.batch_size}")
     if settings.out is not None and (Path(settings.out).is_dir() or suffix_of(Path(settings.out)) != ".json"):
         raise ValueError(f"--out {settings.out} must name a .json file")
+    if settings.out is not None:
+        check_place(Path(settings.out))
     model = model.to(usable_device(settings.device))
     channels, size, _ = model.shape
     every = _labels_for_all(settings.labels, model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -20,6 +18,7 @@ from torch import Tensor
 from ctm.files import named_failures, suffix_of, whole_file, write_whole
 from ctm.foreign.text import parse_json, plain, read_json, text_in
 from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
+from ctm.terminal.paths import check_place
 
 __all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
 
@@ -35,7 +34,7 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a directory: give another name for the file")
     if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
         raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
-    _check_folder(out)
+    check_place(out)
     if suffix_of(out) == ".npz":
         return
     if suffix_of(out) == ".png" and num > _LARGEST_GRID:
@@ -49,15 +48,6 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"samples of shape {shape} are no pictures: give --out FILE.npz")
     if suffix_of(out) != ".png" and out.is_file():
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
-
-
-def _check_folder(out: Path) -> None:
-    """Raises OSError or ValueError where `out` cannot be made, before anything is computed for it."""
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists() and folder != out)
-    if not parent.is_dir():
-        raise ValueError(f"--out {out}: {parent} is a file, not a directory")
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "cannot be written to", str(parent))
 
 
 def finished_samples(out: Path, about: dict[str, Any]) -> int:

@@ -27,6 +27,7 @@ from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
 from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
+from ctm.terminal.paths import check_place
 from ctm.training.lock import run_locked
 from ctm.tuned import TunedGrid, grids_as_json
 
@@ -74,6 +75,7 @@ def run(settings: Namespace) -> None:
     model = load_model(settings.model)
     source = _directory(settings.model)
     out = _target(settings.out, source)
+    check_place(out / CONFIG)
     model.to(usable_device(settings.device))
     measure, found = _measure(model, settings), []
     for count in dict.fromkeys(steps):

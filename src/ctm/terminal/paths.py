@@ -1,12 +1,17 @@
-"""Paths as they are given: none is empty, and ~ is the home directory."""
+"""Paths as they are given: none is empty, ~ is the home directory, and what is to be written can be."""
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from pathlib import Path
 
 from jsonargparse import Namespace
 
-__all__ = ["settle_paths"]
+from ctm.files import named_failures
+
+__all__ = ["check_place", "settle_paths"]
 
 _PATHS = (
     "checkpoint",
@@ -39,6 +44,19 @@ def settle_paths(settings: Namespace) -> None:
             settings[name] = _settled(name, value)
         elif isinstance(value, list) and name in _PATHS:
             settings[name] = [_settled(name, each) if isinstance(each, str) else each for each in value]
+
+
+def check_place(out: Path) -> None:
+    """Raises OSError or ValueError, naming `out`, where that file or directory cannot be made: for a command to call before it
+    computes anything. Leaves nothing behind."""
+    absolute = out.absolute()
+    parent = next((folder for folder in absolute.parents if folder.exists()), absolute)
+    if not parent.is_dir():
+        raise ValueError(f"{out} cannot be written: {parent} is a file, not a directory")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(parent))
+    with named_failures(out), tempfile.TemporaryFile(dir=parent):
+        pass  # some file systems, such as /proc, refuse only this
 
 
 def _settled(name: str, value: str) -> str:

@@ -22,7 +22,7 @@ from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
 from ctm.training.recipe import Recipe
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
-from ctm.training.stand_in import found_or_none, usable_features
+from ctm.training.stand_in import found_or_none, with_usable_features
 from ctm.training.step import LossModule, last_layer, rows_of_process
 from ctm.training.student import check_teacher, start_from_student, start_from_teacher
 from ctm.training.trackers import check_trackers
@@ -143,7 +143,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None and stand_in is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
-    recipe = dataclasses.replace(recipe, objectives=usable_features(recipe.objectives, stand_in))
+    recipe = with_usable_features(recipe, stand_in)
     begun = _beginning(recipe, images, stand_in)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:

@@ -16,6 +16,7 @@ from ctm.data import Images
 from ctm.objectives import Adversarial
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
+from ctm.training.processes import check_launch
 from ctm.training.recipe import Recipe
 from ctm.training.stand_in import random_images
 from ctm.training.step import step_generator
@@ -79,9 +80,10 @@ class DryRun:
 def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     """Build everything, take a step to warm up and a measured one; writes nothing. What is not on this machine is stood in for:
     data by random pictures of the recipe's shape, a teacher (also one that is needed and not named) by a copy of the student,
-    a starting student by random weights. Raises ValueError as `train`, and FileNotFoundError where the shape of missing data is
-    not to be told from the recipe."""
+    a starting student by random weights; an adversarial objective without any of its feature networks is left out. Raises
+    ValueError as `train`, and FileNotFoundError where the shape of missing data is not to be told from the recipe."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    check_launch(accelerator.num_processes, "train")
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     stand_ins: list[str] = []
@@ -92,13 +94,13 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
             images, line = random_images(recipe, str(error))
             stand_ins.append(line)
     run = prepare(recipe, accelerator, images, stand_in=stand_ins)
+    expected = expected_teacher_evaluations(recipe, run.student, images.shape)  # also where an objective is left out
     recipe = run.recipe
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     begin = recipe.steps // 2  # where an objective that starts late takes part
     first, _, _ = _measured(run, begin)
     seconds, teacher_seconds, evaluations = _measured(run, begin + 1)
-    expected = expected_teacher_evaluations(recipe, run.student, images.shape)
     each = teacher_seconds / max(evaluations.get("teacher", 0), 1)
     held = {**run.modules(), **({"teacher": run.teacher} if run.teacher is not None else {})}
     return DryRun(

@@ -12,14 +12,16 @@ from accelerate.utils import broadcast
 __all__ = ["check_launch", "largest", "on_main"]
 
 
-def check_launch(accelerator: Accelerator) -> None:
+def check_launch(processes: int, command: str) -> None:
     """Raises ValueError where `accelerate launch` was asked for several processes and has started this one alone, as it does on
-    a machine without GPUs: there it starts several through MPI only. It tells where they meet, but not how many there are."""
+    a machine without GPUs: there it starts several through MPI only. It tells where they meet, but not how many there are.
+
+    processes: how many have found each other. command: what runs, such as "train", for the sentence."""
     launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ
-    if launched and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
+    if launched and "WORLD_SIZE" not in os.environ and processes == 1:
         raise ValueError(
             "accelerate launch was asked for several processes and started one: on CPUs it starts several through MPI only "
-            "(--mpirun_hostfile). Use torchrun --nproc_per_node 2 -m ctm train …, or accelerate launch --num_processes 1"
+            f"(--mpirun_hostfile). Use torchrun --nproc_per_node 2 -m -- ctm {command} …, or accelerate launch --num_processes 1"
         )
 
 

@@ -15,7 +15,7 @@ from ctm.data import Images
 from ctm.objectives import LPIPS, FeatureDistance, Objective, Squared
 from ctm.training.recipe import Recipe
 
-__all__ = ["found_or_none", "random_images", "usable_features"]
+__all__ = ["found_or_none", "random_images", "usable_features", "with_usable_features"]
 
 Thing = TypeVar("Thing")
 
@@ -69,10 +69,35 @@ def found_or_none(load: Callable[[], Thing], what: str, instead: str, lines: lis
         return None
 
 
-def usable_features(objectives: list[Objective], lines: list[str] | None) -> list[Objective]:
+class _NoneLeft(Exception):
+    """No feature network of an object can be used."""
+
+
+def with_usable_features(recipe: Recipe, lines: list[str] | None) -> Recipe:
+    """The recipe with `usable_features` of its objectives; those that are left out take their factors with them."""
+    usable = usable_features(recipe.objectives, lines)
+    kept = [index for index, objective in enumerate(usable) if objective is not None]
+    factors = recipe.loss_factors and [recipe.loss_factors[index] for index in kept]
+    objectives = [objective for objective in usable if objective is not None]
+    return dataclasses.replace(recipe, objectives=objectives, loss_factors=factors)
+
+
+def usable_features(objectives: list[Objective], lines: list[str] | None) -> list[Objective | None]:
     """The objectives with feature networks that this machine has. Where a package or its weights are missing, lines None means
-    ValueError with what to install; else the network is left out or gets random weights, and a line says so."""
-    return [_usable(objective, lines) for objective in objectives]
+    ValueError with what to install; else the network is left out or gets random weights, and a line says so. None in place of
+    an Adversarial that has no feature network left: a line says this, too."""
+    usable: list[Objective | None] = []
+    for objective in objectives:
+        try:
+            usable.append(_usable(objective, lines))
+        except _NoneLeft:
+            assert lines is not None
+            lines.append(
+                f"objective: {type(objective).__name__} is left out, for none of its feature networks is installed: its time and "
+                "memory are not in these numbers. pip install 'ctm-torch[features]'"
+            )
+            usable.append(None)
+    return usable
 
 
 def _usable(value: Any, lines: list[str] | None) -> Any:
@@ -93,9 +118,7 @@ def _usable(value: Any, lines: list[str] | None) -> Any:
             if not usable and isinstance(value, FeatureDistance):
                 return Squared()
             if not usable:
-                raise ValueError(
-                    "none of the discriminator's feature networks is installed: pip install 'ctm-torch[features]'"
-                )
+                raise _NoneLeft
             new: Any = type(inner)(usable)
         else:
             new = _usable(inner, lines)

@@ -54,7 +54,7 @@ def train(
     """
     processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
     accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
-    check_launch(accelerator)
+    check_launch(accelerator.num_processes, "train")
     run = prepare(recipe, accelerator, images or load_data(recipe))
     settings = _with_levels(settings, run)
     directory, trackers = RunDirectory(out, recipe.keep_checkpoints), []
