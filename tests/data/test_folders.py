@@ -152,14 +152,6 @@ def test_case_06_floats_are_read_within_zero_and_one_else_refused(tmp_path):
         load_images(str(tmp_path))
 
 
-def test_sixteen_bits_are_as_they_were(tmp_path):
-    Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16)).save(tmp_path / "a.png")
-    Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16)).save(tmp_path / "b.tif")
-    images = load_images(str(tmp_path))
-    assert np.all(images.pixels == 100)
-    assert images.notes == ()
-
-
 def test_of_several_frames_the_first_is_taken_and_said(tmp_path):
     frames = [Image.fromarray(grey(value)) for value in (30, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
