@@ -72,11 +72,11 @@ def load_images(
 
 def _load(name: str, path: Path, size: int | None, channels: int | None, split: str, options: dict[str, Any]) -> Images:
     if name in _NAMED:
-        return fit_arrays(_NAMED[name](split), size, channels)
+        return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
     if path.is_dir():
         return load_folder(path, size, channels)
     if suffix_of(path) == ".npz":
-        return fit_arrays(load_npz(path, **options), size, channels)
+        return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     if not path.exists() and name.startswith((".", "/", "~")) and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     if suffix_of(path) == ".parquet" or not path.exists():
