@@ -50,8 +50,8 @@ def load_images(
     the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
     (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
     colour if any picture is in colour. split: "train" or "test" where the source has both. image, label: the arrays or columns to
-    take, None for those of known names. max_gb: the most that an .npz or parquet file may take in memory, in 10⁹ bytes; None: 1,
-    or ten times the file's size where that is more.
+    take, None for those of known names. max_gb: the most that an .npz or parquet file, or a set at another size, may
+    take in memory, in 10⁹ bytes; None: 1, or ten times the file's size where that is more.
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
     """
