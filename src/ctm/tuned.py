@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.foreign.text import plain
+
 __all__ = ["TunedGrid", "grids_as_json", "read_grids", "tuned_for"]
+
+
+_LARGEST = sys.float_info.max  # whole numbers of a file may be larger
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,10 @@ class TunedGrid:
             raise ValueError(f"a grid's levels must decrease strictly, got {list(self.levels)[:8]}")
         numbers = (self.gamma, self.before, self.before_error, self.after, self.after_error, self.gain, self.gain_error)
         if (
-            not all(number is None or type(number) in (int, float) for number in numbers)
+            not all(
+                number is None or type(number) is float or (type(number) is int and abs(number) <= _LARGEST)
+                for number in numbers
+            )
             or type(self.measure) is not str
         ):
             raise ValueError("a grid's gamma, measure and numbers must be numbers and a text")
@@ -73,9 +82,9 @@ def grids_as_json(grids: Mapping[int, TunedGrid]) -> dict[str, Any]:
     return {str(steps): asdict(grids[steps]) for steps in sorted(grids)}
 
 
-def read_grids(entry: Any, sigma_min: float, sigma_max: float) -> dict[int, TunedGrid]:
+def read_grids(entry: Any, sigma_min: float, sigma_max: float, place: str) -> dict[int, TunedGrid]:
     """The grids of config.json's entry, by their number of steps. Raises ValueError for one that is damaged, has another number
-    of steps than its name says, or does not lead from sigma_max to sigma_min."""
+    of steps than its name says, or does not lead from sigma_max to sigma_min. place: of the file, for the sentence."""
     grids: dict[int, TunedGrid] = {}
     try:
         for name, values in entry.items():
@@ -89,8 +98,9 @@ def read_grids(entry: Any, sigma_min: float, sigma_max: float) -> dict[int, Tune
                     f"got {list(grid.levels)[:8]}"
                 )
             grids[grid.steps] = grid
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
-            f'the "grids" in config.json are damaged: {str(error)[:300]}. Tune them again (ctm tune), or take the entry out'
+            f'{place}: the "grids" in config.json are damaged: {plain(str(error), 300)}. Tune them again '
+            "(ctm tune), or take the entry out"
         ) from error
     return grids

@@ -376,3 +376,8 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
 
     with pytest.raises(ValueError, match="there is no home directory to keep a cache in: set CTM_CACHE"):
         cache_directory()
+
+
+def test_a_name_in_a_sentence_cannot_steer_a_terminal():
+    assert sentence_of(ValueError("a\x1b[2J.png is none:\n\tb")) == "a�[2J.png is none:\n        b"
+    assert sentence_of(FileNotFoundError(2, "No such file", "a\x1b]0;x\x07")) == "a�]0;x�: No such file: check the name"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ctm import TrajectoryModel, generate
 from ctm.cli import main
-from ctm.commands.output import sampling_record
+from ctm.commands.output import finished_samples, sampling_record
 from ctm.networks import MLP
 from ctm.sampling import stream
 
@@ -244,3 +244,10 @@ def test_a_damaged_record_of_samples_is_said(tmp_path):
     (tmp_path / "x.npz").write_bytes(content.replace(content[41:47], b"\xff" * 6))
     with pytest.raises(ValueError, match=r"x\.npz \(sample\.json\) cannot be read"):
         sampling_record(tmp_path / "x.npz")
+
+
+def test_a_begun_npz_whose_record_has_no_number_is_made_anew(tmp_path):
+    partial = tmp_path / "p.npz.partial"
+    partial.mkdir()
+    (partial / "sample.json").write_text('{"seed": 1}')
+    assert finished_samples(tmp_path / "p.npz", {"seed": 1, "num": 4}) == 0

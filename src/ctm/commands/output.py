@@ -41,7 +41,11 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(
             f"--out {out}: one picture shows at most {_LARGEST_GRID} samples, got --num {num}: give a directory or FILE.npz"
         )
-    others = [p.name for p in out.glob("*.png") if p.stem.isdigit() and int(p.stem) >= num] if out.is_dir() else []
+    others = (
+        [p.name for p in out.glob("*.png") if p.stem.isascii() and p.stem.isdigit() and int(p.stem) >= num]
+        if out.is_dir()
+        else []
+    )
     if others:
         raise ValueError(f"--out {out} holds more samples than --num {num} (e.g. {others[0]}): use another directory")
     if len(shape) != 3 or shape[0] not in (1, 3):
@@ -59,11 +63,11 @@ def finished_samples(out: Path, about: dict[str, Any]) -> int:
         return 0
     if suffix_of(out) == ".npz":
         kept = _record(_partial(out))
-        same = kept is not None and not _differing(kept, about) and kept["num"] == about["num"]
+        same = kept is not None and not _differing(kept, about) and kept.get("num") == about["num"]
         return _rows(_partial(out) / "arr_0.npy") if same else 0
     if not out.is_dir():
         return 0
-    done = {int(p.stem) for p in out.glob("*.png") if p.stem.isdigit() and p.stat().st_size > 0}
+    done = {int(p.stem) for p in out.glob("*.png") if p.stem.isascii() and p.stem.isdigit() and p.stat().st_size > 0}
     kept = _record(out)
     if kept is None and not done:
         return 0

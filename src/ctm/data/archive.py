@@ -12,6 +12,8 @@ from typing import IO
 import numpy as np
 
 from ctm.data.limits import check_size
+from ctm.data.notes import printable
+from ctm.foreign.text import plain
 
 __all__ = ["Archive", "Header"]
 
@@ -66,9 +68,9 @@ class Archive:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> ValueError:
-        reason = " ".join(str(error).split())[:200]
         return ValueError(
-            f"{self.path} cannot be read as an .npz file: it is damaged, or no zip of plain arrays ({reason})"
+            f"{printable(str(self.path))} cannot be read as an .npz file: it is damaged, or no zip of plain arrays "
+            f"({plain(str(error), 200)})"
         )
 
     def _add(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
@@ -123,5 +125,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     count = int.from_bytes(length, "little")
     if len(length) < width or count > _HEADER:
         raise ValueError(f"an array's header has {count} bytes, more than {_HEADER}")
-    shape, _, dtype = read(io.BytesIO(length + file.read(count)))
+    try:
+        shape, _, dtype = read(io.BytesIO(length + file.read(count)))
+    except Exception as error:  # numpy gives it to Python's parser, which meets nonsense with errors of many kinds
+        raise ValueError(f"an array's header cannot be read: {plain(str(error)) or type(error).__name__}") from error
+    if any(isinstance(side, bool) for side in shape):
+        raise ValueError("an array's header says true or false in place of a number")
     return tuple(int(side) for side in shape), dtype, 8 + width + count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ctm.data.archive import Archive, Header
 from ctm.data.classes import could_be_labels, read_labels
 from ctm.data.files import Picture
 from ctm.data.images import Images
+from ctm.data.limits import check_size
 from ctm.data.notes import option
 from ctm.data.stack import Square
 
@@ -112,9 +114,9 @@ def without_labels(able: list[str]) -> str:
     )
 
 
-def fit_arrays(images: Images, size: int | None, channels: int | None) -> Images:
+def fit_arrays(images: Images, size: int | None, channels: int | None, max_gb: float | None = None) -> Images:
     """The same set at another size or channel count, each image through the rule of `ctm.data.resize`. Raises ValueError for
-    images that are not square where no size is given."""
+    images that are not square where no size is given, and for a result larger than the limit of `ctm.data.limits`."""
     own, height, width = images.shape
     if size is None and height != width:
         raise ValueError(
@@ -125,6 +127,11 @@ def fit_arrays(images: Images, size: int | None, channels: int | None) -> Images
         return images
     square = Square(size or height, wanted == 3)
     pictures = (Picture(Image.fromarray(p.squeeze(-1) if own == 1 else p)) for p in images.pixels)
-    pixels = np.stack([square.pixels(picture, images.name)[0] for picture in pictures])
+    shape = (len(images), square.side, square.side, square.channels)
+    what = f"{images.name} as {shape[0]} images of {square.side}×{square.side}"
+    check_size(what, math.prod(shape), images.pixels.nbytes, max_gb)
+    pixels = np.empty(shape, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        pixels[index] = square.pixels(picture, images.name)[0]
     cropped = [f"all images are {width}×{height}: cropped to their centre"] if width != height else []
     return replace(images, pixels=pixels, notes=(*images.notes, *cropped))

@@ -40,10 +40,12 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
     if values.shape != (count,):
         raise ValueError(f"{name}: labels must be {count} whole numbers, got {values.dtype} {values.shape}")
     names: list[str] = []
-    if values.dtype.kind == "O":
-        values = np.array([-1 if _missing(value) else value for value in values]) if count else values
-    if values.dtype.kind in "US":
-        texts = [str(value.decode(errors="replace") if isinstance(value, bytes) else value) for value in values]
+    textual = values.dtype.kind in "US"
+    if values.dtype.kind == "O":  # an array of texts would give each of them the room of the longest
+        textual = any(isinstance(value, str | bytes) for value in values)
+        values = values if textual else np.array([-1 if _missing(value) else value for value in values])
+    if textual:
+        texts = [_text(value) for value in values]
         known = {text for text in texts if text and text != "-1"}
         names = sorted(known, key=lambda text: (natural(text), text))
         number = {text: index for index, text in enumerate(names)}
@@ -63,6 +65,12 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
         return None, [], [f"no image has a label: {name} is −1 throughout"]
     notes = [f"without a label (−1 in {name}): {none} of {count} images; the others keep theirs"] if none else []
     return labels, names, notes
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if _missing(value) else str(value)
 
 
 def _missing(value: Any) -> bool:

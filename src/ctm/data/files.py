@@ -12,7 +12,9 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, features
 
+from ctm.data.notes import printable
 from ctm.data.resize import is_colour
+from ctm.foreign.text import plain
 
 __all__ = ["EXTENSIONS", "TRAITS", "Picture", "open_picture", "stores_colour"]
 
@@ -57,11 +59,11 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Picture:
     EXIF orientation is applied. Floats within [0, 1] become 0 … 255. Raises FileNotFoundError where there is no such file, and
     ValueError for one that is no picture, a damaged one, one of more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million), and
     numbers whose range the file does not tell."""
-    name = name or str(source)
+    name = printable(name or str(source))
     if isinstance(source, Path) and not source.exists():
-        raise FileNotFoundError(f"there is no picture {source}")
+        raise FileNotFoundError(f"there is no picture {name}")
     if isinstance(source, Path) and source.is_dir():
-        raise ValueError(f"{source} is a directory: give one picture file")
+        raise ValueError(f"{name} is a directory: give one picture file")
     try:
         with _opened(source, name) as image, _ALONE if image.width * image.height > _LARGE else nullcontext():
             return _decoded(image, name)
@@ -141,5 +143,5 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     """Pillow's words, without a buffer's address."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = plain(str(error), 200) or type(error).__name__
     return "no picture format that is read here" if "cannot identify image file" in text else text

@@ -21,7 +21,7 @@ from ctm.files import mapped_array
 
 __all__ = ["cache_directory", "load_folder"]
 
-_VERSION = 3
+_VERSION = 4
 _SAID_FROM = 10**9  # bytes of a cache file that a user is told of
 
 

@@ -50,8 +50,8 @@ def load_images(
     the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
     (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
     colour if any picture is in colour. split: "train" or "test" where the source has both. image, label: the arrays or columns to
-    take, None for those of known names. max_gb: the most that an .npz or parquet file may take in memory, in 10⁹ bytes; None: 1,
-    or ten times the file's size where that is more.
+    take, None for those of known names. max_gb: the most that an .npz or parquet file, or a set at another size, may
+    take in memory, in 10⁹ bytes; None: 1, or ten times the file's size where that is more.
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
     """
@@ -72,11 +72,11 @@ def load_images(
 
 def _load(name: str, path: Path, size: int | None, channels: int | None, split: str, options: dict[str, Any]) -> Images:
     if name in _NAMED:
-        return fit_arrays(_NAMED[name](split), size, channels)
+        return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
     if path.is_dir():
         return load_folder(path, size, channels)
     if suffix_of(path) == ".npz":
-        return fit_arrays(load_npz(path, **options), size, channels)
+        return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     if not path.exists() and name.startswith((".", "/", "~")) and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     if suffix_of(path) == ".parquet" or not path.exists():

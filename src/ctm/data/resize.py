@@ -7,6 +7,7 @@ from PIL import Image
 
 __all__ = ["fit", "is_colour", "normal_mode"]
 
+_LONG = 4  # sides of one picture, from whose ratio on its ends are cut before it is resized
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -33,7 +34,11 @@ def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
 
 def fit(image: Image.Image, size: int) -> Image.Image:
     """size × size: halved with a box filter while the shorter side is at least 2·size, then resized bicubically so that the
-    shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM)."""
+    shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM).
+
+    A picture more than four times as long as it is wide first loses its ends, all but three times its shorter side: what is
+    resized then stays small, and the centre that is kept is the same to rounding."""
+    image = _without_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -42,3 +47,15 @@ def fit(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """The middle of a long picture, about whose centre nothing moves."""
+    shorter, longer = min(image.size), max(image.size)
+    if longer <= _LONG * shorter:
+        return image
+    kept = 3 * shorter + (longer - 3 * shorter) % 2
+    start = (longer - kept) // 2
+    if image.width > image.height:
+        return image.crop((start, 0, start + kept, image.height))
+    return image.crop((0, start, image.width, start + kept))

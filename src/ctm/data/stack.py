@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctm.data.files import TRAITS, Picture
+from ctm.data.notes import printable
 from ctm.data.resize import fit, is_colour, normal_mode
 
 __all__ = ["Square", "what_was_done"]
@@ -28,7 +29,8 @@ class Square:
         width, height = first.image.size
         if size is None and width != height:
             raise ValueError(
-                f"{name} is {width}×{height}, not square: give --data.size, to which pictures are resized and centre-cropped"
+                f"{printable(name)} is {width}×{height}, not square: give --data.size, to which pictures are "
+                "resized and centre-cropped"
             )
         return cls(width if size is None else size, colour, name if size is None else None)
 
@@ -42,8 +44,8 @@ class Square:
         image, side = picture.image, self.side
         if self.example is not None and image.size != (side, side):
             raise ValueError(
-                f"{name} is {image.width}×{image.height} but {self.example} is {side}×{side}: give --data.size, to which "
-                "pictures are resized and centre-cropped"
+                f"{printable(name)} is {image.width}×{image.height} but {printable(self.example)} is {side}×{side}: give "
+                "--data.size, to which pictures are resized and centre-cropped"
             )
         traits = set(picture.traits)
         traits |= {"grey"} if self.colour and not is_colour(image) else set()

@@ -14,13 +14,16 @@ import numpy as np
 import torch
 
 from ctm.evaluation import figures
+from ctm.evaluation.form import check_result
 from ctm.evaluation.frechet import too_few
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.reference import Reference
 from ctm.evaluation.rows import Row
 from ctm.files import write_whole
+from ctm.foreign.text import read_json
 
+_LONGEST = 64 << 20  # bytes of a result.json
 __all__ = ["notes_on", "read_result", "write_result"]
 
 _PAGE = Template("""<!doctype html>
@@ -69,11 +72,10 @@ def read_result(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
     try:
-        result = json.loads(file.read_text())
-        if not {"protocol", "rows"} <= result.keys():
-            raise ValueError("it has no protocol and rows")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} is not a result of ctm evaluate: {error}") from error
+        result: dict[str, Any] = read_json(file, _LONGEST)
+        check_result(result)
+    except ValueError as error:
+        raise ValueError(f"{file} is not a result of ctm evaluate: {str(error).removeprefix(f'{file} ')}") from error
     return result
 
 

@@ -218,7 +218,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         known = {"model", "network", "class_names", "grids", *model._settings()}
         model.further = {name: value for name, value in (config or {}).items() if name not in known}
         model.class_names = (config or {}).get("class_names", [])
-        model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max)
+        model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max, model_id)
         return model.to(map_location).eval()
 
 

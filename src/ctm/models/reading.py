@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def check_numbers(
     numbers = all(not isinstance(level, bool | str) and hasattr(level, "__float__") for level in levels)
     if (
         not numbers
-        or not all(math.isfinite(level) for level in levels)
+        or not all(abs(level) <= sys.float_info.max for level in levels)
         or not (0 < sigma_min < sigma_max and sigma_data > 0)
     ):
         raise ValueError(

@@ -70,7 +70,7 @@ def _fits(name: str, value: Any, hint: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
         return False
     if hint is float:
-        return math.isfinite(value) and abs(value) <= 1e6 and (name != "dropout" or 0 <= value < 1)
+        return abs(value) <= 1e6 and (name != "dropout" or 0 <= value < 1)
     return (0 if name in _FROM_ZERO else 1) <= value <= _MOST.get(name, 1 << 16)
 
 

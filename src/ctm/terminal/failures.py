@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 from ctm.data.folder import cache_directory
+from ctm.data.notes import printable
 from ctm.files import disk_failure
 
 __all__ = ["sentence_of"]
@@ -31,7 +32,12 @@ _MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 def sentence_of(error: Exception) -> str | None:
     """What is wrong and what to do, where the error is a user's mistake (ValueError), a path, disk or device that refuses, or
-    too little memory; None for a fault of ours."""
+    too little memory; None for a fault of ours. Names of files in it cannot steer a terminal."""
+    words = _words_of(error)
+    return None if words is None else "\n".join(printable(line) for line in words.expandtabs().split("\n"))
+
+
+def _words_of(error: Exception) -> str | None:
     if out_of_memory(error):
         return (
             "there is not enough memory: give a smaller --batch_size (train: --data.batch_size), fewer --num or --rows where the "

@@ -80,7 +80,11 @@ class StepGuard:
         return {**{name: getattr(self, name) for name in names}, "norms": list(self._norms)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`."""
+        """Take up the state of `state_dict`. Raises ValueError, KeyError or TypeError for what is none."""
+        numbers, texts = [state["skipped"], state["in_a_row"]], [state["trouble"], state["found"]]
+        wrong = any(type(number) is not int for number in numbers) or any(type(text) is not str for text in texts)
+        if wrong or any(type(norm) not in (int, float) for norm in state["norms"]):
+            raise ValueError("the state of a guard is of another form")
         for name in ("skipped", "in_a_row", "trouble", "found"):
             setattr(self, name, state[name])
         self._norms = deque(state["norms"], maxlen=_WINDOW)

@@ -65,11 +65,12 @@ def read_origin(directory: Path) -> Origin | None:
     file = directory / MADE_OF
     try:
         sources = read_json(file)
-        if all(isinstance(about, dict) and isinstance(about["digest"], str) for about in sources.values()):
+        texts = [about[name] for about in sources.values() for name in ("digest", "of")]
+        if "data" in sources and all(isinstance(text, str) for text in texts):
             return Origin(sources)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
         f"{file} is damaged, so that it cannot be told whether data and teacher are those of this run: restore it, or "
@@ -87,7 +88,9 @@ def compare_origins(
     if before is None:
         line = f"{place} is from a version that kept no {MADE_OF}: whether data and teacher are those of before is not known"
         return set(), [line]
-    equal, lines, changed = set(), [], []
+    equal, changed = set(), []
+    absent = sorted(now.sources.keys() - before.sources.keys())
+    lines = [f"{place}/{MADE_OF} says nothing of the {_WORDS[kind]}: not compared" for kind in absent]
     for kind in sorted(before.sources.keys() & now.sources.keys()):
         then, here = before.sources[kind], now.sources[kind]
         if then["of"] != here["of"]:

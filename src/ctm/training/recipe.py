@@ -36,7 +36,8 @@ class DataSettings:
         image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
-        max_gb: most memory that an .npz or .parquet file may take, in 10⁹ bytes; unset: 1, or ten times the file's size.
+        max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
+            times the file's size.
     """
 
     name: str

@@ -12,6 +12,7 @@ import yaml
 from ctm.files import write_whole
 from ctm.training.card import run_card
 from ctm.training.evaluation import SelfEvaluation
+from ctm.training.forms import is_number
 from ctm.training.guard import check_weights
 from ctm.training.log import peak_memory
 from ctm.training.origin import MADE_OF, compare_origins, origin_of, read_origin
@@ -62,9 +63,12 @@ def take_up(run: Any, directory: RunDirectory, settings: str) -> TakenUp:
     if reached > 0:
         checkpoint = directory.load(reached, *run.parts(gather=False))
         taken.elapsed = checkpoint.elapsed
-        taken.sums, closed = checkpoint.extra.get("log", {}), checkpoint.extra.get("closed", False)
-        for name, guard in run.guards.items():
-            guard.load_state_dict(checkpoint.extra["guards"][name])
+        with directory.fitting(reached):
+            taken.sums, closed = _sums(checkpoint.extra.get("log", {})), checkpoint.extra.get("closed", False)
+            for name, guard in run.guards.items():
+                guard.load_state_dict(checkpoint.extra["guards"][name])
+            if not all(is_number(group["initial_lr"]) for group in run.optimizer.param_groups):
+                raise ValueError("the first learning rate of the optimizer is no number")
     else:
         taken.lines += run.begun.lines
     averages = run.whole_averages() if reached > 0 else {}
@@ -82,6 +86,11 @@ def take_up(run: Any, directory: RunDirectory, settings: str) -> TakenUp:
 
     on_main(run.accelerator, brought_to_step)
     return taken
+
+
+def _sums(kept: Any) -> dict[str, list[float]]:
+    """The sums of a checkpoint: by name of a number what it adds up to, which may be no finite one, and of how many steps."""
+    return {str(name): [float(total), float(count)] for name, (total, count) in kept.items()}
 
 
 @dataclass

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
-from ctm.foreign.text import read_json, read_yaml
+from ctm.foreign.text import plain, read_json, read_yaml
 from ctm.teachers.torch_files import read_torch
+from ctm.training.forms import is_number, recipe_damage
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
 from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
@@ -31,6 +32,17 @@ from ctm.tuned import TunedGrid, read_grids
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
 _LOG = logging.getLogger(__name__)
+_UNFIT = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    SafetensorError,
+    FileNotFoundError,
+)
 
 
 class CannotWrite(ValueError):
@@ -89,18 +101,20 @@ class RunDirectory:
         """The recipe in config.yaml. Raises ValueError naming the file where it is damaged."""
         try:
             found = read_yaml(self.config)
+            what = recipe_damage(found)
         except (yaml.YAMLError, ValueError):
-            found = None
-        if not isinstance(found, dict):
+            found, what = None, "it is no recipe in YAML"
+        if what is not None:
             raise ValueError(
-                f"{self.config} is damaged: it is no recipe in YAML. Restore it (it is what ctm train --print_config prints for "
+                f"{self.config} is damaged: {what}. Restore it (it is what ctm train --print_config prints for "
                 "this run), or use another --out"
             )
-        return found
+        settings: dict[str, Any] = found
+        return settings
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints there are, whole or not, in order."""
-        return sorted(int(name) for name in _names(self.checkpoints) if name.isdigit())
+        return sorted(int(name) for name in _names(self.checkpoints) if name.isascii() and name.isdigit())
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
@@ -145,18 +159,29 @@ class RunDirectory:
     def load(self, step: int, modules: Mapping[str, Any], optimizers: Mapping[str, Any]) -> Checkpoint:
         """Load the checkpoint of a step in place. Raises ValueError where it does not hold these modules and optimisers."""
         checkpoint = self.checkpoint(step)
-        try:
+        with self.fitting(step):
             for name, module in modules.items():
                 module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
             for name, optimizer in optimizers.items():
-                file = checkpoint / f"{name}.optimizer.pt"
-                optimizer.load_state_dict(read_torch(file))
+                saved = read_torch(checkpoint / f"{name}.optimizer.pt")
+                if not all(is_number(group["lr"]) for group in saved["param_groups"]):
+                    raise ValueError(f"the learning rate of {name} is no number")
+                optimizer.load_state_dict(saved)
             state = json.loads((checkpoint / "state.json").read_text())
-            return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
-        except (RuntimeError, ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            if state["step"] != step or not is_number(state["elapsed_seconds"]) or not isinstance(state["extra"], dict):
+                raise ValueError("state.json is of another form")
+            return Checkpoint(step, float(state["elapsed_seconds"]), state["extra"])
+
+    @contextmanager
+    def fitting(self, step: int) -> Iterator[None]:
+        """Turn what goes wrong inside the block with a checkpoint's content into a ValueError that says what to do."""
+        try:
+            yield
+        except _UNFIT as error:
+            reason = plain(str(error), 300) or type(error).__name__
             raise ValueError(
-                f"checkpoint {checkpoint} does not fit this recipe ({' '.join(str(error).split())[:300]}): another version "
-                "wrote it; use that one, or another --out"
+                f"checkpoint {self.checkpoint(step)} does not fit this recipe ({reason}): another version wrote it; use that "
+                "one, or another --out"
             ) from error
 
     def publish(self, model: Any, name: str = "model", card: str | None = None) -> None:
@@ -177,7 +202,7 @@ class RunDirectory:
         """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
         try:
             kept = read_json(self.path / name / "config.json").get("grids", {})
-            return read_grids(kept, model.sigma_min, model.sigma_max)
+            return read_grids(kept, model.sigma_min, model.sigma_max, name)
         except (OSError, ValueError, AttributeError):
             return {}
 

@@ -100,7 +100,7 @@ def check_settings(
             f"the settings of {place}/config.yaml to continue that run"
         )
     if "steps" in kinds.values():
-        _check_length(int(before["steps"]), recipe, place, reached)
+        _check_length(before["steps"], recipe, place, reached)
     return [f"other settings than before, which change nothing computed so far: {'; '.join(kinds)}"] if kinds else []
 
 
