@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ctm.backbones import FunctionBackbone, deit, efficientnet
+from ctm.backbones import FunctionBackbone, deit, efficientnet, lpips
 from ctm.backbones.base import Backbone
 from ctm.cli import main
 from ctm.discriminators import ProjectedDiscriminator
@@ -193,7 +193,7 @@ def core_only(monkeypatch, tmp_path):
     find = importlib.util.find_spec
     hidden = ("stlpips_pytorch", "mlxtend")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
-    for loaded in (efficientnet._network, deit._network):
+    for loaded in (efficientnet._network, deit._network, lpips._load):
         loaded.cache_clear()
     monkeypatch.chdir(tmp_path)
 
