@@ -22,6 +22,7 @@ _ADVICE = {
     errno.EISDIR: "it is a directory: name a file",
     errno.ENOENT: "check the name",
     errno.EEXIST: "it is there already: name another",
+    errno.ELOOP: "it is a link: remove it, or name another place",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "the disk, or the terminal, is gone or damaged",

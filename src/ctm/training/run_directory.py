@@ -25,7 +25,7 @@ from ctm.foreign.text import read_yaml
 from ctm.teachers.torch_files import read_torch
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
-from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
+from ctm.training.storage import clear_leftovers, damage, remove, replace_directory, sync_files, write_directory
 from ctm.tuned import TunedGrid, read_grids
 
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
@@ -164,7 +164,7 @@ class RunDirectory:
         temporary = self.path / f".writing-{name}"
         with self.writing():
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
                 model.save_pretrained(temporary)
                 if card is not None:
                     (temporary / "README.md").write_text(card)
