@@ -51,8 +51,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new empty file of a temporary name beside `path`, to write to; at the end of the block the file gets its name. Where the block raises,
-    nothing new is left and an earlier file of the name is as it was.
+    """A new empty file of a temporary name beside `path`, to write to; at the end of the block it gets the name. Where the
+    block raises, nothing new is left and an earlier file of the name is as it was.
 
     Makes the folder. Raises OSError, which names `path`, where writing fails, also where torch, safetensors or Pillow
     report that by errors of their own."""

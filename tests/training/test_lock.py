@@ -78,13 +78,13 @@ def test_a_planted_link_is_not_followed(tmp_path):
     victim.write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(victim)
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="symbolic link") as refused:
         DirectoryLock(tmp_path / "run").take()
     assert f"{tmp_path / 'run' / LOCK}: " in sentence_of(refused.value)
     assert "it is a link: remove it, or name another place" in sentence_of(refused.value)
     (tmp_path / "run" / LOCK).unlink()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "none")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic link"):
         DirectoryLock(tmp_path / "run").take()
     assert (victim.read_text(), (tmp_path / "none").exists()) == ("kept", False)
 
