@@ -99,6 +99,10 @@ def test_case_16_paths_that_cannot_be(capsys, model, tmp_path, out, words):
     assert (tmp_path / "a-file").read_text() == "kept"
 
 
+def test_the_root_is_no_place_for_samples(capsys, model):
+    assert "--out / is the root of the file system" in sentence(capsys, "sample", model, "--num", 1, "--out", "/")
+
+
 def test_case_16_a_long_name_that_may_be_is_taken(capsys, model, tmp_path):
     out = tmp_path / ("x" * 250 + ".png")
     assert run(capsys, "sample", model, "--num", 1, "--out", out)[0] == 0

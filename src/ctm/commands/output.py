@@ -51,6 +51,8 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
 
 def _check_folder(out: Path) -> None:
     """Raises OSError or ValueError where `out` cannot be made, before anything is computed for it."""
+    if out.absolute().parent == out.absolute():
+        raise ValueError(f"--out {out} is the root of the file system: give a directory in it, FILE.png or FILE.npz")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists() and folder != out)
     if not parent.is_dir():
         raise ValueError(f"--out {out}: {parent} is a file, not a directory")
@@ -160,7 +162,7 @@ def sampling_record(source: Path) -> dict[str, Any]:
     """How `ctm sample` made a directory or .npz, by the names of an evaluation's record; nothing for samples of others."""
     try:
         if source.is_dir():
-            about = json.loads((source / _RECORD).read_text())
+            about = json.loads((source / _RECORD).read_text(encoding="utf-8"))
         else:
             with zipfile.ZipFile(source) as archive:
                 about = json.loads(archive.read(_RECORD))
@@ -213,7 +215,7 @@ def _partial(out: Path) -> Path:
 def _record(folder: Path) -> dict[str, Any] | None:
     """What sample.json in a folder says; None where there is none. Raises ValueError for one that cannot be read."""
     try:
-        kept = json.loads((folder / _RECORD).read_text())
+        kept = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:

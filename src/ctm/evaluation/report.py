@@ -69,7 +69,7 @@ def read_result(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
     try:
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         if not {"protocol", "rows"} <= result.keys():
             raise ValueError("it has no protocol and rows")
     except (ValueError, AttributeError, RecursionError) as error:

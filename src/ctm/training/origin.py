@@ -63,7 +63,7 @@ def read_origin(directory: Path) -> Origin | None:
     where it is damaged."""
     file = directory / MADE_OF
     try:
-        sources = json.loads(file.read_text())
+        sources = json.loads(file.read_text(encoding="utf-8"))
         if all(isinstance(about, dict) and isinstance(about["digest"], str) for about in sources.values()):
             return Origin(sources)
     except FileNotFoundError:

@@ -151,7 +151,7 @@ class RunDirectory:
             for name, optimizer in optimizers.items():
                 file = checkpoint / f"{name}.optimizer.pt"
                 optimizer.load_state_dict(read_torch(file))
-            state = json.loads((checkpoint / "state.json").read_text())
+            state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(state["step"], state["elapsed_seconds"], state["extra"])
         except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(
@@ -167,7 +167,7 @@ class RunDirectory:
                 remove(temporary)
                 model.save_pretrained(temporary)
                 if card is not None:
-                    (temporary / "README.md").write_text(card)
+                    (temporary / "README.md").write_text(card, encoding="utf-8")
                 sync_files(temporary)
                 replace_directory(temporary, self.path / name)
             finally:
@@ -176,14 +176,14 @@ class RunDirectory:
     def tuned_grids(self, name: str, model: Any) -> dict[int, TunedGrid]:
         """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
         try:
-            kept = json.loads((self.path / name / "config.json").read_text()).get("grids", {})
+            kept = json.loads((self.path / name / "config.json").read_text(encoding="utf-8")).get("grids", {})
             return read_grids(kept, model.sigma_min, model.sigma_max)
         except (OSError, ValueError, AttributeError):
             return {}
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
