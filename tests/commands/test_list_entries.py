@@ -63,6 +63,7 @@ def test_print_config_shows_it(capsys):
         (["--objectives.2.start", "3"], "there is no entry 2, there is: 0 Matching, 1 DenoisingScoreMatching"),
         (["--objectives.Adversarial.start", "3"], "there is no entry Adversarial, there is: 0 Matching"),
         (["--objectives.0.grid_points"], "--objectives.0.grid_points needs a value"),
+        (["--objectives.0.grid_points=null"], "a setting of the recipe has a value of a wrong kind, such as null: '<'"),
         (["--objectives.0.grid_points="], "--objectives.0.grid_points= needs a value after it, got none"),
         (["--objectives.0.grid_points", ""], "--objectives.0.grid_points needs a value after it, got none"),
         (["--objectives.0.grid_points", "many"], '--objectives.0.grid_points many: "grid_points": Expected'),

@@ -119,11 +119,15 @@ def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
 
 
 def recipe_of(own: Parser, settings: Namespace) -> Recipe:
-    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand there."""
+    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand there, and for a value of a
+    wrong kind, which the parser lets through where it is null."""
     check_entries(settings)
-    built = own.instantiate(settings)
-    values: dict[str, Any] = {
-        key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
-    }
-    values["network"] = NetworkDescription(**settings.network.as_dict())
-    return Recipe(**values)
+    try:
+        built = own.instantiate(settings)
+        values: dict[str, Any] = {
+            key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
+        }
+        values["network"] = NetworkDescription(**settings.network.as_dict())
+        return Recipe(**values)
+    except TypeError as error:
+        raise ValueError(f"a setting of the recipe has a value of a wrong kind, such as null: {error}") from error
