@@ -1,6 +1,7 @@
 """docs/architecture.md in force: imports go down the floors only, and rooms stay small."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def test_the_maths_floor_knows_no_files_and_no_settings():
         }
         standard = {"collections", "contextlib", "contextvars", "dataclasses", "itertools", "math", "typing"}
         assert modules <= {"__future__", "torch", "ctm"} | standard
+
+
+def test_text_files_are_utf_8_in_any_locale():
+    calls = re.compile(r"\.(?:read_text\(\)|write_text\((?!.*encoding=).*\)|open\(\"[rwa]\+?\"\))")
+    lines = [(path.name, line) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line.strip()) for name, line in lines if calls.search(line)] == []

@@ -292,3 +292,14 @@ def test_a_number_keeps_the_digits_of_the_state():
     x = torch.zeros(2, 3, dtype=torch.float64)
     for value in (0.1, [0.1, 0.1], np.float64(0.1), torch.tensor(0.1, dtype=torch.float64)):
         assert as_levels(value, x).tolist() == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
+def test_whole_numbers_beyond_floating_point_are_refused_in_a_sentence(value):
+    for take, words in ((as_count, "a whole number of at least 1"), (as_number, "a finite number")):
+        with pytest.raises(ValueError, match=f"n must be {words}, got -?10000000") as caught:
+            take(value, "n")
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match=r"n must be (below 2\^64|at least 0), got -?1000") as caught:
+        as_seed(value, "n")
+    assert len(str(caught.value)) < 200

@@ -29,6 +29,7 @@ __all__ = [
     "words_for",
 ]
 
+_SEEDS = 1 << 64
 _INSIDE: ContextVar[bool] = ContextVar("ctm_inside", default=False)
 
 
@@ -163,12 +164,13 @@ def as_count(value: Any, name: str, least: int = 1, *, why: str = "") -> int:
 
 
 def as_seed(value: Any, name: str = "seed") -> int:
-    """A whole number of at least 0 as an int."""
+    """A whole number of at least 0 and below 2^64, as torch takes them, as an int."""
     if _number(value) is None or not hasattr(value, "__index__"):
         raise ValueError(f"{name} must be a whole number, got {words_for(value)}")
     seed = int(value)
-    if seed < 0:
-        raise ValueError(f"{name} must be at least 0, got {seed}")
+    if not 0 <= seed < _SEEDS:
+        limit = "at least 0" if seed < 0 else "below 2^64"
+        raise ValueError(f"{name} must be {limit}, got {_shown(seed)}")
     return seed
 
 
@@ -178,7 +180,10 @@ def _number(value: Any) -> float | None:
         return None
     if not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond floating point
+        return math.inf if value > 0 else -math.inf
 
 
 def _range(low: float, high: float, above: bool) -> str:
@@ -188,4 +193,5 @@ def _range(low: float, high: float, above: bool) -> str:
 
 
 def _shown(value: Any) -> str:
-    return words_for(value) if _number(value) is None else str(value)
+    number = _number(value)
+    return words_for(value) if number is None or (isinstance(value, int) and math.isinf(number)) else str(value)

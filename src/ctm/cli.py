@@ -57,9 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str], own_process: bool = False) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    chosen = next((argument for argument in arguments if argument in _COMMANDS), None)
+    chosen = None
     try:
         try:
+            from ctm.foreign.allowed import take_allowed
+
+            arguments = take_allowed(arguments)  # a module may have a command's name
+            chosen = next((argument for argument in arguments if argument in _COMMANDS), None)
             _run(arguments, chosen, own_process)
         finally:
             _flush()
@@ -85,9 +89,6 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
 
 
 def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
-    from ctm.foreign.allowed import take_allowed
-
-    arguments = take_allowed(arguments)
     if chosen is not None and hasattr(_command(chosen), "arrange"):
         arguments = _command(chosen).arrange(arguments)
     settings = _parser(chosen).parse_args(arguments)

@@ -57,8 +57,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; at the end of the block the file gets its name. Where the block raises,
-    nothing new is left and an earlier file of the name is as it was.
+    """A new empty file of a temporary name beside `path`, to write to; at the end of the block it gets the name. Where the
+    block raises, nothing new is left and an earlier file of the name is as it was.
 
     Makes the folder. Raises OSError, which names `path`, where writing fails, also where torch, safetensors or Pillow
     report that by errors of their own."""
@@ -66,6 +66,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            _make_anew(temporary)
             yield temporary
             os.replace(temporary, path)
         finally:
@@ -113,6 +114,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_anew(path: Path) -> None:
+    """An empty file of that name, with the permissions of any new file. What was there before, be it a link to a file of the
+    user's, loses the name and keeps its content."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 
 def _short(name: str) -> str:

@@ -1,5 +1,6 @@
 """`ctm recipes`, and recipes by name in `ctm train --config`."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,45 @@ def test_a_file_that_is_no_recipe_is_refused_in_a_sentence(capsys, tmp_path, tex
     said = sentence(capsys, "recipes", tmp_path / "mine.yaml")
     assert str(tmp_path / "mine.yaml") in said
     assert words in said
+
+
+BOMB = "{a: &a [x, x, x, x, x, x, x, x, x], " + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}], " for old, new in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("config: secret.txt", "r.yaml sets config, which is no setting of a recipe: take it out of the file"),
+        ("out: elsewhere", "r.yaml sets out, which"),
+        ("dry_run: true", "r.yaml sets dry_run, which"),
+        ("dry-run: true", "r.yaml sets dry-run, which"),
+        ("list_entry: objectives.0.rho=3", "r.yaml sets list_entry, which"),
+        ("print_config: x", "r.yaml sets print_config, which"),
+        ("help: x", "r.yaml sets help, which"),
+        ("__default_config__: x", "r.yaml sets __default_config__, which"),
+        ("config.x: secret.txt", "r.yaml sets config.x, which"),
+        ("<<: {config: secret.txt}", "r.yaml sets config, which"),
+        ("data: secret.txt", "r.yaml: data must be given by its settings, got 'secret.txt'"),
+        ("engine: /etc/passwd", "r.yaml: engine must be given by its settings, got '/etc/passwd'"),
+        ("steps: 1\nsteps: 2", "r.yaml gives the key 'steps' twice"),
+        (f"steps: '{BOMB}}}'", "has more than 20000 values with its aliases written out"),
+        (f"data: {{name: '{BOMB}}}'}}", "has more than 20000 values with its aliases written out"),
+    ],
+)
+def test_a_recipe_includes_nothing_and_stays_within_bounds(capsys, monkeypatch, tmp_path, text, words):
+    """What the library for options would read by itself: other files, and texts as YAML."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("secret-word: 3\n")
+    (tmp_path / "r.yaml").write_text(text + "\n")
+    for recipe in ("r.yaml", text + "\n"):
+        err = sentence(capsys, "train", "--config", recipe, "--print_config")
+        assert words.removeprefix("r.yaml") in err
+        assert "secret-word" not in err
+
+
+def test_a_file_whose_name_looks_like_settings_is_checked_as_a_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a: b.yaml").write_text("config: secret.txt\n")
+    assert "a: b.yaml sets config" in sentence(capsys, "train", "--config", "a: b.yaml", "--print_config")

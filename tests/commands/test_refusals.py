@@ -99,6 +99,10 @@ def test_case_16_paths_that_cannot_be(capsys, model, tmp_path, out, words):
     assert (tmp_path / "a-file").read_text() == "kept"
 
 
+def test_the_root_is_no_place_for_samples(capsys, model):
+    assert "/ is the root of the file system" in sentence(capsys, "sample", model, "--num", 1, "--out", "/")
+
+
 def test_case_16_a_long_name_that_may_be_is_taken(capsys, model, tmp_path):
     out = tmp_path / ("x" * 250 + ".png")
     assert run(capsys, "sample", model, "--num", 1, "--out", out)[0] == 0
@@ -141,8 +145,19 @@ def test_a_fault_of_ours_stays_one():
 def fill(path: Path, write) -> None:
     """Write to /dev/full under the temporary name of `path`: every write fails as on a full disk."""
     with whole_file(path) as temporary:
+        temporary.unlink()
         temporary.symlink_to("/dev/full")
         write(temporary)
+
+
+def test_a_planted_link_under_the_temporary_name_is_not_followed(tmp_path):
+    victim, target = tmp_path / "victim", tmp_path / "x"
+    victim.write_text("kept")
+    (tmp_path / ".x.writing").symlink_to(victim)
+    write_whole(target, b"new")
+    assert (victim.read_text(), target.read_text(), target.is_symlink()) == ("kept", "new", False)
+    victim.with_name("other").touch()
+    assert target.stat().st_mode == victim.with_name("other").stat().st_mode
 
 
 def half(folder: Path) -> None:

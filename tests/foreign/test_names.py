@@ -191,7 +191,8 @@ CONTINUED = [
 def test_case_21_a_recipe_names_classes_of_their_kind(text, message, tmp_path, strangers, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = text.partition(":")[0]
-    lines = [line for line in RECIPE.splitlines() if not line.startswith(name)]
+    names = (name, "network") if "\nnetwork" in text else (name,)
+    lines = [line for line in RECIPE.splitlines() if not line.startswith(names)]
     (tmp_path / "recipe.yaml").write_text("\n".join([*lines, text]))
     sentence = refused(capsys, ["train", "--config", "recipe.yaml", "--out", "run"])
     assert any(part in sentence for part in message.split("|")), sentence
@@ -228,3 +229,23 @@ def test_allowed_a_recipe_trains_with_own_parts(tmp_path, strangers, capsys, mon
     sentence = refused(capsys, ["train", "--config", "recipe.yaml", "--out", "x", "--allow", "strangers", *function])
     assert "system" in sentence
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("def (", "SyntaxError: "), ("x = y", "NameError: "), ("raise RuntimeError('no')", "RuntimeError: no")],
+)
+def test_an_allowed_module_that_cannot_be_imported(model, capsys, tmp_path, monkeypatch, code, words):
+    """By a model's config.json and by a recipe."""
+    (tmp_path / "strangers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    train = ["train", "--config", "digits-teacher", "--network", "strangers.Net", "--print_config"]
+    for command in (["sample", str(model), "--num", "1", "--out", str(tmp_path / "a.png")], train):
+        said = refused(capsys, ["--allow", "strangers", *command])
+        assert f"cannot be imported ({words}" in said
+        assert "strangers" in said
+
+
+def test_an_allowed_module_may_have_the_name_of_a_command(capsys, tmp_path):
+    said = refused(capsys, ["--allow", "demo", "sample", str(tmp_path / "none"), "--out", str(tmp_path / "a.png")])
+    assert str(tmp_path / "none") in said

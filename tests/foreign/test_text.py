@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from ctm.foreign.text import plain, read_json, read_yaml
+from ctm.foreign.text import check_yaml, plain, read_json, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,10 @@ def test_json_that_is_read(tmp_path):
         ("[" * 60 + "]" * 60, "nested deeper than 50"),
         ("[" * 200_000, "is not readable as YAML|nested deeper"),
         ("a: [", "is not readable as YAML"),
+        ("a: 1\nb: {c: [{d: 1, d: 2}]}", "gives the key 'd' twice"),
+        ("a: 1\nb: 2\n'a': 3", "gives the key 'a' twice"),
+        ("&k a: 1\n*k : 2", "gives the key 'a' twice"),
+        ("k: &k a\nb: {*k : 1, a: 2}", "gives the key 'a' twice"),
         ("- 1\n" * 20_001, "more than 20000 values"),
         (
             "a: &a [1, 2]\n"
@@ -69,3 +73,9 @@ def test_names_come_into_messages_as_one_printable_line():
     assert plain("a\n\x1b[31mb\tc") == "a [31mb c"
     assert plain("x" * 1000) == "x" * 80 + "…"
     assert plain([[]]) == "a list"
+
+
+def test_a_key_may_stand_in_many_mappings_and_as_a_value(tmp_path):
+    text = "a: &a {a: a, b: [a, a, {a: 1}]}\nb: {a: *a, c: {a: *a}}\n? [a, b]\n: {a: 1}\n? {a: 1}\n: 2\n"
+    check_yaml(text, "x.yaml")
+    check_yaml("a: 1\n---\na: 1\n", "x.yaml")

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from ctm.cli import main
+from ctm.terminal.failures import sentence_of
 from ctm.training import lock
 from ctm.training.lock import LOCK, DirectoryInUse, DirectoryLock, run_locked
 
@@ -70,6 +71,22 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
     mine.release()
     assert (tmp_path / LOCK).read_text() == ""
     DirectoryLock(tmp_path).take()
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link") as refused:
+        DirectoryLock(tmp_path / "run").take()
+    assert f"{tmp_path / 'run' / LOCK}: " in sentence_of(refused.value)
+    assert "it is a link: remove it, or name another place" in sentence_of(refused.value)
+    (tmp_path / "run" / LOCK).unlink()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "none")
+    with pytest.raises(OSError, match="symbolic link"):
+        DirectoryLock(tmp_path / "run").take()
+    assert (victim.read_text(), (tmp_path / "none").exists()) == ("kept", False)
 
 
 def test_where_no_lock_is_to_be_had_a_warning_says_so(tmp_path, monkeypatch, caplog):

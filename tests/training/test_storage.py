@@ -91,6 +91,7 @@ def test_leftovers_of_a_killed_writer_go_and_what_it_was_to_replace_comes_back(t
         (tmp_path / name / "inside").write_text(name)
     (tmp_path / ".config.yaml.writing").write_text("half")
     (tmp_path / ".gitignore").write_text("kept")
+    (tmp_path / ".writing-link").symlink_to(tmp_path / "6")
     clear_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".gitignore", "6", "7"]
     assert (tmp_path / "7" / "inside").read_text() == ".old-7"

@@ -186,7 +186,7 @@ def _plan(settings: Settings, method: str) -> _Plan:
     kind, change = METHODS[method]
     recipe = RECIPES / f"{settings.data}-{kind}.yaml"
     out = settings.runs / method.replace(" ", "-").lower()
-    shipped = yaml.safe_load(recipe.read_text())
+    shipped = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     objectives = change(shipped["objectives"])
     alone = _share_without_late(objectives, shipped["steps"])
     base = ["--config", str(recipe)] + ([] if kind == "scratch" else ["--teacher", str(settings.teacher)])
@@ -198,7 +198,7 @@ def _plan(settings: Settings, method: str) -> _Plan:
         )
         steps = max(20, int(settings.minutes * 60 / seconds))
         write_whole(kept, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}).encode())
-    found = json.loads(kept.read_text())
+    found = json.loads(kept.read_text(encoding="utf-8"))
     objectives = _starting(objectives, int(alone * found["steps"]))
     arguments = [*base, f"--objectives={json.dumps(objectives)}", "--steps", str(found["steps"])]
     return _Plan(arguments, out, found["seconds_per_step"])

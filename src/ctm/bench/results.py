@@ -33,7 +33,7 @@ class Results:
                 raise ValueError(
                     f"{path} holds results already: add --continue to go on with it, or name another --out"
                 )
-            self.entries = json.loads(path.read_text())
+            self.entries = json.loads(path.read_text(encoding="utf-8"))
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Keep an entry and write the file as a whole."""
@@ -69,7 +69,11 @@ def _commit() -> str | None:
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in information.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         if names:
             return f"{names[0]}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

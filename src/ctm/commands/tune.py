@@ -164,7 +164,7 @@ def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
 
 
 def _config(source: Path, grids: dict[int, TunedGrid]) -> bytes:
-    config = json.loads((source / CONFIG).read_text()) | {"grids": grids_as_json(grids)}
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8")) | {"grids": grids_as_json(grids)}
     return (json.dumps(config, indent=2) + "\n").encode()
 
 

@@ -51,7 +51,9 @@ def load_folder(root: Path, size: int | None, channels: int | None = None) -> Im
     if not (cached.is_file() and done.is_file()):
         _decode(tree.files, size, channels, cached, done)
     pixels = np.load(cached, mmap_mode="r")
-    notes = what_was_done(Counter(json.loads(done.read_text())), len(tree.files), converted=channels is not None)
+    notes = what_was_done(
+        Counter(json.loads(done.read_text(encoding="utf-8"))), len(tree.files), converted=channels is not None
+    )
     if pixels.nbytes > _SAID_FROM:
         notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {cached}",)
     source = f"{len(tree.files)} picture files in {root}"
@@ -83,7 +85,7 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
                 traits.update(treated)
         pixels.flush()
         written = Path(temporary).with_suffix(".json")
-        written.write_text(json.dumps(traits))
+        written.write_text(json.dumps(traits), encoding="utf-8")
         os.replace(written, done)
         os.replace(temporary, target)
     finally:

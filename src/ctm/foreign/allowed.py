@@ -129,9 +129,10 @@ def allowed_class(path: str) -> type[nn.Module]:
     module, _, name = path.rpartition(".")
     try:
         named: Any = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module's own code runs, and may raise anything
+        reason = plain(f"{type(error).__name__}: {error}", 200)
         raise ValueError(
-            f"class {path} cannot be imported ({error}): check class_path, and that PYTHONPATH has the directory of "
+            f"class {path} cannot be imported ({reason}): check class_path, and that PYTHONPATH has the directory of "
             f"{module.partition('.')[0]}"
         ) from error
     if not (isinstance(named, type) and issubclass(named, nn.Module)):

@@ -96,36 +96,77 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_yaml(text: str, name: str) -> None:
-    """Raises ValueError, naming the file, for text that is no YAML, asks for objects, is nested deeper than 50, or has more than
-    20,000 values with aliases written out: what reads it next walks all of them."""
-    sizes: dict[str, int] = {}
-    waiting: list[list[Any]] = [[None, 0]]  # of each open list or mapping: its anchor, and the values in it
+    """Raises ValueError, naming the file, for text that is no YAML, asks for objects, gives a key of a mapping twice, is nested
+    deeper than 50, or has more than 20,000 values with aliases written out: what reads it next walks all of them."""
+    walk = _Walk(name)
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            tag = getattr(event, "tag", None)
-            if tag is not None and not tag.startswith("tag:yaml.org,2002:") and tag != "!":
-                raise ValueError(f"{name} asks for an object ({plain(tag)}): a recipe has plain values only")
-            if tag is not None and tag.startswith("tag:yaml.org,2002:python"):
-                raise ValueError(f"{name} asks for an object ({plain(tag)}): a recipe has plain values only")
-            if isinstance(event, yaml.events.AliasEvent):
-                if event.anchor not in sizes:
-                    raise ValueError(
-                        f"{name} has an alias {plain(event.anchor)!r} for what is not there, or for itself"
-                    )
-                waiting[-1][1] += sizes[event.anchor]
-            elif isinstance(event, yaml.events.CollectionStartEvent):
-                waiting.append([event.anchor, 1])
-            elif isinstance(event, yaml.events.CollectionEndEvent):
-                anchor, size = waiting.pop()
-                waiting[-1][1] += size
-                sizes |= {anchor: size} if anchor else {}
-            elif isinstance(event, yaml.events.ScalarEvent):
-                waiting[-1][1] += 1
-                sizes |= {event.anchor: 1} if event.anchor else {}
-            if waiting[-1][1] > MOST_NODES or len(waiting) > MOST_DEPTH:
-                raise ValueError(
-                    f"{name} has more than {MOST_NODES} values with its aliases written out, or is nested "
-                    f"deeper than {MOST_DEPTH}"
-                )
+            walk.take(event)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not readable as YAML: {plain(str(error), 200)}") from error
+
+
+class _Open:
+    """A list or mapping that has begun: its anchor, how many values are in it, and the keys of a mapping."""
+
+    def __init__(self, anchor: str | None, size: int, mapping: bool) -> None:
+        self.anchor, self.size, self.mapping = anchor, size, mapping
+        self.children, self.keys = 0, set[str]()
+
+    def key_is_next(self) -> bool:
+        """Whether what comes next in it is a key; it is counted."""
+        self.children += 1
+        return self.mapping and self.children % 2 == 1
+
+
+class _Walk:
+    """The events of a YAML file, looked at one by one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sizes: dict[str, int] = {}
+        self.scalars: dict[str, str] = {}
+        self.open = [_Open(None, 0, mapping=False)]
+
+    def take(self, event: Any) -> None:
+        """Raises ValueError where the file is to be refused at this event."""
+        self._check_tag(getattr(event, "tag", None))
+        if isinstance(event, yaml.events.CollectionEndEvent):
+            ended = self.open.pop()
+            self.open[-1].size += ended.size
+            if ended.anchor:
+                self.sizes[ended.anchor] = ended.size
+                self.scalars.pop(ended.anchor, None)
+        elif isinstance(event, yaml.events.NodeEvent):
+            self._node(event)
+        if self.open[-1].size > MOST_NODES or len(self.open) > MOST_DEPTH:
+            raise ValueError(
+                f"{self.name} has more than {MOST_NODES} values with its aliases written out, or is nested "
+                f"deeper than {MOST_DEPTH}"
+            )
+
+    def _node(self, event: Any) -> None:
+        key = self.open[-1].key_is_next()
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            self.open.append(_Open(event.anchor, 1, isinstance(event, yaml.events.MappingStartEvent)))
+            return
+        if isinstance(event, yaml.events.AliasEvent):
+            if event.anchor not in self.sizes:
+                raise ValueError(
+                    f"{self.name} has an alias {plain(event.anchor)!r} for what is not there, or for itself"
+                )
+            size, text = self.sizes[event.anchor], self.scalars.get(event.anchor)
+        else:
+            size, text = 1, event.value
+            if event.anchor:
+                self.sizes[event.anchor], self.scalars[event.anchor] = size, text
+        self.open[-1].size += size
+        if key and text is not None:
+            if text in self.open[-1].keys:
+                raise ValueError(f"{self.name} gives the key {plain(text)!r} twice: keep one of them")
+            self.open[-1].keys.add(text)
+
+    def _check_tag(self, tag: str | None) -> None:
+        standard = tag is None or tag == "!" or tag.startswith("tag:yaml.org,2002:")
+        if not standard or str(tag).startswith("tag:yaml.org,2002:python"):
+            raise ValueError(f"{self.name} asks for an object ({plain(tag)}): a recipe has plain values only")

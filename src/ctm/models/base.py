@@ -155,7 +155,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
-            new_config.write_text(json.dumps(config, indent=2) + "\n")
+            new_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             save_file(weights, new_weights, metadata={"format": "pt"})  # no second copy in memory, but mode 0600
             new_weights.chmod(new_config.stat().st_mode)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from pathlib import Path
 
 from ctm.data.folder import cache_directory
 from ctm.data.notes import printable
 from ctm.files import disk_failure
+from ctm.foreign.allowed import allowed_modules, is_allowed
+from ctm.foreign.text import plain
 
 __all__ = ["sentence_of"]
 
@@ -23,6 +26,7 @@ _ADVICE = {
     errno.EISDIR: "it is a directory: name a file",
     errno.ENOENT: "check the name",
     errno.EEXIST: "it is there already: name another",
+    errno.ELOOP: "it is a link: remove it, or name another place",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "the disk, or the terminal, is gone or damaged",
@@ -43,6 +47,12 @@ def _words_of(error: Exception) -> str | None:
             "there is not enough memory: give a smaller --batch_size (train: --data.batch_size), fewer --num or --rows where the "
             "command has no batches, or another --device"
         )
+    theirs = _module_that_failed(error)
+    if theirs is not None:
+        reason = plain(f"{type(error).__name__}: {error}", 200)
+        return (
+            f"{theirs}, allowed by --allow or CTM_ALLOW, cannot be imported ({reason}): mend it (--debug shows where)"
+        )
     if isinstance(error, OSError) and error.errno is None:
         return str(error)  # a sentence of our own, or Pillow's
     failure = disk_failure(error)
@@ -51,6 +61,16 @@ def _words_of(error: Exception) -> str | None:
     if isinstance(error, UnicodeError):
         return f"text cannot be read or shown: {error}"
     return str(error) if isinstance(error, ValueError) else None
+
+
+def _module_that_failed(error: Exception) -> str | None:
+    """The name of the user's own module whose import ended with this error; None where none did."""
+    allowed = allowed_modules()
+    if isinstance(error, SyntaxError) and allowed:
+        return f"{error.filename or 'a module'}"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames]
+    return next((name for name in reversed(names) if is_allowed(name)), None)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -36,6 +36,8 @@ def as_settings(arguments: Sequence[str]) -> list[str]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{argument} needs a value: {argument} VALUE")
             value = rest.pop(0)
+        if not value.strip():
+            raise ValueError(f"{argument} needs a value after it, got none: null where the setting may be unset")
         result.append(f"{_OPTION}={option['path']}={value}")
     return result
 

@@ -50,7 +50,9 @@ def check_place(out: Path) -> None:
     """Raises OSError or ValueError, naming `out`, where that file or directory cannot be made: for a command to call before it
     computes anything. Leaves nothing behind."""
     absolute = out.absolute()
-    parent = next((folder for folder in absolute.parents if folder.exists()), absolute)
+    if absolute.parent == absolute:
+        raise ValueError(f"{out} is the root of the file system: give a name in a folder")
+    parent = next(folder for folder in absolute.parents if folder.exists())
     if not parent.is_dir():
         raise ValueError(f"{out} cannot be written: {parent} is a file, not a directory")
     if not os.access(parent, os.W_OK):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from ctm.foreign.text import check_yaml, read_text
+from ctm.foreign.text import check_yaml, plain, read_text
 from ctm.terminal.list_entries import SetEntry, as_settings
 from ctm.terminal.names import check_entries, restrict_names
 from ctm.terminal.parser import Parser
@@ -21,6 +23,7 @@ from ctm.training.recipe import NetworkDescription
 __all__ = ["parse_recipe", "recipe_of", "settings_text", "train_parser"]
 
 _OWN = ("config", "out", "dry_run")
+_COMMANDS = (*_OWN, "list_entry", "help", "print_config")  # what a file cannot set
 
 
 class _RecipeFile(ActionConfigFile):
@@ -28,13 +31,43 @@ class _RecipeFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> Any:
         recipe = str(values)
-        written_out = "\n" in recipe or ": " in recipe
+        written_out = ("\n" in recipe or ": " in recipe) and not os.path.isfile(recipe)
         try:
             recipe = recipe if written_out else str(recipe_path(recipe))
-            check_yaml(recipe if written_out else read_text(Path(recipe)), recipe)
+            _check(recipe if written_out else read_text(Path(recipe)), plain(recipe), parser)
         except ValueError as error:
             parser.error(str(error))
         super().__call__(parser, cfg, recipe, option_string)
+
+
+def _check(text: str, name: str, parser: Any) -> None:
+    """Raises ValueError for a recipe with more than plain settings of bounded size, before the library reads it: it would take
+    a `config:` and a text for a group of settings as names of files to include, and read a text for a setting as YAML."""
+    check_yaml(text, name)
+    settings = yaml.safe_load(text)
+    if not isinstance(settings, dict):
+        return
+    dotted = [action.dest.split(".") for action in parser._actions]
+    groups = {names[0] for names in dotted if len(names) > 1 and names[-1] != "help"}
+    for key, value in settings.items():
+        option = str(key).partition(".")[0].replace("-", "_")
+        if option in _COMMANDS or option.startswith("_"):
+            raise ValueError(f"{name} sets {plain(str(key))}, which is no setting of a recipe: take it out of the file")
+        if key in groups and not isinstance(value, dict):
+            raise ValueError(f"{name}: {key} must be given by its settings, got {plain(str(value))!r}")
+    _check_texts(settings, name)
+
+
+def _check_texts(value: Any, name: str) -> None:
+    if isinstance(value, dict):
+        for inner in value.values():
+            _check_texts(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_texts(inner, name)
+    elif isinstance(value, str) and "&" in value and "*" in value:  # only aliases make it long
+        check_yaml(value, f"{name}, in the text {plain(value, 40)!r},")
+        _check_texts(yaml.safe_load(value), name)
 
 
 class _TrainParser(Parser):
@@ -86,11 +119,15 @@ def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
 
 
 def recipe_of(own: Parser, settings: Namespace) -> Recipe:
-    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand there."""
+    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand there, and for a value of a
+    wrong kind, which the parser lets through where it is null."""
     check_entries(settings)
-    built = own.instantiate(settings)
-    values: dict[str, Any] = {
-        key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
-    }
-    values["network"] = NetworkDescription(**settings.network.as_dict())
-    return Recipe(**values)
+    try:
+        built = own.instantiate(settings)
+        values: dict[str, Any] = {
+            key: value for key, value in vars(built).items() if key not in _OWN and not key.startswith("_")
+        }
+        values["network"] = NetworkDescription(**settings.network.as_dict())
+        return Recipe(**values)
+    except TypeError as error:
+        raise ValueError(f"a setting of the recipe has a value of a wrong kind, such as null: {error}") from error

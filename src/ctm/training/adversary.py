@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ctm.objectives import Adversarial, Networks, Objective
+from ctm.training.engine import fitting_optimizer
 from ctm.training.reading import read_back
 from ctm.training.step import Batch, fake_maker
 
@@ -64,7 +65,7 @@ class Adversary:
         student = networks.student
         module = objective.discriminator.build(student.shape, student.num_classes, networks)
         self.network: nn.Module = module.to(accelerator.device).eval()
-        self.optimizer = optimizer(self.network.parameters())
+        self.optimizer = fitting_optimizer(optimizer(self.network.parameters()))
         self.watch = Watch()
         self._numbers: list[dict[str, Tensor]] = []
 

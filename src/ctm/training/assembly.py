@@ -17,7 +17,7 @@ from ctm.teachers import load_teacher
 from ctm.training.adversary import Adversary, adversary
 from ctm.training.classes import in_classes_of, name_classes
 from ctm.training.ema import Average, frozen_copy
-from ctm.training.engine import ScaledOptimizer, compile_networks, set_layout, set_precision
+from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
 from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
 from ctm.training.recipe import Recipe
@@ -199,9 +199,11 @@ def _put_in_place(run: Run) -> None:
     if run.sharded:
         divided = [student, *run.averages, *([] if target is None else [target])]
         shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
-        optimizer = accelerator.prepare(recipe.optimizer(student.parameters()))
+        optimizer = accelerator.prepare(fitting_optimizer(recipe.optimizer(student.parameters())))
     else:
-        run.wrapped, optimizer = accelerator.prepare(run.module, recipe.optimizer(student.parameters()))
+        run.wrapped, optimizer = accelerator.prepare(
+            run.module, fitting_optimizer(recipe.optimizer(student.parameters()))
+        )
     run.optimizer = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
 
 

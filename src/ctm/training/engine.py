@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["EngineSettings", "ScaledOptimizer", "compile_networks", "set_layout", "set_precision"]
+__all__ = ["EngineSettings", "ScaledOptimizer", "compile_networks", "fitting_optimizer", "set_layout", "set_precision"]
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,6 +77,23 @@ def compile_networks(models: Iterable[Any], backend: str, *, eager: nn.Module | 
     for model in models:
         if hasattr(model, "autocast"):
             model.network.compile(backend=backend)
+
+
+def fitting_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser, where a step of ours can drive it: from dense gradients, and without evaluating the loss again.
+
+    Raises ValueError for any other, before training begins."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            f"the optimizer {name} takes sparse gradients alone, and a network's are dense: give Adam or RAdam"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"the optimizer {name} evaluates the loss anew within a step, which training does not: give RAdam"
+        )
+    return optimizer
 
 
 class ScaledOptimizer:

@@ -35,7 +35,7 @@ class DirectoryLock:
 
     def take(self) -> None:
         """Hold the lock until `release`, or until this process ends. Raises DirectoryInUse naming the holder, OSError where the
-        file cannot be written."""
+        file cannot be written or is a link, which is not followed."""
         try:
             import fcntl
         except ImportError:  # Windows
@@ -45,7 +45,7 @@ class DirectoryLock:
             return
         if self._descriptor is not None:
             return
-        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link is no lock of ours
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

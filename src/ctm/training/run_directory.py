@@ -26,7 +26,7 @@ from ctm.teachers.torch_files import read_torch
 from ctm.training.forms import is_number, recipe_damage
 from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
-from ctm.training.storage import clear_leftovers, damage, replace_directory, sync_files, write_directory
+from ctm.training.storage import clear_leftovers, damage, remove, replace_directory, sync_files, write_directory
 from ctm.tuned import TunedGrid, read_grids
 
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
@@ -167,7 +167,7 @@ class RunDirectory:
                 if not all(is_number(group["lr"]) for group in saved["param_groups"]):
                     raise ValueError(f"the learning rate of {name} is no number")
                 optimizer.load_state_dict(saved)
-            state = json.loads((checkpoint / "state.json").read_text())
+            state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
             if state["step"] != step or not is_number(state["elapsed_seconds"]) or not isinstance(state["extra"], dict):
                 raise ValueError("state.json is of another form")
             return Checkpoint(step, float(state["elapsed_seconds"]), state["extra"])
@@ -189,10 +189,10 @@ class RunDirectory:
         temporary = self.path / f".writing-{name}"
         with self.writing():
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
                 model.save_pretrained(temporary)
                 if card is not None:
-                    (temporary / "README.md").write_text(card)
+                    (temporary / "README.md").write_text(card, encoding="utf-8")
                 sync_files(temporary)
                 replace_directory(temporary, self.path / name)
             finally:
@@ -208,7 +208,7 @@ class RunDirectory:
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ from ctm.foreign.text import plain, read_json
 __all__ = [
     "clear_leftovers",
     "damage",
+    "remove",
     "replace_directory",
     "sync_files",
     "write_directory",
@@ -70,7 +71,15 @@ def clear_leftovers(directory: Path) -> None:
         if not target.exists():
             os.replace(old, target)
     for left in (*directory.glob(".old-*"), *directory.glob(".writing-*"), *directory.glob(".*.writing")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a directory with what is in it, or a link and not what it leads to; nothing where nothing is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def damage(directory: Path) -> str | None:
