@@ -37,7 +37,7 @@ def published_card(folder: Path, model: Any, *, license: str | None = None) -> s
     seconds, machine), and made_of.json and evaluations.jsonl where it has them. Without evaluations its numbers are the last
     losses. license: None for the recipe's, which may name none."""
     recipe = read_yaml(folder / "recipe.yaml")
-    made = json.loads((folder / "provenance.json").read_text())
+    made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     origin = read_origin(folder)
     data = {"name": recipe["data"]["name"]} if origin is None else origin.sources["data"]
     whole, size = recipe["steps"], recipe["data"]["batch_size"]
