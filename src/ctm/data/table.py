@@ -89,7 +89,7 @@ def load_table(
 def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
     """A file's columns, read a few rows at a time: nothing is copied to a cache. Reading raises ValueError before a column takes
     more than the limit of `ctm.data.limits`, counted over its rows."""
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(name)
     features = dict(datasets.Features.from_arrow_schema(file.schema_arrow))
