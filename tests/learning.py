@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from ctm.objectives import Objective
-from ctm.teachers import GaussianMixture
+from ctm.teachers import ConditionalGaussian, GaussianMixture
 from ctm.training.ema import frozen_copy, move_average, warmed_decay
 from ctm.training.schedules import Schedule
 from ctm.training.step import LossModule, backward, draw_batch, step_generator
 
 
 def learn(
-    data: GaussianMixture,
+    data: GaussianMixture | ConditionalGaussian,
     student: Any,
     objectives: Sequence[Objective],
     steps: int,
@@ -25,19 +25,23 @@ def learn(
     target_ema: float = 0.95,
     schedule: Schedule | None = None,
     classes: bool = False,
+    dropout: float = 0.1,
 ) -> Any:
     """`steps` steps of RAdam on 256 fresh samples each, the rate falling over the last 40 %. Returns the average.
 
-    classes: with the components as labels, a tenth of them left out."""
+    classes: with the components as labels. dropout: share of conditions left out. A ConditionalGaussian brings its own."""
     module, target, average = LossModule(student, objectives), frozen_copy(student), frozen_copy(student)
     optimizer = torch.optim.RAdam(student.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (steps - step) / (0.4 * steps))
-        x0, labels = labelled(data, 256, seed=step) if classes else (data.sample(256, seed=step), None)
+        if isinstance(data, ConditionalGaussian):
+            x0, condition = data.sample(256, seed=step)
+        else:
+            x0, condition = labelled(data, 256, seed=step) if classes else (data.sample(256, seed=step), None)
         decay, points = (target_ema, None) if schedule is None else schedule(step, steps)
         current = objectives if points is None else [objective.on_grid(points) for objective in objectives]
-        whole = {"total": len(x0), "part": slice(0, len(x0)), "label_dropout": 0.1}
-        batch = draw_batch(current, student, x0, labels, generator=step_generator(0, step), **whole)
+        whole = {"total": len(x0), "part": slice(0, len(x0)), "condition_dropout": dropout}
+        batch = draw_batch(current, student, x0, condition, generator=step_generator(0, step), **whole)
         losses = module(batch, target, teacher)
         optimizer.zero_grad()
         backward(module, losses)

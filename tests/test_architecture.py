@@ -8,7 +8,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
-    {"arguments", "noise", "weighting", "parametrization", "requests", "solvers", "version"},
+    {
+        "arguments",
+        "conditioner",
+        "conditions",
+        "noise",
+        "weighting",
+        "parametrization",
+        "requests",
+        "solvers",
+        "version",
+    },
     {"backbones", "discriminators", "files", "foreign", "networks", "models", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},
@@ -70,7 +80,20 @@ def test_the_maths_floor_knows_no_files_and_no_settings():
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         }
-        standard = {"collections", "contextlib", "contextvars", "dataclasses", "itertools", "math", "typing"}
+        standard = {
+            "collections",
+            "contextlib",
+            "contextvars",
+            "dataclasses",
+            "functools",
+            "inspect",
+            "itertools",
+            "math",
+            "re",
+            "types",
+            "typing",
+            "warnings",
+        }
         assert modules <= {"__future__", "torch", "ctm"} | standard
 
 

@@ -41,7 +41,7 @@ def saved(small_ctm, tmp_path):
 
 
 def test_a_model_that_does_not_say_its_classes_takes_labels():
-    assert ctm.generate(Stranger(), 2, labels=torch.tensor([3, 4]))[:, 0].tolist() == [3, 4]
+    assert ctm.generate(Stranger(), 2, condition=torch.tensor([3, 4]))[:, 0].tolist() == [3, 4]
 
 
 def test_a_directory_may_have_a_dot_in_its_name(capsys, saved, tmp_path):
@@ -128,7 +128,7 @@ def test_grids_must_be_finite(level):
 
 
 def test_jump_samplers_say_what_a_model_lacks():
-    with pytest.raises(ValueError, match=r"has no jump\(x, t, s, labels\): use a sampler of denoisers"):
+    with pytest.raises(ValueError, match=r"has no jump\(x, t, s, condition\): use a sampler of denoisers"):
         ctm.sampling.gamma(lambda x, t: x, torch.zeros(1, 2), ctm.karras_grid(2))
 
 

@@ -239,7 +239,7 @@ def test_case_05_class_names_live_in_config_json(small_ctm, tmp_path):
     small_ctm.save_pretrained(tmp_path / "named")
     loaded = load_model(tmp_path / "named")
     assert loaded.class_names == names
-    assert loaded.further == {}
+    assert loaded.extra_config == {}
     for wrong in (names[:9], "abcdefghij", [*names[:9], 9]):
         with pytest.raises(ValueError, match="class_names must be 10 texts, one for each class, or none"):
             small_ctm.class_names = wrong

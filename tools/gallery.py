@@ -69,7 +69,7 @@ def teacher_and_student() -> Sheet:
 def steps() -> Sheet:
     labels = torch.arange(10)
     counts = (1, 2, 4, 8, 18)
-    return [f"{count}" for count in counts], [generate(student(), 10, steps=k, labels=labels) for k in counts]
+    return [f"{count}" for count in counts], [generate(student(), 10, steps=k, condition=labels) for k in counts]
 
 
 def restored(model: Any, truth: Tensor, task: Task, evaluations: tuple[int, ...] = (1, 2, 4, 18)) -> Sheet:

@@ -7,15 +7,18 @@ from ctm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ctm import editing, guidance, likelihood, objectives, sampling, teachers
+    from ctm.conditioner import Arrays, Labels
     from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
     from ctm.noise import karras_grid
     from ctm.sampling import Cancelled, generate, tune_grid
     from ctm.teachers import load_teacher
 
 __all__ = [
+    "Arrays",
     "Cancelled",
     "ConsistencyModel",
     "DiffusionModel",
+    "Labels",
     "TrajectoryModel",
     "editing",
     "generate",
@@ -31,9 +34,11 @@ __all__ = [
 ]
 
 _HOME = {  # the module of each name that is not a module itself
+    "Arrays": "conditioner",
     "Cancelled": "sampling",
     "ConsistencyModel": "models",
     "DiffusionModel": "models",
+    "Labels": "conditioner",
     "TrajectoryModel": "models",
     "generate": "sampling",
     "karras_grid": "noise",

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from ctm.conditions import Condition
+
 __all__ = ["Denoise", "Jump", "Request", "Steps", "run"]
 
 
@@ -21,7 +23,7 @@ class Denoise:
 
     x: Tensor
     t: Tensor
-    condition: Tensor | None = None
+    condition: Condition = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Jump:
     x: Tensor
     t: Tensor
     s: Tensor
-    condition: Tensor | None = None
+    condition: Condition = None
 
 
 Request: TypeAlias = Denoise | Jump

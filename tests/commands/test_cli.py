@@ -80,7 +80,7 @@ def test_sample_to_a_directory(capsys, model, small_ctm, tmp_path):
     about = json.loads((out / "sample.json").read_text())
     assert about["labels"] == [3, 3, 7, 3, 3]
     assert (about["steps"], about["gamma"], about["seed"], about["sampler"]) == (2, 0.3, 4, "gamma")
-    expected = to_uint8(generate(small_ctm, 5, steps=2, gamma=0.3, seed=4, labels=torch.tensor([3, 3, 7, 3, 3])))
+    expected = to_uint8(generate(small_ctm, 5, steps=2, gamma=0.3, seed=4, condition=torch.tensor([3, 3, 7, 3, 3])))
     seen = np.stack([np.asarray(Image.open(out / f"{i:06d}.png")) for i in range(5)])
     assert np.abs(seen.astype(int) - expected[..., 0].numpy().astype(int)).max() <= 1
 
@@ -241,7 +241,7 @@ def test_grids_seeds_and_guidance_do_what_they_say(capsys, model, small_ctm, tmp
     assert labels == list(range(10))
     assert int((pixels.int() - expected.int()).abs().max()) <= 1
     guided, _ = sampled("--labels", "all", "--cfg", 3, "--steps", 2)
-    expected = to_uint8(generate(ClassifierFree(small_ctm, 3), 10, labels=torch.arange(10), steps=2))
+    expected = to_uint8(generate(ClassifierFree(small_ctm, 3), 10, condition=torch.arange(10), steps=2))
     assert int((guided.int() - expected.int()).abs().max()) <= 1
     assert not torch.equal(guided, sampled("--labels", "all", "--steps", 2)[0])
     assert sampled("--sampler", "two_level", "--grid", "80,0.5,2,0.002", "--num", 2)[0].shape == (2, 8, 8, 1)

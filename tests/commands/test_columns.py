@@ -52,7 +52,7 @@ def test_one_column_for_each_class(capsys, model, small_ctm, tmp_path, labels): 
     options = ["--labels", labels] if labels else []
     out = tmp_path / "x.png"
     assert run(capsys, "sample", model, "--num", 20, *options, "--columns", "class", "--out", out)[0] == 0
-    expected = to_uint8(generate(small_ctm, 20, labels=torch.tensor(asked)))[..., 0].numpy().astype(int)
+    expected = to_uint8(generate(small_ctm, 20, condition=torch.tensor(asked)))[..., 0].numpy().astype(int)
     grid = cells(out).astype(int)
     columns = sorted(set(asked))
     assert grid.shape[:2] == (max(asked.count(label) for label in columns), len(columns))

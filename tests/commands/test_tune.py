@@ -30,7 +30,7 @@ def _one_classifier(session_cache, monkeypatch):
 @pytest.fixture
 def model(small_ctm, tmp_path):
     """A saved CTM with an entry that this version does not know."""
-    small_ctm.further = {"note": "of mine"}
+    small_ctm.extra_config = {"note": "of mine"}
     small_ctm.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -133,7 +133,7 @@ def test_evaluate_records_the_grid_that_it_used(capsys, tuned, digits, tmp_path)
     model, images = load_model(tuned), load_images(str(digits))
     assert len(set(values.values())) == 3
     labels = torch.from_numpy(images.labels)
-    assert generate(model, 2, steps=2, labels=labels[:2]).shape == (2, 1, 8, 8)
+    assert generate(model, 2, steps=2, condition=labels[:2]).shape == (2, 1, 8, 8)
     assert sentence(capsys, *base, "--grid", "log").startswith("ctm: --grid must be karras")
 
 

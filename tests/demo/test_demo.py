@@ -70,9 +70,9 @@ def test_the_jump_path_ends_at_the_sample(small_ctm):
     assert len(levels) == len(states) == len(ends) == 5
     from ctm import generate
 
-    expected = generate(small_ctm, 1, steps=4, labels=3)[0]
+    expected = generate(small_ctm, 1, steps=4, condition=3)[0]
     torch.testing.assert_close(ends[-1], expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ends[0], generate(small_ctm, 1, steps=1, labels=3)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ends[0], generate(small_ctm, 1, steps=1, condition=3)[0], rtol=0, atol=1e-4)
 
 
 def test_the_judge_knows_the_real_images():

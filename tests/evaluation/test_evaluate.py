@@ -123,7 +123,7 @@ def test_numbers_are_those_of_generates_samples(capsys, model, small_ctm, data, 
     asked = [model, "--data", data, "--steps", "2", "--labels", "uniform", "--seed", 3, "--batch_size", 30]
     result, _ = evaluated(capsys, tmp_path / "out", *asked)
     labels = class_labels(small_ctm, 100, None, seed=3)
-    samples = to_uint8(generate(small_ctm, 100, steps=2, seed=3, labels=labels))
+    samples = to_uint8(generate(small_ctm, 100, steps=2, seed=3, condition=labels))
     with np.load(data) as stored:
         x, known = torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
     to_model = lambda pixels: pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # noqa: E731

@@ -121,14 +121,14 @@ def test_classifier_guidance_samples_the_known_conditional(dimensions):
     alone = GaussianMixture(teacher.means[2:3], teacher.std, torch.ones(1))
     bound, truth = null_bound(alone.sample, n), alone.sample(n, seed=51)
     start = alone.sample(n, seed=50) + 80 * torch.randn(n, dimensions, dtype=torch.float64)
-    by_denoiser = heun(guided, start, karras_grid(60, dtype=torch.float64), labels=labels)
+    by_denoiser = heun(guided, start, karras_grid(60, dtype=torch.float64), condition=labels)
     assert energy_distance(by_denoiser, truth) < bound
     error = (by_denoiser.mean(0) - teacher.means[2]) / (teacher.std / n**0.5)
     assert float(error.abs().max()) < 4
     covariance = by_denoiser.T.cov() / teacher.std**2 - torch.eye(dimensions)
     assert float(covariance.abs().max()) < 5 * (2 / n) ** 0.5
     distance = {
-        k: energy_distance(gamma(guided_jumps, start, karras_grid(k).double(), labels=labels), truth)
+        k: energy_distance(gamma(guided_jumps, start, karras_grid(k).double(), condition=labels), truth)
         for k in (1, 2, 4, 16, 64)
     }
     print(
@@ -242,7 +242,7 @@ def test_guided_models_are_models(small_ctm):
     """generate takes them, wrappers nest, and a jump to the same level stays where it is."""
     guided = Thresholded(Limited(ClassifierFree(small_ctm, 2.0), 0.5, 60.0))
     assert (guided.shape, guided.num_classes, guided.sigma_max) == ((1, 8, 8), 10, 80.0)
-    assert generate(guided, 3, steps=2, gamma=0.5, labels=3).shape == (3, 1, 8, 8)
+    assert generate(guided, 3, steps=2, gamma=0.5, condition=3).shape == (3, 1, 8, 8)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([1.0, 2.0])
     assert torch.equal(guided.jump(x, t, t, torch.tensor([1, 2])), x)
     half = guided.jump(x, t, torch.tensor([1.0, 1.0]), torch.tensor([1, 2]))

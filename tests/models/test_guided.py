@@ -35,6 +35,11 @@ def images(n: int = 4):
     return x, t, t / 2, torch.tensor([0, 4, -1, 2])[:n]
 
 
+def at(labels, scale):
+    """Labels and the scale of guidance as one condition; no scale where it is None."""
+    return labels if scale is None else {"labels": labels, "guidance": scale}
+
+
 def guided_student(name: str = "mlp") -> TrajectoryModel:
     """With random weights, so that the scale has its effect."""
     network = random_weights(BUILDERS[name](guidance_embedding=True))
@@ -58,14 +63,14 @@ def test_a_fresh_student_copied_from_its_teacher_is_its_teacher_at_every_scale(n
     assert {key.split(".")[0] for key in own if "s_" not in key} == {"guidance_embedding"}
     x, t, s, labels = images()
     for scale in (None, 0.0, 1.0, 3.0, torch.tensor([1.0, 2.0, 3.0, 15.0])):
-        assert torch.equal(student.g(x, t, s, labels, guidance=scale), teacher.denoise(x, t, labels))
+        assert torch.equal(student.g(x, t, s, at(labels, scale)), teacher.denoise(x, t, labels))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_parameter_of_the_embedding_takes_part(name):
     network = random_weights(BUILDERS[name](guidance_embedding=True))
     x, t, s, labels = images()
-    network(x, t, s, labels, guidance=torch.tensor([1.0, 2.0, 3.0, 4.0])).square().sum().backward()
+    network(x, t, s, at(labels, torch.tensor([1.0, 2.0, 3.0, 4.0]))).square().sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in network.guidance_embedding.parameters())
 
 
@@ -73,14 +78,14 @@ def test_every_parameter_of_the_embedding_takes_part(name):
 def test_each_sample_has_its_own_scale_and_one_without_a_label_has_1(name):
     model, (x, t, s, labels) = guided_student(name), images()
     scales = torch.tensor([1.0, 2.0, 3.0, 1.5])
-    together = model.jump(x, t, s, labels, guidance=scales)
+    together = model.jump(x, t, s, at(labels, scales))
     for i, scale in enumerate([1.0, 2.0, 1.0, 1.5]):
         one = slice(i, i + 1)
-        alone = model.jump(x[one], t[one], s[one], labels[one], guidance=scale)
+        alone = model.jump(x[one], t[one], s[one], at(labels[one], scale))
         torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-4)
     plain = model.jump(x, t, s, labels)
-    assert torch.equal(plain, model.jump(x, t, s, labels, guidance=1.0))
-    assert torch.equal(model.jump(x, t, s), model.jump(x, t, s, guidance=3.0))
+    assert torch.equal(plain, model.jump(x, t, s, at(labels, 1.0)))
+    assert torch.equal(model.jump(x, t, s), model.jump(x, t, s, {"guidance": 3.0}))
     assert (together - plain)[[1, 3]].abs().flatten(1).amax(1).min() > 1e-3
     assert (together - plain)[[0, 2]].abs().max() < 1e-4
 
@@ -92,41 +97,47 @@ def test_the_guided_student_is_saved_with_its_input(tmp_path):
     assert loaded.network.init_args["guidance_embedding"] is True
     assert takes_guidance(loaded)
     for scale in (1.0, 2.5):
-        assert torch.equal(loaded.jump(x, t, s, labels, guidance=scale), model.jump(x, t, s, labels, guidance=scale))
+        assert torch.equal(loaded.jump(x, t, s, at(labels, scale)), model.jump(x, t, s, at(labels, scale)))
 
 
 def test_a_network_without_the_input_refuses_a_scale(small_ctm):
     x, t, s, labels = images()
     assert not takes_guidance(small_ctm)
     for call in (
-        lambda: small_ctm.jump(x, t, s, labels, guidance=2.0),
-        lambda: small_ctm.g(x, t, s, labels, guidance=2.0),
-        lambda: small_ctm.denoise(x, t, labels, guidance=2.0),
+        lambda: small_ctm.jump(x, t, s, at(labels, 2.0)),
+        lambda: small_ctm.g(x, t, s, at(labels, 2.0)),
+        lambda: small_ctm.denoise(x, t, at(labels, 2.0)),
     ):
-        with pytest.raises(ValueError, match="network does not take it: train one with guidance_embedding"):
+        with pytest.raises(
+            ValueError, match="the condition 'guidance' is none that this model takes: it takes labels; train one"
+        ):
             call()
     with pytest.raises(ValueError, match="does not take a guidance scale"):
         at_guidance(small_ctm, 2.0)
     for wrong in (float("nan"), torch.ones(3)):
-        with pytest.raises(ValueError, match=r"guidance must be a finite number, or a tensor of them of shape \(4,\)"):
-            guided_student().jump(x, t, s, labels, guidance=wrong)
+        with pytest.raises(
+            ValueError, match=r"the condition 'guidance' (must have shape|has values that are not finite)"
+        ):
+            guided_student().jump(x, t, s, at(labels, wrong))
 
 
 def test_samplers_take_a_model_at_one_scale():
     model = guided_student()
-    at, (x, t, s, labels) = at_guidance(model, 2.0), images()
-    assert (at.shape, at.num_classes, at.sigma_min, at.sigma_max) == (IMAGE, 5, 0.002, 80.0)
-    assert torch.equal(at.jump(x, t, s, labels), model.jump(x, t, s, labels, guidance=2.0))
-    assert torch.equal(at(x, t, labels), model.denoise(x, t, labels, guidance=2.0))
-    assert torch.equal(at.g(x, t, t, labels), at.denoise(x, t, labels))
-    torch.testing.assert_close(at.score(x, t, labels), (at.denoise(x, t, labels) - x) / t.view(-1, 1, 1, 1) ** 2)
+    guided, (x, t, s, labels) = at_guidance(model, 2.0), images()
+    assert (guided.shape, guided.num_classes, guided.sigma_min, guided.sigma_max) == (IMAGE, 5, 0.002, 80.0)
+    assert torch.equal(guided.jump(x, t, s, labels), model.jump(x, t, s, at(labels, 2.0)))
+    assert torch.equal(guided(x, t, labels), model.denoise(x, t, at(labels, 2.0)))
+    assert torch.equal(guided.g(x, t, t, labels), guided.denoise(x, t, labels))
+    torch.testing.assert_close(
+        guided.score(x, t, labels), (guided.denoise(x, t, labels) - x) / t.view(-1, 1, 1, 1) ** 2
+    )
     grid, noise = karras_grid(2), 80 * torch.randn(4, *IMAGE)
-    two = model.jump(noise, grid[0].expand(4), grid[1].expand(4), labels, guidance=2.0)
-    two = model.jump(two, grid[1].expand(4), grid[2].expand(4), labels, guidance=2.0)
-    assert torch.equal(gamma(at, noise, grid, labels=labels), two)
+    two = model.jump(noise, grid[0].expand(4), grid[1].expand(4), at(labels, 2.0))
+    two = model.jump(two, grid[1].expand(4), grid[2].expand(4), at(labels, 2.0))
+    assert torch.equal(gamma(guided, noise, grid, labels=labels), two)
     known = torch.tensor([0, 1, 2])
-    drawn = ctm.generate(at, 3, steps=2, labels=known, seed=1)
-    in_batches = ctm.generate(at, 3, steps=2, labels=known, seed=1, batch_size=2)
+    drawn = ctm.generate(guided, 3, steps=2, labels=known, seed=1)
+    in_batches = ctm.generate(guided, 3, steps=2, labels=known, seed=1, batch_size=2)
     torch.testing.assert_close(in_batches, drawn, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(drawn, ctm.generate(model, 3, steps=2, labels=known, seed=1), atol=1e-2)
 
@@ -179,8 +190,8 @@ def test_matching_gives_all_networks_the_scale_of_the_sample():
     for t, s in zip(times.path[:-1], times.path[1:], strict=True):
         first = slope(x, t)
         x = x + (s - t)[:, None] * (first + slope(x + (s - t)[:, None] * first, s)) / 2
-    goal = target.jump(student.jump(x, times.u, times.s, labels, w), times.s, low, labels, w)
-    estimate = target.jump(student.jump(start, times.t, times.s, labels, w), times.s, low, labels, w)
+    goal = target.jump(student.jump(x, times.u, times.s, at(labels, w)), times.s, low, at(labels, w))
+    estimate = target.jump(student.jump(start, times.t, times.s, at(labels, w)), times.s, low, at(labels, w))
     networks = Networks(student, target, teacher)
     torch.testing.assert_close(objective(networks, x0, labels, draw), (estimate - goal).square().mean(1))
     torch.testing.assert_close(networks.made["estimate"], estimate)

@@ -132,7 +132,7 @@ def test_the_fake_is_the_estimate_of_the_same_draw_made_once():
     networks, x0 = vector_networks(), torch.randn(6, 2)
     objectives = [Matching(grid_points=6), PLAIN]
     batch = draw_batch(
-        objectives, networks.student, x0, None, total=6, part=slice(0, 6), label_dropout=0.0,
+        objectives, networks.student, x0, None, total=6, part=slice(0, 6), condition_dropout=0.0,
         generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
@@ -149,7 +149,7 @@ def test_a_step_with_the_adversarial_loss_is_the_gradient_of_the_weighted_sum():
     networks, x0 = vector_networks(), torch.randn(6, 2)
     objectives = [Matching(grid_points=6), PLAIN]
     batch = draw_batch(
-        objectives, networks.student, x0, None, total=6, part=slice(0, 6), label_dropout=0.0,
+        objectives, networks.student, x0, None, total=6, part=slice(0, 6), condition_dropout=0.0,
         generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
@@ -206,7 +206,7 @@ def test_batches_of_early_steps_have_no_adversarial_draw():
     objectives, x0 = [DenoisingScoreMatching(), Adversarial(start=3, augmentation=())], torch.zeros(2, 2)
     made = [
         draw_batch(
-            objectives, mixture(2), x0, None, total=2, part=slice(0, 2), label_dropout=0.0,
+            objectives, mixture(2), x0, None, total=2, part=slice(0, 2), condition_dropout=0.0,
             generator=step_generator(0, step), step=step,
         )
         for step in (2, 3)

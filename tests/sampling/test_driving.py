@@ -48,7 +48,7 @@ def forty(shape, dtype):
         x = 80 * noise(torch.empty(rows, *shape, dtype=dtype))
         if name == "restore":
             steps = partial(steps, known=torch.zeros(rows, *shape, dtype=dtype))
-        yield steps(x, grid.to(dtype), labels=labels, noise=noise)
+        yield steps(x, grid.to(dtype), condition=labels, noise=noise)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
@@ -72,7 +72,7 @@ def test_plans_share_the_calls_of_the_network(small_ctm):
 
 def test_requests_are_what_the_sampler_needs():
     x = torch.randn(3, 2)
-    steps = sampling.heun.steps(x, torch.tensor([2.0, 1.0, 0.0]), labels=torch.tensor([0, 1, 1]))
+    steps = sampling.heun.steps(x, torch.tensor([2.0, 1.0, 0.0]), condition=torch.tensor([0, 1, 1]))
     first = next(steps)
     assert isinstance(first, Denoise)
     assert torch.equal(first.t, torch.full((3,), 2.0))
@@ -90,10 +90,10 @@ def test_a_sampler_shows_the_arguments_of_a_function_of_a_model():
 
 
 def test_an_error_of_the_model_comes_through(mixture_2d):
-    with pytest.raises(ValueError, match=r"has no jump\(x, t, s, labels\)"):
+    with pytest.raises(ValueError, match=r"has no jump\(x, t, s, condition\)"):
         drive(lambda x, sigma: x, sampling.gamma.steps(torch.randn(2, 2), GRID))
     with pytest.raises(ValueError, match="labels must be"):
-        drive(mixture_2d, sampling.heun.steps(torch.randn(2, 2).double(), GRID, labels=torch.tensor([7, 9])))
+        drive(mixture_2d, sampling.heun.steps(torch.randn(2, 2).double(), GRID, condition=torch.tensor([7, 9])))
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -110,7 +110,7 @@ def test_a_sampler_reads_nothing_back_after_its_start(small_ctm, name, guided):
     def noise(like):
         return torch.ones_like(like)
 
-    plan = steps(x, grid, labels=labels, noise=noise)
+    plan = steps(x, grid, condition=labels, noise=noise)
     with torch.no_grad(), contextlib.suppress(StopIteration):
         request = next(plan)
         with inside(), reads:
@@ -132,7 +132,7 @@ def test_a_sampler_runs_where_nothing_can_be_read(small_ctm, name):
     if name == "restore":
         steps = partial(steps, known=torch.zeros(2, 1, 8, 8))
     with inside():
-        result = drive(model, steps(x, grid, labels=torch.zeros(2, dtype=torch.int64, device="meta")))
+        result = drive(model, steps(x, grid, condition=torch.zeros(2, dtype=torch.int64, device="meta")))
     assert result.shape == x.shape
     assert result.device.type == "meta"
 
@@ -142,7 +142,7 @@ def test_no_float64_comes_to_the_device_of_the_model(small_ctm, sampler):
     """As on a Mac, whose GPU has none."""
     model, labels = small_ctm.to("meta"), torch.zeros(2, dtype=torch.int64)
     with Dtypes("meta") as kinds, inside():
-        draw(model, range(2), levels=GRID, sampler=sampler, labels=labels, seed=0, device=torch.device("meta"))
+        draw(model, range(2), levels=GRID, sampler=sampler, condition=labels, seed=0, device=torch.device("meta"))
     assert not kinds.double
 
 
@@ -158,7 +158,7 @@ def test_mixture_is_driven_with_labels_beside_none(mixture_2d):
     """A plan without labels among plans with: its rows count as unconditional."""
     x = 80 * torch.randn(2, 2, dtype=torch.float64)
     grid = karras_grid(8, dtype=torch.float64)
-    plans = lambda: [sampling.heun.steps(x, grid), sampling.heun.steps(x, grid, labels=torch.tensor([0, 1]))]  # noqa: E731
+    plans = lambda: [sampling.heun.steps(x, grid), sampling.heun.steps(x, grid, condition=torch.tensor([0, 1]))]  # noqa: E731
     together = drive_together(mixture_2d, plans())
     for one, other in zip(plans(), together, strict=True):
         torch.testing.assert_close(other, drive(mixture_2d, one), rtol=1e-10, atol=1e-10)

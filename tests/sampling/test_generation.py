@@ -47,7 +47,7 @@ def test_one_step_is_one_jump_from_the_starting_noise(small_ctm):
     expected = small_ctm.jump(
         80 * starting_noise((1, 8, 8), range(3)), torch.full((3,), 80.0), torch.full((3,), 0.002), labels
     )
-    torch.testing.assert_close(generate(small_ctm, 3, labels=labels), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(small_ctm, 3, condition=labels), expected, rtol=0, atol=1e-5)
 
 
 def test_stream_yields_what_generate_concatenates(small_ctm):
@@ -62,7 +62,7 @@ def test_labels_none_draws_a_class_for_each_image(small_ctm):
     assert drawn.dtype == torch.int64
     assert torch.equal(drawn[:7], class_labels(small_ctm, 7, None, seed=3))
     assert set(drawn.tolist()) == set(range(10))
-    assert torch.equal(generate(small_ctm, 3, seed=3), generate(small_ctm, 3, seed=3, labels=drawn[:3]))
+    assert torch.equal(generate(small_ctm, 3, seed=3), generate(small_ctm, 3, seed=3, condition=drawn[:3]))
     network = MLP((2,), width=8, blocks=1, embedding=8)
     assert class_labels(DiffusionModel(network, shape=(2,)), 5) is None
 
@@ -96,15 +96,15 @@ def test_a_diffusion_model_needs_a_sampler():
 
 def test_generating_from_a_mixture_gives_its_distribution():
     teacher = mixture(2)
-    samples = generate(teacher, 2000, labels=-1, batch_size=2000)
+    samples = generate(teacher, 2000, condition=-1, batch_size=2000)
     mean = (teacher.weights @ teacher.means).float()
     torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.08)
     assert (samples - mean).square().mean().sqrt().item() == pytest.approx(teacher.sigma_data, rel=0.05)
 
 
 def test_a_list_of_seeds_gives_the_first_image_of_each(small_ctm):
-    many = generate(small_ctm, 3, seed=[4, 9, 4], steps=2, gamma=0.5, labels=3, batch_size=2)
-    alone = [generate(small_ctm, 1, seed=seed, steps=2, gamma=0.5, labels=3) for seed in (4, 9, 4)]
+    many = generate(small_ctm, 3, seed=[4, 9, 4], steps=2, gamma=0.5, condition=3, batch_size=2)
+    alone = [generate(small_ctm, 1, seed=seed, steps=2, gamma=0.5, condition=3) for seed in (4, 9, 4)]
     torch.testing.assert_close(many, torch.cat(alone), rtol=0, atol=1e-4)
     drawn = class_labels(small_ctm, 2, None, seed=[4, 9])
     assert drawn.tolist() == [class_labels(small_ctm, 1, None, seed=seed).item() for seed in (4, 9)]
@@ -117,8 +117,8 @@ def test_a_list_of_seeds_gives_the_first_image_of_each(small_ctm):
 def test_float64_shows_what_rounding_does():
     """The same noise in both precisions: the results differ by rounding only."""
     teacher, grid = mixture(2), karras_grid(20, dtype=torch.float64)
-    double = generate(teacher, 50, grid=grid, sampler=heun, dtype=torch.float64, labels=-1)
-    single = generate(teacher, 50, grid=grid, sampler=heun, labels=-1)
+    double = generate(teacher, 50, grid=grid, sampler=heun, dtype=torch.float64, condition=-1)
+    single = generate(teacher, 50, grid=grid, sampler=heun, condition=-1)
     assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
     difference = (double - single).abs().max().item()
     assert 0 < difference < 1e-3

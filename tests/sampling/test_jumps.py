@@ -115,14 +115,14 @@ def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
     calls, labels = [], torch.tensor([3, -1, 0])
     hook = small_ctm.network.register_forward_hook(lambda *_: calls.append(1))
     x, starts = torch.randn(3, *small_ctm.shape), torch.tensor([80.0, 2.0, 9.0])
-    found = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels)
+    found = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), condition=labels)
     assert found.shape == (2, 3, *small_ctm.shape)
     assert len(calls) == 1
     with torch.no_grad():
         second = small_ctm.jump(x, starts, torch.full((3,), 0.002), labels)
     hook.remove()
     torch.testing.assert_close(found[1], second, rtol=1e-4, atol=1e-4)
-    in_pieces = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), labels=labels, batch_size=4)
+    in_pieces = jump_to_many(small_ctm, x, starts, torch.tensor([1.0, 0.002]), condition=labels, batch_size=4)
     torch.testing.assert_close(in_pieces, found, rtol=1e-4, atol=1e-4)
 
 

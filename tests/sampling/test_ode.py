@@ -35,8 +35,8 @@ def test_eighteen_levels_and_zero_make_35_evaluations():
 def test_a_bare_callable_and_labels(sampler):
     teacher, grid = mixture(2), karras_grid(6, dtype=torch.float64)
     x, labels = 80 * torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
-    by_model = sampler(teacher, x, grid, labels=labels)
-    by_call = sampler(lambda x, t, labels=None: teacher.denoise(x, t, labels), x, grid, labels=labels)
+    by_model = sampler(teacher, x, grid, condition=labels)
+    by_call = sampler(lambda x, t, labels=None: teacher.denoise(x, t, labels), x, grid, condition=labels)
     assert torch.equal(by_model, by_call)
     assert not torch.allclose(by_model, sampler(teacher, x, grid))
 

@@ -219,8 +219,8 @@ def test_a_tuned_gamma_is_used_unless_another_is_given(small_ctm):
 
 def test_a_guided_model_is_not_the_one_that_was_tuned(small_ctm):
     labels = torch.tensor([1, 2, 3])
-    guided = generate(ClassifierFree(small_ctm, 2.0), 3, steps=2, labels=labels)
-    assert torch.equal(generate(ClassifierFree(kept(small_ctm), 2.0), 3, steps=2, labels=labels), guided)
+    guided = generate(ClassifierFree(small_ctm, 2.0), 3, steps=2, condition=labels)
+    assert torch.equal(generate(ClassifierFree(kept(small_ctm), 2.0), 3, steps=2, condition=labels), guided)
 
 
 def test_grids_and_unknown_entries_survive_saving(small_ctm, tmp_path):

@@ -122,7 +122,7 @@ def test_jumps_of_images_and_float32():
     result = teacher.jump(x, torch.full((5,), 80.0), torch.zeros(5))
     assert result.shape == x.shape
     assert result.dtype == torch.float32
-    samples = generate(teacher, 5, labels=1)
+    samples = generate(teacher, 5, condition=1)
     assert samples.shape == (5, 1, 4, 4)
 
 

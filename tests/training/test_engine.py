@@ -133,7 +133,7 @@ def unet_step(precision: str = "fp32", scale: float = 1.0, backend: str | None =
         compile_networks((model, target, teacher), backend, eager=module.last_layer)
     x0 = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=layout)
     batch = draw_batch(
-        objectives, model, x0, None, total=8, part=slice(0, 8), label_dropout=0, generator=step_generator(0, 0)
+        objectives, model, x0, None, total=8, part=slice(0, 8), condition_dropout=0, generator=step_generator(0, 0)
     )
     losses = module(batch, target, teacher)
     kinds = {output.dtype for output in module.outputs}

@@ -41,7 +41,7 @@ def test_losses_and_gradients_come_where_nothing_can_be_read(name):
     objectives = [MATCHINGS[name], DenoisingScoreMatching()]
     x0, labels = torch.empty(4, 1, 8, 8, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
     module = LossModule(student, objectives)
-    rows = {"total": 4, "part": slice(0, 4), "label_dropout": 0.1}
+    rows = {"total": 4, "part": slice(0, 4), "condition_dropout": 0.1}
     with Dtypes("meta") as kinds:
         batch = draw_batch(objectives, student, x0, labels, generator=step_generator(0, 0), **rows)
         losses = module(batch, frozen_copy(student), teacher)

@@ -71,7 +71,7 @@ def test_the_labels_of_a_column_are_the_same_in_every_row(tmp_path, monkeypatch,
     drawn, generate = [], pictures.generate
 
     def noted(model, count, **options):
-        drawn.append(options["labels"].tolist())
+        drawn.append(options["condition"].tolist())
         return generate(model, count, **options)
 
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)

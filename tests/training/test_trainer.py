@@ -166,11 +166,11 @@ def test_labels_are_dropped_at_the_stated_rate(tmp_path):
     labels, x0 = torch.arange(10).repeat(2000), torch.zeros(20_000, 1)
     generator = step_generator(0, 0)
     batch = draw_batch(
-        [], None, x0, labels, total=20_000, part=slice(0, 20_000), label_dropout=0.1, generator=generator
+        [], None, x0, labels, total=20_000, part=slice(0, 20_000), condition_dropout=0.1, generator=generator
     )
-    dropped = batch.labels < 0
+    dropped = batch.condition < 0
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert torch.equal(batch.labels[~dropped], labels[~dropped])
+    assert torch.equal(batch.condition[~dropped], labels[~dropped])
 
 
 def test_processes_take_the_rows_of_one_common_batch():
@@ -185,10 +185,10 @@ def test_processes_take_the_rows_of_one_common_batch():
     def draw(part):
         generator = step_generator(5, 17)
         rows = x0[part], labels[part]
-        return draw_batch(objectives, model, *rows, total=8, part=part, label_dropout=0.5, generator=generator)
+        return draw_batch(objectives, model, *rows, total=8, part=part, condition_dropout=0.5, generator=generator)
 
     whole, halves = draw(slice(0, 8)), [draw(slice(0, 4)), draw(slice(4, 8))]
-    assert torch.equal(torch.cat([half.labels for half in halves]), whole.labels)
+    assert torch.equal(torch.cat([half.condition for half in halves]), whole.condition)
     for index in (0, 1):
         assert torch.equal(torch.cat([half.draws[index].noise for half in halves]), whole.draws[index].noise)
     assert torch.equal(torch.cat([half.draws[0].times.path for half in halves], dim=1), whole.draws[0].times.path)

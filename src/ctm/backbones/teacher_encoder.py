@@ -45,7 +45,7 @@ class TeacherEncoder(Backbone):
         if not hasattr(network, "encode"):
             found = "there is no teacher" if teacher is None else f"{type(network or teacher).__name__} has none"
             raise ValueError(
-                f"the teacher's own features need a teacher whose network has encode(x, t, labels), and {found}: "
+                f"the teacher's own features need a teacher whose network has encode(x, t, condition), and {found}: "
                 "give --teacher MODEL, or take another distance"
             )
         assert teacher is not None

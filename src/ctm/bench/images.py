@@ -125,7 +125,7 @@ class ImageBench:
         return frechet(Gaussian.of(self._features(samples)), self.gaussian)
 
     def _draw(self, model: Any, **options: Any) -> Tensor:
-        return generate(model, self.settings.count, labels=self.labels, seed=0, batch_size=_BATCH, **options)
+        return generate(model, self.settings.count, condition=self.labels, seed=0, batch_size=_BATCH, **options)
 
     def _teacher_samples(self) -> Tensor:
         if self.reference is None:

@@ -127,7 +127,7 @@ def _training(objectives: list[Objective], teacher: GaussianMixture, seed: int) 
     for step in itertools.count():
         x0 = teacher.sample(_BATCH, seed=(seed << 32) + step)
         generator = step_generator(seed, step)
-        rows = {"total": _BATCH, "part": slice(0, _BATCH), "label_dropout": 0.0}
+        rows = {"total": _BATCH, "part": slice(0, _BATCH), "condition_dropout": 0.0}
         batch = draw_batch(objectives, student, x0, None, generator=generator, **rows)  # type: ignore[arg-type]
         losses = module(batch, target, teacher)
         optimizer.zero_grad()

@@ -120,7 +120,7 @@ def measure(model: Any, cell: Cell, batch_size: int, pairs: int, device: torch.d
     options: dict[str, Any] = {"levels": cell.levels, "sampler": cell.method}
 
     def sampler() -> None:
-        draw(model, range(batch_size), seed=0, device=device, labels=labels, **options)
+        draw(model, range(batch_size), seed=0, device=device, condition=labels, **options)
 
     calls = network_calls(model, sampler)
 
@@ -151,7 +151,7 @@ def measure_fan(model: Any, batch_size: int, pairs: int, device: torch.device, c
     start = torch.full((batch_size,), model.sigma_max, device=device)
 
     def together() -> None:
-        jump_to_many(model, x, model.sigma_max, levels, labels=labels)
+        jump_to_many(model, x, model.sigma_max, levels, condition=labels)
 
     def apart() -> None:
         with torch.no_grad():

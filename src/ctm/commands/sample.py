@@ -123,7 +123,7 @@ def run(settings: Namespace) -> None:
     batches = sampling.stream(
         model.to(device) if settings.cfg is None else at_scale(model.to(device), settings.cfg),
         num,
-        labels=labels,
+        condition=labels,
         seed=seed,
         batch_size=settings.batch_size,
         device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,18 @@ __all__ = ["fit_arrays", "load_npz"]
 _IMAGES, _LABELS, _NAMES = ("images", "arr_0"), ("labels", "arr_1"), "class_names"
 
 
-def load_npz(path: Path, image: str | None = None, label: str | None = None, max_gb: float | None = None) -> Images:
+def load_npz(
+    path: Path,
+    image: str | None = None,
+    label: str | None = None,
+    max_gb: float | None = None,
+    condition: Sequence[str] = (),
+) -> Images:
     """The images in an .npz: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole numbers or texts (N,).
 
     image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
-    class_names are the names of the classes. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays
+    class_names are the names of the classes. condition: names of arrays of real numbers (N, …) that are fields of the
+    condition. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays
     that are not there or no images or labels."""
     archive = Archive(path, max_gb)
     image_name = _chosen(archive, "image", image, _IMAGES)
@@ -43,12 +51,34 @@ def load_npz(path: Path, image: str | None = None, label: str | None = None, max
     notes: list[str] = []
     if label_name is not None:
         labels, names, notes = read_labels(_read_small(archive, label_name, count), count, f"{path} ({label_name})")
-    used = {image_name, label_name}
+    fields = {name: _field(archive, name, count) for name in condition}
+    used = {image_name, label_name, *fields}
     if labels is not None and not names and _NAMES in archive.headers:
         names, used = _class_names(archive, int(labels.max())), used | {_NAMES}
     notes += _others(archive, used, count, label_name is None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes))
+    return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes), fields)
+
+
+def _field(archive: Archive, name: str, count: int) -> np.ndarray:
+    """A field of the condition, float32 (N, …). Raises ValueError for an array that is not there, of another length, or of values
+    that are no finite numbers."""
+    _chosen(archive, "condition", name, ())
+    header = archive.headers[name]
+    if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
+        raise ValueError(
+            f"{archive.path}: a field of the condition must be real numbers ({count}, …), got {header.dtype} "
+            f"{header.shape} ({name})"
+        )
+    values = archive.read(name)
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values.reshape(count, -1)).all(axis=1)))
+        raise ValueError(f"{archive.path}: {name} of item {row} is not finite: leave such items out of the file")
+    with np.errstate(over="ignore"):
+        narrowed = values.astype(np.float32)
+    if not np.isfinite(narrowed).all():
+        raise ValueError(f"{archive.path}: {name} has values beyond float32's range: scale them")
+    return narrowed
 
 
 def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ...]) -> str | None:

@@ -54,6 +54,9 @@ def digest_of(images: Images, limit: int = LIMIT) -> DataDigest:
     if images.labels is not None:
         digest.update(b"labels")
         digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
+    for name, values in images.fields.items():
+        digest.update(json.dumps([name, list(values.shape)]).encode())
+        digest.update(np.ascontiguousarray(values, dtype="<f4").data)
     return DataDigest(digest.hexdigest(), _CONTENT if whole else _FILES)
 
 

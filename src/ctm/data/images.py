@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ctm.conditioner import Arrays, Conditioner, Labels
+from ctm.conditions import LABELS, Condition
 
 __all__ = ["Images", "epoch_order", "random_flips", "to_model_range"]
 
@@ -17,7 +21,8 @@ _FLIPS = 0x466C6970  # keeps the draws of flips apart from the order of the data
 class Images:
     """pixels uint8 (N, H, W, C), an array or a memory map; labels int64 (N,), −1 for an image without one, or None; class_names
     one for each class, empty where the data have none; name: how the set was asked for; source: where it came from, in words;
-    notes: what was left out or changed on the way, a line each."""
+    notes: what was left out or changed on the way, a line each; fields: the arrays of the condition beside labels, float32
+    (N, …) each."""
 
     pixels: np.ndarray
     labels: np.ndarray | None = None
@@ -25,6 +30,7 @@ class Images:
     name: str = ""
     source: str = ""
     notes: tuple[str, ...] = ()
+    fields: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8 or len(self.pixels) == 0:
@@ -33,6 +39,11 @@ class Images:
             raise ValueError(
                 f"labels must be {len(self.pixels)} whole numbers ≥ 0, or −1 for none, got shape {self.labels.shape}"
             )
+        for name, values in self.fields.items():
+            if values.dtype != np.float32 or values.shape[:1] != (len(self.pixels),):
+                raise ValueError(
+                    f"the field {name!r} must be float32 ({len(self.pixels)}, …), got {values.dtype} {values.shape}"
+                )
         largest = -1 if self.labels is None else int(self.labels.max())
         if self.class_names and largest >= len(self.class_names):
             raise ValueError(f"label {largest} has no name: there are {len(self.class_names)} names of classes")
@@ -53,6 +64,12 @@ class Images:
             return 0
         return len(self.class_names) or int(self.labels.max()) + 1
 
+    @property
+    def conditioner(self) -> Conditioner:
+        """What the data are conditioned on: their labels and fields."""
+        fields = {name: values.shape[1:] for name, values in self.fields.items()}
+        return (Labels(self.num_classes) if self.num_classes else Conditioner()) | Arrays(fields)
+
     def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> Images:
         """The set with class c as number numbers[c] (C,) of `class_names`; images without a label stay so."""
         labels = self.labels
@@ -64,6 +81,17 @@ class Images:
         """Images `indices` as float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None."""
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
         return to_model_range(torch.from_numpy(np.ascontiguousarray(self.pixels[indices]))), labels
+
+    def rows(self, indices: np.ndarray) -> tuple[Tensor, Condition]:
+        """Images `indices` as `batch` gives them, and their condition: labels, or a mapping where the data have fields."""
+        x, labels = self.batch(indices)
+        return x, self.condition(indices) if self.fields else labels
+
+    def condition(self, indices: np.ndarray) -> Condition:
+        """The condition of the images `indices`: None, labels int64 (B,), or a mapping of both and of the fields."""
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
+        fields = {name: torch.from_numpy(np.ascontiguousarray(values[indices])) for name, values in self.fields.items()}
+        return fields | ({} if labels is None else {LABELS: labels}) if fields else labels
 
     def all(self) -> tuple[Tensor, Tensor | None]:
         """All images and labels, as `batch` gives them."""

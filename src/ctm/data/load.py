@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def load_images(
     *,
     image: str | None = None,
     label: str | None = None,
+    condition: Sequence[str] | None = None,
     max_gb: float | None = None,
 ) -> Images:
     """The images called `name`.
@@ -50,8 +52,9 @@ def load_images(
     the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
     (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
     colour if any picture is in colour. split: "train" or "test" where the source has both. image, label: the arrays or columns to
-    take, None for those of known names. max_gb: the most that an .npz or parquet file, or a set at another size, may
-    take in memory, in 10⁹ bytes; None: 1, or ten times the file's size where that is more.
+    take, None for those of known names. condition: arrays of an .npz that are fields of the
+    condition. max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
+    or ten times the file's size where that is more.
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
     """
@@ -65,7 +68,12 @@ def load_images(
         raise ValueError(
             f"{option('image')} and {option('label')} name arrays or columns of a file, and {name} has none: leave them out"
         )
-    images = _load(name, path, size, channels, split, {"image": image, "label": label, "max_gb": max_gb})
+    options = {"image": image, "label": label, "max_gb": max_gb}
+    if condition:
+        if suffix_of(path) != ".npz" or not path.is_file():
+            raise ValueError(f"{option('condition')} names arrays of an .npz file, and {name} is none: leave it out")
+        options["condition"] = list(condition)  # type: ignore[assignment]
+    images = _load(name, path, size, channels, split, options)
     tell(images.notes, name)
     return images
 

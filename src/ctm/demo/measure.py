@@ -100,7 +100,7 @@ def measure(teacher: Any, student: Any, judge: Judge, progress: Any = lambda row
         found, drawn = [], []
         for seed in _SEEDS:
             started = time.perf_counter()
-            samples = draw(count, labels=labels, seed=seed, batch_size=_BATCH)
+            samples = draw(count, condition=labels, seed=seed, batch_size=_BATCH)
             seconds = time.perf_counter() - started
             references.setdefault(seed, samples)
             drawn.append(samples)

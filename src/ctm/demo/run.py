@@ -80,8 +80,8 @@ def _pictures(
 ) -> list[tuple[str, bytes]]:
     labels = torch.arange(_SHOWN) % student.num_classes
     grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
-    shown = {"teacher (35)": generate(teacher, _SHOWN, labels=labels, grid=grid, sampler=heun)}
-    shown |= {f"CTM ({steps})": generate(student, _SHOWN, labels=labels, steps=steps) for steps in STEPS}
+    shown = {"teacher (35)": generate(teacher, _SHOWN, condition=labels, grid=grid, sampler=heun)}
+    shown |= {f"CTM ({steps})": generate(student, _SHOWN, condition=labels, steps=steps) for steps in STEPS}
     path = jump_path(student, label=3, steps=8)
     metrics = {name: run.read_metrics() for name, run in runs.items()}
     return [

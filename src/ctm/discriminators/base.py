@@ -12,9 +12,9 @@ __all__ = ["Discriminator", "label_term"]
 
 
 class Discriminator(ABC):
-    """Settings of a discriminator. The module that `build` returns is called as (x, labels, networks) and gives a list of
-    logits, (B, …) each: positive for data. labels int64 (B,) with −1 for none, or None; networks: `ctm.objectives.Networks`,
-    for feature networks that look through the teacher."""
+    """Settings of a discriminator. The module that `build` returns is called as (x, condition, networks) and gives a list of
+    logits, (B, …) each: positive for data. Of the condition it sees the labels, int64 (B,) with −1 for none; networks:
+    `ctm.objectives.Networks`, for feature networks that look through the teacher."""
 
     @abstractmethod
     def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> nn.Module:

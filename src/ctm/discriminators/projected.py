@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ctm.backbones import Backbone, EfficientNetLite0
+from ctm.conditions import Condition, labels_of
 from ctm.discriminators.base import Discriminator, label_term
 
 __all__ = ["LogitHead", "ProjectedDiscriminator", "ProjectedDiscriminatorNetwork", "RandomMixing"]
@@ -75,9 +76,9 @@ class ProjectedDiscriminatorNetwork(nn.Module):
             self.mixings.append(mixing)
             self.heads.append(nn.ModuleList(heads))
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, networks: Any = None) -> list[Tensor]:
+    def forward(self, images: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
         """images (B, C, H, W) in [−1, 1] -> a logit map (B, 1, h, w) from each head, finest first for each backbone."""
-        logits = []
+        logits, labels = [], labels_of(condition)
         for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):
             mixed = mixing(backbone.maps(networks, images))
             logits += [head(found, labels) for head, found in zip(heads, mixed, strict=True)]  # type: ignore[call-overload]

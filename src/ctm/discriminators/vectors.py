@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ctm.conditions import Condition, labels_of
 from ctm.discriminators.base import Discriminator, label_term
 
 __all__ = ["MLPDiscriminator", "MLPDiscriminatorNetwork"]
@@ -42,8 +43,9 @@ class MLPDiscriminatorNetwork(nn.Module):
         self.logit = nn.Linear(width, 1)
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
 
-    def forward(self, x: Tensor, labels: Tensor | None = None, networks: Any = None) -> list[Tensor]:
+    def forward(self, x: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
         """x (B, …) -> [(B, 1)]."""
+        labels = labels_of(condition)
         hidden = self.body(x.flatten(1))
         logit = self.logit(hidden)
         if self.labels is not None and labels is not None:

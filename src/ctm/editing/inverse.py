@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_state
+from ctm.conditions import Condition, takes_labels
 from ctm.editing.operators import LinearOperator
 from ctm.models.guided import Guided
 from ctm.models.protocol import denoiser_of
@@ -38,12 +39,12 @@ class Measured(Guided):
         super().__init__(model)
         self.operator, self.y, self.clamp = operator, y, clamp
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         measured = self.operator.A_pinv(self.y.to(x))
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            denoised = denoiser_of(self.model, labels)(at, t)
-            image = denoised.detach() if s is None else self.unguided(x, t, s, labels)
+            denoised = denoiser_of(self.model, condition)(at, t)
+            image = denoised.detach() if s is None else self.unguided(x, t, s, condition)
             missing = measured - self.operator.projection(image)
             along = match_dims(t, x) ** 2 * torch.autograd.grad(denoised, at, missing)[0]
         image = image + match_dims(_quotient(missing, along), x) * along
@@ -65,6 +66,7 @@ def _start(model: Any, y: Tensor, seed: int, device: torch.device) -> tuple[Tens
     return noise(torch.empty(len(y), *model.shape, dtype=y.dtype, device=device)), noise
 
 
+@takes_labels
 def replace(
     model: Any,
     operator: LinearOperator,
@@ -75,7 +77,7 @@ def replace(
     clamp: bool = True,
     grid: Tensor | None = None,
     guess: Tensor | None = None,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -92,7 +94,13 @@ def replace(
     levels = karras_grid(steps, model.sigma_min, _first_level(model), dtype=y.dtype) if grid is None else grid
     first = known if guess is None else _fitted(guess, operator, known)
     x, noise = _start(model, y, seed, y.device)
-    options: dict[str, Any] = {"labels": labels, "noise": noise, "rounds": rounds, "clamp": clamp, "callback": callback}
+    options: dict[str, Any] = {
+        "condition": condition,
+        "noise": noise,
+        "rounds": rounds,
+        "clamp": clamp,
+        "callback": callback,
+    }
     return restore(model, first + levels[0].to(x) * x, levels, known, operator.projection, **options)
 
 
@@ -109,6 +117,7 @@ def _first_level(model: Any) -> float:
     return min(3 * float(getattr(model, "sigma_data", 0.5)), float(model.sigma_max))
 
 
+@takes_labels
 def solve_guided(
     model: Any,
     operator: LinearOperator,
@@ -118,7 +127,7 @@ def solve_guided(
     jumps: bool = False,
     clamp: bool = True,
     guess: Tensor | None = None,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -134,7 +143,7 @@ def solve_guided(
     x = levels[0].to(x) * x
     x = x if guess is None else x + _fitted(guess, operator, known)
     sampler = gamma if jumps else euler
-    options: dict[str, Any] = {"labels": labels, "noise": noise, "callback": callback}
+    options: dict[str, Any] = {"condition": condition, "noise": noise, "callback": callback}
     made = sampler(Measured(model, operator, y, clamp=clamp), x, levels, **options)
     return made - operator.projection(made) + known
 

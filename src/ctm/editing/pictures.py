@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_labels, as_number, as_state, whole_numbers, words_for
+from ctm.arguments import as_count, as_number, as_state, whole_numbers, words_for
+from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
 from ctm.models.protocol import denoiser_of
@@ -30,22 +31,24 @@ def _level(model: Any, sigma: Any) -> float:
     return sigma
 
 
-def denoise(model: Any, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+@takes_labels
+def denoise(model: Any, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
     """The mean of x0 given x = x0 + sigma·ε, in one evaluation: of all estimates the one of least squared error.
 
     x (B, *shape), sigma in the units of x. Raises ValueError for sigma outside the model's levels."""
     sigma = _level(model, sigma)
     with torch.no_grad():
-        return denoiser_of(model, as_labels(labels, as_state(x)))(x, x.new_full((len(x),), sigma))
+        return denoiser_of(model, as_condition(condition, as_state(x)))(x, x.new_full((len(x),), sigma))
 
 
+@takes_labels
 def posterior_sample(
     model: Any,
     x: Tensor,
     sigma: float,
     *,
     steps: int = 64,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -53,9 +56,10 @@ def posterior_sample(
     steps grow. The flow, and so a jump, would give one image of each x and not the spread of them."""
     sigma = _level(model, sigma)
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=x.dtype)
-    return ancestral(model, x, levels, labels=labels, noise=ImageNoise(seed, range(len(x))), callback=callback)
+    return ancestral(model, x, levels, condition=condition, noise=ImageNoise(seed, range(len(x))), callback=callback)
 
 
+@takes_labels
 def stroke(
     model: Any,
     image: Tensor,
@@ -63,7 +67,7 @@ def stroke(
     *,
     steps: int = 2,
     gamma_share: float = 0.0,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -75,7 +79,7 @@ def stroke(
     sigma = _level(model, sigma)
     noise = ImageNoise(seed, range(len(as_state(image, "image"))))
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
-    options: dict[str, Any] = {"gamma": gamma_share, "labels": labels, "noise": noise, "callback": callback}
+    options: dict[str, Any] = {"gamma": gamma_share, "condition": condition, "noise": noise, "callback": callback}
     return gamma(model, image + sigma * noise(image), levels, **options)
 
 

@@ -66,7 +66,7 @@ class ModelSource:
             indices.tolist(),
             levels=self.levels,
             sampler=self.sampler,
-            labels=rows,
+            condition=rows,
             seed=self.seed,
             device=self.device,
         )

@@ -77,7 +77,7 @@ class FrechetMeasure:
         drawn = None if self._shared is None else data_labels(half, self._num, seed)
         chosen = None if drawn is None or self._shared is None else self._shared.of_model(drawn)
         labels = class_labels(self.model, self._num, chosen, seed)
-        return generate(self.model, self._num, grid=levels, gamma=gamma, labels=labels, seed=seed, batch_size=250)
+        return generate(self.model, self._num, grid=levels, gamma=gamma, condition=labels, seed=seed, batch_size=250)
 
     def _gaussian(self, x: Tensor) -> Gaussian:
         seen = [self._look(to_model_range(to_uint8(part)).to(self._device))[0].cpu() for part in x.split(250)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_number
+from ctm.conditions import Condition, labels_of
 from ctm.models.guided import Guided
 from ctm.models.protocol import denoiser_of
 from ctm.noise import match_dims
@@ -19,7 +20,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 class ClassifierGuided(Guided):
-    """Classifier guidance (arXiv 2105.05233): D + scale·t²·∇ₓ log p(y | x), the model itself being called without labels.
+    """Classifier guidance (arXiv 2105.05233): D + scale·t²·∇ₓ log p(y | x), the model itself being called without a condition.
 
     classifier(x, t) -> logits (B, K) of noisy images where noisy is true: with scale 1 and p exact, D is exactly the
     conditional model's. Else classifier(x0) -> logits of clean images, taken at the denoised image, with the gradient
@@ -34,7 +35,8 @@ class ClassifierGuided(Guided):
         self.classifier, self.scale, self.noisy = classifier, as_number(scale, "scale"), noisy
         self.num_classes = getattr(model, "num_classes", None) or None  # the classes are the classifier's: not said
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        labels = labels_of(condition)
         if labels is None:
             raise ValueError("classifier guidance needs labels: give int64 (B,), −1 where a sample has none")
 
@@ -45,7 +47,7 @@ class ClassifierGuided(Guided):
 
         return self.unguided(x, t, s, None) + self.scale * likelihood_gain(self.model, None, x, t, log_probability)
 
-    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         return super().unguided(x, t, s, None)
 
 
@@ -59,11 +61,13 @@ class LossGuided(Guided):
         super().__init__(model)
         self.loss, self.scale = loss, as_number(scale, "scale")
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         def log_likelihood(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
             return -_checked(self.loss(denoised(at)), at)
 
-        return self.unguided(x, t, s, labels) + self.scale * likelihood_gain(self.model, labels, x, t, log_likelihood)
+        return self.unguided(x, t, s, condition) + self.scale * likelihood_gain(
+            self.model, condition, x, t, log_likelihood
+        )
 
 
 class LossDescent(Guided):
@@ -76,8 +80,8 @@ class LossDescent(Guided):
         super().__init__(model)
         self.loss, self.steps, self.rate = loss, as_count(steps, "steps of descent"), as_number(rate, "rate")
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        image = self.unguided(x, t, s, labels)
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        image = self.unguided(x, t, s, condition)
         for _ in range(self.steps):
             with torch.enable_grad():
                 at = image.detach().requires_grad_()
@@ -96,10 +100,10 @@ def feature_loss(features: Callable[[Tensor], Tensor], target: Tensor) -> Loss:
 
 
 def likelihood_gain(
-    model: Any, labels: Tensor | None, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
+    model: Any, condition: Condition, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
 ) -> Tensor:
     """t²·∇ₓ likelihood(x, D), the change of the denoised image, like x."""
-    denoise = denoiser_of(model, labels)
+    denoise = denoiser_of(model, condition)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
         gradient = torch.autograd.grad(likelihood(at, lambda y: denoise(y, t)).sum(), at)[0]

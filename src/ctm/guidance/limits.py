@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_number
+from ctm.conditions import Condition
 from ctm.models.guided import Guided, image_of
 from ctm.noise import match_dims
 
@@ -28,17 +29,17 @@ class Limited(Guided):
             raise ValueError(f"an interval of guidance needs 0 ≤ low < high, got {low:g} and {high:g}")
         self.low, self.high = low, high
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         inside = (t >= self.low) & (t <= self.high)
         if bool(inside.all()):
-            return self.model.guided(x, t, s, labels)
-        alone = self.model.unguided(x, t, s, labels)
+            return self.model.guided(x, t, s, condition)
+        alone = self.model.unguided(x, t, s, condition)
         if not bool(inside.any()):
             return alone
-        return torch.where(match_dims(inside, x).bool(), self.model.guided(x, t, s, labels), alone)
+        return torch.where(match_dims(inside, x).bool(), self.model.guided(x, t, s, condition), alone)
 
-    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        return self.model.unguided(x, t, s, labels)
+    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        return self.model.unguided(x, t, s, condition)
 
 
 class Thresholded(Guided):
@@ -51,7 +52,7 @@ class Thresholded(Guided):
         super().__init__(model)
         self.quantile = as_number(quantile, "quantile", 0, 1, above=True, why="0.995 is Imagen's")
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        image = image_of(self.model, x, t, s, labels)
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        image = image_of(self.model, x, t, s, condition)
         bound = match_dims(torch.quantile(image.flatten(1).abs().float(), self.quantile, dim=1).clamp(min=1), image)
         return image.clamp(-bound, bound) / bound

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_number, words_for
+from ctm.conditions import LABELS, Condition, cat, labels_of, with_field
 from ctm.models.guided import Guided, image_of
 
 __all__ = ["Autoguided", "BetweenLabels"]
@@ -22,13 +23,13 @@ class Autoguided(Guided):
         super().__init__(model)
         self.weaker, self.scale = weaker, as_number(scale, "scale")
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         if s is not None and not hasattr(self.weaker, "jump"):
             raise ValueError(f"{type(self.weaker).__name__} has no jump: jumps are guided by a weaker model that jumps")
-        good = self.unguided(x, t, s, labels)
+        good = self.unguided(x, t, s, condition)
         if self.scale == 1:
             return good
-        weak = image_of(self.weaker, x, t, s, labels)
+        weak = image_of(self.weaker, x, t, s, condition)
         return weak + self.scale * (good - weak)
 
 
@@ -45,10 +46,14 @@ class BetweenLabels(Guided):
             raise ValueError(f"other and share are one number for each sample, got {other.shape} and {share.shape}")
         self.other, self.share = other, share
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        labels = labels_of(condition)
         if labels is None or len(labels) != len(self.other):
             raise ValueError(f"between labels: the call needs labels for the same {len(self.other)} samples")
         twice = None if s is None else torch.cat([s, s])
-        both = torch.cat([labels, self.other.to(labels)])
+        other = self.other.to(labels)
+        both = cat(
+            [condition, other if condition is labels else with_field(condition, LABELS, other)], [len(x), len(x)]
+        )
         first, second = image_of(self.model, torch.cat([x, x]), torch.cat([t, t]), twice, both).chunk(2)
         return torch.lerp(first, second, self.share.to(x).reshape(-1, *(1,) * (x.dim() - 1)))

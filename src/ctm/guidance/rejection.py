@@ -60,7 +60,7 @@ def rejection_sample(
         asked = labels[pending]
         seeds = [_candidate(seed, i, attempt) for i in pending]
         given = asked if conditional else torch.full_like(asked, -1)
-        drawn = generate(model, len(pending), labels=given, seed=[number for number, _ in seeds], **options)
+        drawn = generate(model, len(pending), condition=given, seed=[number for number, _ in seeds], **options)
         with torch.no_grad():
             probability = classifier(drawn).softmax(dim=1).cpu().gather(1, asked[:, None])[:, 0]
         bar = torch.tensor([u for _, u in seeds]) if threshold is None else torch.full((len(pending),), threshold)

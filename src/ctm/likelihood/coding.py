@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_labels, as_state
+from ctm.arguments import as_state
+from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import integrate_flow, log_prior
 from ctm.models.protocol import denoiser_of
 from ctm.sampling.common import check_start
@@ -18,10 +19,11 @@ from ctm.solvers import heun_step
 __all__ = ["decode", "encode", "grid_log_density"]
 
 
+@takes_labels
 def encode(
     model: Any,
     x: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -31,14 +33,17 @@ def encode(
     normal for data. By dopri5 to the tolerances. progress: as of `ctm.likelihood.flow.integrate_flow`."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
-    done = integrate_flow(denoiser_of(model, as_labels(labels, as_state(x))), x, sigma_min, sigma_max, None, **options)
+    done = integrate_flow(
+        denoiser_of(model, as_condition(condition, as_state(x))), x, sigma_min, sigma_max, None, **options
+    )
     return (done.x / sigma_max).reshape(x.shape).to(x.dtype)
 
 
+@takes_labels
 def decode(
     model: Any,
     z: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -50,12 +55,13 @@ def decode(
     start = sigma_max * as_state(z, "z")
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
     done = integrate_flow(
-        denoiser_of(model, as_labels(labels, z)), start, sigma_min, sigma_max, None, down=True, **options
+        denoiser_of(model, as_condition(condition, z)), start, sigma_min, sigma_max, None, down=True, **options
     )
     return done.x.reshape(z.shape).to(z.dtype)
 
 
-def grid_log_density(model: Any, x: Tensor, grid: Tensor, labels: Tensor | None = None) -> Tensor:
+@takes_labels
+def grid_log_density(model: Any, x: Tensor, grid: Tensor, condition: Condition = None) -> Tensor:
     """ln of the density that Heun's steps up a fixed grid define, by the change of variables: (B,) nats, x's dtype.
 
         z = F(x), one step for each interval of the grid from its end to its start;   ln N(z; 0, grid[0]²·I) + ln |det ∂F/∂x|
@@ -64,7 +70,7 @@ def grid_log_density(model: Any, x: Tensor, grid: Tensor, labels: Tensor | None 
     second order. grid (N + 1,) decreasing from sigma_max to sigma_min. Each step takes two evaluations and, exactly, one
     backward pass for each of x's coordinates. Raises ValueError for an unfitting grid.
     """
-    levels, denoise = check_start(x, grid, zero_end=False), denoiser_of(model, as_labels(labels, x))
+    levels, denoise = check_start(x, grid, zero_end=False), denoiser_of(model, as_condition(condition, x))
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for low, high in itertools.pairwise(levels.flip(0)):
         with torch.enable_grad():

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_labels, as_seed, as_state, words_for
+from ctm.arguments import as_count, as_seed, as_state, words_for
+from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
 from ctm.models.protocol import denoiser_of
 from ctm.sampling.common import tensors_of
@@ -42,10 +43,11 @@ def _probes(x: Tensor, probes: int, kind: ProbeKind, seed: int, first: int) -> T
     return (2 * torch.stack(rows, dim=1) - 1).to(x)
 
 
+@takes_labels
 def estimate_log_density(
     model: Any,
     x: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     trace: TraceKind = "hutchinson",
     probes: int = 1,
@@ -57,11 +59,11 @@ def estimate_log_density(
 ) -> Estimate:
     """ln p(x) in nats, p the model's density at its sigma_min, as an `Estimate`.
 
-    model: anything with `denoise` (and sigma_min, sigma_max; 0.002 and 80 where it has none). x (B, *shape) float; labels
-    int64 (B,) or None. trace: "exact" takes one backward pass a coordinate, "hutchinson" one a probe, unbiased, with `probes`
-    vectors of ±1 ("rademacher") or of standard normals ("gaussian", of larger variance), drawn from (seed, first + i) for
-    sample i. rtol, atol: the solver's tolerances. Raises ValueError for another trace or probe, for no probe,
-    and for x that is not floating point.
+    model: anything with `denoise` (and sigma_min, sigma_max; 0.002 and 80 where it has none). x (B, *shape) float;
+    condition: of the B samples, or None. trace: "exact" takes one backward pass a coordinate, "hutchinson" one a probe,
+    unbiased, with `probes` vectors of ±1 ("rademacher") or of standard normals ("gaussian", of larger variance), drawn
+    from (seed, first + i) for sample i. rtol, atol: the solver's tolerances. Raises ValueError for another trace
+    or probe, for no probe, and for x that is not floating point.
     """
     if trace not in ("hutchinson", "exact"):
         raise ValueError(f"trace must be hutchinson or exact, got {trace!r}")
@@ -70,7 +72,7 @@ def estimate_log_density(
     probes, seed, first = as_count(probes, "probes"), as_seed(seed), as_count(first, "first", 0)
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
         raise ValueError("x must be floating point at the model's scale, got uint8: bits_per_dim takes uint8 images")
-    labels = as_labels(labels, as_state(x))
+    condition = as_condition(condition, as_state(x))
     if len(x) == 0:
         nothing = x.new_zeros(0, dtype=torch.float64)
         return Estimate(nothing, nothing, 0)
@@ -78,7 +80,7 @@ def estimate_log_density(
     method = exact_trace if exact else hutchinson_trace(_probes(x, probes, probe, seed, first), each=True)
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
     done = integrate_flow(
-        denoiser_of(model, labels),
+        denoiser_of(model, condition),
         x,
         sigma_min,
         sigma_max,
@@ -94,10 +96,11 @@ def estimate_log_density(
     return Estimate(value, error, done.evaluations)
 
 
+@takes_labels
 def log_density(
     model: Any,
     x: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     trace: TraceKind = "hutchinson",
     probes: int = 1,
@@ -108,14 +111,15 @@ def log_density(
 ) -> Tensor:
     """The value of `estimate_log_density`, (B,) float64 nats. Arguments as there."""
     return estimate_log_density(
-        model, x, labels, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed
+        model, x, condition, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed
     ).value
 
 
+@takes_labels
 def estimate_bits_per_dim(
     model: Any,
     images_uint8: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     trace: TraceKind = "hutchinson",
     probes: int = 1,
@@ -145,16 +149,17 @@ def estimate_bits_per_dim(
     x = (images_uint8.cpu().double() + torch.stack(rows)) / 128 - 1
     x = x.float() if weights is None else x.to(device=weights.device, dtype=weights.dtype)
     nats = estimate_log_density(
-        model, x, labels, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed, first=first
+        model, x, condition, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed, first=first
     )
     unit = math.log(2) * x[0].numel()
     return Estimate(7 - nats.value / unit, nats.standard_error / unit, nats.evaluations)
 
 
+@takes_labels
 def bits_per_dim(
     model: Any,
     images_uint8: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     *,
     trace: TraceKind = "hutchinson",
     probes: int = 1,
@@ -165,5 +170,5 @@ def bits_per_dim(
 ) -> Tensor:
     """The value of `estimate_bits_per_dim`, (B,) float64. Arguments as there."""
     return estimate_bits_per_dim(
-        model, images_uint8, labels, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed
+        model, images_uint8, condition, trace=trace, probes=probes, probe=probe, rtol=rtol, atol=atol, seed=seed
     ).value

@@ -6,16 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctm.arguments import as_labels, as_levels, as_state, checked
+from ctm.arguments import as_levels, as_state, checked
+from ctm.conditioner import Conditioner
+from ctm.conditions import GUIDANCE, Condition, takes_labels
 from ctm.files import whole_file
 from ctm.models.card import card
+from ctm.models.conditions import conditioner_for
 from ctm.models.protocol import score_of
 from ctm.models.reading import (
     CONFIG,
@@ -32,9 +35,8 @@ from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
 from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
-__all__ = ["CONFIG", "WEIGHTS", "Guidance", "Model", "brief"]
+__all__ = ["CONFIG", "WEIGHTS", "Model", "brief"]
 
-Guidance: TypeAlias = float | Tensor | None
 Self = TypeVar("Self", bound="Model")
 
 
@@ -43,7 +45,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
     `class_names`: one for each class where they are known, else empty; kept in config.json.
-    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `further`: what else config.json held."""
+    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
 
     autocast: torch.dtype | None = None
 
@@ -53,6 +55,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         *,
         shape: Sequence[int],
         num_classes: int = 0,
+        conditioner: Conditioner | Mapping[str, Any] | None = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
@@ -60,12 +63,17 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         super().__init__()
         check_numbers(shape, num_classes, sigma_min, sigma_max, sigma_data)
         self.shape = tuple(int(side) for side in shape)
-        self.num_classes = int(num_classes)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
         self.network = network if isinstance(network, nn.Module) else build(network)
+        self.conditioner = conditioner_for(self.network, conditioner, int(num_classes))
         self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
-        self.further: dict[str, Any] = {}
+        self.extra_config: dict[str, Any] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the model knows, 0 where it takes no labels."""
+        return self.conditioner.num_classes
 
     @property
     def class_names(self) -> list[str]:
@@ -80,22 +88,22 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
             raise ValueError(f"class_names must be {self.num_classes} texts, one for each class, or none: got {got}")
         self._class_names = list(names)
 
-    def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def forward(self, x: Tensor, t: Tensor | float, condition: Condition = None) -> Tensor:
         """Calling a model means denoise."""
-        return self.denoise(x, t, labels)
+        return self.denoise(x, t, condition)
 
-    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, condition: Condition = None) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x] as the model knows it; shapes as in `g`."""
         raise NotImplementedError
 
-    def score(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def score(self, x: Tensor, t: Tensor | float, condition: Condition = None) -> Tensor:
         """∇ log p_t(x) = (D(x, t) − x)/t²; shapes as in `denoise`."""
         t = as_levels(t, as_state(x))
-        return score_of(self.denoise(x, t, labels), x, t)
+        return score_of(self.denoise(x, t, condition), x, t)
 
-    def _call_network(
-        self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None
-    ) -> Tensor:
+    def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         """F, with the network in the precision of its weights or of `autocast`, and the scalings in that of x."""
         scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
         weights = next(self.network.parameters(), x)
@@ -103,31 +111,25 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
         with lower:
-            further = {} if guidance is None else {"guidance": guidance.to(level_dtype)}
-            output = self.network(scaled.to(weights.dtype), *levels, labels, **further)
+            output = self.network(scaled.to(weights.dtype), *levels, condition)
         return output.to(x.dtype)
 
-    def _checked(self, x: Tensor, t: Tensor | float, labels: Any) -> tuple[Tensor, Tensor | None]:
-        """The public boundary: levels (B,) in x's dtype and labels int64 (B,) or None, from what a caller gives. Raises
-        ValueError for shapes, dtypes, levels and labels that do not fit; looks at none inside a method that was checked once."""
+    def _checked(self, x: Tensor, t: Tensor | float, condition: Any) -> tuple[Tensor, Condition]:
+        """The public boundary: levels (B,) in x's dtype and the condition as networks get it, from what a caller gives. Raises
+        ValueError for shapes, dtypes, levels and conditions that do not fit; looks at none `inside` a checked method."""
         if not checked():
-            return as_levels(t, x).to(x.dtype), labels
-        as_state(x)
-        if tuple(x.shape[1:]) != self.shape:
+            return as_levels(t, x).to(x.dtype), condition
+        if as_state(x).shape[1:] != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        labels = as_labels(labels, x)
-        if labels is not None and len(labels) and not labels.is_meta:  # meta holds no numbers to look at
-            low, high = int(labels.min()), int(labels.max())
-            if low < -1 or high >= self.num_classes:
-                bad = high if high >= self.num_classes else low
-                known = f"0 … {self.num_classes - 1}" if self.num_classes else "none, the model is unconditional"
-                raise ValueError(f"label {bad} is not known to this model (classes: {known}); −1 is no label")
-        return as_levels(t, x).to(x.dtype), labels
+        condition = self.conditioner.check(condition, x)
+        return as_levels(t, x).to(x.dtype), condition
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments other than the network."""
         names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
-        return {name: getattr(self, name) for name in names}
+        beside_labels = set(self.conditioner.fields) - {GUIDANCE}  # the guidance scale is in the network's arguments
+        conditioner = {"conditioner": self.conditioner.as_json()} if beside_labels else {}
+        return {name: getattr(self, name) for name in names} | conditioner
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and a card; options as of PyTorchModelHubMixin (push_to_hub …). Raises
@@ -150,7 +152,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         return described
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.further}
+        config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.extra_config}
         config |= {"class_names": self.class_names} if self.class_names else {}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -215,8 +217,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         tensors = load_file(weights)
         check_weights(tensors, model_id)
         model.load_state_dict(tensors, strict=strict)
-        known = {"model", "network", "class_names", "grids", *model._settings()}
-        model.further = {name: value for name, value in (config or {}).items() if name not in known}
+        known = {"model", "network", "class_names", "grids", "conditioner", *model._settings()}
+        model.extra_config = {name: value for name, value in (config or {}).items() if name not in known}
         model.class_names = (config or {}).get("class_names", [])
         model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max, model_id)
         return model.to(map_location).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ctm.arguments import as_levels, as_state, checked
+from ctm.conditions import Condition, takes_labels
 from ctm.models.base import Model, brief
 from ctm.noise import match_dims
 from ctm.parametrization import output_scalings
@@ -19,13 +20,15 @@ class ConsistencyModel(Model):
     `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
     """
 
-    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def denoise(self, x: Tensor, t: Tensor | float, condition: Condition = None) -> Tensor:
         """f(x, t): shapes and errors as DiffusionModel's."""
-        level, labels = self._checked(x, t, labels)
+        level, condition = self._checked(x, t, condition)
         c_skip, c_out = output_scalings("cm", level, self.sigma_data, self.sigma_min)
-        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, labels)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, condition)
 
-    def jump(self, x: Tensor, t: Tensor | float, s: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def jump(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition = None) -> Tensor:
         """f(x, t) where s = sigma_min. Raises ValueError for any other s, and for shapes as `denoise`."""
         s = as_levels(s, as_state(x), "s", zero=True)
         if checked() and not bool(((s - self.sigma_min).abs() <= 1e-6 * self.sigma_min).all()):
@@ -33,4 +36,4 @@ class ConsistencyModel(Model):
                 f"a consistency model jumps to sigma_min = {self.sigma_min} only, got s = {brief(s)}: sample it in one "
                 "step, with gamma = 1, or with sampling.consistency"
             )
-        return self.denoise(x, t, labels)
+        return self.denoise(x, t, condition)

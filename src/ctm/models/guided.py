@@ -8,12 +8,23 @@ its network (arXiv 2210.03142).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_labels, as_levels, as_number, as_state
+from ctm.arguments import as_levels, as_number, as_state
+from ctm.conditions import (
+    GUIDANCE,
+    LABELS,
+    Condition,
+    absent,
+    as_condition,
+    cat,
+    takes_labels,
+    with_field,
+)
 from ctm.models.protocol import denoiser_of, g_of
 from ctm.models.wrapper import Wrapper
 from ctm.noise import match_dims
@@ -36,10 +47,10 @@ def at_guidance(model: Any, scale: float) -> AtGuidance:
 
 def at_scale(model: Any, scale: float) -> AtGuidance | ClassifierFree:
     """The model under classifier-free guidance of this scale: by its own input where guidance was distilled into it, else by
-    two evaluations. Raises ValueError for a model without classes."""
+    two evaluations. Raises ValueError for a model that takes no condition."""
     if takes_guidance(model):
         return at_guidance(model, scale)
-    if model.num_classes == 0:
+    if droppable(model) == ():
         raise ValueError("--cfg needs a model with classes, and this one has none: leave it out")
     return ClassifierFree(model, scale)
 
@@ -47,7 +58,7 @@ def at_scale(model: Any, scale: float) -> AtGuidance | ClassifierFree:
 class AtGuidance(Wrapper):
     """A model that takes the guidance scale as an input, at one: a model with `denoise` and `jump` as samplers call them.
 
-    scale: a number, or (B,) where all calls are on the same B samples. Samples without a label are at 1. Raises ValueError
+    scale: a number, or (B,) where all calls are on the same B samples. Samples without a condition are at 1. Raises ValueError
     where the scale is no input of the model."""
 
     def __init__(self, model: Any, scale: float | Tensor) -> None:
@@ -59,79 +70,109 @@ class AtGuidance(Wrapper):
         super().__init__(model)
         self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "the guidance scale")
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """D_w(x, t); shapes and errors as of `TrajectoryModel.denoise`."""
-        return self.model.denoise(x, t, labels, guidance=self.scale)
+        return self.model.denoise(x, t, self._scaled(condition, x))
 
-    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def g(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """g of the jump at this scale; shapes and errors as of `TrajectoryModel.g`."""
-        return self.model.g(x, t, s, labels, guidance=self.scale)
+        return self.model.g(x, t, s, self._scaled(condition, x))
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """The jump along the guided flow; shapes and errors as of `TrajectoryModel.jump`."""
-        return self.model.jump(x, t, s, labels, guidance=self.scale)
+        return self.model.jump(x, t, s, self._scaled(condition, x))
+
+    def _scaled(self, condition: Condition, x: Tensor) -> Condition:
+        """The condition with the scale as its field."""
+        known = as_condition(condition, as_state(x))
+        scale = self.scale.to(x) if isinstance(self.scale, Tensor) else x.new_full((len(x),), self.scale)
+        return with_field(known, GUIDANCE, scale)
 
 
 class Guided(Wrapper):
     """A guided model. A subclass gives `guided`: the denoised image where s is None, else g. `jump` is there where the model has
     one."""
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The guided denoised image. x (B, *shape) at levels t (B,), labels int64 (B,) or None -> like x."""
-        return self.guided(x, as_levels(t, as_state(x), zero=True), None, as_labels(labels, x))
+    @takes_labels
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
+        """The guided denoised image. x (B, *shape) at levels t (B,), condition: of the B samples, or None -> like x."""
+        return self.guided(x, as_levels(t, as_state(x), zero=True), None, as_condition(condition, x))
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
         if not hasattr(self.model, "jump"):
             raise ValueError(
                 f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
             )
         t, s = as_levels(t, as_state(x), zero=True), as_levels(s, x, "s", zero=True)
-        return euler_update(x, self.guided(x, t, s, as_labels(labels, x)), t, s)
+        return euler_update(x, self.guided(x, t, s, as_condition(condition, x)), t, s)
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         """The guided denoised image where s is None, else the guided g(x, t, s)."""
         raise NotImplementedError
 
-    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        """What stands where guidance is switched off: the model's own, with the labels."""
-        return image_of(self.model, x, t, s, labels)
+    def unguided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        """What stands where guidance is switched off: the model's own, with the condition."""
+        return image_of(self.model, x, t, s, condition)
 
 
-def image_of(model: Any, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
+def image_of(model: Any, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
     """D(x, t) of a model where s is None, else its g(x, t, s)."""
-    return denoiser_of(model, labels)(x, t) if s is None else g_of(model, x, t, s, labels)
+    return denoiser_of(model, condition)(x, t) if s is None else g_of(model, x, t, s, condition)
 
 
 class ClassifierFree(Guided):
     """D_w = D_∅ + w·(D_y − D_∅), both in one call of the model on 2B samples.
 
-    scale: w, a number, or (B,) where all calls are on the same B samples. 0: no labels; 1: the conditional model; above 1:
-    guided. For models trained with labels left out at times; a sample without a label has D_∅ for every w.
+    scale: w, a number, or (B,) where all calls are on the same B samples. 0: no condition; 1: the conditional model; above 1:
+    guided. For models trained with the condition left out at times; a sample without one has D_∅ for every w. fields: the names
+    that D_∅ is without, e.g. ("labels",), None: the whole condition.
     Exact at w = 0 and 1, for jumps too. Else the guided D is none of a diffusion of any data (the powers of blurred densities
     are not the blurred power), and the same combination of g is what a jump makes of it. Raises ValueError for a model that
-    says that it has no classes, and in a call without labels."""
+    says that it takes no condition, for fields that it does not take, and in a call without condition."""
 
-    def __init__(self, model: Any, scale: float | Tensor) -> None:
-        if getattr(model, "num_classes", None) == 0:
+    def __init__(self, model: Any, scale: float | Tensor, fields: Sequence[str] | None = None) -> None:
+        known = droppable(model)
+        if known == ():
             raise ValueError(
-                f"guidance is between a label and none, but this {type(model).__name__} knows no classes: give a "
+                f"guidance is between a condition and none, but this {type(model).__name__} knows no classes: give a "
                 "conditional model"
             )
+        unknown = [name for name in fields or () if known is not None and name not in known]
+        if unknown or (fields is not None and (isinstance(fields, str) or not fields)):
+            takes = "" if known is None else f": it can go without {', '.join(known)}"
+            raise ValueError(f"fields are names in the model's condition, got {unknown or fields!r}{takes}")
         super().__init__(model)
         self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "scale")
+        self.fields = known if fields is None else tuple(fields)
 
-    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise ValueError("classifier-free guidance needs labels: give int64 (B,), −1 where a sample has none")
+    def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        if condition is None:
+            raise ValueError(
+                "classifier-free guidance needs labels, int64 (B,) with −1 for none, or the model's other fields"
+            )
         one_scale = not isinstance(self.scale, Tensor)
         if one_scale and self.scale == 1:
-            return self.unguided(x, t, s, labels)
-        none = torch.full_like(labels, -1)
+            return self.unguided(x, t, s, condition)
+        none = absent(condition, self.fields)
         if one_scale and self.scale == 0:
             return self.unguided(x, t, s, none)
         twice = None if s is None else torch.cat([s, s])
-        both = image_of(self.model, torch.cat([x, x]), torch.cat([t, t]), twice, torch.cat([labels, none]))
+        pair = cat([condition, none], [len(x), len(x)])
+        both = image_of(self.model, torch.cat([x, x]), torch.cat([t, t]), twice, pair)
         conditional, unconditional = both.chunk(2)
         scale = match_dims(self.scale.to(x), x) if isinstance(self.scale, Tensor) else self.scale
         return unconditional + scale * (conditional - unconditional)
+
+
+def droppable(model: Any) -> tuple[str, ...] | None:
+    """The names in a model's condition that can be left out; () for a model that takes none, None for one that does not say."""
+    conditioner = getattr(model, "conditioner", None)
+    if conditioner is not None:
+        return conditioner.may_be_absent
+    classes = getattr(model, "num_classes", None)
+    return None if classes is None else ((LABELS,) if classes else ())

@@ -6,10 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ctm.conditions import LABELS, Condition, is_flag_of
 from ctm.noise import match_dims
 from ctm.solvers import Denoiser as DenoisingFunction
 
-__all__ = ["Denoiser", "Jumper", "denoiser_of", "g_of", "score_of"]
+__all__ = ["Denoiser", "Jumper", "denoiser_of", "g_of", "score_of", "taken_by"]
 
 
 @runtime_checkable
@@ -18,8 +19,8 @@ class Denoiser(Protocol):
 
     shape: tuple[int, ...]
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None, /) -> Tensor:
-        """x (B, *shape) at levels t (B,), labels int64 (B,) with −1 for none, or None -> like x."""
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None, /) -> Tensor:
+        """x (B, *shape) at levels t (B,), condition: of the B samples, or None -> like x."""
         ...
 
 
@@ -27,17 +28,31 @@ class Denoiser(Protocol):
 class Jumper(Denoiser, Protocol):
     """A model that jumps along the probability flow."""
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, /) -> Tensor:
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None, /) -> Tensor:
         """x (B, *shape) at levels t (B,) -> the state at levels s (B,) ≤ t."""
         ...
 
 
-def denoiser_of(model: Any, labels: Tensor | None) -> DenoisingFunction:
-    """D(x, t) of a model with `denoise`, or of a bare callable D(x, sigma, labels). Raises ValueError for anything else."""
+def denoiser_of(model: Any, condition: Condition) -> DenoisingFunction:
+    """D(x, t) under a condition, of a model with `denoise`, or of a bare callable D(x, sigma, condition).
+    Raises ValueError for anything else."""
     call = getattr(model, "denoise", model)
     if not callable(call):
-        raise ValueError(f"a model has denoise(x, t, labels) or is callable, got {type(model).__name__}")
-    return lambda x, t: call(x, t, labels) if labels is not None else call(x, t)
+        raise ValueError(f"a model has denoise(x, t, condition) or is callable, got {type(model).__name__}")
+    return lambda x, t: call(x, t, condition) if condition is not None else call(x, t)
+
+
+def taken_by(model: Any, condition: Condition) -> Condition:
+    """The part of a condition that a model takes: a teacher may know less than its student. All of it for a model that does not
+    say."""
+    conditioner = getattr(model, "conditioner", None)
+    if condition is None or conditioner is None:
+        return None if getattr(model, "num_classes", None) == 0 else condition
+    if isinstance(condition, Tensor):
+        return condition if conditioner.num_classes else None
+    known = {*conditioner.fields, *((LABELS,) if conditioner.num_classes else ())}
+    kept = {name: value for name, value in condition.items() if name in known or is_flag_of(name, known)}
+    return kept[LABELS] if set(kept) == {LABELS} and not conditioner.fields else kept or None
 
 
 def score_of(denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -45,9 +60,9 @@ def score_of(denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
     return (denoised - x) / match_dims(t, x) ** 2
 
 
-def g_of(model: Any, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
+def g_of(model: Any, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
     """g of the jump of any model, (G − (s/t)·x)/(1 − s/t); 0 where s = t, where the jump does not depend on it.
 
     Shapes as in `Jumper.jump`. Where s is near t the division loses digits; `euler_update` multiplies them away."""
     ratio = match_dims(s / t, x)
-    return (model.jump(x, t, s, labels) - ratio * x) / (1 - ratio).masked_fill(ratio == 1, 1.0)
+    return (model.jump(x, t, s, condition) - ratio * x) / (1 - ratio).masked_fill(ratio == 1, 1.0)

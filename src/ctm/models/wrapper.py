@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state
+from ctm.conditions import Condition, takes_labels
 from ctm.models.protocol import score_of
 from ctm.tuned import TunedGrid
 
@@ -34,15 +35,17 @@ class Wrapper(nn.Module):
                 raise
             return getattr(self.model, name)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """Calling a model means denoise."""
-        return self.denoise(x, t, labels)
+        return self.denoise(x, t, condition)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x, t) as the subclass changes it. x (B, *shape) at levels t (B,), labels int64 (B,) or None -> like x."""
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
+        """D(x, t) as the subclass changes it. x (B, *shape) at levels t (B,), condition: of the B samples, or None -> like x."""
         raise NotImplementedError
 
-    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def score(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """∇ log p_t(x) by `denoise`; shapes as there."""
         t = as_levels(t, as_state(x))
-        return score_of(self.denoise(x, t, labels), x, t)
+        return score_of(self.denoise(x, t, condition), x, t)

@@ -1,4 +1,4 @@
-"""Networks: F(x, t, s, labels) -> like x. They receive c_in·x and the noise levels themselves, and embed those."""
+"""Networks: F(x, t, s, condition) -> like x. They receive c_in·x and the noise levels themselves, and embed those."""
 
 from ctm.foreign.allowed import allowing, register
 from ctm.networks.adm import ADM, DhariwalUNet

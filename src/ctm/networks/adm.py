@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ctm.conditions import Condition
 from ctm.networks.base import (
     GuidanceEmbedding,
     LabelEmbedding,
@@ -16,6 +17,7 @@ from ctm.networks.base import (
     dhariwal_features,
 )
 from ctm.networks.blocks import Attention, BlockStyle, ResidualBlock
+from ctm.networks.fields import Fields, Shapes
 from ctm.networks.unet import UNet
 
 __all__ = ["ADM", "DhariwalUNet"]
@@ -42,14 +44,11 @@ class _ADMBase(UNet):
             nn.init.zeros_(self.augment_embedding.weight)
         self._zero_own_branches()
 
-    def _label_row(self, labels: Tensor | None, n: int) -> Tensor | None:
-        return None if self.label_embedding is None else self.label_embedding(labels, n)
-
 
 class DhariwalUNet(_ADMBase):
     """EDM's ADM: F for images (C, H, W) of any channel count; H and W divisible by 2^(levels − 1).
 
-    It embeds ¼·ln t; the label's row goes into the t and the s vector. Arguments as of `DDPMpp`: head_channels 64 as there
+    It embeds ¼·ln t; the condition's row goes into the t and the s vector. Arguments as of `DDPMpp`: head_channels 64 as there
     is no other choice in EDM, dropout before each block's second convolution, augment_dim 0 = no augmentation labels.
     Raises ValueError for an image size that the levels do not divide.
     """
@@ -70,6 +69,7 @@ class DhariwalUNet(_ADMBase):
         dropout: float = 0.0,
         augment_dim: int = 0,
         resample_filter: Sequence[float] = (1, 1),
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         self.features, embedding = channels, channels * embedding_mult
@@ -78,6 +78,7 @@ class DhariwalUNet(_ADMBase):
         self.label_embedding = LabelEmbedding(num_classes, embedding, scaled=False, bias=False) if num_classes else None
         self.augment_embedding = nn.Linear(augment_dim, channels, bias=False) if augment_dim else None
         self.guidance_embedding = GuidanceEmbedding(channels, channels) if guidance_embedding else None
+        self.conditions = Fields(arrays, shape, embedding)
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -104,22 +105,22 @@ class DhariwalUNet(_ADMBase):
         return dhariwal_features(level, self.features)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
+        self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The augmentation's and the guidance's row go early into the vector of t, the label's late into both."""
-        label_row = self._label_row(labels, len(t))
-        early = add_rows(self._augment_row(augment), self._guidance_row(guidance, t))
-        t_vector = self.t_embedding(self._features(t), early, label_row)
+        """The augmentation's and the guidance's row go early into the vector of t, the condition's late into both."""
+        row = self._condition_row(condition, len(t))
+        early = add_rows(self._augment_row(augment), self._guidance_row(condition, t))
+        t_vector = self.t_embedding(self._features(t), early, row)
         if self.s_embedding is None or s is None:
             return t_vector, None
-        return t_vector, self.s_embedding(self._features(s), late=label_row)
+        return t_vector, self.s_embedding(self._features(s), late=row)
 
 
 class ADM(_ADMBase):
     """The U-Net of consistency models and of CTM's ImageNet-64 model (guided diffusion's with scale-shift norms and
     resampling residual blocks): F for images (C, H, W) of any channel count; H and W divisible by 2^(levels − 1).
 
-    It embeds 250·ln t; the label's row goes into the t vector only; norms have 32 groups. Arguments as of `DDPMpp`;
+    It embeds 250·ln t; the condition's row goes into the t vector only; norms have 32 groups. Arguments as of `DDPMpp`;
     attention: image heights. Raises ValueError for an image size that the levels do not divide.
     """
 
@@ -137,6 +138,7 @@ class ADM(_ADMBase):
         s_embedding: bool = True,
         guidance_embedding: bool = False,
         dropout: float = 0.0,
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         self.features, embedding = channels, channels * embedding_mult
@@ -145,6 +147,7 @@ class ADM(_ADMBase):
         self.label_embedding = LabelEmbedding(num_classes, embedding, scaled=False, bias=False) if num_classes else None
         self.augment_embedding = None
         self.guidance_embedding = GuidanceEmbedding(channels, channels) if guidance_embedding else None
+        self.conditions = Fields(arrays, shape, embedding)
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -171,11 +174,11 @@ class ADM(_ADMBase):
         return adm_features(level, self.features)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
+        self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The guidance's row goes early into the vector of t, the label's late."""
-        label_row = self._label_row(labels, len(t))
-        t_vector = self.t_embedding(self._features(t), self._guidance_row(guidance, t), label_row)
+        """The guidance's row goes early into the vector of t, the condition's late."""
+        row = self._condition_row(condition, len(t))
+        t_vector = self.t_embedding(self._features(t), self._guidance_row(condition, t), row)
         if self.s_embedding is None or s is None:
             return t_vector, None
         return t_vector, self.s_embedding(self._features(s))

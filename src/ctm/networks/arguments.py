@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
+from ctm.conditioner import Arrays
 from ctm.foreign.text import plain
 
 __all__ = ["MOST_NUMBERS", "check_arguments", "check_shape"]
@@ -55,6 +56,8 @@ def check_arguments(network: type[nn.Module], arguments: Mapping[str, Any]) -> N
 
 
 def _fits(name: str, value: Any, hint: Any) -> bool:
+    if name == "arrays":
+        return _fits_arrays(value)
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is Sequence:
@@ -74,7 +77,18 @@ def _fits(name: str, value: Any, hint: Any) -> bool:
     return (0 if name in _FROM_ZERO else 1) <= value <= _MOST.get(name, 1 << 16)
 
 
+def _fits_arrays(value: Any) -> bool:
+    """Whether the fields of a condition are ones that a model can have: `ctm.conditioner.Arrays` says which."""
+    try:
+        Arrays(value or {})
+    except (ValueError, AttributeError, TypeError):
+        return False
+    return len(value or {}) <= _MOST_ENTRIES
+
+
 def _range(name: str, hint: Any) -> str:
+    if name == "arrays":
+        return "a mapping of field names to shapes, such as {observation: [20]}"
     if get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) is Sequence:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctm.conditions import GUIDANCE, Condition, labels_of, presence
 from ctm.parametrization import rescaled_time
 
 __all__ = [
@@ -35,17 +37,29 @@ class Network(nn.Module):
 
     init_args: dict[str, Any]
 
+    @property
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """The fields of a condition that the network takes beside labels: names to shapes without B."""
+        own = {name: tuple(shape) for name, shape in (self.init_args.get("arrays") or {}).items()}
+        return own | ({GUIDANCE: ()} if self.init_args.get("guidance_embedding") else {})
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Network:
         instance = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         given = dict(list(bound.arguments.items())[1:])
-        instance.__dict__["init_args"] = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        instance.__dict__["init_args"] = {name: _as_json(value) for name, value in given.items()}
         return instance
 
     @property
     def last_layer(self) -> nn.Module:
         """The module whose output is F; its weight's gradient is what `balance` compares."""
         raise AttributeError(f"{type(self).__name__} does not name its last layer")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_json(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def one_hot_labels(labels: Tensor | None, n: int, num_classes: int, like: Tensor) -> Tensor:
@@ -75,9 +89,12 @@ class GuidanceEmbedding(nn.Module):
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
-    def forward(self, guidance: Tensor | None, like: Tensor) -> Tensor:
-        """guidance (B,), None: 1, in the precision of the levels `like` (B,) -> (B, out)."""
-        scale = torch.ones_like(like) if guidance is None else guidance.to(like)
+    def forward(self, condition: Condition, like: Tensor) -> Tensor:
+        """The scale in a condition, 1 where it has none, in the precision of the levels `like` (B,) -> (B, out)."""
+        scale = torch.ones_like(like)
+        if isinstance(condition, Mapping) and GUIDANCE in condition:
+            there = presence(condition, GUIDANCE, len(like))
+            scale = torch.where(there, condition[GUIDANCE].to(like), scale)
         features = _sine_cosine(scale, self.channels).to(self.first.weight.dtype)
         return self.second(nn.functional.silu(self.first(features)))
 
@@ -156,9 +173,9 @@ class LabelEmbedding(nn.Module):
         self.scale = math.sqrt(num_classes) if scaled else 1.0
         self.linear = nn.Linear(num_classes, channels, bias=bias)
 
-    def forward(self, labels: Tensor | None, n: int) -> Tensor:
-        """labels int64 (n,) with −1 = unconditional, or None -> (n, channels)."""
-        return self.linear(one_hot_labels(labels, n, self.num_classes, self.linear.weight) * self.scale)
+    def forward(self, condition: Condition, n: int) -> Tensor:
+        """The labels in a condition, int64 (n,) with −1 = unconditional, or none -> (n, channels)."""
+        return self.linear(one_hot_labels(labels_of(condition), n, self.num_classes, self.linear.weight) * self.scale)
 
 
 def add_rows(*rows: Tensor | None) -> Tensor | None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ctm.conditions import Condition
 from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network, add_rows, add_s, song_features
+from ctm.networks.fields import Fields, Shapes
 
 __all__ = ["MLP"]
 
@@ -17,7 +19,8 @@ class MLP(Network):
 
     shape: of one sample, without batch. num_classes: 0 = no labels. width: of the hidden layers. embedding: size of the
     level embeddings. s_embedding: whether there is an s branch (CTM) or none (a diffusion model). guidance_embedding: whether the
-    guidance scale is an input. dropout: inside blocks.
+    guidance scale is an input. dropout: inside blocks. arrays: the fields of a condition beside labels, as of
+    `ctm.networks.fields.Fields`.
     The s branch's affines and the guidance's row start at zero, so that F depends on neither until it is trained: a student
     copied from a teacher starts as its teacher.
     """
@@ -33,15 +36,17 @@ class MLP(Network):
         s_embedding: bool = True,
         guidance_embedding: bool = False,
         dropout: float = 0.0,
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
+        self.conditions = Fields(arrays, shape, embedding)
         self.features = embedding
         self.t_embedding = LevelEmbedding(embedding, embedding)
         self.s_embedding = LevelEmbedding(embedding, embedding) if s_embedding else None
         self.label_embedding = LabelEmbedding(num_classes, embedding) if num_classes else None
         self.guidance_embedding = GuidanceEmbedding(embedding, embedding) if guidance_embedding else None
-        self.first = nn.Linear(size, width)
+        self.first = nn.Linear(size + self.conditions.channels * math.prod(shape[1:]), width)
         self.blocks = nn.ModuleList(_Block(width, embedding, s_embedding, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, size)
@@ -52,38 +57,29 @@ class MLP(Network):
     def last_layer(self) -> nn.Module:
         return self.last
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, *shape), levels t and s (B,), labels int64 (B,) or None, guidance (B,), None: 1 -> like x. s is ignored
-        without an s branch, guidance without its embedding."""
-        return self.last(self.norm(self._hidden(x, t, s, labels, guidance)[-1])).reshape(x.shape)
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, condition: Condition = None) -> Tensor:
+        """x (B, *shape), levels t and s (B,), condition: of the B samples, or None -> like x. s is ignored
+        without an s branch."""
+        return self.last(self.norm(self._hidden(x, t, s, condition)[-1])).reshape(x.shape)
 
-    def _hidden(
-        self, x: Tensor, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance: Tensor | None = None
-    ) -> list[Tensor]:
+    def _hidden(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> list[Tensor]:
         """(B, width) before the blocks and after each."""
-        label_row = self.label_embedding(labels, len(x)) if self.label_embedding is not None else None
-        t_row = add_rows(label_row, None if self.guidance_embedding is None else self.guidance_embedding(guidance, t))
-        t_vector = self.t_embedding(song_features(t, self.features), t_row)
+        label_row = self.label_embedding(condition, len(x)) if self.label_embedding is not None else None
+        row = add_rows(label_row, self.conditions.row(condition, len(x)))
+        guidance_row = None if self.guidance_embedding is None else self.guidance_embedding(condition, t)
+        t_vector = self.t_embedding(song_features(t, self.features), add_rows(row, guidance_row))
         s_vector = None
         if self.s_embedding is not None and s is not None:
-            s_vector = self.s_embedding(song_features(s, self.features), label_row)
-        hidden = [self.first(x.flatten(1))]
+            s_vector = self.s_embedding(song_features(s, self.features), row)
+        hidden = [self.first(self.conditions.beside(x, condition).flatten(1))]
         for block in self.blocks:
             hidden.append(block(hidden[-1], t_vector, s_vector))
         return hidden
 
-    def encode(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """What each block gives, as maps of one pixel: x (B, *shape), already scaled by c_in, at levels t (B,), labels as in
+    def encode(self, x: Tensor, t: Tensor, condition: Condition = None) -> list[Tensor]:
+        """What each block gives, as maps of one pixel: x (B, *shape), already scaled by c_in, at levels t (B,), condition as in
         `forward` -> (B, width, 1, 1) each."""
-        return [hidden[:, :, None, None] for hidden in self._hidden(x, t, None, labels)[1:]]
+        return [hidden[:, :, None, None] for hidden in self._hidden(x, t, None, condition)[1:]]
 
 
 class _Block(nn.Module):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ctm.conditions import Condition
 from ctm.networks.base import (
     FourierFeatures,
     GuidanceEmbedding,
@@ -18,6 +19,7 @@ from ctm.networks.base import (
     song_features,
 )
 from ctm.networks.blocks import Attention, BlockStyle, ResidualBlock
+from ctm.networks.fields import Fields, Shapes
 from ctm.networks.unet import UNet
 
 __all__ = ["DDPMpp", "NCSNpp"]
@@ -34,7 +36,7 @@ class DDPMpp(UNet):
     augment_dim: EDM's augmentation labels, 0 = none. level_features: "positional", or NCSN++'s "fourier", features_mult ·
     channels of them. encoder: "standard", or NCSN++'s "residual" with a second path down. resample_filter: one axis of the
     filter that halves and doubles images. patch: the U-Net runs on squares of patch × patch pixels as channels, at a
-    patch²-th of the cost; 1: on pixels.
+    patch²-th of the cost; 1: on pixels. arrays: the fields of a condition beside labels, as of `ctm.networks.fields.Fields`.
     The s branch's affines and the guidance's row start at zero: a student copied from a teacher starts as its teacher.
     Raises ValueError for an image size that the levels do not divide.
     """
@@ -59,6 +61,7 @@ class DDPMpp(UNet):
         encoder: Literal["standard", "residual"] = "standard",
         resample_filter: Sequence[float] = (1, 1),
         patch: int = 1,
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         if level_features not in ("positional", "fourier") or encoder not in ("standard", "residual"):
@@ -73,6 +76,7 @@ class DDPMpp(UNet):
         self.label_embedding = LabelEmbedding(num_classes, self.features) if num_classes else None
         self.augment_embedding = nn.Linear(augment_dim, self.features, bias=False) if augment_dim else None
         self.guidance_embedding = GuidanceEmbedding(self.features, self.features) if guidance_embedding else None
+        self.conditions = Fields(arrays, shape, self.features)
         style = BlockStyle(
             embedding=embedding,
             s_embedding=s_embedding,
@@ -119,15 +123,15 @@ class DDPMpp(UNet):
         return song_features(level, self.features) if self.fourier is None else self.fourier(level)
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
+        self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The label's row goes early into both vectors, the augmentation's and the guidance's into that of t."""
-        label_row = None if self.label_embedding is None else self.label_embedding(labels, len(t))
-        early = add_rows(label_row, self._augment_row(augment), self._guidance_row(guidance, t))
+        """The condition's row goes early into both vectors, the augmentation's and the guidance's into that of t."""
+        row = self._condition_row(condition, len(t))
+        early = add_rows(row, self._augment_row(augment), self._guidance_row(condition, t))
         t_vector = self.t_embedding(self._features(t), early)
         if self.s_embedding is None or s is None:
             return t_vector, None
-        return t_vector, self.s_embedding(self._features(s), label_row)
+        return t_vector, self.s_embedding(self._features(s), row)
 
 
 class NCSNpp(DDPMpp):
@@ -151,6 +155,7 @@ class NCSNpp(DDPMpp):
         augment_dim: int = 0,
         features_mult: int = 2,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__(
             shape,
@@ -169,4 +174,5 @@ class NCSNpp(DDPMpp):
             features_mult=features_mult,
             encoder="residual",
             resample_filter=resample_filter,
+            arrays=arrays,
         )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network
+from ctm.conditions import Condition
+from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network, add_rows
 from ctm.networks.blocks import AuxiliaryInput, BlockStyle, ResidualBlock
+from ctm.networks.fields import Fields
 
 __all__ = ["UNet"]
 
@@ -25,6 +27,7 @@ class UNet(Network):
     label_embedding: LabelEmbedding | None
     augment_embedding: nn.Linear | None
     guidance_embedding: GuidanceEmbedding | None
+    conditions: Fields
 
     def _build(
         self,
@@ -46,6 +49,8 @@ class UNet(Network):
         of that many pixels become channels before all this, and pixels after it; heights are counted in them.
         Raises ValueError for an image size that the levels do not divide."""
         in_channels, height, width = shape
+        out_channels = in_channels * patch**2
+        in_channels += self.conditions.channels
         self._check_size(height, width, len(widths), patch)
         in_channels, height = in_channels * patch**2, height // patch
         self.height, self.patch = height, patch
@@ -78,7 +83,7 @@ class UNet(Network):
                 self.up.append(block(current + skips.pop(), out, attends))
                 current = out
         self.norm = style.norm(current)
-        self.last = nn.Conv2d(current, in_channels, 3, padding=1)
+        self.last = nn.Conv2d(current, out_channels, 3, padding=1)
 
     def _check_size(self, height: int, width: int, levels: int, patch: int) -> None:
         divisor = patch * 2 ** (levels - 1)
@@ -106,11 +111,16 @@ class UNet(Network):
         raise NotImplementedError
 
     def _vectors(
-        self, t: Tensor, s: Tensor | None, labels: Tensor | None, augment: Tensor | None, guidance: Tensor | None = None
+        self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The level vectors of t and s (None without an s branch or without s), with the labels in them and the guidance
+        """The level vectors of t and s (None without an s branch or without s), with the condition in them and the guidance
         scale in that of t."""
         raise NotImplementedError
+
+    def _condition_row(self, condition: Condition, n: int) -> Tensor | None:
+        """The label's row and those of the fields together, (n, ·); None where the network takes neither."""
+        label_row = None if self.label_embedding is None else self.label_embedding(condition, n)
+        return add_rows(label_row, self.conditions.row(condition, n))
 
     def _augment_row(self, augment: Tensor | None) -> Tensor | None:
         """(B, augment_dim) -> the row added to the features of t, None without augmentation labels."""
@@ -118,26 +128,25 @@ class UNet(Network):
             return None
         return self.augment_embedding(augment.to(self.augment_embedding.weight.dtype))
 
-    def _guidance_row(self, guidance: Tensor | None, t: Tensor) -> Tensor | None:
-        """(B,) or None, which is 1 -> the row added to the features of t, None without a guidance embedding."""
-        return None if self.guidance_embedding is None else self.guidance_embedding(guidance, t)
+    def _guidance_row(self, condition: Condition, t: Tensor) -> Tensor | None:
+        """The row of the guidance scale in a condition, added to the features of t; None without a guidance embedding."""
+        return None if self.guidance_embedding is None else self.guidance_embedding(condition, t)
 
     def forward(
         self,
         x: Tensor,
         t: Tensor,
         s: Tensor | None = None,
-        labels: Tensor | None = None,
+        condition: Condition = None,
         *,
         augment: Tensor | None = None,
-        guidance: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W), levels t and s (B,), labels int64 (B,) with −1 for none -> like x.
+        """x (B, C, H, W), levels t and s (B,), condition: of the B samples, or None -> like x.
 
         s is ignored without an s branch, and s = None leaves that branch out. augment: EDM's augmentation labels
-        (B, augment_dim), ignored by a network without them; None or zeros: not augmented. guidance: the
-        guidance scale (B,), None: 1, ignored by a network without its embedding."""
-        t_vector, s_vector = self._vectors(t, s, labels, augment, guidance)
+        (B, augment_dim), ignored by a network without them; None or zeros: not augmented."""
+        t_vector, s_vector = self._vectors(t, s, condition, augment)
+        x = self.conditions.beside(x, condition)
         skips = self._descend(x, t_vector, s_vector)
         hidden = skips[-1]
         for block in self.middle:
@@ -162,9 +171,9 @@ class UNet(Network):
             skips.append(hidden)
         return skips
 
-    def encode(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+    def encode(self, x: Tensor, t: Tensor, condition: Condition = None) -> list[Tensor]:
         """The last map of each level on the way down, finest first: x (B, C, H, W), already scaled by c_in, at levels t (B,),
-        labels as in `forward` -> maps (B, width, h, w)."""
-        skips = self._descend(x, *self._vectors(t, None, labels, None))
+        condition as in `forward` -> maps (B, width, h, w)."""
+        skips = self._descend(self.conditions.beside(x, condition), *self._vectors(t, None, condition, None))
         after = [skip.shape[-1] for skip in skips[1:]] + [0]
         return [skip for skip, side in zip(skips, after, strict=True) if side != skip.shape[-1]]

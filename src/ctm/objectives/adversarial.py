@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition, repeat
 from ctm.discriminators import Discriminator, ProjectedDiscriminator
 from ctm.objectives import augmentation as diffaugment
 from ctm.objectives.adversarial_losses import generator_rows, hinge_discriminator, log_discriminator, mean_logits
@@ -92,12 +93,12 @@ class Adversarial(Objective):
             )
         return AdversarialDraw(diffaugment.draw(like, generator=generator), diffaugment.draw(like, generator=generator))
 
-    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: AdversarialDraw) -> Tensor:
+    def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: AdversarialDraw) -> Tensor:
         """The generator's loss of each estimate -> (B,). No gradient is kept for the discriminator."""
         if "estimate" not in networks.made:
             raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
         with _fixed(networks.discriminator):
-            logits = networks.discriminator(self._seen(networks.made["estimate"], draw.fake), labels, networks)
+            logits = networks.discriminator(self._seen(networks.made["estimate"], draw.fake), condition, networks)
         return generator_rows(logits, self.loss)
 
     def discriminator_loss(
@@ -105,17 +106,17 @@ class Adversarial(Objective):
         networks: Networks,
         x0: Tensor,
         fake: Tensor,
-        labels: Tensor | None,
+        condition: Condition,
         draw: AdversarialDraw,
         *,
         penalise: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on data x0 and fakes (B, …), both with the batch's labels, and numbers that tell how it
+        """The discriminator's loss on data x0 and fakes (B, …), both with the batch's condition, and numbers that tell how it
         does: the mean logit of each, their gap, and the share of samples told rightly (mean logit above 0 for data).
 
         Data and fakes are seen in one pass. penalise: adds the gradient penalty, which sees the data once more."""
         both = torch.cat([self._seen(x0, draw.real), self._seen(fake.detach(), draw.fake)])
-        twice = None if labels is None else labels.repeat(2)
+        twice = repeat(condition, 2)
         logits = networks.discriminator(both, twice, networks)
         real, fakes = ([entry.chunk(2)[half] for entry in logits] for half in (0, 1))
         loss = _DISCRIMINATOR[self.loss](real, fakes)
@@ -128,7 +129,9 @@ class Adversarial(Objective):
             "loss": loss.detach(),
         }
         if penalise:
-            penalty = gradient_penalty(lambda x: networks.discriminator(self._seen(x, draw.real), labels, networks), x0)
+            penalty = gradient_penalty(
+                lambda x: networks.discriminator(self._seen(x, draw.real), condition, networks), x0
+            )
             numbers["r1"] = penalty.detach()
             loss = loss + self.r1_every * self.r1_weight / 2 * penalty
         return loss, numbers

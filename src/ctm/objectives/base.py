@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
+
 __all__ = ["Draw", "Networks", "Objective"]
 
 
 @dataclass(frozen=True)
 class Networks:
     """Who takes part: the student (trained), the target (its EMA, frozen), the teacher (anything with denoise) and the
-    discriminator, called (x, labels, networks) -> logits. `made`: what objectives of this step made for those after them;
+    discriminator, called (x, condition, networks) -> logits. `made`: what objectives of this step made for those after them;
     `Matching` leaves its "estimate" there, the fake of `Adversarial`."""
 
     student: Any
@@ -52,8 +54,8 @@ class Objective(ABC):
         all but the noise is drawn, so that nothing waits for the device of `like`."""
 
     @abstractmethod
-    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: Any) -> Tensor:
-        """x0 (B, …) in data space, labels int64 (B,) or None, draw from `draw` -> losses (B,)."""
+    def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: Any) -> Tensor:
+        """x0 (B, …) in data space, condition: of the B samples, or None, draw from `draw` -> losses (B,)."""
 
     def on_grid(self, points: int) -> Objective:
         """This objective in a step whose grid has that many levels; itself where it has no grid."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
 from ctm.noise import half_lognormal, match_dims, normal_like
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.weighting import karras
@@ -45,9 +46,9 @@ class DenoisingScoreMatching(Objective):
         noise = normal_like(like, generator)
         return DenoisingDraw(sigma.to(like), noise)
 
-    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: DenoisingDraw) -> Tensor:
+    def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: DenoisingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
         model = networks.student
         x = x0 + match_dims(draw.sigma, x0) * draw.noise
-        error = x0 - model.denoise(x, draw.sigma, labels)
+        error = x0 - model.denoise(x, draw.sigma, condition)
         return self.weight(draw.sigma, draw.sigma, model.sigma_data) * error.square().flatten(1).mean(1)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
 from ctm.models.guided import AtGuidance, ClassifierFree
 from ctm.noise import (
     Times,
@@ -184,37 +185,37 @@ class Matching(Objective):
         """Whether the estimate jumps on, from s to the end."""
         return self.compare == "data" and not (self.s == "end" and self.estimate_at == "s")
 
-    def __call__(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
+    def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
         times, guided = draw.times, _guided(networks, draw.guidance)
         x_t = x0 + match_dims(times.t, x0) * draw.noise
         with torch.no_grad():
-            x_u = self.solver(guided, x_t, times.path, labels, x0)
-            target = self.target(guided, x_u, times, labels)
-        estimate = networks.made["estimate"] = self.estimate(guided, x_t, times, labels)
+            x_u = self.solver(guided, x_t, times.path, condition, x0)
+            target = self.target(guided, x_u, times, condition)
+        estimate = networks.made["estimate"] = self.estimate(guided, x_t, times, condition)
         distance = self.distance.between(networks, estimate, target)
         return self.weight(times.t, times.s, networks.student.sigma_data) * distance
 
-    def fake(self, networks: Networks, x0: Tensor, labels: Tensor | None, draw: MatchingDraw) -> Tensor:
+    def fake(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
         """The estimate alone, without its target: what the discriminator learns from."""
         x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
-        return self.estimate(_guided(networks, draw.guidance), x_t, draw.times, labels)
+        return self.estimate(_guided(networks, draw.guidance), x_t, draw.times, condition)
 
-    def estimate(self, networks: Networks, x_t: Tensor, times: Times, labels: Tensor | None) -> Tensor:
+    def estimate(self, networks: Networks, x_t: Tensor, times: Times, condition: Condition) -> Tensor:
         """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""
         middle = times.s if self.estimate_at == "s" else times.u
-        jumped = networks.student.jump(x_t, times.t, middle, labels)
+        jumped = networks.student.jump(x_t, times.t, middle, condition)
         if not self._last_jump:
             return jumped
-        return _to_end(_player(networks, self.estimate_outer), jumped, middle, labels)
+        return _to_end(_player(networks, self.estimate_outer), jumped, middle, condition)
 
-    def target(self, networks: Networks, x_u: Tensor, times: Times, labels: Tensor | None) -> Tensor:
+    def target(self, networks: Networks, x_u: Tensor, times: Times, condition: Condition) -> Tensor:
         """What the estimate should be, from the solver's x_u."""
         outer = _player(networks, self.target_outer)
         if self.target_inner == "none":
-            return _to_end(outer, x_u, times.u, labels)
-        jumped = _player(networks, self.target_inner).jump(x_u, times.u, times.s, labels)
-        return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, labels)
+            return _to_end(outer, x_u, times.u, condition)
+        jumped = _player(networks, self.target_inner).jump(x_u, times.u, times.s, condition)
+        return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, condition)
 
     def teacher_evaluations(self, draw: MatchingDraw) -> int:
         each = 1 if draw.guidance is None else 2
@@ -242,6 +243,6 @@ def _player(networks: Networks, role: Role) -> Any:
     return {"student": networks.student, "target": networks.target}[role]
 
 
-def _to_end(model: Any, x: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
+def _to_end(model: Any, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
     """The jump from `level` (B,) to sigma_min."""
-    return model.jump(x, level, torch.full_like(level, model.sigma_min), labels)
+    return model.jump(x, level, torch.full_like(level, model.sigma_min), condition)

@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
+from ctm.models.protocol import taken_by
 from ctm.objectives.base import Networks
 from ctm.parametrization import euler_update
 from ctm.solvers import Denoiser, dpmpp_2m_walk, heun_step, walk
@@ -20,14 +22,14 @@ __all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWa
 
 
 class Walk(ABC):
-    """(networks, x at path[0], path (k + 1, B), labels, the data x0 that x was made of) -> x at path[-1], called without
+    """(networks, x at path[0], path (k + 1, B), condition, the data x0 that x was made of) -> x at path[-1], called without
     gradient."""
 
     needs_teacher = False
 
     @abstractmethod
     def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor: ...
 
     def teacher_evaluations(self, steps: int) -> int:
@@ -41,9 +43,9 @@ class _OnTeacher(Walk):
     needs_teacher = True
 
     def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
-        known = None if getattr(networks.teacher, "num_classes", None) == 0 else labels  # an unconditional teacher
+        known = taken_by(networks.teacher, condition)
         return self.walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path)
 
     @abstractmethod
@@ -96,7 +98,7 @@ class SameNoise(Walk):
     Euler's step with x_0 in the place of D(x, t), and right on average only."""
 
     def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
         if x0 is None:
             raise ValueError("SameNoise needs the data x0 that x was made of")
@@ -108,9 +110,9 @@ class TargetJump(Walk):
     """One jump of the EMA target, t → u: training without a teacher (CTM §2.5; code: self_learn)."""
 
     def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
-        return networks.target.jump(x, path[0], path[-1], labels)
+        return networks.target.jump(x, path[0], path[-1], condition)
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class TargetJumps(Walk):
     """k jumps of the EMA target along the path (code: self_learn_iterative)."""
 
     def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, labels: Tensor | None, x0: Tensor | None = None
+        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
         for t, s in pairwise(path):
-            x = networks.target.jump(x, t, s, labels)
+            x = networks.target.jump(x, t, s, condition)
         return x

@@ -1,4 +1,4 @@
-"""Samplers: each is f(model, x, grid, *, labels=None, noise=None, callback=None, …) -> x, and `generate` around them.
+"""Samplers: each is f(model, x, grid, *, condition=None, noise=None, callback=None, …) -> x, and `generate` around them.
 
 x is *at* level grid[0] (draw grid[0]·ε), the result at grid[-1]. A final 0 in the grid is allowed for the samplers that
 use only `denoise`.

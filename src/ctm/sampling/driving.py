@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import inside
+from ctm.conditions import cat, rows, takes_labels
 from ctm.models.protocol import denoiser_of
 from ctm.requests import Denoise, Jump, Request, Steps, run
 
@@ -32,6 +33,7 @@ class Sampler(Protocol[P]):
 def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P]:
     """The sampler that drives a generator steps(x, grid, …) of requests to its end."""
 
+    @takes_labels
     @functools.wraps(steps)
     def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
         return drive(model, steps(x, grid, *args, **options))
@@ -41,7 +43,7 @@ def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P
     sample.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[first, *own.parameters.values()], return_annotation="Tensor"
     )
-    sample.steps = steps  # type: ignore[attr-defined]
+    sample.steps = takes_labels(steps)  # type: ignore[attr-defined]
     return sample  # type: ignore[return-value]
 
 
@@ -49,6 +51,7 @@ def jump_sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Samp
     """`sampler` for one that jumps: the end of the grid is looked at first, as only the first jump's levels are checked."""
     made = sampler(steps)
 
+    @takes_labels
     @functools.wraps(made)
     def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
         check = getattr(model, "check_levels", None)
@@ -64,7 +67,9 @@ def answer(model: Any, request: Request) -> Tensor:
     if isinstance(request, Denoise):
         return denoiser_of(model, request.condition)(request.x, request.t)
     if not hasattr(model, "jump"):
-        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): use a sampler of denoisers, e.g. heun")
+        raise ValueError(
+            f"{type(model).__name__} has no jump(x, t, s, condition): use a sampler of denoisers, e.g. heun"
+        )
     return model.jump(request.x, request.t, request.s, request.condition)
 
 
@@ -88,9 +93,9 @@ def drive_together(model: Any, plans: Sequence[Steps], *, batch_size: int = 64) 
     """What each of many generators of requests returns, in their order. In each round all that wait are answered: requests of
     one kind, dtype and shape share calls of the model of up to batch_size rows.
 
-    Generators may be of different samplers, lengths and numbers of rows; a condition of None joins labels as −1. A result
-    equals that of `drive` alone up to the rounding of the network on another batch. An error of one generator or call is
-    raised at once."""
+    Generators may be of different samplers, lengths and numbers of rows. Where one has no condition, or lacks
+    a field that another one has, it is absent. A result equals the result of `drive` alone up to the rounding of the network
+    on another batch. An error of one generator or call is raised at once."""
     results: list[Tensor | None] = [None] * len(plans)
     waiting: dict[int, Request] = {}
 
@@ -126,23 +131,11 @@ def _answers(model: Any, requests: list[Request], batch_size: int) -> Sequence[T
     def joined(name: str) -> Sequence[Tensor]:
         return torch.cat([getattr(request, name) for request in requests]).split(batch_size)
 
-    x, t, together = joined("x"), joined("t"), _joined_condition(requests)
-    conditions = [None] * len(x) if together is None else together.split(batch_size)
+    x, t, together = joined("x"), joined("t"), cat([request.condition for request in requests], counts)
+    starts = range(0, sum(counts), batch_size)
+    conditions = [rows(together, slice(start, start + batch_size)) for start in starts]
     if isinstance(requests[0], Jump):
-        rows: list[Request] = [Jump(*row) for row in zip(x, t, joined("s"), conditions, strict=True)]
+        calls: list[Request] = [Jump(*row) for row in zip(x, t, joined("s"), conditions, strict=True)]
     else:
-        rows = [Denoise(*row) for row in zip(x, t, conditions, strict=True)]
-    return torch.cat([answer(model, request) for request in rows]).split(counts)
-
-
-def _joined_condition(requests: list[Request]) -> Tensor | None:
-    """The conditions of all rows, −1 for those of a request without; None where no request has one."""
-    if all(request.condition is None for request in requests):
-        return None
-    rows = [
-        torch.full((len(request.x),), -1, dtype=torch.int64, device=request.x.device)
-        if request.condition is None
-        else request.condition
-        for request in requests
-    ]
-    return torch.cat(rows)
+        calls = [Denoise(*row) for row in zip(x, t, conditions, strict=True)]
+    return torch.cat([answer(model, request) for request in calls]).split(counts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ctm.arguments import as_count, as_state
+from ctm.conditions import Condition
 from ctm.requests import Steps
 from ctm.sampling.common import Callback, Noise, check_start, level_values
 from ctm.sampling.driving import jump_sampler
@@ -56,7 +57,7 @@ def restore(
     *,
     rounds: int = 1,
     clamp: bool = True,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -79,4 +80,4 @@ def restore(
         return image - projection(image) + given
 
     plan = resampling_plan(level_values(x, grid), rounds)
-    return follow(plan, x, labels=labels, noise=noise, callback=callback, correct=put_in)
+    return follow(plan, x, condition=condition, noise=noise, callback=callback, correct=put_in)

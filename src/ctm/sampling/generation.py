@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, whole_numbers
+from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
 from ctm.noise import karras_grid
 from ctm.sampling.common import device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
@@ -22,6 +23,7 @@ from ctm.tuned import tuned_for
 __all__ = [
     "ImageNoise",
     "class_labels",
+    "conditions_for",
     "draw",
     "generate",
     "identities",
@@ -94,6 +96,16 @@ def class_labels(
     return chosen
 
 
+def conditions_for(model: Any, num: int, condition: int | Condition = None, seed: int | Sequence[int] = 0) -> Condition:
+    """The condition of num images, on the CPU: the given mapping as the model takes it, else their labels (`class_labels`).
+    Raises ValueError for what the model does not take."""
+    if not isinstance(condition, Mapping):
+        return class_labels(model, num, condition, seed)
+    conditioner = getattr(model, "conditioner", None)
+    like = torch.empty(num)
+    return as_condition(condition, like) if conditioner is None else conditioner.check(condition, like)
+
+
 def copy_on(model: Any, device: torch.device) -> Any:
     """The model itself where all of it is on `device`, else a copy of it there, so that the caller's stays as it is: mode,
     gradients, hooks and place. It takes the memory of the weights on `device` and none elsewhere.
@@ -119,36 +131,38 @@ def _is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, torch.nn.Parameter)
 
 
+@takes_labels
 def draw(
     model: Any,
     indices: Sequence[int],
     *,
     levels: Tensor,
     sampler: Callable[..., Tensor],
-    labels: Tensor | None,
+    condition: Condition,
     seed: int | Sequence[int],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
-    levels: the grid; sampler: f(model, x, grid, labels=, noise=) -> x; labels int64 (len(indices),) or None; the model on
+    levels: the grid; sampler: f(model, x, grid, condition=, noise=) -> x; condition: of those images, or None; the model on
     `device` already."""
     noise = ImageNoise(seed, indices)
+    sampler = condition_named(sampler)
     with torch.no_grad():
         like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
         x = levels[0].to(like) * noise(like)
-        rows = None if labels is None else labels.to(device)
-        return sampler(model, x, levels, labels=rows, noise=noise).to(dtype)
+        return sampler(model, x, levels, condition=to(condition, device), noise=noise).to(dtype)
 
 
+@takes_labels
 def stream(
     model: Any,
     num: int,
     *,
     steps: int = 1,
     gamma: float | None = None,
-    labels: int | Tensor | None = None,
+    condition: int | Condition = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     device: torch.device | str | None = None,
@@ -160,7 +174,7 @@ def stream(
     """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
     when `stream` is called, before the first batch is asked for.
 
-    sampler: f(model, x, grid, labels=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid. start: number
+    sampler: f(model, x, grid, condition=, noise=) -> x instead of γ-sampling, e.g. ctm.sampling.heun with a grid. start: number
     of the first image to make, 0 … num, to go on with what was interrupted; a multiple of batch_size keeps the batches.
     """
     num, batch_size, start = as_count(num, "num"), as_count(batch_size, "batch_size"), as_count(start, "start", 0)
@@ -170,7 +184,7 @@ def stream(
         raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
-    chosen = class_labels(model, num, labels, seed)
+    chosen = conditions_for(model, num, condition, seed)
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
@@ -192,20 +206,21 @@ def stream(
     def batches() -> Iterator[Tensor]:
         for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
-            rows = None if chosen is None else chosen[first : first + batch_size]
-            x = draw(model, indices, levels=levels, sampler=method, labels=rows, seed=seed, device=place, dtype=dtype)
+            own = rows(chosen, slice(first, first + batch_size))
+            x = draw(model, indices, levels=levels, sampler=method, condition=own, seed=seed, device=place, dtype=dtype)
             yield x.cpu()
 
     return batches()
 
 
+@takes_labels
 def generate(
     model: Any,
     num: int,
     *,
     steps: int = 1,
     gamma: float | None = None,
-    labels: int | Tensor | None = None,
+    condition: int | Condition = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     device: torch.device | str | None = None,
@@ -215,7 +230,8 @@ def generate(
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
 
-    labels: None, an int, or int64 (num,) with −1 = unconditional; None on a conditional model draws a class for each image.
+    condition: labels, an int or int64 (num,) with −1 for none; or a mapping of fields, each (num, …), or without its first
+    dimension where it is the same for all. None on a model of classes draws a class for each image, from (seed, i).
     seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
     that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
     device: where to compute, None for where the model is; elsewhere a copy of the model computes, and the model stays where and
@@ -233,7 +249,7 @@ def generate(
                 num,
                 steps=steps,
                 gamma=gamma,
-                labels=labels,
+                condition=condition,
                 seed=seed,
                 batch_size=batch_size,
                 device=device,

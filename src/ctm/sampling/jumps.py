@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_labels, as_levels, as_number, as_state, words_for
+from ctm.arguments import as_count, as_levels, as_number, as_state, words_for
+from ctm.conditions import Condition, as_condition, rows, takes_labels
 from ctm.requests import Jump, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
 from ctm.sampling.driving import drive, jump_sampler
@@ -96,17 +97,17 @@ def follow(
     plan: Plan,
     x: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
     correct: Callable[[Tensor], Tensor] | None = None,
 ) -> Steps:
     """The requests of a plan: x ← G(x, t, stop), then x ← x + fresh·ε where fresh > 0. One call of the model for each jump.
     `correct` changes what each jump gave, before the noise."""
-    labels, draw = as_labels(labels, as_state(x)), fresh_noise(noise)
+    condition, draw = as_condition(condition, as_state(x)), fresh_noise(noise)
     for index, (t, stop, fresh) in enumerate(plan):
         t_now, s_now = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (t, stop))
-        x = yield Jump(x, t_now, s_now, labels)
+        x = yield Jump(x, t_now, s_now, condition)
         if correct is not None:
             x = correct(x)
         if fresh > 0:
@@ -116,35 +117,37 @@ def follow(
     return x
 
 
+@takes_labels
 def jump_to_many(
-    model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, labels: Tensor | None = None, batch_size: int = 64
+    model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, condition: Condition = None, batch_size: int = 64
 ) -> Tensor:
     """Jumps from one state to several levels, G(x, t, s) for each s of `levels`, the model being called on up to batch_size of
     the S·B samples together instead of S times on B: the same values, and less time where a call costs more than its samples
     (few samples, small networks). No output of a layer is shared: after the first convolution all of a network sees s.
 
-    x (B, *shape) at level t, a number or (B,); levels (S,), each with sigma_min ≤ s ≤ t, in any order; labels int64 (B,) or
-    None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model without `jump`."""
+    x (B, *shape) at level t, a number or (B,); levels (S,), each with sigma_min ≤ s ≤ t, in any order; condition: of the B
+    samples, or None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model
+    without `jump`."""
     if not hasattr(model, "jump"):
-        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, labels): only a CTM jumps to any level")
+        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, condition): only a CTM jumps to any level")
     if not isinstance(levels, Tensor) or levels.dim() != 1 or len(levels) == 0:
         raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got {words_for(levels)}")
-    labels, start = as_labels(labels, as_state(x)), as_levels(t, x).to(x.dtype)
+    condition, start = as_condition(condition, as_state(x)), as_levels(t, x).to(x.dtype)
     batch_size = as_count(batch_size, "batch_size")
     lowest = getattr(model, "sigma_min", 0.0) * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min
     if not (lowest <= float(levels.min()) and float(levels.to(x).max()) <= float(start.min())):
         asked = [round(level, 6) for level in levels.tolist()]
         raise ValueError(f"jumps need sigma_min ≤ s ≤ t, got levels {asked} from t = {float(start.min()):g}")
-    return drive(model, _many(x, start, levels.to(x), labels, batch_size))
+    return drive(model, _many(x, start, levels.to(x), condition, batch_size))
 
 
-def _many(x: Tensor, t: Tensor, levels: Tensor, labels: Tensor | None, batch_size: int) -> Steps:
+def _many(x: Tensor, t: Tensor, levels: Tensor, condition: Condition, batch_size: int) -> Steps:
     """Requests of the jumps from t (B,) to each of levels (S,), up to batch_size rows each -> (S, B, *shape)."""
     ends = levels[:, None].expand(-1, len(x)).flatten()
-    rows = torch.arange(len(x), device=x.device).repeat(len(levels))  # whose jump each row is
+    whose = torch.arange(len(x), device=x.device).repeat(len(levels))
     parts = []
-    for some, s in zip(rows.split(batch_size), ends.split(batch_size), strict=True):
-        parts.append((yield Jump(x[some], t[some], s, None if labels is None else labels[some])))
+    for some, s in zip(whose.split(batch_size), ends.split(batch_size), strict=True):
+        parts.append((yield Jump(x[some], t[some], s, rows(condition, some))))
     return torch.cat(parts).reshape(len(levels), *x.shape)
 
 
@@ -155,7 +158,7 @@ def gamma(
     *,
     gamma: float = 0.0,
     form: Form = "paper",
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -165,12 +168,14 @@ def gamma(
 
     x (B, *shape) at noise level grid[0]; grid (N + 1,) decreasing levels, e.g. karras_grid(N); gamma: 0 jumps
     deterministically, 1 is consistency-model multistep; form: "paper" as above, "code" the official repository's
-    t' = √(1−γ²)·(t₊ − t_N) + t_N; labels int64 (B,) or None; noise(x) -> standard normal like x (torch.randn_like where
-    None), called for each jump that adds noise; callback(Step) after each.
+    t' = √(1−γ²)·(t₊ − t_N) + t_N; condition: of the B samples, or None; noise(x) -> standard normal like x
+    (torch.randn_like where None), called for each jump that adds noise; callback(Step) after each.
     Returns x at grid[-1], like x. Raises ValueError for gamma outside [0, 1], an unknown form or an unfitting grid.
     """
     check_start(x, grid, zero_end=False)
-    return follow(gamma_plan(level_values(x, grid), gamma, form), x, labels=labels, noise=noise, callback=callback)
+    return follow(
+        gamma_plan(level_values(x, grid), gamma, form), x, condition=condition, noise=noise, callback=callback
+    )
 
 
 @jump_sampler
@@ -178,13 +183,13 @@ def consistency(
     x: Tensor,
     grid: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
     """Consistency-model multistep: jump to grid[-1], add noise up to the next level, again. Arguments as in `gamma`."""
     check_start(x, grid, zero_end=False)
-    return follow(consistency_plan(level_values(x, grid)), x, labels=labels, noise=noise, callback=callback)
+    return follow(consistency_plan(level_values(x, grid)), x, condition=condition, noise=noise, callback=callback)
 
 
 @jump_sampler
@@ -192,7 +197,7 @@ def two_level(
     x: Tensor,
     grid: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -201,4 +206,4 @@ def two_level(
     Other arguments as in `gamma`. Raises ValueError for a grid that is not of that form."""
     if not isinstance(grid, Tensor) or grid.dim() != 1:
         raise ValueError(f"grid must be a tensor of four noise levels t0, s, s', t_end, got {words_for(grid)}")
-    return follow(two_level_plan(grid.tolist()), x, labels=labels, noise=noise, callback=callback)
+    return follow(two_level_plan(grid.tolist()), x, condition=condition, noise=noise, callback=callback)

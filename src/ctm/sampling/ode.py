@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ctm.arguments import as_labels, as_number
+from ctm.arguments import as_number
+from ctm.conditions import Condition, as_condition
 from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
@@ -25,18 +26,18 @@ def euler(
     x: Tensor,
     grid: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
     """Euler's method on the probability flow (= DDIM); order 1, one evaluation a step.
 
-    x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; labels int64 (B,) or None; noise is not
-    used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
-    levels, labels = check_start(x, grid, zero_end=True), as_labels(labels, x)
+    x (B, *shape) at level grid[0]; grid (N + 1,) decreasing, a final 0 allowed; condition: of the B samples, or None;
+    noise is not used; callback(Step) after each step. Returns x at grid[-1]. Raises ValueError for an unfitting grid."""
+    levels, condition = check_start(x, grid, zero_end=True), as_condition(condition, x)
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all, s_all = t.expand(len(x)), s.expand(len(x))
-        denoised = yield Denoise(x, t_all, labels)
+        denoised = yield Denoise(x, t_all, condition)
         x = euler_update(x, denoised, t_all, s_all)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
@@ -52,7 +53,7 @@ def heun(
     churn_min: float = 0.0,
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -63,7 +64,7 @@ def heun(
     make 35 evaluations. Arguments as in `euler`; noise(x) -> standard normal like x, called for each step that churns.
     """
     churns = (churn, churn_min, churn_max, churn_noise)
-    return _churned(heun_update, euler_update, x, grid, churns, labels, noise, callback)
+    return _churned(heun_update, euler_update, x, grid, churns, condition, noise, callback)
 
 
 @sampler
@@ -75,14 +76,14 @@ def midpoint(
     churn_min: float = 0.0,
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
     """The midpoint method (DPM-Solver-2; sony/ctm and k-diffusion: sample_dpm_2), with EDM's churn; order 2, two
     evaluations a step, also in the step to 0, whose second is at an eighth of the level. Arguments as in `heun`."""
     churns = (churn, churn_min, churn_max, churn_noise)
-    return _churned(midpoint_update, None, x, grid, churns, labels, noise, callback)
+    return _churned(midpoint_update, None, x, grid, churns, condition, noise, callback)
 
 
 def _churned(
@@ -91,7 +92,7 @@ def _churned(
     x: Tensor,
     grid: Tensor,
     churns: tuple[float, float, float, float],
-    labels: Tensor | None,
+    condition: Condition,
     noise: Noise | None,
     callback: Callback | None,
 ) -> Steps:
@@ -101,7 +102,7 @@ def _churned(
         as_number(value, name, 0) for value, name in zip((churns[0], churns[1], churns[3]), _CHURN_NAMES, strict=True)
     )
     churn_max = churns[2] if churns[2] == math.inf else as_number(churns[2], "churn_max", 0)
-    levels, labels, draw = check_start(x, grid, zero_end=True), as_labels(labels, x), fresh_noise(noise)
+    levels, condition, draw = check_start(x, grid, zero_end=True), as_condition(condition, x), fresh_noise(noise)
     rate = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     known = itertools.pairwise(level_values(x, grid))
     for index, ((t, s), (at, below)) in enumerate(zip(itertools.pairwise(levels), known, strict=True)):
@@ -110,11 +111,11 @@ def _churned(
             raised = t + rate * t
             x = x + churn_noise * (raised**2 - t**2).sqrt() * draw(x)
         t_all, s_all = raised.expand(len(x)), s.expand(len(x))
-        denoised = yield Denoise(x, t_all, labels)
+        denoised = yield Denoise(x, t_all, condition)
         if below == 0 and to_zero is not None:
             x = to_zero(x, denoised, t_all, s_all)
         else:
-            x = yield from step(x, denoised, t_all, s_all, labels)
+            x = yield from step(x, denoised, t_all, s_all, condition)
         if callback is not None:
             callback(Step(index, t, s, x, denoised))
     return x
@@ -125,16 +126,16 @@ def dpmpp_2m(
     x: Tensor,
     grid: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2); order 2, one evaluation a step. Arguments as in `euler`."""
-    levels, labels = check_start(x, grid, zero_end=True), as_labels(labels, x)
+    levels, condition = check_start(x, grid, zero_end=True), as_condition(condition, x)
     previous: tuple[Tensor, Tensor] | None = None
     for index, (t, s) in enumerate(itertools.pairwise(levels)):
         t_all = t.expand(len(x))
-        denoised = yield Denoise(x, t_all, labels)
+        denoised = yield Denoise(x, t_all, condition)
         x = dpmpp_2m_step(x, t_all, s.expand(len(x)), denoised, previous)
         previous = (t_all, denoised)
         if callback is not None:

@@ -6,7 +6,8 @@ import itertools
 
 from torch import Tensor
 
-from ctm.arguments import as_labels, as_number
+from ctm.arguments import as_number
+from ctm.conditions import Condition, as_condition
 from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
@@ -22,7 +23,7 @@ def ancestral(
     grid: Tensor,
     *,
     eta: float = 1.0,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -32,7 +33,7 @@ def ancestral(
     standard normal like x, called for each step that adds noise, so not for the step to 0. Other arguments as in `euler`.
     Raises ValueError for eta outside [0, 1] or an unfitting grid."""
     eta = as_number(eta, "eta", 0, 1, why="0 adds no noise, 1 samples the reverse diffusion")
-    return _reverse_diffusion(x, grid, eta, False, labels, noise, callback)
+    return _reverse_diffusion(x, grid, eta, False, condition, noise, callback)
 
 
 @sampler
@@ -40,7 +41,7 @@ def dpmpp_2m_sde(
     x: Tensor,
     grid: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Steps:
@@ -49,7 +50,7 @@ def dpmpp_2m_sde(
 
         x ← (s/t)²·x + (1 − (s/t)²)·D' + s·√(1 − (s/t)²)·ε
     """
-    return _reverse_diffusion(x, grid, 1.0, True, labels, noise, callback)
+    return _reverse_diffusion(x, grid, 1.0, True, condition, noise, callback)
 
 
 def _reverse_diffusion(
@@ -57,18 +58,18 @@ def _reverse_diffusion(
     grid: Tensor,
     eta: float,
     second_order: bool,
-    labels: Tensor | None,
+    condition: Condition,
     noise: Noise | None,
     callback: Callback | None,
 ) -> Steps:
     """The loop of both: down to ancestral_levels' `down`, then noise of its `up`."""
     levels, draw = check_start(x, grid, zero_end=True), fresh_noise(noise)
-    labels = as_labels(labels, x)
+    condition = as_condition(condition, x)
     previous: tuple[Tensor, Tensor] | None = None
     ends = level_values(x, grid)[1:]
     for index, ((t, s), end) in enumerate(zip(itertools.pairwise(levels), ends, strict=True)):
         t_all = t.expand(len(x))
-        denoised = yield Denoise(x, t_all, labels)
+        denoised = yield Denoise(x, t_all, condition)
         down, up = ancestral_levels(t, s, eta)
         aim = extrapolated(denoised, t_all, s.expand(len(x)), previous) if second_order else denoised
         previous = (t_all, denoised)

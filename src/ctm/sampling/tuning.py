@@ -77,7 +77,7 @@ class FlowDistance:
         num, seed = self._counts[held_out], self._seed + held_out
         labels = class_labels(self.model, num, None, seed)
         knows_none = getattr(source, "num_classes", None) == 0
-        return generate(source, num, labels=None if knows_none else labels, seed=seed, batch_size=256, **options)
+        return generate(source, num, condition=None if knows_none else labels, seed=seed, batch_size=256, **options)
 
 
 def tune_grid(

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctm.arguments import as_count, as_labels, as_levels, as_number, as_seed, as_state
+from ctm.arguments import as_count, as_levels, as_number, as_seed, as_state
+from ctm.conditioner import Conditioner, Labels
+from ctm.conditions import Condition, as_condition, labels_of, takes_labels
 from ctm.noise import match_dims
 
 __all__ = ["GaussianMixture"]
@@ -59,11 +61,16 @@ class GaussianMixture(nn.Module):
         other = torch.arange(len(weights), device=x.device) != labels[:, None]
         return logits.masked_fill(other & (labels >= 0)[:, None], -math.inf)
 
-    def _checked(self, x: Tensor, t: Tensor | float, labels: Any) -> tuple[Tensor, Tensor | None]:
+    @property
+    def conditioner(self) -> Conditioner:
+        """The components as labels."""
+        return Labels(self.num_classes)
+
+    def _checked(self, x: Tensor, t: Tensor | float, condition: Any) -> tuple[Tensor, Tensor | None]:
         """Levels (B,) in x's dtype and labels int64 (B,) or None. Raises ValueError for what does not fit."""
         if tuple(as_state(x).shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        return as_levels(t, x, zero=True).to(x.dtype), as_labels(labels, x)
+        return as_levels(t, x, zero=True).to(x.dtype), labels_of(as_condition(condition, x))
 
     def _check_labels(self, labels: Tensor) -> None:
         """Raises ValueError for a component there is not."""
@@ -78,32 +85,36 @@ class GaussianMixture(nn.Module):
         p = self._logits(x, variance, labels).softmax(dim=1)
         return (p @ self.means.to(x).flatten(1)).reshape(x.shape)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """Calling a model means denoise."""
-        return self.denoise(x, t, labels)
+        return self.denoise(x, t, condition)
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """E[x_0 | x_t = x] = (c²·x + t²·Σ p_k μ_k)/(c² + t²). x (B, *shape), t (B,) ≥ 0 -> like x, in x's dtype."""
-        t, labels = self._checked(x, t, labels)
+        t, labels = self._checked(x, t, condition)
         variance = t**2 + self.std**2
         mean = self._posterior_mean(x, variance, labels)
         return x + match_dims(t**2 / variance, x) * (mean - x)
 
-    def score(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_labels
+    def score(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """∇ log p_t(x) = (Σ p_k μ_k − x)/(c² + t²); t = 0 is allowed. Shapes as in `denoise`."""
-        t, labels = self._checked(x, t, labels)
+        t, labels = self._checked(x, t, condition)
         variance = t**2 + self.std**2
         return (self._posterior_mean(x, variance, labels) - x) / match_dims(variance, x)
 
+    @takes_labels
     @torch.no_grad()
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """The exact flow from level t to level s (any order, 0 allowed), like x. Shapes as in `denoise`.
 
         With r = ½·ln(t² + c²) and y = e^(−r)·x the flow is dy/dr = −e^(−r)·Σ p_k μ_k. A known component (one alone, or a
         label) keeps p constant: x_s = μ + (x − μ)·√((s²+c²)/(t²+c²)). The other samples are integrated in float64 by an
         adaptive eighth-order method to 1e-9 (on the CPU where the device has no float64).
         """
-        t, labels = self._checked(x, t, labels)
+        t, labels = self._checked(x, t, condition)
         s = as_levels(s, x, "s", zero=True)
         if labels is not None:
             self._check_labels(labels)

@@ -80,7 +80,7 @@ class Adversary:
     def learn(self, batch: Batch, fake: Tensor, networks: Networks, step: int, *, pieces: int = 1) -> None:
         """Add the gradients of one of the step's pieces. fake (B, …): the samples to tell from the batch's data."""
         loss, numbers = self.objective.discriminator_loss(
-            networks, batch.x0, fake, batch.labels, batch.draws[self.index], penalise=self.objective.penalises(step)
+            networks, batch.x0, fake, batch.condition, batch.draws[self.index], penalise=self.objective.penalises(step)
         )
         (loss / pieces).backward()
         self._numbers.append(numbers)

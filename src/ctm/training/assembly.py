@@ -20,11 +20,11 @@ from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
 from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
-from ctm.training.recipe import Recipe
+from ctm.training.recipe import Recipe, built_for
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
 from ctm.training.stand_in import found_or_none, with_usable_features
 from ctm.training.step import LossModule, last_layer, rows_of_process
-from ctm.training.student import check_teacher, start_from_student, start_from_teacher
+from ctm.training.student import check_teacher, fields_left_out, start_from_student, start_from_teacher
 from ctm.training.trackers import check_trackers
 from ctm.training.unused import fit_to_processes
 from ctm.training.verdict import step_guards
@@ -130,8 +130,14 @@ class Run:
 def load_data(recipe: Recipe) -> Images:
     """The images that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_images`."""
     data = recipe.data
-    columns: dict[str, Any] = {"image": data.image, "label": data.label, "max_gb": data.max_gb}
-    return load_images(data.name, data.size, data.channels, data.split, **columns)
+    columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
+    images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
+    maps = [name for name, values in images.fields.items() if values.ndim > 2]
+    if data.flip and maps:
+        raise ValueError(
+            f"data.flip mirrors the images and not the field {maps[0]!r} of their condition: set data.flip to false"
+        )
+    return images
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: list[str] | None = None) -> Run:
@@ -210,7 +216,7 @@ def _put_in_place(run: Run) -> None:
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
     """The student before its first step, its teacher, and how it comes to its weights and levels."""
     torch.manual_seed(recipe.seed)
-    network, built_for = recipe.network(images.shape, images.num_classes), images.num_classes
+    network, made_for = built_for(recipe.network, images.shape, images.conditioner), images.num_classes
     teacher = started = None
     sources: dict[str, tuple[str, Any]] = {}
     if recipe.teacher is not None:
@@ -218,7 +224,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         teacher = found_or_none(lambda: load_teacher(name), "teacher", _COPY, stand_in)
     if teacher is not None:
         images = in_classes_of(teacher, "the teacher", images)
-        check_teacher(teacher, images.shape, images.num_classes)
+        check_teacher(teacher, images.shape, images.conditioner)
         sources["teacher"] = str(recipe.teacher), teacher
     if recipe.student is not None:
         name = recipe.student
@@ -227,14 +233,15 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         settled = bool(teacher is not None and getattr(teacher, "class_names", None))
         images = in_classes_of(started, "the model to start from", images, settled=settled)
         sources["student"] = str(recipe.student), started
-    if images.num_classes != built_for:  # an empty class of the data that the teacher does not know is gone
+    if images.num_classes != made_for:  # an empty class of the data that the teacher does not know is gone
         torch.manual_seed(recipe.seed)
-        network = recipe.network(images.shape, images.num_classes)
+        network = built_for(recipe.network, images.shape, images.conditioner)
     copies = recipe.start_from == "teacher" and started is None
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
-    student = settings.build(lambda shape, classes: network, images.shape, images.num_classes)
+    student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += name_classes(student, images)
+    lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))
         lines.append(f"the student starts from the weights of {recipe.student}")

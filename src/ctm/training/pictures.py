@@ -56,9 +56,9 @@ def save_sample_grid(model: Any, path: Path) -> None:
     labels = column_labels(model.num_classes)
     if hasattr(model, "jump"):
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
-        rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, labels=labels) for steps in (1, 2, 4, 8)]
+        rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, condition=labels) for steps in (1, 2, 4, 8)]
     else:
         grid = to_zero(karras_grid(17, model.sigma_min, model.sigma_max))
         two = None if labels is None else labels.repeat(2)
-        rows = [generate(model, 2 * _COLUMNS, labels=two, grid=grid, sampler=heun)]
+        rows = [generate(model, 2 * _COLUMNS, condition=two, grid=grid, sampler=heun)]
     save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)

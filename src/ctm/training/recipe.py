@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from ctm.conditioner import Conditioner
 from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.networks.description import build
 from ctm.objectives import Objective
@@ -18,9 +19,10 @@ from ctm.training.evaluation import EvaluationSettings
 from ctm.training.schedules import Schedule
 from ctm.training.trackers import Tracker
 
-__all__ = ["DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
+__all__ = ["OLDER_NAMES", "DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
 
 NetworkBuilder = Callable[[Sequence[int], int], torch.nn.Module]
+OLDER_NAMES = {"label_dropout": "condition_dropout"}
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,7 @@ class DataSettings:
         batch_size: images in a step, over all processes together.
         image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
+        condition: names of the arrays in an .npz that are fields of the condition, (N, …) each.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
         max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
             times the file's size.
@@ -47,6 +50,7 @@ class DataSettings:
     batch_size: int = 128
     image: str | None = None
     label: str | None = None
+    condition: list[str] | None = None
     flip: bool = False
     max_gb: float | None = None
 
@@ -73,29 +77,42 @@ class ModelSettings:
     outer: Outer = "euler"
 
     def build(
-        self, network: NetworkBuilder, shape: Sequence[int], num_classes: int
+        self, network: NetworkBuilder, shape: Sequence[int], conditioner: Conditioner
     ) -> TrajectoryModel | DiffusionModel | ConsistencyModel:
-        """The model around a network made for this data. Levels that are unset are the model's own defaults."""
+        """The model around a network made for this data, conditioned on what the data have. Levels that are unset are the model's
+        own defaults."""
         settings: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
-        about: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
-        kind = settings.pop("kind")
+        about: dict[str, Any] = {"shape": shape, "num_classes": conditioner.num_classes}
+        about |= {"conditioner": conditioner} if conditioner.fields else {}
+        kind, built = settings.pop("kind"), built_for(network, shape, conditioner)
         if kind == "trajectory":
-            return TrajectoryModel(network(shape, num_classes), **about, **settings)
+            return TrajectoryModel(built, **about, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
         model = DiffusionModel if kind == "diffusion" else ConsistencyModel
-        return model(network(shape, num_classes), **about, **levels)
+        return model(built, **about, **levels)
+
+
+def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Conditioner) -> torch.nn.Module:
+    """The network for data of this shape and condition: network(shape, num_classes), with the fields as arrays= where there are
+    any."""
+    arrays = {name: list(sides) for name, sides in conditioner.fields.items()}
+    build_it: Callable[..., torch.nn.Module] = network
+    return build_it(shape, conditioner.num_classes, **({"arrays": arrays} if arrays else {}))
 
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """A network by class_path and init_args; called with the data's shape and number of classes, it makes one that a
-    model's config.json can describe."""
+    """A network by class_path and init_args; called with the data's shape, number of classes and fields of the condition, it
+    makes one that a model's config.json can describe."""
 
     class_path: str
     init_args: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, shape: Sequence[int], num_classes: int) -> torch.nn.Module:
-        arguments = {"shape": list(shape), "num_classes": num_classes, **self.init_args}
+    def __call__(
+        self, shape: Sequence[int], num_classes: int, arrays: dict[str, list[int]] | None = None
+    ) -> torch.nn.Module:
+        own = {"arrays": arrays} if arrays else {}
+        arguments = {"shape": list(shape), "num_classes": num_classes, **own, **self.init_args}
         return build({"class_path": self.class_path, "init_args": arguments})
 
 
@@ -105,7 +122,7 @@ class Recipe:
 
     Args:
         data: what to train on.
-        network: class_path and init_args of the network; shape and num_classes are filled in from the data.
+        network: class_path and init_args of the network; shape, num_classes and arrays are filled in from the data.
         model: the model around the network.
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
@@ -123,7 +140,8 @@ class Recipe:
             ctm.training.Progressive or ctm.training.Doubling.
         ema: decay of the published weights, lowered to (1 + n)/(10 + n) in the first steps n; or a list of averages
             (ctm.training.Decay, ctm.training.PowerFunction), the first published as model/, the others as model-NAME/.
-        label_dropout: share of labels replaced by −1 (unconditional).
+        condition_dropout: share of samples whose condition (labels and all fields) is left out; unset: 0.1.
+        label_dropout: the older name of condition_dropout, accepted for one release.
         warmup_steps: the learning rate rises linearly over these first steps.
         decay_fraction: share of the steps, at the end, over which the learning rate falls linearly to 0.
         seed: of every random number in the run.
@@ -156,7 +174,8 @@ class Recipe:
     target_ema: float = 0.999
     schedule: Schedule | None = None
     ema: float | list[Average] = 0.999
-    label_dropout: float = 0.1
+    condition_dropout: float = 0.1
+    label_dropout: float | None = None
     warmup_steps: int = 0
     decay_fraction: float = 0.0
     seed: int = 0
@@ -173,6 +192,10 @@ class Recipe:
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
+        for older, name in OLDER_NAMES.items():
+            if getattr(self, older) is not None:
+                setattr(self, name, getattr(self, older))
+                setattr(self, older, None)
         for name, low in (
             ("steps", 1),
             ("log_every", 1),
@@ -187,7 +210,7 @@ class Recipe:
         names = [average.name for average in self.averages]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"ema must be a decay or a list of different averages, got {', '.join(names) or 'none'}")
-        for name in ("target_ema", "label_dropout", "decay_fraction"):
+        for name in ("target_ema", "condition_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.sample_minutes is not None and not self.sample_minutes > 0:

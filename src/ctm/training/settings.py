@@ -8,7 +8,7 @@ from typing import Any
 
 from ctm.training.engine import EngineSettings
 from ctm.training.evaluation import EvaluationSettings
-from ctm.training.recipe import DataSettings, ModelSettings, Recipe
+from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
 
 __all__ = ["COMPUTED", "FREE", "SOURCES", "check_settings", "decided", "source_differences"]
 
@@ -32,6 +32,7 @@ FREE = frozenset(
 # Where something comes from: another place with the same content is the same. The digest of the content decides.
 SOURCES = {
     "data.channels": "data",
+    "data.condition": "data",
     "data.image": "data",
     "data.label": "data",
     "data.max_gb": "data",
@@ -46,13 +47,13 @@ SOURCES = {
 COMPUTED = frozenset(
     {
         "adaptive_balance",
+        "condition_dropout",
         "data.batch_size",
         "data.flip",
         "decay_fraction",
         "discriminator_optimizer",
         "ema",
         "engine",
-        "label_dropout",
         "loss_factors",
         "model",
         "network",
@@ -89,7 +90,7 @@ def check_settings(
 
     recipe: that of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
     whose digests were compared and are the same. Raises ValueError naming the settings that would make it another run."""
-    before = _with_defaults(before)
+    before, now = _with_defaults(before), _with_defaults(now)
     kinds = {text: decided(path) for path, text in _differences(before, now)}
     refused = [
         text for text, kind in kinds.items() if kind == "computed" or (kind in SOURCES.values() and kind not in equal)
@@ -107,7 +108,7 @@ def check_settings(
 def source_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
     """The settings that name where data, teacher and starting student come from, where they differ, by the source."""
     found: dict[str, list[str]] = {}
-    for path, text in _differences(_with_defaults(before), now):
+    for path, text in _differences(_with_defaults(before), _with_defaults(now)):
         if decided(path) in SOURCES.values():
             found.setdefault(decided(path), []).append(text)
     return found
@@ -139,8 +140,11 @@ def _check_length(steps: int, recipe: Recipe, place: str, reached: int) -> None:
 def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[str, Any]:
     """Settings that an older version wrote, with the defaults of those it did not know."""
     found = dict(before)
+    for older, name in OLDER_NAMES.items() if kind is Recipe else ():
+        value = found.pop(older, None)
+        found |= {name: value} if value is not None else {}
     for field in dataclasses.fields(kind):
-        if field.name not in found and field.default is not dataclasses.MISSING:
+        if field.name not in (*found, *OLDER_NAMES) and field.default is not dataclasses.MISSING:
             found[field.name] = field.default
         if kind is Recipe and field.name in _PARTS and isinstance(found.get(field.name), Mapping):
             found[field.name] = _with_defaults(found[field.name], _PARTS[field.name])

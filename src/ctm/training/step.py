@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm.arguments import inside
+from ctm.conditions import Condition, dropped
 from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 
@@ -29,11 +30,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process needs for one step: x0 (B, …), labels (B,) or None, and a draw for each objective, None for those that
-    take no part in this step."""
+    """What one process needs for one step: x0 (B, …), the condition of its rows, and a draw for each objective, None for those
+    that take no part in this step."""
 
     x0: Tensor
-    labels: Tensor | None
+    condition: Condition
     draws: list[Any]
 
 
@@ -86,11 +87,11 @@ class LossModule(nn.Module):
         if fake_only:
             index = fake_maker(self.objectives)
             matching: Any = self.objectives[index]
-            self.fake = matching.fake(networks, batch.x0, batch.labels, batch.draws[index]).detach()
+            self.fake = matching.fake(networks, batch.x0, batch.condition, batch.draws[index]).detach()
             return []
         with self.watching():
             losses = [
-                self.objectives[index](networks, batch.x0, batch.labels, batch.draws[index]).mean()
+                self.objectives[index](networks, batch.x0, batch.condition, batch.draws[index]).mean()
                 for index in self.active(batch)
             ]
         self.fake = networks.made["estimate"].detach() if "estimate" in networks.made else None
@@ -158,24 +159,24 @@ def draw_batch(
     objectives: Sequence[Objective],
     model: Any,
     x0: Tensor,
-    labels: Tensor | None,
+    condition: Condition,
     *,
     total: int,
     part: slice,
-    label_dropout: float,
+    condition_dropout: float,
     generator: torch.Generator,
     step: int = 0,
 ) -> Batch:
-    """The batch of one process: x0 and labels are its rows, `part` of the `total` that all processes have together."""
+    """The batch of one process: x0 and condition are its rows, `part` of the `total` that all processes have together."""
     like = x0.new_empty(total, *x0.shape[1:])
-    if labels is not None and label_dropout > 0:
-        dropped = torch.rand(total, generator=generator)[part] < label_dropout
-        labels = labels.masked_fill(dropped.to(labels.device), -1)
+    if condition is not None and condition_dropout > 0:
+        left_out = torch.rand(total, generator=generator)[part] < condition_dropout
+        condition = dropped(condition, left_out)
     draws = [
         objective.draw(model, like, generator).rows(part) if objective.active(step) else None
         for objective in objectives
     ]
-    return Batch(x0, labels, draws)
+    return Batch(x0, condition, draws)
 
 
 def backward(

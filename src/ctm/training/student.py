@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ctm.conditioner import Conditioner
+
 __all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
 
 _SHOWN = 3
@@ -51,17 +53,36 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def check_teacher(teacher: Any, shape: tuple[int, ...], num_classes: int) -> None:
-    """Raises ValueError where a teacher cannot teach on these data: other image shape, other classes."""
+def check_teacher(teacher: Any, shape: tuple[int, ...], data: Conditioner) -> None:
+    """Raises ValueError where a teacher cannot teach on these data: other image shape, other classes, fields of its condition
+    that the data have not or in another shape."""
     if tuple(teacher.shape) != tuple(shape):
         raise ValueError(
             f"the teacher makes samples of shape {tuple(teacher.shape)}, the data are {tuple(shape)}: "
             "set data.size and data.channels to the teacher's, or train a teacher on this data"
         )
-    if teacher.num_classes not in (0, num_classes):
+    if teacher.num_classes not in (0, data.num_classes):
         raise ValueError(
-            f"the teacher knows {teacher.num_classes} classes, the data have {num_classes}: train on the teacher's data"
+            f"the teacher knows {teacher.num_classes} classes, the data have {data.num_classes}: train on the teacher's data"
         )
+    for name, sides in _fields_of(teacher).items():
+        if data.fields.get(name) != sides:
+            have = f"the data have it as {list(data.fields[name])}" if name in data.fields else "the data have none"
+            raise ValueError(
+                f"the teacher is conditioned on {name!r} {list(sides)}, {have}: name its array by --data.condition"
+            )
+
+
+def fields_left_out(teacher: Any, data: Conditioner) -> list[str]:
+    """A line for the fields of the data's condition that the teacher does not know: its walks go without them."""
+    left = [name for name in data.fields if name not in _fields_of(teacher)]
+    return [f"the teacher does not know {', '.join(left)}: it teaches without"] if left else []
+
+
+def _fields_of(teacher: Any) -> dict[str, tuple[int, ...]]:
+    """The fields that a teacher cannot do without being told: those of its condition that can be absent."""
+    conditioner = getattr(teacher, "conditioner", None) or Conditioner()
+    return {name: sides for name, sides in conditioner.fields.items() if name not in conditioner.always}
 
 
 def start_from_teacher(student: Any, teacher: Any) -> Start:

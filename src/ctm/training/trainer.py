@@ -14,6 +14,7 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
+from ctm.conditions import to
 from ctm.console import text_console
 from ctm.data import Images, epoch_order, random_flips
 from ctm.objectives import Networks
@@ -193,7 +194,7 @@ def _batch(run: Run, step: int, part: slice) -> Batch:
     """Some rows of a step's common batch."""
     recipe, device = run.recipe, run.accelerator.device
     total = recipe.data.batch_size
-    x0, labels = run.images.batch(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
+    x0, condition = run.images.rows(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
     if recipe.data.flip:
         x0 = torch.where(random_flips(total, recipe.seed, step)[part].view(-1, 1, 1, 1), x0.flip(-1), x0)
     layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
@@ -201,10 +202,10 @@ def _batch(run: Run, step: int, part: slice) -> Batch:
         recipe.objectives_at(step),
         run.student,
         x0.to(device, memory_format=layout),
-        None if labels is None else labels.to(device),
+        to(condition, device),
         total=total,
         part=part,
-        label_dropout=recipe.label_dropout,
+        condition_dropout=recipe.condition_dropout,
         generator=step_generator(recipe.seed, step),
         step=step,
     )

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from ctm.conditions import to
 from ctm.objectives import Networks
 from ctm.training.step import draw_batch, step_generator
 
@@ -38,16 +39,16 @@ def unused_parameters(run: Any, step: int) -> set[str]:
     """The names of the student's parameters to which no objective of step `step` has a gradient: by one image, forward and
     backward. Weights, gradients, buffers and torch's random numbers are as before afterwards."""
     device, recipe = run.accelerator.device, run.recipe
-    x0, labels = run.images.batch(torch.zeros(1, dtype=torch.int64).numpy())
+    x0, condition = run.images.rows(torch.zeros(1, dtype=torch.int64).numpy())
     generator = step_generator(recipe.seed, step)
     batch = draw_batch(
         recipe.objectives_at(step),
         run.student,
         x0.to(device),
-        None if labels is None else labels.to(device),
+        to(condition, device),
         total=1,
         part=slice(0, 1),
-        label_dropout=0.0,
+        condition_dropout=0.0,
         generator=generator,
         step=step,
     )
@@ -57,7 +58,7 @@ def unused_parameters(run: Any, step: int) -> set[str]:
     networks = Networks(run.student, run.target, run.teacher, discriminator)
     with torch.random.fork_rng(), torch.enable_grad():
         losses = [
-            objective(networks, batch.x0, batch.labels, draw).mean()
+            objective(networks, batch.x0, batch.condition, draw).mean()
             for objective, draw in zip(recipe.objectives, batch.draws, strict=True)
             if draw is not None
         ]

@@ -104,7 +104,7 @@ def stroked(model: Any, settings: Namespace) -> Edited:
             model,
             _on(model, image).expand(count, *model.shape),
             settings.sigma,
-            labels=_on(model, labels),
+            condition=_on(model, labels),
             callback=of_steps(advance, settings.steps),
             **options,
         )
@@ -130,7 +130,7 @@ def denoised(model: Any, settings: Namespace) -> Edited:
         with bar("denoise") as advance:
             options: dict[str, Any] = {"seed": settings.seed, "callback": of_steps(advance, settings.steps)}
             x = x.expand(settings.num, *model.shape)
-            made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, labels=labels, **options))
+            made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, condition=labels, **options))
     facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None}
     facts["labels"] = None if label is None else label.tolist()
     captions = ["mean", *(f"draw {i + 1}" for i in range(settings.num))]

@@ -138,7 +138,7 @@ def _solve(
     device = next(model.parameters()).device
     given = y.to(device).expand(count, *y.shape[1:])
     steps, rounds = settings.steps, 2 if settings.rounds is None else settings.rounds
-    options: dict[str, Any] = {"steps": steps, "labels": None if labels is None else labels.to(device)}
+    options: dict[str, Any] = {"steps": steps, "condition": None if labels is None else labels.to(device)}
     with bar(settings.task) as advance:
         options |= {
             "seed": settings.seed,
