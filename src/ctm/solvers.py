@@ -14,12 +14,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
 from ctm.noise import match_dims
 from ctm.parametrization import euler_update
 from ctm.requests import Denoise, Steps, run
 
 __all__ = [
-    "Denoiser",
+    "DenoisingFunction",
     "ancestral_levels",
     "dpmpp_2m_step",
     "dpmpp_2m_walk",
@@ -31,10 +32,10 @@ __all__ = [
     "walk",
 ]
 
-Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+DenoisingFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None) -> Steps:
+def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Steps:
     """Heun's step with the denoised image at t known (EDM algorithm 1); asks for one more, of the samples whose s is not 0.
     Those with s = 0 take one Euler step; what is asked for them counts for nothing."""
     guess = euler_update(x, denoised, t, s)
@@ -47,7 +48,7 @@ def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Te
 
 
 def midpoint_update(
-    x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None, power: float = 3.0
+    x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Condition = None, power: float = 3.0
 ) -> Steps:
     """The midpoint method's step (DPM-Solver-2) with the denoised image at t known: Euler to the level m between t and s, then
     the whole step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv
@@ -58,17 +59,17 @@ def midpoint_update(
     return x + match_dims(s - t, x) * slope
 
 
-def euler_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def euler_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Euler's method, order 1, one evaluation."""
     return euler_update(x, denoise(x, t), t, s)
 
 
-def heun_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def heun_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Heun's method, order 2, two evaluations; one Euler step where s = 0."""
     return run(heun_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
 
 
-def midpoint_step(denoise: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def midpoint_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """The midpoint method, order 2, two evaluations, also in a step to s = 0."""
     return run(midpoint_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
 
@@ -110,7 +111,10 @@ def extrapolated(denoised: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor,
 
 
 def walk(
-    denoise: Denoiser, x: Tensor, path: Tensor, step: Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor] = heun_step
+    denoise: DenoisingFunction,
+    x: Tensor,
+    path: Tensor,
+    step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step,
 ) -> Tensor:
     """Take x along the levels path (k + 1, B) in k steps."""
     for t, s in itertools.pairwise(path):
@@ -118,7 +122,7 @@ def walk(
     return x
 
 
-def dpmpp_2m_walk(denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
+def dpmpp_2m_walk(denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
     """Take x along the levels path (k + 1, B) in k steps of DPM-Solver++ (2M), one evaluation each."""
     previous = None
     for t, s in itertools.pairwise(path):

@@ -69,7 +69,7 @@ class TunedGrid:
         return torch.tensor(self.levels, dtype=dtype)
 
 
-def tuned_for(model: Any, steps: int, gamma: float | None) -> TunedGrid | None:
+def tuned_for(model: object, steps: int, gamma: float | None) -> TunedGrid | None:
     """The grid that the model keeps for so many steps, where it is to be used: γ not given, or given as the grid's own. None
     for any model that keeps none."""
     grids: Mapping[int, TunedGrid] = getattr(model, "grids", None) or {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ctm.arguments import as_count, as_number
 from ctm.conditions import Condition, labels_of
 from ctm.models.guided import Guided
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import Model, denoiser_of
 from ctm.noise import match_dims
 
 __all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss", "likelihood_gain"]
@@ -29,7 +28,7 @@ class ClassifierGuided(Guided):
     """
 
     def __init__(
-        self, model: Any, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False
+        self, model: Model, classifier: Callable[..., Tensor], scale: float = 1.0, *, noisy: bool = False
     ) -> None:
         super().__init__(model)
         self.classifier, self.scale, self.noisy = classifier, as_number(scale, "scale"), noisy
@@ -57,7 +56,7 @@ class LossGuided(Guided):
     loss(x0 like x) -> (B,), at the data's scale; exp(−scale·loss) plays the likelihood's part. The same approximations as of
     ClassifierGuided on clean images, in jumps too. With a quadratic loss of a linear measurement it is DPS."""
 
-    def __init__(self, model: Any, loss: Loss, scale: float = 1.0) -> None:
+    def __init__(self, model: Model, loss: Loss, scale: float = 1.0) -> None:
         super().__init__(model)
         self.loss, self.scale = loss, as_number(scale, "scale")
 
@@ -76,7 +75,7 @@ class LossDescent(Guided):
 
     Raises ValueError for steps < 1."""
 
-    def __init__(self, model: Any, loss: Loss, *, steps: int = 1, rate: float) -> None:
+    def __init__(self, model: Model, loss: Loss, *, steps: int = 1, rate: float) -> None:
         super().__init__(model)
         self.loss, self.steps, self.rate = loss, as_count(steps, "steps of descent"), as_number(rate, "rate")
 
@@ -100,7 +99,7 @@ def feature_loss(features: Callable[[Tensor], Tensor], target: Tensor) -> Loss:
 
 
 def likelihood_gain(
-    model: Any, condition: Condition, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
+    model: Model, condition: Condition, x: Tensor, t: Tensor, likelihood: Callable[[Tensor, Callable], Tensor]
 ) -> Tensor:
     """t²·∇ₓ likelihood(x, D), the change of the denoised image, like x."""
     denoise = denoiser_of(model, condition)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from ctm.arguments import as_number
 from ctm.conditions import Condition
 from ctm.models.guided import Guided, image_of
+from ctm.models.protocol import Model
 from ctm.noise import match_dims
 
 __all__ = ["Limited", "Thresholded"]
@@ -21,6 +21,8 @@ class Limited(Guided):
     guidance's evaluations where no sample of the batch is inside. In a jump the level is the one it starts from.
 
     guided: a Guided. Raises ValueError unless 0 ≤ low < high."""
+
+    model: Guided
 
     def __init__(self, guided: Guided, low: float, high: float) -> None:
         super().__init__(guided)
@@ -48,7 +50,7 @@ class Thresholded(Guided):
 
     model: any model. Raises ValueError for a quantile outside (0, 1]."""
 
-    def __init__(self, model: Any, quantile: float = 0.995) -> None:
+    def __init__(self, model: Model, quantile: float = 0.995) -> None:
         super().__init__(model)
         self.quantile = as_number(quantile, "quantile", 0, 1, above=True, why="0.995 is Imagen's")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ctm.arguments import as_number, words_for
 from ctm.conditions import LABELS, Condition, cat, labels_of, with_field
 from ctm.models.guided import Guided, image_of
+from ctm.models.protocol import Model, jumps
 
 __all__ = ["Autoguided", "BetweenLabels"]
 
@@ -19,12 +18,12 @@ class Autoguided(Guided):
 
     scale 1 is the model itself. weaker: a model of the same shape, with a jump where jumps are to be guided."""
 
-    def __init__(self, model: Any, weaker: Any, scale: float) -> None:
+    def __init__(self, model: Model, weaker: Model, scale: float) -> None:
         super().__init__(model)
         self.weaker, self.scale = weaker, as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
-        if s is not None and not hasattr(self.weaker, "jump"):
+        if s is not None and not jumps(self.weaker):
             raise ValueError(f"{type(self.weaker).__name__} has no jump: jumps are guided by a weaker model that jumps")
         good = self.unguided(x, t, s, condition)
         if self.scale == 1:
@@ -38,7 +37,7 @@ class BetweenLabels(Guided):
 
     other: int64 labels (B,); share (B,) in [0, 1], 0 being the labels that the call gives. One call on 2B samples."""
 
-    def __init__(self, model: Any, other: Tensor, share: Tensor) -> None:
+    def __init__(self, model: Model, other: Tensor, share: Tensor) -> None:
         super().__init__(model)
         if not (isinstance(other, Tensor) and isinstance(share, Tensor)):
             raise ValueError(f"other and share are tensors (B,), got {words_for(other)} and {words_for(share)}")

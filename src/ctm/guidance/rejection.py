@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_number, as_seed, whole_numbers
+from ctm.models.protocol import Denoiser
 from ctm.sampling.generation import generate
 
 __all__ = ["Rejected", "rejection_sample"]
@@ -29,7 +30,7 @@ class Rejected:
 
 
 def rejection_sample(
-    model: Any,
+    model: Denoiser,
     labels: Tensor,
     classifier: Callable[[Tensor], Tensor],
     *,

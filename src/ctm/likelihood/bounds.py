@@ -9,12 +9,12 @@ from torch import Tensor
 from ctm.arguments import as_levels, as_state
 from ctm.likelihood.flow import Trace, log_prior
 from ctm.noise import match_dims
-from ctm.solvers import Denoiser
+from ctm.solvers import DenoisingFunction
 
 __all__ = ["elbo", "residual"]
 
 
-def residual(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def residual(denoise: DenoisingFunction, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     """What separates the density of data from that at level σ: −ln p(x) ≤ E[−ln p_σ(x + σε)] + E[residual], (B,).
 
         residual = |x − D(x + σε, σ)|²/(2σ²) − n/2,   the cross-entropy of p(x | x_σ) = N(D, σ²·I) less that of x_σ given x
@@ -27,7 +27,7 @@ def residual(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tens
 
 
 def elbo(
-    denoise: Denoiser,
+    denoise: DenoisingFunction,
     x: Tensor,
     sigma_min: float,
     sigma_max: float,

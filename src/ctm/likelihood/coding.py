@@ -12,7 +12,7 @@ from torch import Tensor
 from ctm.arguments import as_state
 from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import integrate_flow, log_prior
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import Model, denoiser_of
 from ctm.sampling.common import check_start
 from ctm.solvers import heun_step
 
@@ -21,7 +21,7 @@ __all__ = ["decode", "encode", "grid_log_density"]
 
 @takes_labels
 def encode(
-    model: Any,
+    model: Model,
     x: Tensor,
     condition: Condition = None,
     *,
@@ -41,7 +41,7 @@ def encode(
 
 @takes_labels
 def decode(
-    model: Any,
+    model: Model,
     z: Tensor,
     condition: Condition = None,
     *,
@@ -61,7 +61,7 @@ def decode(
 
 
 @takes_labels
-def grid_log_density(model: Any, x: Tensor, grid: Tensor, condition: Condition = None) -> Tensor:
+def grid_log_density(model: Model, x: Tensor, grid: Tensor, condition: Condition = None) -> Tensor:
     """ln of the density that Heun's steps up a fixed grid define, by the change of variables: (B,) nats, x's dtype.
 
         z = F(x), one step for each interval of the grid from its end to its start;   ln N(z; 0, grid[0]²·I) + ln |det ∂F/∂x|

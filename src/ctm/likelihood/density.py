@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ctm.arguments import as_count, as_seed, as_state, words_for
 from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import Model, denoiser_of
 from ctm.sampling.common import tensors_of
 from ctm.sampling.generation import DEQUANTISATION, PROBE, image_generator
 
@@ -45,7 +45,7 @@ def _probes(x: Tensor, probes: int, kind: ProbeKind, seed: int, first: int) -> T
 
 @takes_labels
 def estimate_log_density(
-    model: Any,
+    model: Model,
     x: Tensor,
     condition: Condition = None,
     *,
@@ -98,7 +98,7 @@ def estimate_log_density(
 
 @takes_labels
 def log_density(
-    model: Any,
+    model: Model,
     x: Tensor,
     condition: Condition = None,
     *,
@@ -117,7 +117,7 @@ def log_density(
 
 @takes_labels
 def estimate_bits_per_dim(
-    model: Any,
+    model: Model,
     images_uint8: Tensor,
     condition: Condition = None,
     *,
@@ -157,7 +157,7 @@ def estimate_bits_per_dim(
 
 @takes_labels
 def bits_per_dim(
-    model: Any,
+    model: Model,
     images_uint8: Tensor,
     condition: Condition = None,
     *,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctm.arguments import as_number
 from ctm.noise import karras_level, match_dims
-from ctm.solvers import Denoiser
+from ctm.solvers import DenoisingFunction
 
 __all__ = [
     "Integral",
@@ -32,11 +32,11 @@ __all__ = [
     "probability_flow",
 ]
 
-Trace = Callable[[Denoiser, Tensor, Tensor], tuple[Tensor, Tensor]]
+Trace = Callable[[DenoisingFunction, Tensor, Tensor], tuple[Tensor, Tensor]]
 RHO = 7.0
 
 
-def exact_trace(denoise: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def exact_trace(denoise: DenoisingFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(D(x, σ), tr ∂D/∂x (B,)), with one backward pass for each coordinate of x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -54,7 +54,7 @@ def hutchinson_trace(probes: Tensor, *, each: bool = False) -> Trace:
     and variance 1, kept along the whole path. Returns a function like `exact_trace`, with one backward pass a probe; where
     `each` is true its trace is (B, P), one for each probe, not their mean."""
 
-    def trace(denoise: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def trace(denoise: DenoisingFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = denoise(x, sigma)
@@ -69,7 +69,13 @@ def hutchinson_trace(probes: Tensor, *, each: bool = False) -> Trace:
 
 
 def probability_flow(
-    denoise: Denoiser, x: Tensor, tau: Tensor, sigma_min: float, sigma_max: float, trace: Trace, rho: float = RHO
+    denoise: DenoisingFunction,
+    x: Tensor,
+    tau: Tensor,
+    sigma_min: float,
+    sigma_max: float,
+    trace: Trace,
+    rho: float = RHO,
 ) -> tuple[Tensor, Tensor]:
     """The drift dx/dτ of the flow, like x, and its divergence, like the trace, at clocks tau (B,) (sony/ctm, eval_bpd.py).
 
@@ -97,7 +103,7 @@ class Integral:
 
 
 def integrate_flow(
-    denoise: Denoiser,
+    denoise: DenoisingFunction,
     x: Tensor,
     sigma_min: float,
     sigma_max: float,
@@ -146,13 +152,13 @@ def integrate_flow(
     return Integral(end[:, :size], end[:, size:], evaluations)
 
 
-def _no_trace(denoise: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _no_trace(denoise: DenoisingFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """A trace that is not asked for."""
     return denoise(x, sigma), x.new_zeros(len(x), 0)
 
 
 def flow_log_density(
-    denoise: Denoiser,
+    denoise: DenoisingFunction,
     x: Tensor,
     sigma_min: float,
     sigma_max: float,

@@ -9,7 +9,6 @@ its network (arXiv 2210.03142).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ from ctm.conditions import (
     takes_labels,
     with_field,
 )
-from ctm.models.protocol import denoiser_of, g_of
+from ctm.models.protocol import Model, denoiser_of, g_of, jumper, jumps
+from ctm.models.trajectory import TrajectoryModel
 from ctm.models.wrapper import Wrapper
 from ctm.noise import match_dims
 from ctm.parametrization import euler_update
@@ -33,19 +33,19 @@ from ctm.parametrization import euler_update
 __all__ = ["AtGuidance", "ClassifierFree", "Guided", "at_guidance", "at_scale", "image_of", "takes_guidance"]
 
 
-def takes_guidance(model: Any) -> bool:
+def takes_guidance(model: object) -> bool:
     """Whether the guidance scale is an input of the model, so that `at_guidance` sets it at no further cost."""
     return bool(getattr(model, "takes_guidance", False))
 
 
-def at_guidance(model: Any, scale: float) -> AtGuidance:
+def at_guidance(model: Model, scale: float) -> AtGuidance:
     """The model at one guidance scale, for any sampler: `generate(at_guidance(model, 2.0), …)`.
 
     Raises ValueError where the scale is no input of the model (`takes_guidance`)."""
     return AtGuidance(model, scale)
 
 
-def at_scale(model: Any, scale: float) -> AtGuidance | ClassifierFree:
+def at_scale(model: Model, scale: float) -> AtGuidance | ClassifierFree:
     """The model under classifier-free guidance of this scale: by its own input where guidance was distilled into it, else by
     two evaluations. Raises ValueError for a model that takes no condition."""
     if takes_guidance(model):
@@ -61,7 +61,9 @@ class AtGuidance(Wrapper):
     scale: a number, or (B,) where all calls are on the same B samples. Samples without a condition are at 1. Raises ValueError
     where the scale is no input of the model."""
 
-    def __init__(self, model: Any, scale: float | Tensor) -> None:
+    model: TrajectoryModel
+
+    def __init__(self, model: Model, scale: float | Tensor) -> None:
         if not takes_guidance(model):
             raise ValueError(
                 f"this {type(model).__name__} does not take a guidance scale: train a TrajectoryModel whose network has "
@@ -104,7 +106,7 @@ class Guided(Wrapper):
     @takes_labels
     def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
-        if not hasattr(self.model, "jump"):
+        if not jumps(self.model):
             raise ValueError(
                 f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
             )
@@ -120,9 +122,9 @@ class Guided(Wrapper):
         return image_of(self.model, x, t, s, condition)
 
 
-def image_of(model: Any, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+def image_of(model: Model, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
     """D(x, t) of a model where s is None, else its g(x, t, s)."""
-    return denoiser_of(model, condition)(x, t) if s is None else g_of(model, x, t, s, condition)
+    return denoiser_of(model, condition)(x, t) if s is None else g_of(jumper(model), x, t, s, condition)
 
 
 class ClassifierFree(Guided):
@@ -135,7 +137,7 @@ class ClassifierFree(Guided):
     are not the blurred power), and the same combination of g is what a jump makes of it. Raises ValueError for a model that
     says that it takes no condition, for fields that it does not take, and in a call without condition."""
 
-    def __init__(self, model: Any, scale: float | Tensor, fields: Sequence[str] | None = None) -> None:
+    def __init__(self, model: Model, scale: float | Tensor, fields: Sequence[str] | None = None) -> None:
         known = droppable(model)
         if known == ():
             raise ValueError(
@@ -169,7 +171,7 @@ class ClassifierFree(Guided):
         return unconditional + scale * (conditional - unconditional)
 
 
-def droppable(model: Any) -> tuple[str, ...] | None:
+def droppable(model: object) -> tuple[str, ...] | None:
     """The names in a model's condition that can be left out; () for a model that takes none, None for one that does not say."""
     conditioner = getattr(model, "conditioner", None)
     if conditioner is not None:

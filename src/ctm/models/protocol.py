@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from torch import Tensor
 
 from ctm.conditions import LABELS, Condition, is_flag_of
 from ctm.noise import match_dims
-from ctm.solvers import Denoiser as DenoisingFunction
+from ctm.solvers import DenoisingFunction
 
-__all__ = ["Denoiser", "Jumper", "denoiser_of", "g_of", "score_of", "taken_by"]
+__all__ = [
+    "Denoiser",
+    "Diffusion",
+    "Jumper",
+    "Model",
+    "denoiser_of",
+    "g_of",
+    "jumper",
+    "jumps",
+    "score_of",
+    "taken_by",
+]
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A diffusion model: D(x, t) = E[x_0 | x_t = x]."""
+    """What only denoises: D(x, t) = E[x_0 | x_t = x]."""
 
     shape: tuple[int, ...]
 
@@ -33,7 +45,33 @@ class Jumper(Denoiser, Protocol):
         ...
 
 
-def denoiser_of(model: Any, condition: Condition) -> DenoisingFunction:
+@runtime_checkable
+class Diffusion(Denoiser, Protocol):
+    """A denoiser that says which levels it was trained on, and the standard deviation of its data: a student or a teacher."""
+
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+
+
+Model: TypeAlias = (
+    Denoiser | Callable[..., Tensor]
+)  # what samplers that only denoise take: a model, or D(x, t, condition)
+
+
+def jumps(model: object) -> bool:
+    """Whether a model jumps."""
+    return callable(getattr(model, "jump", None))
+
+
+def jumper(model: object) -> Jumper:
+    """The model, which jumps. Raises ValueError for one that only denoises."""
+    if not jumps(model):
+        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, condition): only a CTM jumps to any level")
+    return cast(Jumper, model)
+
+
+def denoiser_of(model: object, condition: Condition) -> DenoisingFunction:
     """D(x, t) under a condition, of a model with `denoise`, or of a bare callable D(x, sigma, condition).
     Raises ValueError for anything else."""
     call = getattr(model, "denoise", model)
@@ -42,7 +80,7 @@ def denoiser_of(model: Any, condition: Condition) -> DenoisingFunction:
     return lambda x, t: call(x, t, condition) if condition is not None else call(x, t)
 
 
-def taken_by(model: Any, condition: Condition) -> Condition:
+def taken_by(model: object, condition: Condition) -> Condition:
     """The part of a condition that a model takes: a teacher may know less than its student. All of it for a model that does not
     say."""
     conditioner = getattr(model, "conditioner", None)
@@ -60,7 +98,7 @@ def score_of(denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
     return (denoised - x) / match_dims(t, x) ** 2
 
 
-def g_of(model: Any, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
+def g_of(model: Jumper, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
     """g of the jump of any model, (G − (s/t)·x)/(1 − s/t); 0 where s = t, where the jump does not depend on it.
 
     Shapes as in `Jumper.jump`. Where s is near t the division loses digits; `euler_update` multiplies them away."""

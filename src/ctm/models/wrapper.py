@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state
 from ctm.conditions import Condition, takes_labels
-from ctm.models.protocol import score_of
+from ctm.models.protocol import Model, score_of
 from ctm.tuned import TunedGrid
 
 __all__ = ["Wrapper"]
@@ -21,9 +21,13 @@ class Wrapper(nn.Module):
     wrapped model's, but for `grids`: they were tuned for the model as it is. A subclass gives `denoise`, and `jump` where it
     jumps."""
 
+    shape: tuple[int, ...]
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
     grids: Mapping[int, TunedGrid] = MappingProxyType({})
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 

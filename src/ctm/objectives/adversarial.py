@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ctm.conditions import Condition, repeat
 from ctm.discriminators import Discriminator, ProjectedDiscriminator
+from ctm.models.protocol import Diffusion
 from ctm.objectives import augmentation as diffaugment
 from ctm.objectives.adversarial_losses import generator_rows, hinge_discriminator, log_discriminator, mean_logits
 from ctm.objectives.augmentation import POLICY, Augmentation, AugmentationDraw
@@ -83,7 +84,7 @@ class Adversarial(Objective):
         count = (step - self.start) // (2 if self.alternate else 1)
         return self.r1_weight > 0 and count % self.r1_every == 0
 
-    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> AdversarialDraw:
+    def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> AdversarialDraw:
         """The augmentations of a batch like `like` (B, …). Raises ValueError where it is to be augmented and is no images."""
         if not self.augmentation:
             return AdversarialDraw(None, None)
@@ -140,7 +141,7 @@ class Adversarial(Objective):
         return x if random is None else diffaugment.augment(x, random, policy=self.augmentation)
 
 
-def gradient_penalty(discriminator: Any, x: Tensor) -> Tensor:
+def gradient_penalty(discriminator: Callable[[Tensor], list[Tensor]], x: Tensor) -> Tensor:
     """mean |∇_x D(x)|² (R1, arXiv 1801.04406, eq. 9), D a sample's mean logit over all heads. discriminator: x -> logits."""
     x = x.detach().requires_grad_()
     total = mean_logits(discriminator(x)).sum()

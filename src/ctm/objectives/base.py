@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm.conditions import Condition
+from ctm.models.protocol import Denoiser, Diffusion
 
 __all__ = ["Draw", "Networks", "Objective"]
 
@@ -20,9 +21,9 @@ class Networks:
     discriminator, called (x, condition, networks) -> logits. `made`: what objectives of this step made for those after them;
     `Matching` leaves its "estimate" there, the fake of `Adversarial`."""
 
-    student: Any
-    target: Any = None
-    teacher: Any = None
+    student: Diffusion
+    target: Diffusion | None = None
+    teacher: Denoiser | None = None
     discriminator: Any = None
     made: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ class Objective(ABC):
         return True
 
     @abstractmethod
-    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> Any:
+    def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> Any:
         """The random numbers for a batch like `like` (B, …); model gives sigma_min and sigma_max. generator: on the CPU, where
         all but the noise is drawn, so that nothing waits for the device of `like`."""
 

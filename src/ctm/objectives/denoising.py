@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.conditions import Condition
+from ctm.models.protocol import Diffusion
 from ctm.noise import half_lognormal, match_dims, normal_like
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.weighting import karras
@@ -40,7 +40,7 @@ class DenoisingScoreMatching(Objective):
     levels: Callable[..., Tensor] = half_lognormal
     weight: Callable[[Tensor, Tensor, float], Tensor] = karras
 
-    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
+    def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> DenoisingDraw:
         """The random numbers for a batch like `like` (B, …)."""
         sigma = self.levels(len(like), sigma_min=model.sigma_min, sigma_max=model.sigma_max, generator=generator)
         noise = normal_like(like, generator)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ctm.conditions import Condition
 from ctm.models.guided import AtGuidance, ClassifierFree
+from ctm.models.protocol import Denoiser, Diffusion, jumper
 from ctm.noise import (
     Times,
     continuous_times,
@@ -149,7 +150,7 @@ class Matching(Objective):
         most, fixed = (None if k is None else min(k, points - 1) for k in (self.max_solver_steps, self.solver_steps))
         return replace(self, grid_points=points, max_solver_steps=most, solver_steps=fixed)
 
-    def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> MatchingDraw:
+    def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> MatchingDraw:
         """The random numbers for a batch like `like` (B, …); one k for the whole batch."""
         n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
         s_from_u = self.kind == "global"
@@ -204,7 +205,7 @@ class Matching(Objective):
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, condition: Condition) -> Tensor:
         """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""
         middle = times.s if self.estimate_at == "s" else times.u
-        jumped = networks.student.jump(x_t, times.t, middle, condition)
+        jumped = jumper(networks.student).jump(x_t, times.t, middle, condition)
         if not self._last_jump:
             return jumped
         return _to_end(_player(networks, self.estimate_outer), jumped, middle, condition)
@@ -214,14 +215,14 @@ class Matching(Objective):
         outer = _player(networks, self.target_outer)
         if self.target_inner == "none":
             return _to_end(outer, x_u, times.u, condition)
-        jumped = _player(networks, self.target_inner).jump(x_u, times.u, times.s, condition)
+        jumped = jumper(_player(networks, self.target_inner)).jump(x_u, times.u, times.s, condition)
         return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, condition)
 
     def teacher_evaluations(self, draw: MatchingDraw) -> int:
         each = 1 if draw.guidance is None else 2
         return each * self.solver.teacher_evaluations(len(draw.times.path) - 1)
 
-    def check(self, student: Any, teacher: Any) -> None:
+    def check(self, student: Diffusion, teacher: Denoiser | None) -> None:
         """Raises ValueError where guidance is asked for and the student does not take it, or the teacher has no classes."""
         if self.guidance is not None:
             _guided(Networks(student, student, teacher), torch.ones(1))
@@ -234,15 +235,18 @@ def _guided(networks: Networks, scale: Tensor | None) -> Networks:
     return replace(
         networks,
         student=AtGuidance(networks.student, scale),
-        target=AtGuidance(networks.target, scale),
+        target=None if networks.target is None else AtGuidance(networks.target, scale),
         teacher=None if networks.teacher is None else ClassifierFree(networks.teacher, scale),
     )
 
 
-def _player(networks: Networks, role: Role) -> Any:
-    return {"student": networks.student, "target": networks.target}[role]
+def _player(networks: Networks, role: Role) -> Diffusion:
+    found = networks.student if role == "student" else networks.target
+    if found is None:
+        raise ValueError("Matching needs the target network, the average of the student: give one")
+    return found
 
 
-def _to_end(model: Any, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+def _to_end(model: Diffusion, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
     """The jump from `level` (B,) to sigma_min."""
-    return model.jump(x, level, torch.full_like(level, model.sigma_min), condition)
+    return jumper(model).jump(x, level, torch.full_like(level, model.sigma_min), condition)

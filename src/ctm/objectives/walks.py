@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ctm.conditions import Condition
-from ctm.models.protocol import taken_by
+from ctm.models.protocol import denoiser_of, jumper, taken_by
 from ctm.objectives.base import Networks
 from ctm.parametrization import euler_update
-from ctm.solvers import Denoiser, dpmpp_2m_walk, heun_step, walk
+from ctm.solvers import DenoisingFunction, dpmpp_2m_walk, heun_step, walk
 
 __all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 
@@ -46,10 +46,10 @@ class _OnTeacher(Walk):
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
         known = taken_by(networks.teacher, condition)
-        return self.walk(lambda x, t: networks.teacher.denoise(x, t, known), x, path)
+        return self.walk(denoiser_of(networks.teacher, known), x, path)
 
     @abstractmethod
-    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
         """x along the path (k + 1, B)."""
 
     def teacher_evaluations(self, steps: int) -> int:
@@ -77,9 +77,9 @@ class TeacherWalk(_OnTeacher):
     step: (denoise, x, t, s) -> x, one of ctm.solvers: `heun_step` or `midpoint_step` (two evaluations), `euler_step`
     (one)."""
 
-    step: Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor] = heun_step
+    step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step
 
-    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
         return walk(denoise, x, path, self.step)
 
 
@@ -88,7 +88,7 @@ class MultistepWalk(_OnTeacher):
     """k steps of DPM-Solver++ (2M) on the teacher's denoiser: order 2 with one evaluation a step, as each step but the first
     (which is Euler's) uses the step before."""
 
-    def walk(self, denoise: Denoiser, x: Tensor, path: Tensor) -> Tensor:
+    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
         return dpmpp_2m_walk(denoise, x, path)
 
 
@@ -112,7 +112,7 @@ class TargetJump(Walk):
     def __call__(
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
-        return networks.target.jump(x, path[0], path[-1], condition)
+        return jumper(networks.target).jump(x, path[0], path[-1], condition)
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,5 @@ class TargetJumps(Walk):
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
         for t, s in pairwise(path):
-            x = networks.target.jump(x, t, s, condition)
+            x = jumper(networks.target).jump(x, t, s, condition)
         return x

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ def level_values(x: Tensor, grid: Tensor) -> list[float]:
     return grid.to(x.dtype).tolist()
 
 
-def tensors_of(model: Any) -> list[Tensor]:
+def tensors_of(model: object) -> list[Tensor]:
     """The parameters and buffers of a model, or of the model that a wrapper is around; none of a model without any."""
     found: list[Tensor] = []
     for name in ("parameters", "buffers"):
@@ -81,7 +80,7 @@ def tensors_of(model: Any) -> list[Tensor]:
     return found if found or inner is None else tensors_of(inner)
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: object) -> torch.device:
     """Where a model's tensors are; the CPU for a model without any."""
     return next((tensor.device for tensor in tensors_of(model)), torch.device("cpu"))
 

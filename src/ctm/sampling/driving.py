@@ -7,14 +7,14 @@ import inspect
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Concatenate, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
 
 from ctm.arguments import inside
 from ctm.conditions import cat, rows, takes_labels
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import Model, denoiser_of, jumper, jumps
 from ctm.requests import Denoise, Jump, Request, Steps, run
 
 __all__ = ["Sampler", "answer", "drive", "drive_together", "jump_sampler", "sampler"]
@@ -27,7 +27,7 @@ class Sampler(Protocol[P]):
 
     steps: Callable[Concatenate[Tensor, Tensor, P], Steps]
 
-    def __call__(self, model: Any, x: Tensor, grid: Tensor, /, *args: P.args, **options: P.kwargs) -> Tensor: ...
+    def __call__(self, model: Model, x: Tensor, grid: Tensor, /, *args: P.args, **options: P.kwargs) -> Tensor: ...
 
 
 def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P]:
@@ -35,11 +35,11 @@ def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P
 
     @takes_labels
     @functools.wraps(steps)
-    def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+    def sample(model: Model, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
         return drive(model, steps(x, grid, *args, **options))
 
     own = inspect.signature(steps, eval_str=False)
-    first = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Any")
+    first = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Model")
     sample.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[first, *own.parameters.values()], return_annotation="Tensor"
     )
@@ -53,7 +53,7 @@ def jump_sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Samp
 
     @takes_labels
     @functools.wraps(made)
-    def sample(model: Any, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+    def sample(model: Model, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
         check = getattr(model, "check_levels", None)
         if check is not None and isinstance(grid, Tensor) and grid.dim() == 1 and bool(grid.isfinite().all()):
             check(grid.max()[None], grid.min()[None])
@@ -62,19 +62,19 @@ def jump_sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Samp
     return sample  # type: ignore[return-value]
 
 
-def answer(model: Any, request: Request) -> Tensor:
+def answer(model: Model, request: Request) -> Tensor:
     """What the model says to one request. Raises ValueError where it cannot: a jump asked of a model that only denoises."""
     if isinstance(request, Denoise):
         return denoiser_of(model, request.condition)(request.x, request.t)
-    if not hasattr(model, "jump"):
+    if not jumps(model):
         raise ValueError(
             f"{type(model).__name__} has no jump(x, t, s, condition): use a sampler of denoisers, e.g. heun"
         )
-    return model.jump(request.x, request.t, request.s, request.condition)
+    return jumper(model).jump(request.x, request.t, request.s, request.condition)
 
 
 @torch.no_grad()
-def drive(model: Any, steps: Steps) -> Tensor:
+def drive(model: Model, steps: Steps) -> Tensor:
     """What a generator of requests returns when the model answers them one after another.
 
     The first request is checked as a stranger's call; the others are made of the same rows and read nothing back from the
@@ -89,7 +89,7 @@ def drive(model: Any, steps: Steps) -> Tensor:
 
 
 @torch.no_grad()
-def drive_together(model: Any, plans: Sequence[Steps], *, batch_size: int = 64) -> list[Tensor]:
+def drive_together(model: Model, plans: Sequence[Steps], *, batch_size: int = 64) -> list[Tensor]:
     """What each of many generators of requests returns, in their order. In each round all that wait are answered: requests of
     one kind, dtype and shape share calls of the model of up to batch_size rows.
 
@@ -124,7 +124,7 @@ def _alike(asked: dict[int, Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _answers(model: Any, requests: list[Request], batch_size: int) -> Sequence[Tensor]:
+def _answers(model: Model, requests: list[Request], batch_size: int) -> Sequence[Tensor]:
     """The model's answers to requests of one kind, from calls on at most batch_size of their rows together."""
     counts = [len(request.x) for request in requests]
 

@@ -6,7 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, whole_numbers
 from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
+from ctm.models.protocol import Denoiser, jumps
 from ctm.noise import karras_grid
 from ctm.sampling.common import device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
@@ -32,11 +33,13 @@ __all__ = [
     "stream",
 ]
 
+T = TypeVar("T")
 NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
 
 def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
-    """The CPU generator of image number `image` under `seed`, for one purpose: NOISE, LABEL, DEQUANTISATION or PROBE."""
+    """The CPU generator of image number `image` under `seed`, for one purpose: T = TypeVar("T")
+    NOISE, LABEL, DEQUANTISATION or PROBE."""
     state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
@@ -73,7 +76,7 @@ def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int = 0) 
 
 
 def class_labels(
-    model: Any, num: int, labels: int | Tensor | None = None, seed: int | Sequence[int] = 0
+    model: object, num: int, labels: int | Tensor | None = None, seed: int | Sequence[int] = 0
 ) -> Tensor | None:
     """The label of each of num images: the given ones, or one class for all, or where None and the model is conditional
     a class drawn for each image from (seed, i); None for an unconditional model.
@@ -106,7 +109,7 @@ def conditions_for(model: Any, num: int, condition: int | Condition = None, seed
     return as_condition(condition, like) if conditioner is None else conditioner.check(condition, like)
 
 
-def copy_on(model: Any, device: torch.device) -> Any:
+def copy_on(model: T, device: torch.device) -> T:
     """The model itself where all of it is on `device`, else a copy of it there, so that the caller's stays as it is: mode,
     gradients, hooks and place. It takes the memory of the weights on `device` and none elsewhere.
 
@@ -133,7 +136,7 @@ def _is_parameter(tensor: Tensor) -> bool:
 
 @takes_labels
 def draw(
-    model: Any,
+    model: Denoiser,
     indices: Sequence[int],
     *,
     levels: Tensor,
@@ -157,7 +160,7 @@ def draw(
 
 @takes_labels
 def stream(
-    model: Any,
+    model: Denoiser,
     num: int,
     *,
     steps: int = 1,
@@ -195,7 +198,7 @@ def stream(
         levels = tuned.grid(dtype)
     else:
         levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
-    if sampler is None and not hasattr(model, "jump"):
+    if sampler is None and not jumps(model):
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
         )
@@ -215,7 +218,7 @@ def stream(
 
 @takes_labels
 def generate(
-    model: Any,
+    model: Denoiser,
     num: int,
     *,
     steps: int = 1,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctm.arguments import as_count, as_levels, as_number, as_state, words_for
 from ctm.conditions import Condition, as_condition, rows, takes_labels
+from ctm.models.protocol import Jumper, jumper
 from ctm.requests import Jump, Steps
 from ctm.sampling.common import Callback, Noise, Step, check_start, fresh_noise, level_values
 from ctm.sampling.driving import drive, jump_sampler
@@ -119,7 +120,7 @@ def follow(
 
 @takes_labels
 def jump_to_many(
-    model: Any, x: Tensor, t: Tensor | float, levels: Tensor, *, condition: Condition = None, batch_size: int = 64
+    model: Jumper, x: Tensor, t: Tensor | float, levels: Tensor, *, condition: Condition = None, batch_size: int = 64
 ) -> Tensor:
     """Jumps from one state to several levels, G(x, t, s) for each s of `levels`, the model being called on up to batch_size of
     the S·B samples together instead of S times on B: the same values, and less time where a call costs more than its samples
@@ -128,8 +129,7 @@ def jump_to_many(
     x (B, *shape) at level t, a number or (B,); levels (S,), each with sigma_min ≤ s ≤ t, in any order; condition: of the B
     samples, or None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model
     without `jump`."""
-    if not hasattr(model, "jump"):
-        raise ValueError(f"{type(model).__name__} has no jump(x, t, s, condition): only a CTM jumps to any level")
+    model = jumper(model)
     if not isinstance(levels, Tensor) or levels.dim() != 1 or len(levels) == 0:
         raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got {words_for(levels)}")
     condition, start = as_condition(condition, as_state(x)), as_levels(t, x).to(x.dtype)

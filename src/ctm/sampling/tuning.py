@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, words_for
+from ctm.models.protocol import Diffusion, jumps
 from ctm.noise import karras_grid
 from ctm.sampling.generation import class_labels, generate
 from ctm.sampling.jumps import as_gamma
@@ -44,7 +45,14 @@ class FlowDistance:
     tuning are those of `seed`, of the held-out samples those of seed + 1. Raises ValueError for a teacher of another shape."""
 
     def __init__(
-        self, model: Any, teacher: Any = None, *, num: int = 256, held_out: int = 1024, seed: int = 0, levels: int = 40
+        self,
+        model: Diffusion,
+        teacher: Diffusion | None = None,
+        *,
+        num: int = 256,
+        held_out: int = 1024,
+        seed: int = 0,
+        levels: int = 40,
     ) -> None:
         if teacher is not None and tuple(teacher.shape) != tuple(model.shape):
             raise ValueError(
@@ -73,7 +81,7 @@ class FlowDistance:
             self._flows[held_out] = self._generate(source, held_out, grid=grid, sampler=heun).double()
         return self._flows[held_out]
 
-    def _generate(self, source: Any, held_out: bool, **options: Any) -> Tensor:
+    def _generate(self, source: Diffusion, held_out: bool, **options: Any) -> Tensor:
         num, seed = self._counts[held_out], self._seed + held_out
         labels = class_labels(self.model, num, None, seed)
         knows_none = getattr(source, "num_classes", None) == 0
@@ -81,7 +89,7 @@ class FlowDistance:
 
 
 def tune_grid(
-    model: Any,
+    model: Diffusion,
     steps: int,
     *,
     measure: GridMeasure | Literal["flow"] = "flow",
@@ -99,7 +107,7 @@ def tune_grid(
     To use it: model.grids[steps] = the result, and save_pretrained; or `ctm tune`. Raises ValueError for steps < 2, a
     model without jump and gammas outside [0, 1]."""
     steps = as_count(steps, "steps", 2, why="one jump has no level to choose")
-    if not hasattr(model, "jump"):
+    if not jumps(model):
         raise ValueError(f"{type(model).__name__} has no jump, only denoise: grids are tuned for jumps")
     if isinstance(gammas, str | bytes) or not hasattr(gammas, "__iter__") or len(gammas) == 0:
         raise ValueError(f"gammas must be numbers in [0, 1], at least one, got {words_for(gammas)}")

@@ -63,7 +63,7 @@ class Adversary:
         assert isinstance(objective, Adversarial)
         self.objective, self.index, self.accelerator = objective, index, accelerator
         student = networks.student
-        module = objective.discriminator.build(student.shape, student.num_classes, networks)
+        module = objective.discriminator.build(student.shape, getattr(student, "num_classes", 0), networks)
         self.network: nn.Module = module.to(accelerator.device).eval()
         self.optimizer = fitting_optimizer(optimizer(self.network.parameters()))
         self.watch = Watch()
