@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm import __version__, sampling
 from ctm.commands.output import check_output, finished_samples, write_samples
+from ctm.conditions import LABELS, Condition
+from ctm.data.conditions import load_fields
+from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
@@ -79,6 +84,12 @@ def parser() -> Parser:
     add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
     add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
+    add(
+        "--condition",
+        type=str,
+        default=None,
+        help="an .npz with the arrays of the model's condition, (N, …) each, whose rows are repeated over the samples",
+    )
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
@@ -108,14 +119,17 @@ def run(settings: Namespace) -> None:
     if columns == "class" and settings.labels is None:
         settings.labels = "all"
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
-    num = _number(settings, cycle, seeds)
+    fields = _fields(settings, model)
+    num = _number(settings, cycle, seeds, fields)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     seed = settings.seed if seeds is None else seeds
     labels = sampling.class_labels(model, num, asked, seed)
+    condition = _condition(labels, fields, num)
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
+    about |= {} if settings.condition is None else {"condition": _named(settings, fields)}
     done = finished_samples(out, about)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
@@ -123,7 +137,7 @@ def run(settings: Namespace) -> None:
     batches = sampling.stream(
         model.to(device) if settings.cfg is None else at_scale(model.to(device), settings.cfg),
         num,
-        condition=labels,
+        condition=condition,
         seed=seed,
         batch_size=settings.batch_size,
         device=device,
@@ -169,10 +183,44 @@ def _about(
     }
 
 
-def _number(settings: Namespace, cycle: list[int] | None, seeds: list[int] | None) -> int:
+def _fields(settings: Namespace, model: AnyModel) -> dict[str, np.ndarray]:
+    """The fields of the condition that --condition names, (N, …) each. Lines say what is left out."""
+    known = {name: sides for name, sides in model.conditioner.fields.items() if name not in model.conditioner.always}
+    if settings.condition is None:
+        if known:
+            tell([f"the model is conditioned on {', '.join(known)}: drawn without (--condition FILE.npz gives it)"])
+        return {}
+    if not known:
+        raise ValueError(f"--condition {settings.condition}: this model takes no fields, leave it out")
+    fields, lines = load_fields(settings.condition, known)
+    tell(lines, settings.condition)
+    return fields
+
+
+def _condition(labels: Tensor | None, fields: dict[str, np.ndarray], num: int) -> Condition:
+    """The condition of num samples: their labels, and the rows of the fields in turn."""
+    if not fields:
+        return labels
+    rows = np.arange(num) % len(next(iter(fields.values())))
+    given = {name: torch.from_numpy(values[rows]) for name, values in fields.items()}
+    return given if labels is None else {**given, LABELS: labels}
+
+
+def _named(settings: Namespace, fields: dict[str, np.ndarray]) -> dict[str, str]:
+    """What the record of the samples keeps of their fields: the file's name and the content's digest."""
+    digest = hashlib.sha256()
+    for name, values in sorted(fields.items()):
+        digest.update(f"{name} {values.shape}".encode() + values.tobytes())
+    return {"file": Path(settings.condition).name, "sha256": digest.hexdigest()}
+
+
+def _number(
+    settings: Namespace, cycle: list[int] | None, seeds: list[int] | None, fields: dict[str, np.ndarray]
+) -> int:
     """How many samples are asked for."""
     if seeds is None:
-        return settings.num if settings.num is not None else len(cycle or [0] * 16)
+        rows = len(cycle) if cycle else len(next(iter(fields.values()))) if fields else 16
+        return settings.num if settings.num is not None else rows
     if settings.num not in (None, len(seeds)):
         raise ValueError(
             f"--seeds gives {len(seeds)} seeds, one sample each, but --num is {settings.num}: leave one out"

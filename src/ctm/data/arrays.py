@@ -12,6 +12,7 @@ from PIL import Image
 
 from ctm.data.archive import Archive, Header
 from ctm.data.classes import could_be_labels, read_labels
+from ctm.data.conditions import read_field
 from ctm.data.files import Picture
 from ctm.data.images import Images
 from ctm.data.limits import check_size
@@ -51,34 +52,13 @@ def load_npz(
     notes: list[str] = []
     if label_name is not None:
         labels, names, notes = read_labels(_read_small(archive, label_name, count), count, f"{path} ({label_name})")
-    fields = {name: _field(archive, name, count) for name in condition}
+    fields = {str(_chosen(archive, "condition", name, ())): read_field(archive, name, count) for name in condition}
     used = {image_name, label_name, *fields}
     if labels is not None and not names and _NAMES in archive.headers:
         names, used = _class_names(archive, int(labels.max())), used | {_NAMES}
     notes += _others(archive, used, count, label_name is None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes), fields)
-
-
-def _field(archive: Archive, name: str, count: int) -> np.ndarray:
-    """A field of the condition, float32 (N, …). Raises ValueError for an array that is not there, of another length, or of values
-    that are no finite numbers."""
-    _chosen(archive, "condition", name, ())
-    header = archive.headers[name]
-    if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
-        raise ValueError(
-            f"{archive.path}: a field of the condition must be real numbers ({count}, …), got {header.dtype} "
-            f"{header.shape} ({name})"
-        )
-    values = archive.read(name)
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values.reshape(count, -1)).all(axis=1)))
-        raise ValueError(f"{archive.path}: {name} of item {row} is not finite: leave such items out of the file")
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(np.float32)
-    if not np.isfinite(narrowed).all():
-        raise ValueError(f"{archive.path}: {name} has values beyond float32's range: scale them")
-    return narrowed
 
 
 def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ...]) -> str | None:

@@ -184,6 +184,12 @@ def add_data_options(parser: Parser) -> None:
     add("--data_image", type=str, default=None, help="name of the array or column of images (default: the known names)")
     add("--data_label", type=str, default=None, help="name of the array or column of labels (default: the known names)")
     add(
+        "--data_condition",
+        type=str,
+        default=None,
+        help="names of the arrays in an .npz that are fields of the condition, e.g. observation,goal",
+    )
+    add(
         "--data_max_gb",
         type=float,
         default=None,
@@ -193,7 +199,9 @@ def add_data_options(parser: Parser) -> None:
 
 def data_options(settings: Namespace) -> dict[str, Any]:
     """Those of `add_data_options`, as `ctm.data.load_images` takes them."""
-    return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")}
+    condition = settings["data_condition"]
+    fields = None if condition is None else [name.strip() for name in condition.split(",")]
+    return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")} | {"condition": fields}
 
 
 def numbers(text: str, kind: type[_T], option: str) -> list[_T]:

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ctm.conditions import LABELS, Condition, repeat, with_field
+from ctm.data import Images
 from ctm.models import ConsistencyModel
+from ctm.models.protocol import jumps
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
 
-__all__ = ["GridClock", "column_labels", "save_sample_grid"]
+__all__ = ["GridClock", "column_condition", "column_labels", "save_sample_grid"]
 
 _COLUMNS = 10
 _FIRST = 0.25  # of the time between two grids: until the first
@@ -47,18 +51,29 @@ def column_labels(num_classes: int, columns: int = _COLUMNS) -> Tensor | None:
     return None if num_classes == 0 else torch.arange(columns) * num_classes // columns
 
 
-def save_sample_grid(model: Any, path: Path) -> None:
-    """Ten samples a row from the same noise, each column of one class where there are classes: for a CTM a row each of 1, 2, 4
-    and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
+def column_condition(images: Images, columns: int = _COLUMNS) -> Condition:
+    """The condition of each column: its class, and of data with fields the fields of the first images that have one."""
+    labels = column_labels(images.num_classes, columns)
+    if not images.fields:
+        return labels
+    rows = np.arange(columns) % len(images)
+    if labels is not None and images.labels is not None:  # the first image of the column's class, where there is one
+        of_class = [np.flatnonzero(images.labels == int(label)) for label in labels]
+        rows = np.array([found[0] if len(found) else row for found, row in zip(of_class, rows, strict=True)])
+    condition = images.condition(rows)
+    return condition if labels is None else with_field(condition, LABELS, labels)
+
+
+def save_sample_grid(model: Any, path: Path, condition: Condition = None) -> None:
+    """Ten samples a row from the same noise, each column under one condition (`column_condition`): for a CTM a row each of 1, 2,
+    4 and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
     Nothing for data that is no picture."""
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         return
-    labels = column_labels(model.num_classes)
-    if hasattr(model, "jump"):
+    if jumps(model):
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
-        rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, condition=labels) for steps in (1, 2, 4, 8)]
+        rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, condition=condition) for steps in (1, 2, 4, 8)]
     else:
         grid = to_zero(karras_grid(17, model.sigma_min, model.sigma_max))
-        two = None if labels is None else labels.repeat(2)
-        rows = [generate(model, 2 * _COLUMNS, condition=two, grid=grid, sampler=heun)]
+        rows = [generate(model, 2 * _COLUMNS, condition=repeat(condition, 2), grid=grid, sampler=heun)]
     save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)

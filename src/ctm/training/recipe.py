@@ -111,8 +111,9 @@ class NetworkDescription:
     def __call__(
         self, shape: Sequence[int], num_classes: int, arrays: dict[str, list[int]] | None = None
     ) -> torch.nn.Module:
-        own = {"arrays": arrays} if arrays else {}
-        arguments = {"shape": list(shape), "num_classes": num_classes, **own, **self.init_args}
+        own = {name: value for name, value in self.init_args.items() if name != "arrays" or value is not None}
+        fields = {"arrays": arrays} if arrays else {}
+        arguments = {"shape": list(shape), "num_classes": num_classes, **fields, **own}
         return build({"class_path": self.class_path, "init_args": arguments})
 
 

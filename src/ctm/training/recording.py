@@ -16,7 +16,7 @@ from ctm.training.forms import is_number
 from ctm.training.guard import check_weights
 from ctm.training.log import peak_memory
 from ctm.training.origin import MADE_OF, compare_origins, origin_of, read_origin
-from ctm.training.pictures import GridClock, save_sample_grid
+from ctm.training.pictures import GridClock, column_condition, save_sample_grid
 from ctm.training.processes import on_main
 from ctm.training.progress import TrainingBar
 from ctm.training.run_directory import RunDirectory
@@ -142,7 +142,7 @@ class Recorder:
 
     def _draw(self, model: Any, step: int) -> None:
         started = time.monotonic()
-        save_sample_grid(model, self.directory.samples / f"{step:06d}.png")
+        save_sample_grid(model, self.directory.samples / f"{step:06d}.png", column_condition(self.run.images))
         self.clock.drawn(time.monotonic() - started)
 
 

@@ -1,0 +1,60 @@
+"""The fields of a condition in an .npz file: for data that are trained on, and for samples that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ctm.data.archive import Archive
+from ctm.files import suffix_of
+
+__all__ = ["load_fields", "read_field"]
+
+
+def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an .npz that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, and
+    lines that say what the file lacks or has besides.
+
+    Raises FileNotFoundError, and ValueError for a file that is none, holds none of the fields, or one of another shape."""
+    place = Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"there is no file {path}: a condition is an .npz with {', '.join(fields)}")
+    if suffix_of(place) != ".npz":
+        raise ValueError(f"{path} is no .npz file: a condition is one with the arrays {', '.join(fields)}")
+    archive = Archive(place)
+    there = [name for name in fields if name in archive.headers]
+    if not there:
+        held = ", ".join([*archive.headers, *archive.objects]) or "none"
+        raise ValueError(f"{path} holds the arrays {held}: the model's condition is {', '.join(fields)}")
+    count = archive.headers[there[0]].shape[:1]
+    read = {name: read_field(archive, name, count[0] if count else 0) for name in there}
+    for name, values in read.items():
+        if values.shape[1:] != tuple(fields[name]):
+            raise ValueError(
+                f"{path}: {name} must be (N, {', '.join(map(str, fields[name])) or 'one number each'}), got {values.shape}"
+            )
+    others = [name for name in [*archive.headers, *archive.objects] if name not in fields]
+    lines = [f"{name} is not in the file and left out" for name in fields if name not in there]
+    return read, lines + ([f"not read: {', '.join(others)}"] if others else [])
+
+
+def read_field(archive: Archive, name: str, count: int) -> np.ndarray:
+    """A field of the condition, float32 (count, …). Raises ValueError for an array of another length, or of values that are no
+    finite numbers."""
+    header = archive.headers[name]
+    if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
+        raise ValueError(
+            f"{archive.path}: a field of the condition must be real numbers ({count}, …), got {header.dtype} "
+            f"{header.shape} ({name})"
+        )
+    with np.errstate(over="ignore"):
+        values = archive.read(name)
+        narrowed = values.astype(np.float32)
+    fine = np.isfinite(narrowed.reshape(count, -1)).all(axis=1)
+    if not fine.all():
+        row = int(np.argmin(fine))
+        beyond = "beyond float32's range" if np.isfinite(values[row]).all() else "not finite"
+        raise ValueError(f"{archive.path}: {name} of item {row} is {beyond}: leave such items out, or scale them")
+    return narrowed
