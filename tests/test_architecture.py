@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {"arguments", "noise", "weighting", "parametrization", "requests", "solvers", "version"},
-    {"backbones", "discriminators", "files", "foreign", "networks", "models", "teachers", "tuned"},
+    {"backbones", "discriminators", "files", "foreign", "networks", "models", "teachers"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},
     {"cli", "bench", "commands", "demo", "terminal", "__main__"},

@@ -1,7 +1,7 @@
 """Super-resolution and colourisation of ctm-cifar10 against our `restore`.
 
 The official loops call the CTM without s, so that a jump is its denoiser, start from the images themselves without noise,
-and do not use γ. The test's model has that jump; ours with a real jump is tested in tests/sampling/test_editing.py.
+and do not use γ. The test's model has that jump; ours with a real jump is tested in tests/sampling/test_replacement.py.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from ctm.guidance import ClassifierFree
 from ctm.noise import karras_grid
 from ctm.requests import Denoise, Jump, run
 from ctm.sampling.driving import drive, drive_together
-from ctm.sampling.editing import patch_means, restore
 from ctm.sampling.generation import ImageNoise, draw
+from ctm.sampling.replacement import patch_means, restore
 
 from ..reads import Dtypes, Reads
 

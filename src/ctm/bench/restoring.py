@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ctm.bench.restoration import METHODS, TASKS, Score, Task, make_tasks
+from ctm.bench.restoring_tasks import METHODS, TASKS, Score, Task, make_tasks
 from ctm.bench.results import Results
 from ctm.console import text_console
 from ctm.data import load_images

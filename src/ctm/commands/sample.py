@@ -16,6 +16,7 @@ from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
 from ctm.models import load_model
+from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
@@ -30,7 +31,6 @@ from ctm.terminal.options import (
     usable_device,
 )
 from ctm.terminal.parser import Parser, command_parser
-from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["parser", "run"]
 

@@ -17,11 +17,12 @@ from ctm import sampling
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
+from ctm.evaluation.frechet_measure import FrechetMeasure
 from ctm.evaluation.number import Number
-from ctm.evaluation.tuning import FrechetMeasure
 from ctm.files import whole_directory, write_whole
 from ctm.models import load_model
 from ctm.models.base import CONFIG, WEIGHTS
+from ctm.models.grids import TunedGrid, grids_as_json
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
@@ -29,7 +30,6 @@ from ctm.terminal.options import add_data_options, data_options, numbers, usable
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.lock import run_locked
-from ctm.tuned import TunedGrid, grids_as_json
 
 __all__ = ["parser", "run"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctm.sampling.editing import LUMA
+from ctm.sampling.replacement import LUMA
 
 __all__ = ["LinearOperator", "averaging", "greying", "masking"]
 

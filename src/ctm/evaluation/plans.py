@@ -15,9 +15,9 @@ from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
 from ctm.foreign.text import read_yaml
 from ctm.guidance import at_scale
+from ctm.models.grids import TunedGrid, tuned_for
 from ctm.models.guided import takes_guidance
 from ctm.noise import karras_grid, to_zero
-from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctm.arguments import as_labels, as_levels, as_state, checked
 from ctm.files import whole_file
 from ctm.models.card import card
+from ctm.models.grids import TunedGrid, grids_as_json, read_grids
 from ctm.models.protocol import score_of
 from ctm.models.reading import (
     CONFIG,
@@ -30,7 +31,6 @@ from ctm.models.reading import (
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
-from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
 __all__ = ["CONFIG", "WEIGHTS", "Guidance", "Model", "brief"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state
+from ctm.models.grids import TunedGrid
 from ctm.models.protocol import score_of
-from ctm.tuned import TunedGrid
 
 __all__ = ["Wrapper"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, whole_numbers
+from ctm.models.grids import tuned_for
 from ctm.noise import karras_grid
 from ctm.sampling.common import device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
-from ctm.tuned import tuned_for
 
 __all__ = [
     "ImageNoise",

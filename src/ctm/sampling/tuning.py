@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, words_for
+from ctm.models.grids import TunedGrid
 from ctm.noise import karras_grid
 from ctm.sampling.generation import class_labels, generate
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.ode import heun
-from ctm.tuned import TunedGrid
 
 __all__ = ["FlowDistance", "GridMeasure", "tune_grid"]
 
@@ -90,8 +90,8 @@ def tune_grid(
 ) -> TunedGrid:
     """The levels and the γ of `steps` jumps for which the measure is smallest, beside the plain Karras grid at gammas[0].
 
-    measure: "flow" for `FlowDistance(model)`, or any `GridMeasure`, e.g. `ctm.evaluation.tuning.FrechetMeasure`. gammas: tried in
-    turn, each with levels of its own. progress(evaluations, best) after each evaluation of the measure.
+    measure: "flow" for `FlowDistance(model)`, or any `GridMeasure`, e.g. `ctm.evaluation.frechet_measure.FrechetMeasure`.
+    gammas: tried in turn, each with levels of its own. progress(evaluations, best) after each evaluation of the measure.
 
     A level is added at a time, at the best of places even in ln σ, and all levels are then moved in turn by golden-section
     search, until a round gains less than 0.3 %: some 20 evaluations for 2 steps and 90 for 4, for each γ. The grid is

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.editing.common import (
+from ctm.commands.edit.common import (
     Edited,
     bar,
     edit_parser,
@@ -18,7 +18,7 @@ from ctm.commands.editing.common import (
     of_steps,
     reports,
 )
-from ctm.commands.editing.inputs import for_model, read
+from ctm.commands.edit.inputs import for_model, read
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.sampling import class_labels
 from ctm.terminal.options import parse_labels

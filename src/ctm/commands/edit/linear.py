@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.editing.common import (
+from ctm.commands.edit.common import (
     Edited,
     bar,
     edit_parser,
@@ -18,7 +18,7 @@ from ctm.commands.editing.common import (
     of_steps,
     reports,
 )
-from ctm.commands.editing.inputs import for_model, read, small_picture, to_fill
+from ctm.commands.edit.inputs import for_model, read, small_picture, to_fill
 from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
 from ctm.pictures import as_saved
 from ctm.terminal.parser import Parser
