@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
@@ -23,7 +24,7 @@ from ctm.evaluation.protocol import differences
 from ctm.evaluation.run import Judge, labels_of, make_judge
 from ctm.evaluation.sources import ModelSource
 from ctm.files import write_whole
-from ctm.models import load_model
+from ctm.models import AnyModel, DiffusionModel, load_model
 from ctm.pictures import to_uint8
 from ctm.progress import tracked
 from ctm.terminal.options import numbers
@@ -64,12 +65,12 @@ def parser() -> Parser:
     return result
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Measure what the results do not hold yet; then the table and the picture."""
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
     model = load_model(settings.model)
-    if not hasattr(model, "jump"):
+    if isinstance(model, DiffusionModel):
         raise ValueError(
             f"--model {settings.model} is a diffusion model and cannot jump: the samplers are compared on a CTM"
         )
@@ -106,7 +107,7 @@ def run(settings: Any) -> None:
     console.print(f"results: {path} and {path.with_suffix('.png').name}")
 
 
-def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) -> None:
+def _start(results: Results, name: str, model: AnyModel, judge: Judge) -> None:
     """What is measured on, written down, or compared with what is written. Raises ValueError where they differ."""
     about = {
         "model": name,
@@ -122,7 +123,7 @@ def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) ->
         results.add(_ABOUT, about)
 
 
-def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict[str, Any]:
+def measure(judge: Judge, model: AnyModel, cell: Cell, seed: int) -> dict[str, Any]:
     """The Fréchet distance of a cell's samples, as `ctm evaluate` finds it, its error bar by blocks of them, its limit for many
     samples where there is one, and milliseconds of the sampler for an image."""
     labels = labels_of(judge, model, seed)

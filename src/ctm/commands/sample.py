@@ -15,7 +15,7 @@ from ctm import __version__, sampling
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
-from ctm.models import load_model
+from ctm.models import AnyModel, DiffusionModel, load_model
 from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
@@ -98,7 +98,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Sample and write, batch by batch."""
     model = load_model(settings.model)
-    name = settings.sampler or ("gamma" if hasattr(model, "jump") else "heun")
+    name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma
     grid, sampler = _sampler(model, name, settings, tuned)
@@ -141,7 +141,7 @@ def run(settings: Namespace) -> None:
     print(f"{num} samples in {out}")
 
 
-def _tuned(model: Any, name: str, settings: Namespace) -> TunedGrid | None:
+def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
     """The grid that the model keeps for this, where nothing else was asked for: no grid, no guidance, no other γ or form."""
     if name != "gamma" or settings.grid is not None or settings.cfg is not None or settings.form != "paper":
         return None
@@ -183,7 +183,7 @@ def _number(settings: Namespace, cycle: list[int] | None, seeds: list[int] | Non
 
 
 def _sampler(
-    model: Any, name: str, settings: Namespace, tuned: TunedGrid | None = None
+    model: AnyModel, name: str, settings: Namespace, tuned: TunedGrid | None = None
 ) -> tuple[Tensor, Callable[..., Tensor]]:
     """The grid and the sampler that were asked for, or the tuned ones."""
     if tuned is not None:
@@ -199,7 +199,7 @@ def _sampler(
         raise ValueError(
             f"--{unfitting[0]} belongs to {' and '.join(takers)}, and the sampler here is {name}: leave it out"
         )
-    if name in _JUMPS and not hasattr(model, "jump"):
+    if name in _JUMPS and isinstance(model, DiffusionModel):
         raise ValueError(
             f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m"
         )

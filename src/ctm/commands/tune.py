@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
 from jsonargparse import Namespace
@@ -20,7 +19,7 @@ from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.frechet_measure import FrechetMeasure
 from ctm.evaluation.number import Number
 from ctm.files import whole_directory, write_whole
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.models.grids import TunedGrid, grids_as_json
 from ctm.progress import JobBar
@@ -113,7 +112,7 @@ def _check(settings: Namespace, gammas: list[float]) -> None:
         raise ValueError("--teacher belongs to --measure flow: the Fréchet distance is to the data")
 
 
-def _measure(model: Any, settings: Namespace) -> GridMeasure:
+def _measure(model: AnyModel, settings: Namespace) -> GridMeasure:
     if settings.measure == "flow":
         num = 256 if settings.num is None else settings.num
         teacher = None if settings.teacher is None else load_teacher(settings.teacher)

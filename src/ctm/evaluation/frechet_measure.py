@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.reference import classifier_of, images_checksum
 from ctm.evaluation.sources import data_labels
+from ctm.models.protocol import Denoiser
 from ctm.pictures import to_uint8
 from ctm.sampling import class_labels, generate
 
@@ -37,7 +37,7 @@ class FrechetMeasure:
 
     def __init__(
         self,
-        model: Any,
+        model: Denoiser,
         images: Images,
         *,
         features: str = "efficientnet",

@@ -35,6 +35,7 @@ from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
+from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
 from ctm.sampling.generation import copy_on
@@ -256,7 +257,7 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
     return ours["seed"] == theirs["seed"] and ours["grid"]["sigma_max"] == theirs["grid"]["sigma_max"]
 
 
-def labels_of(judge: Judge, model: Any, seed: int) -> Tensor | None:
+def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
     """The classes of a model's samples, by its numbers: as often as in the data where they share classes, or equally often; None
     for an unconditional model."""
     data, chosen = judge.reference.source, None
@@ -350,7 +351,7 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
 
 
 def likelihood_number(
-    judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
+    judge: Judge, model: Denoiser, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
 ) -> Number:
     """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError where the reference
     holds no images."""

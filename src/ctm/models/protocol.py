@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
 from ctm.noise import match_dims
 from ctm.solvers import Denoiser as DenoisingFunction
 
-__all__ = ["Denoiser", "Jumper", "denoiser_of", "g_of", "score_of"]
+__all__ = ["Denoiser", "Jumper", "RangedDenoiser", "RangedJumper", "can_jump", "denoiser_of", "g_of", "score_of"]
 
 
 @runtime_checkable
@@ -30,6 +30,24 @@ class Jumper(Denoiser, Protocol):
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, /) -> Tensor:
         """x (B, *shape) at levels t (B,) -> the state at levels s (B,) ≤ t."""
         ...
+
+
+@runtime_checkable
+class RangedDenoiser(Denoiser, Protocol):
+    """A diffusion model that says between which noise levels it is one."""
+
+    sigma_min: float
+    sigma_max: float
+
+
+@runtime_checkable
+class RangedJumper(Jumper, RangedDenoiser, Protocol):
+    """A model that jumps, and says between which noise levels."""
+
+
+def can_jump(model: object) -> TypeGuard[RangedJumper]:
+    """Whether the model has `jump`, its own or that of the model inside it. (`isinstance` would not see the latter.)"""
+    return callable(getattr(model, "jump", None))
 
 
 def denoiser_of(model: Any, labels: Tensor | None) -> DenoisingFunction:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ctm.files import suffix_of
-from ctm.models import ConsistencyModel, load_model
+from ctm.models import AnyModel, ConsistencyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint
 
 __all__ = ["load_teacher"]
@@ -21,7 +19,7 @@ _FILES = (".pkl", ".pickle", ".pt", ".pth")
 
 def load_teacher(
     source: str | Path, *, preset: str | None = None, settings: Mapping[str, Any] | None = None
-) -> nn.Module:
+) -> AnyModel:
     """A frozen model in eval mode with denoise, score, shape, num_classes, sigma_min, sigma_max and sigma_data.
 
     source: a model directory, a run directory (its model/) or a hub id, of any kind of model; or a checkpoint file: an EDM

@@ -20,6 +20,7 @@ from ctm.commands.edit.common import (
 )
 from ctm.commands.edit.inputs import for_model, read
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
+from ctm.models import AnyModel
 from ctm.sampling import class_labels
 from ctm.terminal.options import parse_labels
 from ctm.terminal.parser import Parser
@@ -93,7 +94,7 @@ def varied_parser() -> Parser:
     return result
 
 
-def stroked(model: Any, settings: Namespace) -> Edited:
+def stroked(model: AnyModel, settings: Namespace) -> Edited:
     """Raises ValueError for unfitting pictures and options, as the other three."""
     needs_jump(model, settings, "stroke to image needs a CTM")
     count, labels = labels_of(model, settings, settings.num)
@@ -113,7 +114,7 @@ def stroked(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], made, reports(labels, count), facts=facts)
 
 
-def denoised(model: Any, settings: Namespace) -> Edited:
+def denoised(model: AnyModel, settings: Namespace) -> Edited:
     """The mean, then the draws."""
     needs_denoiser(model, settings)
     if settings.num < 0:
@@ -137,7 +138,7 @@ def denoised(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], torch.cat(made), captions, facts=facts)
 
 
-def interpolated(model: Any, settings: Namespace) -> Edited:
+def interpolated(model: AnyModel, settings: Namespace) -> Edited:
     """From the first picture to the second."""
     needs_denoiser(model, settings)
     given, labels = _one_class(model, settings, 2)
@@ -154,7 +155,7 @@ def interpolated(model: Any, settings: Namespace) -> Edited:
     return Edited([("first", first)], made, captions, [("second", second)], facts)
 
 
-def varied(model: Any, settings: Namespace) -> Edited:
+def varied(model: AnyModel, settings: Namespace) -> Edited:
     """Variations of one picture."""
     needs_denoiser(model, settings)
     if settings.num < 1:
@@ -169,7 +170,7 @@ def varied(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
 
 
-def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
+def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
     """One class for each picture that is given, as a list and int64 (pictures,); None where --labels is left out."""
     if settings.labels is None:
         return None, None
@@ -180,6 +181,6 @@ def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int
     return given, class_labels(model, pictures, torch.tensor(given))
 
 
-def _on(model: Any, x: Any) -> Any:
+def _on(model: AnyModel, x: Any) -> Any:
     """On the model's device; None stays None."""
     return None if x is None else x.to(next(model.parameters()).device)
