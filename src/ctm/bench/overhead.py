@@ -15,10 +15,10 @@ from rich.table import Table
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.results import Results
 from ctm.console import text_console
-from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
+from ctm.models import ConsistencyModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
-from ctm.terminal.options import usable_device
+from ctm.terminal.options import add_device_option, jumper, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "measure_fan", "network_calls", "parser", "run"]
@@ -46,7 +46,7 @@ def parser() -> Parser:
     add("--gamma", type=float, default=0.5, help="γ of γ-sampling")
     add("--batch_size", type=int, default=64, help="samples in the batch")
     add("--pairs", type=int, default=11, help="pairs of runs, sampler and bare evaluations")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--out", type=str, default="runs/bench/overhead.json", help="results file")
     add("--continue", action="store_true", help="add to a results file that exists")
     return result
@@ -61,9 +61,8 @@ def run(settings: Namespace) -> None:
     console = text_console()
     console.width = max(console.width, _WIDTH)
     for name in (part.strip() for part in settings.models.split(",")):
-        model = load_model(name).to(device)
-        if isinstance(model, DiffusionModel):
-            raise ValueError(f"--models: {name} is a diffusion model and cannot jump: the samplers are timed on a CTM")
+        instead = "the samplers are timed on a CTM"
+        model = jumper(load_model(name).to(device), f"--models: {name}", instead)
         table = Table(title=f"{name}, batch {settings.batch_size}, {device.type}")
         for words in ("sampler", "evaluations", "bare ms", "to bare", "to inside", "own µs an evaluation"):
             table.add_column(words, justify="left" if words == "sampler" else "right", no_wrap=True)

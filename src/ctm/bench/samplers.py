@@ -14,7 +14,6 @@ from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
 from ctm.bench.results import Results
 from ctm.console import text_console
-from ctm.data import to_model_range
 from ctm.evaluation.extractors import NAMES as FEATURES
 from ctm.evaluation.extractors import checksum_of
 from ctm.evaluation.frechet import frechet_numbers
@@ -24,10 +23,10 @@ from ctm.evaluation.protocol import differences
 from ctm.evaluation.run import Judge, labels_of, make_judge
 from ctm.evaluation.sources import ModelSource
 from ctm.files import write_whole
-from ctm.models import AnyModel, DiffusionModel, load_model
-from ctm.pictures import to_uint8
+from ctm.models import AnyModel, load_model
+from ctm.pictures import as_saved
 from ctm.progress import tracked
-from ctm.terminal.options import numbers
+from ctm.terminal.options import jumper, numbers
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "parser", "run"]
@@ -69,11 +68,8 @@ def run(settings: Namespace) -> None:
     """Measure what the results do not hold yet; then the table and the picture."""
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
-    model = load_model(settings.model)
-    if isinstance(model, DiffusionModel):
-        raise ValueError(
-            f"--model {settings.model} is a diffusion model and cannot jump: the samplers are compared on a CTM"
-        )
+    instead = "the samplers are compared on a CTM"
+    model = jumper(load_model(settings.model), f"--model {settings.model}", instead)
     names = [name.strip() for name in settings.samplers.split(",") if name.strip()]
     steps, gammas = numbers(settings.steps, int, "--steps"), numbers(settings.gammas, float, "--gammas")
     wanted = cells(model, names, steps, gammas)
@@ -135,7 +131,7 @@ def measure(judge: Judge, model: AnyModel, cell: Cell, seed: int) -> dict[str, A
         started = time.perf_counter()
         images = source.batch(indices)[0].cpu()
         seconds += time.perf_counter() - started
-        seen = to_model_range(to_uint8(images)).to(device)
+        seen = as_saved(images).to(device)
         moments.add(judge.extractor(seen)[0].cpu(), torch.from_numpy(indices))
     value, limit = frechet_numbers(moments, judge.reference.gaussian, judge.reference.count)
     return cell.record | {

@@ -26,7 +26,7 @@ from ctm.evaluation.table import rows_table
 from ctm.models import load_model
 from ctm.progress import Progress, silent, tracked_parts
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.processes import check_launch
@@ -75,7 +75,7 @@ def parser() -> Parser:
     result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
     result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
-    result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
     return result
 

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from ctm import __version__
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
+from ctm.evaluation.number import mean_with_error
 from ctm.files import suffix_of, write_whole
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import AnyModel, load_model
@@ -153,7 +154,7 @@ def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, set
         values += found.value.tolist()
         errors += [None if math.isnan(error) else error for error in found.standard_error.tolist()]
         evaluations.append(found.evaluations)
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    mean = mean_with_error(torch.tensor(values, dtype=torch.float64))
     return {
         "model": str(settings.model),
         "data": settings.data,
@@ -164,8 +165,8 @@ def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, set
         "rtol": settings.rtol,
         "atol": settings.atol,
         "seed": settings.seed,
-        "bits_per_dim": float(np.mean(values)),
-        "standard_error": spread if math.isfinite(spread) else None,
+        "bits_per_dim": mean.value,
+        "standard_error": None if mean.error is None or not math.isfinite(mean.error) else mean.error,
         "evaluations": max(evaluations),
         "images": {"bits_per_dim": values, "standard_error_of_probes": errors},
         "version": __version__,

@@ -23,7 +23,9 @@ from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.terminal.options import (
     GRID_HELP,
+    add_device_option,
     explicit_levels,
+    jumper,
     parse_columns,
     parse_grid,
     parse_labels,
@@ -90,7 +92,7 @@ def parser() -> Parser:
         help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
     )
     add("--batch_size", type=int, default=64, help="samples computed together")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
     return result
 
@@ -199,10 +201,8 @@ def _sampler(
         raise ValueError(
             f"--{unfitting[0]} belongs to {' and '.join(takers)}, and the sampler here is {name}: leave it out"
         )
-    if name in _JUMPS and isinstance(model, DiffusionModel):
-        raise ValueError(
-            f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m"
-        )
+    if name in _JUMPS:
+        jumper(model, settings.model, "use --sampler heun, euler or dpmpp_2m")
     ends = (model.sigma_min, model.sigma_max)
     grid = explicit_levels(settings.grid)
     if grid is not None and settings.steps is not None:

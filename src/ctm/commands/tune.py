@@ -25,7 +25,7 @@ from ctm.models.grids import TunedGrid, grids_as_json
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.lock import run_locked
@@ -61,7 +61,7 @@ def parser() -> Parser:
         "--num", type=int, default=None, help="samples that tune (default: 256, frechet 1000); four times as many judge"
     )
     add("--seed", type=int, default=0, help="of the noise, the classes and the halves")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--out", type=str, default=None, help="a new directory for the model with its grids (default: where it is)")
     return result
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctm.data import Images, load_images
 from ctm.evaluation.classes import Renumbered, SharedClasses, shared_classes
 from ctm.evaluation.classifier import Classifier
-from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
+from ctm.evaluation.extractors import Extractor, checksum_of, data_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.passes import Processes, forget, run_pass
@@ -130,12 +130,7 @@ def judge_of(
     """The judge that compares samples with images at hand; arguments as in `make_judge`."""
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
     classifier = classifier_of(data, checksum, processes, progress)
-    if features != "classifier":
-        extractor = make_extractor(features, data.shape[1], side)
-    elif classifier is None:
-        raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
-    else:
-        extractor = classifier_extractor(classifier)
+    extractor = data_extractor(features, data, classifier, side)
     reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
     reference.prepare(rows)
     weights = None if classifier is None else checksum_of(classifier)

@@ -14,7 +14,6 @@ from ctm.commands.edit.common import (
     edit_parser,
     labels_of,
     needs_denoiser,
-    needs_jump,
     of_steps,
     reports,
 )
@@ -22,7 +21,7 @@ from ctm.commands.edit.inputs import for_model, read
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.models import AnyModel
 from ctm.sampling import class_labels
-from ctm.terminal.options import parse_labels
+from ctm.terminal.options import jumper, parse_labels
 from ctm.terminal.parser import Parser
 
 __all__ = [
@@ -96,7 +95,7 @@ def varied_parser() -> Parser:
 
 def stroked(model: AnyModel, settings: Namespace) -> Edited:
     """Raises ValueError for unfitting pictures and options, as the other three."""
-    needs_jump(model, settings, "stroke to image needs a CTM")
+    jumper(model, settings.model, "stroke to image needs a CTM")
     count, labels = labels_of(model, settings, settings.num)
     image = for_model(read(settings.image), settings.image, model)
     options: dict[str, Any] = {"steps": settings.steps, "gamma_share": settings.gamma, "seed": settings.seed}

@@ -11,11 +11,11 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.models import AnyModel, ConsistencyModel, DiffusionModel
+from ctm.models import AnyModel, ConsistencyModel
 from ctm.progress import JobBar
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
-from ctm.terminal.options import parse_labels
+from ctm.terminal.options import add_device_option, parse_labels
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "expected",
     "labels_of",
     "needs_denoiser",
-    "needs_jump",
     "of_steps",
     "reports",
 ]
@@ -61,7 +60,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
         default="edit.png",
         help="FILE.png (a captioned strip) or a directory (PNG files and edit.json)",
     )
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     return result
 
 
@@ -87,12 +86,6 @@ def expected(model: AnyModel, settings: Namespace) -> int:
 def reports(labels: Tensor | None, count: int) -> list[str]:
     """The caption of each result: its number, or its class."""
     return [str(i + 1) for i in range(count)] if labels is None else [f"class {label}" for label in labels.tolist()]
-
-
-def needs_jump(model: AnyModel, settings: Namespace, instead: str) -> None:
-    """Raises ValueError for a diffusion model."""
-    if isinstance(model, DiffusionModel):
-        raise ValueError(f"{settings.model} is a diffusion model and cannot jump: {instead}")
 
 
 def needs_denoiser(model: AnyModel, settings: Namespace) -> None:

@@ -14,7 +14,6 @@ from ctm.commands.edit.common import (
     edit_parser,
     labels_of,
     needs_denoiser,
-    needs_jump,
     of_steps,
     reports,
 )
@@ -22,6 +21,7 @@ from ctm.commands.edit.inputs import for_model, read, small_picture, to_fill
 from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
 from ctm.models import AnyModel, DiffusionModel
 from ctm.pictures import as_saved
+from ctm.terminal.options import jumper
 from ctm.terminal.parser import Parser
 
 __all__ = ["colourise", "colourise_parser", "inpaint", "inpaint_parser", "superresolve", "superresolve_parser"]
@@ -130,7 +130,7 @@ def _solve(
     if method not in _METHODS:
         raise ValueError(f"--method must be replace or guided, got {method!r}")
     if method == "replace":
-        needs_jump(model, settings, "use --method guided")
+        jumper(model, settings.model, "use --method guided")
     else:
         needs_denoiser(model, settings)
     if method == "guided" and settings.rounds is not None:
