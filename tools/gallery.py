@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ctm import generate, load_model
-from ctm.bench.restoration import Task, make_tasks
+from ctm.bench.restoring_tasks import Task, make_tasks
 from ctm.data import load_images
 from ctm.editing import denoise, interpolate, posterior_sample, replace, solve_guided, stroke, variations
 from ctm.guidance import ClassifierFree

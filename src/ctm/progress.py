@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from ctm.console import text_console
 
-__all__ = ["JobBar", "Progress", "silent", "tracked"]
+__all__ = ["JobBar", "Progress", "silent", "tracked", "tracked_parts"]
 
 _LINE_SECONDS = 20.0
 _T = TypeVar("_T")
@@ -134,3 +134,8 @@ def tracked(
             bar.advance()
             bar.remind()
         bar.finish()
+
+
+def tracked_parts(parts: Iterable[int], words: str) -> Iterable[int]:
+    """A `Progress` with a bar, as `tracked` shows it."""
+    return tracked(list(parts), words)

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from ctm.bench.restoration import METHODS, Score, make_tasks
 from ctm.bench.restoring import measure
+from ctm.bench.restoring_tasks import METHODS, Score, make_tasks
 from ctm.cli import main
 from ctm.data import load_images
 from ctm.models import load_model

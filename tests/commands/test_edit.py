@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ctm import TrajectoryModel
-from ctm.commands.editing.inputs import for_model, read, to_fill
+from ctm.commands.edit.inputs import for_model, read, to_fill
 from ctm.editing import averaging
 from ctm.networks import MLP
 

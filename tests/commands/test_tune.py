@@ -10,11 +10,11 @@ import torch
 from ctm import DiffusionModel, generate, load_model
 from ctm.data import load_images
 from ctm.evaluation.frechet import frechet_distance
-from ctm.evaluation.tuning import FrechetMeasure
+from ctm.evaluation.frechet_measure import FrechetMeasure
+from ctm.models.grids import TunedGrid
 from ctm.networks import MLP
 from ctm.pictures import to_uint8
 from ctm.sampling import FlowDistance, tune_grid
-from ctm.tuned import TunedGrid
 
 from .test_cli import run, sentence
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ctm.objectives.adversarial_losses import (
-    adopted,
     hinge_discriminator,
     hinge_generator,
     log_discriminator,
@@ -40,7 +39,3 @@ def test_the_log_loss_is_the_cross_entropy():
     torch.testing.assert_close(log_generator([logits]), expected)
     zeros = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
     torch.testing.assert_close(log_discriminator([logits], [logits]), expected + zeros)
-
-
-def test_a_weight_is_adopted_from_its_step_on():
-    assert [adopted(2.5, step, 3, before=0.5) for step in (0, 2, 3, 4)] == [0.5, 0.5, 2.5, 2.5]

@@ -7,7 +7,8 @@ from torch.nn.functional import conv2d
 
 from ctm.backbones import IMAGENET, FunctionBackbone
 from ctm.noise import match_dims
-from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
+from ctm.objectives.adversarial import Adversarial
+from ctm.objectives.adversarial_losses import hinge_discriminator, hinge_generator
 from ctm.objectives.augmentation import AugmentationDraw, augment
 from ctm.objectives.balance import adaptive_weight
 from ctm.objectives.features import FeatureDistance, PerceptualDistance
@@ -32,6 +33,11 @@ def hold_adaptive_weights(file: VectorFile) -> None:
         file.compare(f"adaptive/{name}/g2", g2)
         file.compare(f"adaptive/{name}/weight", adaptive_weight(g1, g2))
         file.compare(f"adaptive/{name}/gan_clipped", adaptive_weight(g1, g2, low=0.01, high=10.0))
+
+
+def adopted(weight, step: int, start: int, before: float = 0.0):
+    """The official code's adopt_weight, by the objective's own rule."""
+    return weight if Adversarial(start=start).active(step) else before
 
 
 def hold_adoption(file: VectorFile) -> None:

@@ -17,7 +17,8 @@ from ctm.objectives import (
     TargetJumps,
     TeacherWalk,
 )
-from ctm.objectives.adversarial_losses import adopted, hinge_discriminator, hinge_generator
+from ctm.objectives.adversarial import Adversarial
+from ctm.objectives.adversarial_losses import hinge_discriminator, hinge_generator
 from ctm.objectives.balance import adaptive_weight
 from ctm.objectives.denoising import DenoisingDraw
 from ctm.objectives.features import PerceptualDistance
@@ -326,7 +327,8 @@ def test_the_generators_phase(name, precision):
             for loss in (consistency.mean(), score.mean(), adversarial)
         ]
         ratios = [adaptive_weight(gradients[0], gradient) for gradient in gradients[1:]]
-        clipped = adopted(ratios[1].clamp(0.01, 10), file.config["step"], file.config["init_step"])
+        rule = Adversarial(start=file.config["init_step"])
+        clipped = ratios[1].clamp(*rule.weight_range) * rule.active(file.config["step"])
         loss = consistency.mean() + ratios[0] * score.mean() + clipped * adversarial
         loss.backward()
 

@@ -9,12 +9,13 @@ import torch
 
 from ctm import sampling
 from ctm.arguments import inside
+from ctm.editing import averaging
 from ctm.guidance import ClassifierFree
 from ctm.noise import karras_grid
 from ctm.requests import Denoise, Jump, run
 from ctm.sampling.driving import drive, drive_together
-from ctm.sampling.editing import patch_means, restore
 from ctm.sampling.generation import ImageNoise, draw
+from ctm.sampling.replacement import restore
 
 from ..reads import Dtypes, Reads
 
@@ -33,7 +34,10 @@ PLANS = {
     "dpmpp_2m": (sampling.dpmpp_2m.steps, WITH_ZERO),
     "ancestral": (sampling.ancestral.steps, WITH_ZERO),
     "dpmpp_2m_sde": (sampling.dpmpp_2m_sde.steps, GRID),
-    "restore": (partial(restore.steps, known=torch.zeros(1, 1, 8, 8), projection=patch_means(4)), karras_grid(3)),
+    "restore": (
+        partial(restore.steps, known=torch.zeros(1, 1, 8, 8), projection=averaging((8, 8), (2, 2)).projection),
+        karras_grid(3),
+    ),
 }
 
 

@@ -10,11 +10,11 @@ import torch
 
 from ctm import DiffusionModel, generate, karras_grid, load_model, tune_grid
 from ctm.guidance import ClassifierFree
+from ctm.models.grids import TunedGrid
 from ctm.networks import MLP
 from ctm.noise import match_dims
 from ctm.sampling import FlowDistance, gamma
 from ctm.teachers import GaussianMixture
-from ctm.tuned import TunedGrid
 
 from ..conftest import mixture
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from ctm import load_model
+from ctm.models.grids import TunedGrid
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import DataSettings, Recipe, train
 from ctm.training.settings import COMPUTED, FREE, SOURCES, check_settings, decided
-from ctm.tuned import TunedGrid
 
 from .runs import (
     RECIPES,

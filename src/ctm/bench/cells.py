@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm import sampling
+from ctm.models.protocol import RangedJumper
 from ctm.noise import karras_grid, to_zero
 
 __all__ = ["CHURN", "NAMES", "Cell", "cells"]
@@ -62,7 +63,7 @@ class Cell:
         }
 
 
-def cells(model: Any, names: Sequence[str], evaluations: Sequence[int], gammas: Sequence[float]) -> list[Cell]:
+def cells(model: RangedJumper, names: Sequence[str], evaluations: Sequence[int], gammas: Sequence[float]) -> list[Cell]:
     """A cell for each sampler (each γ) and each number of evaluations, or the next lower number that it can make, fewest
     evaluations first; none where it cannot.
 
@@ -82,7 +83,7 @@ def cells(model: Any, names: Sequence[str], evaluations: Sequence[int], gammas: 
     return list(found.values())
 
 
-def _jumping(model: Any, name: str, count: int, gammas: Sequence[float]) -> list[Cell]:
+def _jumping(model: RangedJumper, name: str, count: int, gammas: Sequence[float]) -> list[Cell]:
     levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)
     if name == "two_level":
         if count != 2:
@@ -97,7 +98,7 @@ def _jumping(model: Any, name: str, count: int, gammas: Sequence[float]) -> list
     return [Cell(name, gamma, count, levels, partial(sampling.gamma, gamma=gamma, form=form)) for gamma in wanted]
 
 
-def _denoising(model: Any, name: str, count: int) -> list[Cell]:
+def _denoising(model: RangedJumper, name: str, count: int) -> list[Cell]:
     """Levels as many as the evaluations allow, and 0, to which Heun's method steps with one evaluation."""
     points = (count + (name != "midpoint")) // 2 if name in _TWO_EACH else count
     if points < 2:

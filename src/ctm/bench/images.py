@@ -21,7 +21,8 @@ from ctm.data import Images, load_images
 from ctm.evaluation.frechet import frechet, frechet_distance
 from ctm.evaluation.moments import Gaussian
 from ctm.files import write_whole
-from ctm.models import load_model
+from ctm.models import TrajectoryModel, load_model
+from ctm.models.protocol import Denoiser
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import as_saved
 from ctm.sampling import generate, heun
@@ -107,11 +108,11 @@ class ImageBench:
         """The teacher by Heun with 18 levels and 0: 35 evaluations."""
         return {"evaluations": 35, "frechet": {"35": self._frechet(self._teacher_samples())}}
 
-    def of_student(self, model: Any) -> dict[str, Any]:
+    def of_student(self, model: Denoiser) -> dict[str, Any]:
         """A student at each number of steps, with γ = 0 where it can jump anywhere and γ = 1; squared distance of its
         samples to the teacher's from the same noise."""
         found: dict[str, Any] = {"frechet": {}, "frechet_gamma_1": {}, "mse_to_teacher": {}}
-        jumps = hasattr(model, "jump") and type(model).__name__ == "TrajectoryModel"
+        jumps = isinstance(model, TrajectoryModel)
         for steps in STEPS:
             if jumps or steps == 1:
                 samples = self._draw(model, steps=steps, gamma=0.0)
@@ -124,7 +125,7 @@ class ImageBench:
     def _frechet(self, samples: Tensor) -> float:
         return frechet(Gaussian.of(self._features(samples)), self.gaussian)
 
-    def _draw(self, model: Any, **options: Any) -> Tensor:
+    def _draw(self, model: Denoiser, **options: Any) -> Tensor:
         return generate(model, self.settings.count, condition=self.labels, seed=0, batch_size=_BATCH, **options)
 
     def _teacher_samples(self) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.table import Table
 
 from ctm.bench.images import METHODS, Settings, run_images
@@ -52,7 +53,7 @@ def parser() -> Parser:
     return result
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Run what is not in the results yet, then print the tables."""
     methods = [name.strip() for name in settings.methods.split(",") if name.strip()]
     unknown = [name for name in methods if name not in METHODS]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctm.bench.results import Results
 from ctm.models import TrajectoryModel
+from ctm.models.protocol import Jumper
 from ctm.networks import MLP
 from ctm.noise import karras_grid
 from ctm.objectives import DenoisingScoreMatching, Matching, Objective
@@ -62,7 +63,7 @@ class Truth:
         self.denoised = teacher.denoise(self.noisy, self.levels)
 
     @torch.no_grad()
-    def errors(self, student: Any) -> dict[str, float]:
+    def errors(self, student: Jumper) -> dict[str, float]:
         """Root mean squares, in units of the data's standard deviation: of the flow after 1, 2 and 8 jumps, of D."""
 
         def size(difference: Tensor) -> float:

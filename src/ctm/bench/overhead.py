@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.table import Table
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.results import Results
 from ctm.console import text_console
-from ctm.models import load_model
+from ctm.models import ConsistencyModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
-from ctm.terminal.options import usable_device
+from ctm.terminal.options import add_device_option, jumper, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "measure_fan", "network_calls", "parser", "run"]
 
+JumpModel = ConsistencyModel | TrajectoryModel
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 _WIDTH = 120  # of the table where the output is no terminal
 
@@ -44,13 +46,13 @@ def parser() -> Parser:
     add("--gamma", type=float, default=0.5, help="γ of γ-sampling")
     add("--batch_size", type=int, default=64, help="samples in the batch")
     add("--pairs", type=int, default=11, help="pairs of runs, sampler and bare evaluations")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--out", type=str, default="runs/bench/overhead.json", help="results file")
     add("--continue", action="store_true", help="add to a results file that exists")
     return result
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Measure each model and sampler, keep, print."""
     if min(settings.batch_size, settings.pairs) < 1:
         raise ValueError(f"--batch_size and --pairs must be at least 1, got {settings.batch_size} and {settings.pairs}")
@@ -59,9 +61,8 @@ def run(settings: Any) -> None:
     console = text_console()
     console.width = max(console.width, _WIDTH)
     for name in (part.strip() for part in settings.models.split(",")):
-        model = load_model(name).to(device)
-        if not hasattr(model, "jump"):
-            raise ValueError(f"--models: {name} is a diffusion model and cannot jump: the samplers are timed on a CTM")
+        instead = "the samplers are timed on a CTM"
+        model = jumper(load_model(name).to(device), f"--models: {name}", instead)
         table = Table(title=f"{name}, batch {settings.batch_size}, {device.type}")
         for words in ("sampler", "evaluations", "bare ms", "to bare", "to inside", "own µs an evaluation"):
             table.add_column(words, justify="left" if words == "sampler" else "right", no_wrap=True)
@@ -82,7 +83,7 @@ def run(settings: Any) -> None:
     console.print(f"results: {settings.out}")
 
 
-def _chosen(model: Any, settings: Any) -> list[Cell]:
+def _chosen(model: JumpModel, settings: Namespace) -> list[Cell]:
     """Each sampler once: at the number of evaluations asked for, the two-level form at its two."""
     names = [name.strip() for name in settings.samplers.split(",") if name.strip()]
     made = cells(model, names, sorted({2, settings.steps}), [settings.gamma])
@@ -96,7 +97,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
     return [f"{found['sampler']}{gamma}", str(found["evaluations"]), *numbers]
 
 
-def network_calls(model: Any, work: Callable[[], object]) -> Calls:
+def network_calls(model: JumpModel, work: Callable[[], object]) -> Calls:
     """What the model's network is called with while `work` runs."""
     calls: Calls = []
 
@@ -111,7 +112,7 @@ def network_calls(model: Any, work: Callable[[], object]) -> Calls:
     return calls
 
 
-def measure(model: Any, cell: Cell, batch_size: int, pairs: int, device: torch.device) -> dict[str, Any]:
+def measure(model: JumpModel, cell: Cell, batch_size: int, pairs: int, device: torch.device) -> dict[str, Any]:
     """Medians over the pairs. ratio_to_bare: of the sampler's seconds to those of its network evaluations run alone;
     ratio_to_inside: to those inside the network in the same run; own_microseconds: outside the network, for an evaluation.
 
@@ -142,7 +143,7 @@ def measure(model: Any, cell: Cell, batch_size: int, pairs: int, device: torch.d
     }
 
 
-def measure_fan(model: Any, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
+def measure_fan(model: JumpModel, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
     """ratio: the median over the pairs of the seconds of `jump_to_many` to `count` levels to those of as many calls of `jump`."""
     levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)[1:]
     x = model.sigma_max * starting_noise(model.shape, range(batch_size)).to(device)

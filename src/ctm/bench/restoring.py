@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from rich.table import Table
 from torch import Tensor
 
-from ctm.bench.restoration import METHODS, TASKS, Score, Task, make_tasks
+from ctm.bench.restoring_tasks import METHODS, TASKS, Score, Task, make_tasks
 from ctm.bench.results import Results
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.models import load_model
+from ctm.models.protocol import RangedDenoiser, can_jump
 from ctm.pictures import grid_picture, save_picture
 from ctm.progress import tracked
 from ctm.terminal.options import numbers
@@ -52,7 +54,7 @@ def parser() -> Parser:
     return result
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Measure what is not in the results yet, draw pictures, print the tables."""
     for name in ("count", "draws"):
         if settings[name] < 2:
@@ -99,7 +101,7 @@ def _names(asked: str | None, shape: tuple[int, ...]) -> list[str]:
     return [name.strip() for name in asked.split(",") if name.strip()]
 
 
-def _choice(settings: Any, shape: tuple[int, ...]) -> Tensor:
+def _choice(settings: Namespace, shape: tuple[int, ...]) -> Tensor:
     """`count` images of the set at random, or all of a smaller one."""
     if len(shape) != 3:
         raise ValueError(f"{settings.model} is a model of vectors of {shape[0]} numbers: images are restored only")
@@ -109,7 +111,7 @@ def _choice(settings: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def measure(
-    model: Any, task: Task, score: Score, evaluations: list[int], *, draws: int = 8, seed: int = 0
+    model: RangedDenoiser, task: Task, score: Score, evaluations: list[int], *, draws: int = 8, seed: int = 0
 ) -> tuple[dict[str, Any], Any]:
     """A results entry: one row for each method and number of evaluations, one without a model; and a picture of the first images.
 
@@ -120,7 +122,7 @@ def measure(
     plain = task.estimate(y)
     rows = [{"method": task.plain, "evaluations": 0} | score(plain, plain) | {"misfit": _misfit(task, plain, y)}]
     shown = [task.operator.A_pinv(y), plain]
-    usable = {name: method for name, method in METHODS.items() if hasattr(model, "jump") or not method.jumps}
+    usable = {name: method for name, method in METHODS.items() if can_jump(model) or not method.jumps}
     for name, method in usable.items():
         for count in evaluations:
             if count < method.evaluations:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 
 from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
 from ctm.bench.results import Results
 from ctm.console import text_console
-from ctm.data import to_model_range
 from ctm.evaluation.extractors import NAMES as FEATURES
 from ctm.evaluation.extractors import checksum_of
 from ctm.evaluation.frechet import frechet_numbers
@@ -23,10 +23,10 @@ from ctm.evaluation.protocol import differences
 from ctm.evaluation.run import Judge, labels_of, make_judge
 from ctm.evaluation.sources import ModelSource
 from ctm.files import write_whole
-from ctm.models import load_model
-from ctm.pictures import to_uint8
+from ctm.models import AnyModel, load_model
+from ctm.pictures import as_saved
 from ctm.progress import tracked
-from ctm.terminal.options import numbers
+from ctm.terminal.options import jumper, numbers
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "parser", "run"]
@@ -64,15 +64,12 @@ def parser() -> Parser:
     return result
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Measure what the results do not hold yet; then the table and the picture."""
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
-    model = load_model(settings.model)
-    if not hasattr(model, "jump"):
-        raise ValueError(
-            f"--model {settings.model} is a diffusion model and cannot jump: the samplers are compared on a CTM"
-        )
+    instead = "the samplers are compared on a CTM"
+    model = jumper(load_model(settings.model), f"--model {settings.model}", instead)
     names = [name.strip() for name in settings.samplers.split(",") if name.strip()]
     steps, gammas = numbers(settings.steps, int, "--steps"), numbers(settings.gammas, float, "--gammas")
     wanted = cells(model, names, steps, gammas)
@@ -106,7 +103,7 @@ def run(settings: Any) -> None:
     console.print(f"results: {path} and {path.with_suffix('.png').name}")
 
 
-def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) -> None:
+def _start(results: Results, name: str, model: AnyModel, judge: Judge) -> None:
     """What is measured on, written down, or compared with what is written. Raises ValueError where they differ."""
     about = {
         "model": name,
@@ -122,7 +119,7 @@ def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) ->
         results.add(_ABOUT, about)
 
 
-def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict[str, Any]:
+def measure(judge: Judge, model: AnyModel, cell: Cell, seed: int) -> dict[str, Any]:
     """The Fréchet distance of a cell's samples, as `ctm evaluate` finds it, its error bar by blocks of them, its limit for many
     samples where there is one, and milliseconds of the sampler for an image."""
     labels = labels_of(judge, model, seed)
@@ -134,7 +131,7 @@ def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict
         started = time.perf_counter()
         images = source.batch(indices)[0].cpu()
         seconds += time.perf_counter() - started
-        seen = to_model_range(to_uint8(images)).to(device)
+        seen = as_saved(images).to(device)
         moments.add(judge.extractor(seen)[0].cpu(), torch.from_numpy(indices))
     value, limit = frechet_numbers(moments, judge.reference.gaussian, judge.reference.count)
     return cell.record | {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import evaluation, matching, overhead, restoring, samplers
+from ctm.bench import matching, overhead, restoring, samplers, shares
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 
 _BENCHMARKS = {
     "matching": matching,
-    "evaluate": evaluation,
+    "evaluate": shares,
     "restoring": restoring,
     "samplers": samplers,
     "overhead": overhead,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
-from rich.box import SIMPLE
-from rich.table import Table
 
 from ctm.commands.output import sampling_record
 from ctm.console import text_console
@@ -19,15 +17,16 @@ from ctm.data import Images, load_images
 from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.passes import Processes
-from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of, title_of
+from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
+from ctm.evaluation.table import rows_table
 from ctm.models import load_model
-from ctm.progress import Progress, tracked
+from ctm.progress import Progress, silent, tracked_parts
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.processes import check_launch
@@ -76,7 +75,7 @@ def parser() -> Parser:
     result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
     result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
-    result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
     return result
 
@@ -96,10 +95,7 @@ def run(settings: Namespace) -> None:
     made = {} if settings.samples is None else sampling_record(Path(settings.samples))
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
-
-    def progress(chunks: Iterable[int], words: str) -> Iterable[int]:
-        return tracked(list(chunks), words, unit="parts", shown=processes.index == 0)
-
+    progress = tracked_parts if processes.index == 0 else silent
     judge = make_judge(
         settings.data,
         size=size,
@@ -193,37 +189,11 @@ def _with_likelihood(
     ]
 
 
-_SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
-    "frechet": ("Fréchet", None),
-    "frechet_infinity": ("∞", "{:.4g}".format),
-    "precision": ("prec.", "{:.2f}".format),
-    "recall": ("recall", "{:.2f}".format),
-    "label_accuracy": ("labels", "{:.1%}".format),
-    "mse_to_teacher": ("MSE", "{:.4f}".format),
-    "bits_per_dim": ("bits/dim", "{:.2f}".format),
-}
-
-
 def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
     """The files and the table."""
     about = environment(judge.processes.device, judge.processes.count)
     result = write_result(out, judge.protocol, about, judge.reference, rows)
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    names = [name for name in _SHOWN if any(name in row.numbers for row in rows)]
-    for column in ("", *(_SHOWN[name][0] for name in names), "ms"):
-        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
-    for row in rows:
-        speed = row.seconds_per_image
-        cells = [_cell(row, name) for name in names]
-        table.add_row(title_of(row.record), *cells, "" if speed is None else f"{1000 * speed:.3g}")
     console = text_console(wide=True)
-    console.print(table)
+    console.print(rows_table(rows))
     console.print(notes_on(result))
     console.print(f"result: {out / 'result.json'}; report: {out / 'report.html'}")
-
-
-def _cell(row: Row, name: str) -> str:
-    if name not in row.numbers:
-        return ""
-    shape = _SHOWN[name][1]
-    return str(row.numbers[name]) if shape is None else shape(row.numbers[name].value)

@@ -14,9 +14,10 @@ from jsonargparse import Namespace
 from ctm import __version__
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
 from ctm.evaluation.lossless import histogram_bits, png_bits
+from ctm.evaluation.number import mean_with_error
 from ctm.files import suffix_of, write_whole
 from ctm.likelihood import estimate_bits_per_dim
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.progress import tracked
 from ctm.terminal.options import add_data_options, data_options, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
@@ -104,7 +105,7 @@ def _drawn_in_words(count: int, images: Images, settings: Namespace) -> str:
     return f"{count} of {len(images)} images, drawn with seed {settings.seed},"
 
 
-def _labels_for_all(text: str, model: Any) -> np.ndarray | None:
+def _labels_for_all(text: str, model: AnyModel) -> np.ndarray | None:
     """The class that --labels names for all images, None for own and none."""
     if text in ("own", "none"):
         if text in model.class_names:
@@ -116,7 +117,7 @@ def _labels_for_all(text: str, model: Any) -> np.ndarray | None:
     return np.array(chosen, dtype=np.int64)
 
 
-def _own_labels(model: Any, images: Images) -> np.ndarray | None:
+def _own_labels(model: AnyModel, images: Images) -> np.ndarray | None:
     """The images' labels in the model's numbers, None where the data or the model have no classes."""
     if images.labels is not None and not model.num_classes:
         tell(["the labels are not used, for the model knows no classes"], images.name)
@@ -132,7 +133,7 @@ def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
     return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
-def _measure(model: Any, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
+def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
     """The numbers of the model."""
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []
@@ -153,7 +154,7 @@ def _measure(model: Any, pixels: np.ndarray, labels: np.ndarray | None, settings
         values += found.value.tolist()
         errors += [None if math.isnan(error) else error for error in found.standard_error.tolist()]
         evaluations.append(found.evaluations)
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    mean = mean_with_error(torch.tensor(values, dtype=torch.float64))
     return {
         "model": str(settings.model),
         "data": settings.data,
@@ -164,8 +165,8 @@ def _measure(model: Any, pixels: np.ndarray, labels: np.ndarray | None, settings
         "rtol": settings.rtol,
         "atol": settings.atol,
         "seed": settings.seed,
-        "bits_per_dim": float(np.mean(values)),
-        "standard_error": spread if math.isfinite(spread) else None,
+        "bits_per_dim": mean.value,
+        "standard_error": None if mean.error is None or not math.isfinite(mean.error) else mean.error,
         "evaluations": max(evaluations),
         "images": {"bits_per_dim": values, "standard_error_of_probes": errors},
         "version": __version__,

@@ -20,14 +20,17 @@ from ctm.data.conditions import load_fields
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
-from ctm.models import AnyModel, load_model
+from ctm.models import AnyModel, DiffusionModel, load_model
+from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.terminal.options import (
     GRID_HELP,
+    add_device_option,
     explicit_levels,
+    jumper,
     parse_columns,
     parse_grid,
     parse_labels,
@@ -35,7 +38,6 @@ from ctm.terminal.options import (
     usable_device,
 )
 from ctm.terminal.parser import Parser, command_parser
-from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["parser", "run"]
 
@@ -101,7 +103,7 @@ def parser() -> Parser:
         help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
     )
     add("--batch_size", type=int, default=64, help="samples computed together")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
     return result
 
@@ -109,7 +111,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Sample and write, batch by batch."""
     model = load_model(settings.model)
-    name = settings.sampler or ("gamma" if hasattr(model, "jump") else "heun")
+    name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma
     grid, sampler = _sampler(model, name, settings, tuned)
@@ -155,7 +157,7 @@ def run(settings: Namespace) -> None:
     print(f"{num} samples in {out}")
 
 
-def _tuned(model: Any, name: str, settings: Namespace) -> TunedGrid | None:
+def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
     """The grid that the model keeps for this, where nothing else was asked for: no grid, no guidance, no other γ or form."""
     if name != "gamma" or settings.grid is not None or settings.cfg is not None or settings.form != "paper":
         return None
@@ -231,7 +233,7 @@ def _number(
 
 
 def _sampler(
-    model: Any, name: str, settings: Namespace, tuned: TunedGrid | None = None
+    model: AnyModel, name: str, settings: Namespace, tuned: TunedGrid | None = None
 ) -> tuple[Tensor, Callable[..., Tensor]]:
     """The grid and the sampler that were asked for, or the tuned ones."""
     if tuned is not None:
@@ -247,10 +249,8 @@ def _sampler(
         raise ValueError(
             f"--{unfitting[0]} belongs to {' and '.join(takers)}, and the sampler here is {name}: leave it out"
         )
-    if name in _JUMPS and not hasattr(model, "jump"):
-        raise ValueError(
-            f"{settings.model} is a diffusion model and cannot jump: use --sampler heun, euler or dpmpp_2m"
-        )
+    if name in _JUMPS:
+        jumper(model, settings.model, "use --sampler heun, euler or dpmpp_2m")
     ends = (model.sigma_min, model.sigma_max)
     grid = explicit_levels(settings.grid)
     if grid is not None and settings.steps is not None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
 from jsonargparse import Namespace
@@ -17,19 +16,19 @@ from ctm import sampling
 from ctm.console import text_console
 from ctm.data import load_images
 from ctm.evaluation.extractors import NAMES
+from ctm.evaluation.frechet_measure import FrechetMeasure
 from ctm.evaluation.number import Number
-from ctm.evaluation.tuning import FrechetMeasure
 from ctm.files import whole_directory, write_whole
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.models.base import CONFIG, WEIGHTS
+from ctm.models.grids import TunedGrid, grids_as_json
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.lock import run_locked
-from ctm.tuned import TunedGrid, grids_as_json
 
 __all__ = ["parser", "run"]
 
@@ -62,7 +61,7 @@ def parser() -> Parser:
         "--num", type=int, default=None, help="samples that tune (default: 256, frechet 1000); four times as many judge"
     )
     add("--seed", type=int, default=0, help="of the noise, the classes and the halves")
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     add("--out", type=str, default=None, help="a new directory for the model with its grids (default: where it is)")
     return result
 
@@ -113,7 +112,7 @@ def _check(settings: Namespace, gammas: list[float]) -> None:
         raise ValueError("--teacher belongs to --measure flow: the Fréchet distance is to the data")
 
 
-def _measure(model: Any, settings: Namespace) -> GridMeasure:
+def _measure(model: AnyModel, settings: Namespace) -> GridMeasure:
     if settings.measure == "flow":
         num = 256 if settings.num is None else settings.num
         teacher = None if settings.teacher is None else load_teacher(settings.teacher)

@@ -1,42 +1,46 @@
-"""The demo from end to end."""
+"""The demo from end to end: two runs of the recipes on digits, and an evaluation of what came of them."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from ctm import __version__
 from ctm.console import text_console
 from ctm.data import Images, load_images
-from ctm.demo import figures
-from ctm.demo.measure import STEPS, TEACHER_LEVELS, Judge, Row, as_json, jump_path, labelled, measure
-from ctm.demo.report import report
-from ctm.evaluation.classifier import train_classifier
-from ctm.files import write_whole
-from ctm.models import load_model
-from ctm.noise import karras_grid, to_zero
-from ctm.progress import tracked
-from ctm.sampling import generate, heun
+from ctm.demo.figures import loss_curves, way_from_noise
+from ctm.evaluation.figures import png
+from ctm.evaluation.plans import Plan, make_plans, subject_of
+from ctm.evaluation.protocol import environment
+from ctm.evaluation.report import Frame, notes_on, write_result
+from ctm.evaluation.rows import Row
+from ctm.evaluation.run import evaluate_plans, judge_of
+from ctm.evaluation.table import rows_table
+from ctm.models import TrajectoryModel, load_model
+from ctm.noise import karras_grid
+from ctm.progress import tracked_parts
+from ctm.sampling import starting_noise
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.run_directory import RunDirectory
 
-__all__ = ["run_demo"]
+__all__ = ["jump_path", "run_demo"]
 
-_SHOWN = 12
+STEPS = (1, 2, 4, 8)
+GAMMAS = (0.0, 0.5, 1.0)
+TEACHER_LEVELS = 18
+SAMPLES = 5000
+_PATH_CLASS, _PATH_STEPS = 3, 8
 
 
 def run_demo(out: Path) -> None:
-    """Train teacher and student in out/teacher and out/student (or go on with them), measure, write report.html and
-    result.json, and print the table and where the report is."""
-    console = text_console()
+    """Train teacher and student in out/teacher and out/student (or go on with them), evaluate both as `ctm evaluate` does,
+    write its files with the way of one sample and the losses added, and print the table and where the report is."""
+    console = text_console(wide=True)
     images = load_images("digits")
     console.print(f"data: {images.source}; teacher first, then the CTM that learns to jump along its trajectories")
     runs = {
@@ -45,28 +49,21 @@ def run_demo(out: Path) -> None:
     }
     seconds = {name: run.read_metrics()[-1]["seconds"] for name, run in runs.items()}
     started = time.monotonic()
-    console.print("training the classifier whose features measure the Fréchet distance")
-    judge = Judge(
-        images, train_classifier(*labelled(images), progress=lambda steps, words: tracked(list(steps), words))
-    )
-    teacher, student = load_model(out / "teacher"), load_model(out / "student")
-    rows = measure(teacher, student, judge, lambda plans: tracked(plans, "measuring", unit="rows"))
-    floor = judge.floor()
-    pictures = _pictures(teacher, student, rows, floor, runs)
+    console.print("evaluating, by the features of a classifier of these digits")
+    judge = judge_of(images, features="classifier", images=SAMPLES, progress=tracked_parts)
+    rows = evaluate_plans(judge, _plans(out), out, progress=tracked_parts)
     seconds["measuring"] = time.monotonic() - started
-    lead, notes = _words(images, judge, rows, floor, seconds, runs)
-    result = {
-        "rows": as_json(rows),
-        "floor": floor,
-        "seconds": seconds,
-        "version": __version__,
-        "torch": torch.__version__,
-    }
-    result |= {"threads": torch.get_num_threads(), "classifier_accuracy": judge.accuracy()}
-    write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    write_whole(out / "report.html", report(lead, rows, notes, pictures).encode())
-    _print_table(console, rows)
-    console.print(notes)
+    frame = Frame(
+        "Digits in one step",
+        _lead(images, rows),
+        _training_notes(runs, seconds),
+        _pictures(TrajectoryModel.from_pretrained(runs["student"].path / "model"), runs),
+        {"seconds": seconds},
+    )
+    about = environment(judge.processes.device, judge.processes.count)
+    result = write_result(out, judge.protocol, about, judge.reference, rows, frame)
+    console.print(rows_table(rows))
+    console.print(f"{frame.lead} {frame.notes} {notes_on(result)}")
     console.print(f"trained and measured in {sum(seconds.values()):.0f} s; report: {out / 'report.html'}")
 
 
@@ -75,77 +72,66 @@ def _train(recipe_name: str, out: Path, images: Images, extra: list[str]) -> Run
     return train(recipe, out, text, images=images, title=out.name)
 
 
-def _pictures(
-    teacher: Any, student: Any, rows: list[Row], floor: float, runs: dict[str, RunDirectory]
-) -> list[tuple[str, bytes]]:
-    labels = torch.arange(_SHOWN) % student.num_classes
-    grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
-    shown = {"teacher (35)": generate(teacher, _SHOWN, condition=labels, grid=grid, sampler=heun)}
-    shown |= {f"CTM ({steps})": generate(student, _SHOWN, condition=labels, steps=steps) for steps in STEPS}
-    path = jump_path(student, label=3, steps=8)
-    metrics = {name: run.read_metrics() for name, run in runs.items()}
+def _plans(out: Path) -> list[Plan]:
+    """The teacher by Heun's method, 35 evaluations, and the student at every number of jumps and γ."""
+    teacher, student = (
+        subject_of(role, str(out / name), load_model(out / name))
+        for role, name in (("teacher", "teacher"), ("model", "student"))
+    )
     return [
-        (
-            "The same noise under teacher and CTM; in brackets the evaluations of the network.",
-            figures.png(figures.same_noise(shown)),
-        ),
-        (
-            "Quality against steps. γ = 0 jumps deterministically; γ = 1 returns to full noise each time, as a consistency "
-            "model does.",
-            figures.png(figures.quality_against_steps(rows, floor)),
-        ),
-        (
-            "From noise to a three in eight jumps, states divided by √(1 + σ²); below, where one jump to the end leads.",
-            figures.png(figures.way_from_noise(*path)),
-        ),
-        ("Losses of both runs.", figures.png(figures.loss_curves(metrics))),
+        *make_plans(teacher, steps=[TEACHER_LEVELS], sampler="heun"),
+        *make_plans(student, steps=STEPS, gammas=GAMMAS),
     ]
 
 
-def _words(
-    images: Images,
-    judge: Judge,
-    rows: list[Row],
-    floor: float,
-    seconds: dict[str, float],
-    runs: dict[str, RunDirectory],
-) -> tuple[str, str]:
-    """The report's first paragraph, and the notes under its table."""
-    one = next(row for row in rows[1:] if row.steps == 1)
-    lead = (
+def _pictures(student: TrajectoryModel, runs: dict[str, RunDirectory]) -> list[tuple[str, bytes]]:
+    path = jump_path(student, _PATH_CLASS, _PATH_STEPS)
+    return [
+        (
+            "From noise to a three in eight jumps, states divided by √(1 + σ²); below, where one jump to the end leads.",
+            png(way_from_noise(*path)),
+        ),
+        ("Losses of both runs.", png(loss_curves({name: run.read_metrics() for name, run in runs.items()}))),
+    ]
+
+
+def _lead(images: Images, rows: Sequence[Row]) -> str:
+    """The report's first paragraph: the student's Fréchet distances at γ = 0 as multiples of the teacher's."""
+    teacher, *others = rows
+    scale = teacher.numbers["frechet"].value
+    ratios = [
+        f"{row.numbers['frechet'].value / scale:.2f} in {row.record['evaluations']}"
+        for row in others
+        if row.record["gamma"] == 0
+    ]
+    return (
         f"A diffusion teacher and a Consistency Trajectory Model were trained on {len(images)} real handwritten digits "
-        f"({images.source}). In one evaluation of its network the CTM reaches {one.frechet / rows[0].frechet:.2f} times the "
-        f"teacher's Fréchet distance at {rows[0].evaluations} evaluations."
+        f"({images.source}). Fréchet distance of the CTM in units of the teacher's at {teacher.record['evaluations']} "
+        f"evaluations of its network, γ = 0: {', '.join(ratios)}. γ = 0 jumps deterministically; γ = 1 returns to full noise "
+        "each time, as a consistency model does."
     )
+
+
+def _training_notes(runs: dict[str, RunDirectory], seconds: dict[str, float]) -> str:
     steps = {name: int(run.read_metrics()[-1]["step"]) for name, run in runs.items()}
-    notes = (
-        f"The teacher trained for {seconds['teacher']:.0f} s ({steps['teacher']} steps), the CTM for {seconds['student']:.0f} s "
-        f"({steps['student']} steps). Fréchet distances are over the 64 features of a small classifier trained on the same "
-        f"digits (accuracy on them {100 * judge.accuracy():.1f} %), between all {len(images)} real images and as many samples "
-        f"with the same labels, mean and largest deviation of three seeds; pooled: the samples of all three together, less "
-        f"biased. They compare only with each other. The floor: two "
-        f"halves of the real data ({len(images) // 2} images each, which raises it) are {floor:.2f} apart. Label agreement is "
-        "that classifier's. MSE is to the teacher's sample from the same noise, in units of [-1, 1]."
+    return (
+        f"The teacher trained for {seconds['teacher']:.0f} s ({steps['teacher']} steps), the CTM for "
+        f"{seconds['student']:.0f} s ({steps['student']} steps)."
     )
-    return lead, notes
 
 
-def _print_table(console: Console, rows: list[Row]) -> None:
-    table = Table(
-        box=SIMPLE, padding=(0, 1, 0, 0), title="teacher: Heun, 35 evaluations; CTM: one a jump; ×: the teacher's"
-    )
-    for name in ("", "γ", "jumps", "Fréchet", "×", "pooled ×", "labels", "MSE", "ms"):
-        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.model,
-            "" if row is rows[0] else f"{row.gamma:g}",
-            f"({row.evaluations})" if row is rows[0] else str(row.steps),
-            f"{row.frechet:.2f} ± {row.frechet_spread:.2f}",
-            f"{row.frechet / rows[0].frechet:.2f}",
-            f"{row.frechet_pooled / rows[0].frechet_pooled:.2f}",
-            f"{100 * row.label_agreement:.1f} %",
-            "" if row is rows[0] else f"{row.mse_to_teacher:.4f}",
-            f"{row.ms_per_image:.3f}",
-        )
-    console.print(table)
+@torch.no_grad()
+def jump_path(student: TrajectoryModel, label: int, steps: int, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
+    """One sample's way from noise in `steps` jumps: the levels, the states divided by √(1 + t²), and from each state what
+    one jump to the end gives. (steps + 1 levels; states and ends (steps + 1, C, H, W).)"""
+    grid = karras_grid(steps, student.sigma_min, student.sigma_max)
+    labels = torch.tensor([label])
+    x = grid[0] * starting_noise(student.shape, [0], seed)
+    states, ends = [x], []
+    for t, s in itertools.pairwise(grid):
+        ends.append(student.jump(x, t[None], grid[-1:], labels))
+        x = student.jump(x, t[None], s[None], labels)
+        states.append(x)
+    ends.append(x)
+    scaled = [state / (1 + t**2).sqrt() for state, t in zip(states, grid, strict=True)]
+    return grid.tolist(), torch.cat(scaled), torch.cat(ends)

@@ -1,8 +1,8 @@
 """Editing given images with a model: linear inverse problems, denoising, strokes, interpolation, variations."""
 
+from ctm.editing.changes import denoise, interpolate, posterior_sample, spherical, stroke, variations
 from ctm.editing.inverse import Measured, into_range, replace, solve_guided
 from ctm.editing.operators import LinearOperator, averaging, greying, masking
-from ctm.editing.pictures import denoise, interpolate, posterior_sample, spherical, stroke, variations
 
 __all__ = [
     "LinearOperator",

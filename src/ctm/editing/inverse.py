@@ -11,7 +11,7 @@ from ctm.arguments import as_count, as_state
 from ctm.conditions import Condition, takes_labels
 from ctm.editing.operators import LinearOperator
 from ctm.models.guided import Guided
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import RangedDenoiser, denoiser_of
 from ctm.noise import karras_grid, match_dims
 from ctm.sampling import euler, gamma, restore
 from ctm.sampling.common import Callback
@@ -35,7 +35,7 @@ class Measured(Guided):
     model: any model; y: the measurement A(x0) of each sample; clamp: the guided image to [−1, 1], for pictures. One call is an
     evaluation of the denoiser and its gradient, and for a jump one more of the jump, whose g stands in D's place."""
 
-    def __init__(self, model: Any, operator: LinearOperator, y: Tensor, *, clamp: bool = False) -> None:
+    def __init__(self, model: RangedDenoiser, operator: LinearOperator, y: Tensor, *, clamp: bool = False) -> None:
         super().__init__(model)
         self.operator, self.y, self.clamp = operator, y, clamp
 
@@ -60,7 +60,7 @@ def _quotient(missing: Tensor, along: Tensor) -> Tensor:
     return torch.where(usable, above / below.where(usable, torch.ones_like(below)), torch.zeros_like(above))
 
 
-def _start(model: Any, y: Tensor, seed: int, device: torch.device) -> tuple[Tensor, ImageNoise]:
+def _start(model: RangedDenoiser, y: Tensor, seed: int, device: torch.device) -> tuple[Tensor, ImageNoise]:
     """The first draw of each image, and the source of the later ones."""
     noise = ImageNoise(seed, range(len(y)))
     return noise(torch.empty(len(y), *model.shape, dtype=y.dtype, device=device)), noise
@@ -68,7 +68,7 @@ def _start(model: Any, y: Tensor, seed: int, device: torch.device) -> tuple[Tens
 
 @takes_labels
 def replace(
-    model: Any,
+    model: RangedDenoiser,
     operator: LinearOperator,
     y: Tensor,
     *,
@@ -112,14 +112,14 @@ def _fitted(guess: Tensor, operator: LinearOperator, known: Tensor) -> Tensor:
     return guess - operator.projection(guess) + known
 
 
-def _first_level(model: Any) -> float:
+def _first_level(model: RangedDenoiser) -> float:
     """3·sigma_data, at most the model's highest level: above it a guess counts for nothing, far below it its faults stay."""
     return min(3 * float(getattr(model, "sigma_data", 0.5)), float(model.sigma_max))
 
 
 @takes_labels
 def solve_guided(
-    model: Any,
+    model: RangedDenoiser,
     operator: LinearOperator,
     y: Tensor,
     *,

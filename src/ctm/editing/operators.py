@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctm.sampling.editing import LUMA
-
 __all__ = ["LinearOperator", "averaging", "greying", "masking"]
+
+LUMA = (0.2989, 0.5870, 0.1140)  # of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def greying() -> LinearOperator:
     """Colourisation: pictures (B, 3, H, W) are measured as luma (B, 1, H, W) with the weights LUMA."""
 
     def grey(x: Tensor) -> Tensor:
-        return torch.einsum("c,bchw->bhw", torch.tensor(LUMA).to(x), x)[:, None]
+        return torch.einsum("c,bchw->bhw", torch.tensor(LUMA, dtype=x.dtype, device=x.device), x)[:, None]
 
     def colour(y: Tensor) -> Tensor:
-        weights = torch.tensor(LUMA).to(y)
+        weights = torch.tensor(LUMA, dtype=y.dtype, device=y.device)
         return y * (weights / weights.square().sum())[:, None, None]
 
     return LinearOperator(grey, colour)

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from ctm.backbones import EfficientNetLite0
+from ctm.data import Images
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.dino import load_dino
 from ctm.evaluation.inception import SIDE, load_inception
 
-__all__ = ["NAMES", "Extractor", "checksum_of", "classifier_extractor", "file_checksum", "make_extractor"]
+__all__ = [
+    "NAMES",
+    "Extractor",
+    "checksum_of",
+    "classifier_extractor",
+    "data_extractor",
+    "file_checksum",
+    "make_extractor",
+]
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 _SPATIAL_CHANNELS = 7  # of a map with much space left, as in ADM's spatial FID (arXiv 2105.05233)
@@ -131,3 +140,13 @@ def make_extractor(name: str, size: int, side: int | None = None) -> Extractor:
     if name not in _MAKERS:
         raise ValueError(f"--features must be one of {', '.join(NAMES)}, got {name!r}")
     return _MAKERS[name](side, size)
+
+
+def data_extractor(name: str, data: Images, classifier: Classifier | None, side: int | None = None) -> Extractor:
+    """The feature network of that name for these images. classifier: trained on them, None where they have no labels or another
+    network is asked for. Raises as `make_extractor`, and ValueError for "classifier" where there is none."""
+    if name != "classifier":
+        return make_extractor(name, data.shape[1], side)
+    if classifier is None:
+        raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
+    return classifier_extractor(classifier)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.rows import Row
 
-__all__ = ["originals_and_copies", "png", "quality", "same_noise", "sample_lines"]
+__all__ = ["image_lines", "originals_and_copies", "png", "quality", "sample_lines"]
 
 
 def png(figure: Figure) -> bytes:
@@ -28,8 +28,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def same_noise(rows: dict[str, Tensor]) -> Figure:
-    """A line of images uint8 (N, H, W, C) for each name, the same noise in each column."""
+def image_lines(rows: dict[str, Tensor], columns: Sequence[str] = ()) -> Figure:
+    """A line of images uint8 (N, H, W, C) for each name. columns: what stands above each column."""
     count, height, width, channels = next(iter(rows.values())).shape
     gap = max(1, height // 16)
     sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, channels), 255, dtype=np.uint8)
@@ -39,7 +39,8 @@ def same_noise(rows: dict[str, Tensor]) -> Figure:
             sheet[top : top + height, left : left + width] = image
     figure, axes = plt.subplots(figsize=(0.75 * count, 0.75 * len(rows)))
     axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-    axes.set_xticks([])
+    axes.xaxis.tick_top()
+    axes.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], list(columns))
     axes.set_yticks([line * (height + gap) + height / 2 for line in range(len(rows))], list(rows))
     axes.tick_params(length=0)
     axes.set_frame_on(False)
@@ -48,7 +49,7 @@ def same_noise(rows: dict[str, Tensor]) -> Figure:
 
 def originals_and_copies(samples: Tensor, originals: Tensor) -> Figure:
     """Samples uint8 (N, H, W, C) above, the training image nearest to each below."""
-    return same_noise({"sample": samples, "nearest training image": originals})
+    return image_lines({"sample": samples, "nearest training image": originals})
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:

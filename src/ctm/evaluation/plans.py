@@ -15,9 +15,11 @@ from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
 from ctm.foreign.text import read_yaml
 from ctm.guidance import at_scale
+from ctm.models import AnyModel
+from ctm.models.grids import TunedGrid, tuned_for
 from ctm.models.guided import takes_guidance
+from ctm.models.protocol import Denoiser, can_jump
 from ctm.noise import karras_grid, to_zero
-from ctm.tuned import TunedGrid, tuned_for
 
 __all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
 
@@ -32,7 +34,7 @@ class Subject:
 
     role: str
     name: str
-    model: Any
+    model: AnyModel
     checksum: str
     ema: float | None
 
@@ -62,7 +64,7 @@ def title_of(record: dict[str, Any]) -> str:
     return f"{record['role']}, {record['evaluations']}{extra}{grid}{guidance}"
 
 
-def subject_of(role: str, name: str, model: Any) -> Subject:
+def subject_of(role: str, name: str, model: AnyModel) -> Subject:
     """The subject of a loaded model."""
     return Subject(role, name, model, checksum_of(model), _ema(Path(name)))
 
@@ -92,7 +94,7 @@ def make_plans(
     with its γ, else on the Karras grid with γ = 0; grid "karras": on that. guidance: the scale of classifier-free guidance, under
     which no grid was tuned. Raises ValueError for a sampler that is unknown or
     does not fit the model, and for another grid."""
-    jumps = hasattr(subject.model, "jump")
+    jumps = can_jump(subject.model)
     name = sampler or ("gamma" if jumps else "heun")
     if name not in SAMPLERS:
         raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
@@ -127,7 +129,7 @@ def _guided(plan: Plan, scale: float | None) -> Plan:
     if scale is None:
         return plan
 
-    def method(model: Any, x: Tensor, grid: Tensor, **options: Any) -> Tensor:
+    def method(model: Denoiser, x: Tensor, grid: Tensor, **options: Any) -> Tensor:
         found: Tensor = plan.method(at_scale(model, scale), x, grid, **options)
         return found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,8 +24,9 @@ from ctm.evaluation.rows import Row
 from ctm.files import write_whole
 from ctm.foreign.text import read_json
 
+__all__ = ["Frame", "notes_on", "read_result", "write_result"]
+
 _LONGEST = 64 << 20  # bytes of a result.json
-__all__ = ["notes_on", "read_result", "write_result"]
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -49,20 +51,41 @@ $figures
 """)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a caller puts around the numbers: the report's title, its first paragraph, notes after those on the numbers, more
+    pictures (caption, PNG) behind the evaluation's, and more entries of result.json."""
+
+    title: str
+    lead: str
+    notes: str = ""
+    pictures: Sequence[tuple[str, bytes]] = ()
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+
 def write_result(
-    out: Path, protocol: dict[str, Any], environment: dict[str, Any], reference: Reference, rows: Sequence[Row]
+    out: Path,
+    protocol: dict[str, Any],
+    environment: dict[str, Any],
+    reference: Reference,
+    rows: Sequence[Row],
+    frame: Frame | None = None,
 ) -> dict[str, Any]:
-    """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds."""
+    """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds. frame: None for
+    the names of what was evaluated and against what."""
     about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}
     result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
     result["warnings"] = too_few(protocol["images"], reference.count, len(reference.gaussian.mean))
     result["rows"] = [row.as_json() for row in rows]
+    frame = frame or _plain_frame(result)
+    result |= frame.entries
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     pictures = _pictures(reference, rows)
     for name, _, content in pictures:
         write_whole(out / f"{name}.png", content)
-    write_whole(out / "report.html", _page(result, rows, [(caption, png) for _, caption, png in pictures]).encode())
+    drawn = [(caption, png) for _, caption, png in pictures]
+    write_whole(out / "report.html", _page(result, rows, frame, [*drawn, *frame.pictures]).encode())
     return result
 
 
@@ -94,7 +117,7 @@ def _pictures(reference: Reference, rows: Sequence[Row]) -> list[tuple[str, str,
     lines = figures.sample_lines(rows)
     if lines:
         caption = "The first samples; each column starts from the same noise and class. The number: evaluations."
-        found.append(("samples", caption, figures.png(figures.same_noise(lines))))
+        found.append(("samples", caption, figures.png(figures.image_lines(lines))))
     best = min((row for row in rows if len(row.copies)), key=lambda row: row.numbers["frechet"].value, default=None)
     if best is not None and reference.source is not None:
         data = reference.source
@@ -141,25 +164,32 @@ def notes_on(result: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _page(result: dict[str, Any], rows: Sequence[Row], pictures: Sequence[tuple[str, bytes]]) -> str:
+def _plain_frame(result: dict[str, Any]) -> Frame:
+    """Of an evaluation with nothing around it."""
+    subjects = {f"{row['role']} {row['name']}": None for row in result["rows"]}
+    facts = result["protocol"]
+    name = facts["reference"]["name"]
+    return Frame(
+        f"Evaluation against {name}", f"{', '.join(subjects)}: {facts['images']} samples each, against {name}."
+    )
+
+
+def _page(result: dict[str, Any], rows: Sequence[Row], frame: Frame, pictures: Sequence[tuple[str, bytes]]) -> str:
     names = [name for name in METRICS if any(name in row.numbers for row in rows)]
     table = _table(["", *(METRICS[name].title for name in names), "ms/image"], [_cells(row, names) for row in rows])
-    subjects = {f"{row.record['role']} {row.record['name']}": None for row in rows}
-    facts = result["protocol"]
-    lead = f"{', '.join(subjects)}: {facts['images']} samples each, against {facts['reference']['name']}."
     parts = []
     for caption, image in pictures:
         text, data = html.escape(caption), base64.b64encode(image).decode()
         parts.append(
             f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
         )
-    records = {"protocol": facts, "environment": result["environment"]}
+    records = {"protocol": result["protocol"], "environment": result["environment"]}
     records |= {title_of(row.record): row.record for row in rows}
     return _PAGE.substitute(
-        title=f"Evaluation against {html.escape(str(facts['reference']['name']))}",
-        lead=html.escape(lead),
+        title=html.escape(frame.title),
+        lead=html.escape(frame.lead),
         table=table,
-        notes=html.escape(notes_on(result)),
+        notes=html.escape(" ".join(filter(None, (notes_on(result), frame.notes)))),
         figures="\n".join(parts),
         record=_table(["", ""], [[name, json.dumps(value, ensure_ascii=False)] for name, value in records.items()]),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctm.data import Images, load_images
 from ctm.evaluation.classes import Renumbered, SharedClasses, shared_classes
 from ctm.evaluation.classifier import Classifier
-from ctm.evaluation.extractors import Extractor, checksum_of, classifier_extractor, make_extractor
+from ctm.evaluation.extractors import Extractor, checksum_of, data_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
 from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.passes import Processes, forget, run_pass
@@ -35,6 +35,7 @@ from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.likelihood import bits_per_dim
+from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
 from ctm.sampling.generation import copy_on
@@ -129,12 +130,7 @@ def judge_of(
     """The judge that compares samples with images at hand; arguments as in `make_judge`."""
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
     classifier = classifier_of(data, checksum, processes, progress)
-    if features != "classifier":
-        extractor = make_extractor(features, data.shape[1], side)
-    elif classifier is None:
-        raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
-    else:
-        extractor = classifier_extractor(classifier)
+    extractor = data_extractor(features, data, classifier, side)
     reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
     reference.prepare(rows)
     weights = None if classifier is None else checksum_of(classifier)
@@ -256,7 +252,7 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
     return ours["seed"] == theirs["seed"] and ours["grid"]["sigma_max"] == theirs["grid"]["sigma_max"]
 
 
-def labels_of(judge: Judge, model: Any, seed: int) -> Tensor | None:
+def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
     """The classes of a model's samples, by its numbers: as often as in the data where they share classes, or equally often; None
     for an unconditional model."""
     data, chosen = judge.reference.source, None
@@ -350,7 +346,7 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
 
 
 def likelihood_number(
-    judge: Judge, model: Any, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
+    judge: Judge, model: Denoiser, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
 ) -> Number:
     """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError where the reference
     holds no images."""

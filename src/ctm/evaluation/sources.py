@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ctm.data import Images, epoch_order
+from ctm.models.protocol import Denoiser
 from ctm.sampling import draw
 
 __all__ = ["ImageSource", "ModelSource", "Source", "data_labels"]
@@ -51,7 +52,7 @@ class ImageSource:
 class ModelSource:
     """Samples of a model: image i from (seed, i) alone, as ctm.generate gives them."""
 
-    model: Any
+    model: Denoiser
     count: int
     levels: Tensor
     sampler: Callable[..., Tensor]

@@ -4,7 +4,7 @@ Each corrects the denoised image D(x, t), and in a jump the g of G = (s/t)·x + 
 a model again, so wrappers nest, and every sampler takes them. docs/sampling.md says what is exact.
 """
 
-from ctm.guidance.gradients import ClassifierGuided, LossDescent, LossGuided, feature_loss
+from ctm.guidance.gradients import ClassifierGuided, LossDescent, LossGuided
 from ctm.guidance.limits import Limited, Thresholded
 from ctm.guidance.opinions import Autoguided, BetweenLabels
 from ctm.guidance.rejection import Rejected, rejection_sample
@@ -23,7 +23,6 @@ __all__ = [
     "Thresholded",
     "at_guidance",
     "at_scale",
-    "feature_loss",
     "rejection_sample",
     "takes_guidance",
 ]

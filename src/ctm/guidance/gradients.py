@@ -13,7 +13,7 @@ from ctm.models.guided import Guided
 from ctm.models.protocol import Model, denoiser_of
 from ctm.noise import match_dims
 
-__all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "feature_loss", "likelihood_gain"]
+__all__ = ["ClassifierGuided", "LossDescent", "LossGuided", "likelihood_gain"]
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -87,15 +87,6 @@ class LossDescent(Guided):
                 gradient = torch.autograd.grad(_checked(self.loss(at), at).sum(), at)[0]
             image = image - self.rate * gradient
         return image
-
-
-def feature_loss(features: Callable[[Tensor], Tensor], target: Tensor) -> Loss:
-    """The loss |features(x0) − target|²/2 over all features, (B,). target: features of the image aimed at, (1 or B, …)."""
-
-    def loss(x0: Tensor) -> Tensor:
-        return (features(x0) - target).flatten(1).square().sum(dim=1) / 2
-
-    return loss
 
 
 def likelihood_gain(

@@ -8,7 +8,7 @@ from torch import Tensor
 from ctm.arguments import as_number, words_for
 from ctm.conditions import LABELS, Condition, cat, labels_of, with_field
 from ctm.models.guided import Guided, image_of
-from ctm.models.protocol import Model, jumps
+from ctm.models.protocol import Model, can_jump
 
 __all__ = ["Autoguided", "BetweenLabels"]
 
@@ -23,7 +23,7 @@ class Autoguided(Guided):
         self.weaker, self.scale = weaker, as_number(scale, "scale")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
-        if s is not None and not jumps(self.weaker):
+        if s is not None and not can_jump(self.weaker):
             raise ValueError(f"{type(self.weaker).__name__} has no jump: jumps are guided by a weaker model that jumps")
         good = self.unguided(x, t, s, condition)
         if self.scale == 1:

@@ -19,6 +19,7 @@ from ctm.conditions import GUIDANCE, Condition, takes_labels
 from ctm.files import whole_file
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
+from ctm.models.grids import TunedGrid, grids_as_json, read_grids
 from ctm.models.protocol import score_of
 from ctm.models.reading import (
     CONFIG,
@@ -33,7 +34,6 @@ from ctm.models.reading import (
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
-from ctm.tuned import TunedGrid, grids_as_json, read_grids
 
 __all__ = ["CONFIG", "WEIGHTS", "Model", "brief"]
 

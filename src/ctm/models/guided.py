@@ -24,7 +24,7 @@ from ctm.conditions import (
     takes_labels,
     with_field,
 )
-from ctm.models.protocol import Model, denoiser_of, g_of, jumper, jumps
+from ctm.models.protocol import Model, can_jump, denoiser_of, g_of, jumper
 from ctm.models.trajectory import TrajectoryModel
 from ctm.models.wrapper import Wrapper
 from ctm.noise import match_dims
@@ -106,7 +106,7 @@ class Guided(Wrapper):
     @takes_labels
     def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """The jump with the guided g. s (B,) ≤ t. Raises ValueError where the model has no jump."""
-        if not jumps(self.model):
+        if not can_jump(self.model):
             raise ValueError(
                 f"{type(self.model).__name__} has no jump, so it cannot be guided in one: use heun or another"
             )

@@ -16,10 +16,12 @@ __all__ = [
     "Diffusion",
     "Jumper",
     "Model",
+    "RangedDenoiser",
+    "RangedJumper",
+    "can_jump",
     "denoiser_of",
     "g_of",
     "jumper",
-    "jumps",
     "score_of",
     "taken_by",
 ]
@@ -46,11 +48,22 @@ class Jumper(Denoiser, Protocol):
 
 
 @runtime_checkable
-class Diffusion(Denoiser, Protocol):
-    """A denoiser that says which levels it was trained on, and the standard deviation of its data: a student or a teacher."""
+class RangedDenoiser(Denoiser, Protocol):
+    """A denoiser that says between which noise levels it is one."""
 
     sigma_min: float
     sigma_max: float
+
+
+@runtime_checkable
+class RangedJumper(Jumper, RangedDenoiser, Protocol):
+    """A model that jumps, and says between which noise levels."""
+
+
+@runtime_checkable
+class Diffusion(RangedDenoiser, Protocol):
+    """A ranged denoiser that says the standard deviation of its data, too: a student or a teacher."""
+
     sigma_data: float
 
 
@@ -59,14 +72,14 @@ Model: TypeAlias = (
 )  # what samplers that only denoise take: a model, or D(x, t, condition)
 
 
-def jumps(model: object) -> bool:
-    """Whether a model jumps."""
+def can_jump(model: object) -> bool:
+    """Whether the model has `jump`, its own or that of the model inside it. (`isinstance` would not see the latter.)"""
     return callable(getattr(model, "jump", None))
 
 
 def jumper(model: object) -> Jumper:
     """The model, which jumps. Raises ValueError for one that only denoises."""
-    if not jumps(model):
+    if not can_jump(model):
         raise ValueError(f"{type(model).__name__} has no jump(x, t, s, condition): only a CTM jumps to any level")
     return cast(Jumper, model)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state
 from ctm.conditions import Condition, takes_labels
+from ctm.models.grids import TunedGrid
 from ctm.models.protocol import Model, score_of
-from ctm.tuned import TunedGrid
 
 __all__ = ["Wrapper"]
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 __all__ = [
-    "adopted",
     "generator_rows",
     "hinge_discriminator",
     "hinge_generator",
@@ -60,8 +59,3 @@ def log_discriminator(real: Logits, fake: Logits) -> Tensor:
 def log_generator(fake: Logits) -> Tensor:
     """−mean ln σ(D(fake)): the paper's loss in its non-saturating form."""
     return _mean(fake, lambda logits: softplus(-logits))
-
-
-def adopted(weight: Tensor | float, step: int, start: int, before: float = 0.0) -> Tensor | float:
-    """The weight from step `start` on, and `before` until then (official code: adopt_weight)."""
-    return weight if step >= start else before

@@ -5,10 +5,10 @@ use only `denoise`.
 """
 
 from ctm.sampling.common import Cancelled, Step
-from ctm.sampling.editing import Projection, luma, patch_means, restore
 from ctm.sampling.generation import class_labels, draw, generate, starting_noise, stream
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, jump_to_many, two_level
 from ctm.sampling.ode import dpmpp_2m, euler, heun, midpoint
+from ctm.sampling.replacement import Projection, restore
 from ctm.sampling.sde import ancestral, dpmpp_2m_sde
 from ctm.sampling.tuning import FlowDistance, GridMeasure, tune_grid
 
@@ -30,9 +30,7 @@ __all__ = [
     "generate",
     "heun",
     "jump_to_many",
-    "luma",
     "midpoint",
-    "patch_means",
     "restore",
     "starting_noise",
     "stream",

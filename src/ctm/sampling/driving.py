@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctm.arguments import inside
 from ctm.conditions import cat, rows, takes_labels
-from ctm.models.protocol import Model, denoiser_of, jumper, jumps
+from ctm.models.protocol import Model, can_jump, denoiser_of, jumper
 from ctm.requests import Denoise, Jump, Request, Steps, run
 
 __all__ = ["Sampler", "answer", "drive", "drive_together", "jump_sampler", "sampler"]
@@ -66,7 +66,7 @@ def answer(model: Model, request: Request) -> Tensor:
     """What the model says to one request. Raises ValueError where it cannot: a jump asked of a model that only denoises."""
     if isinstance(request, Denoise):
         return denoiser_of(model, request.condition)(request.x, request.t)
-    if not jumps(model):
+    if not can_jump(model):
         raise ValueError(
             f"{type(model).__name__} has no jump(x, t, s, condition): use a sampler of denoisers, e.g. heun"
         )

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, whole_numbers
 from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
-from ctm.models.protocol import Denoiser, jumps
+from ctm.models.grids import tuned_for
+from ctm.models.protocol import Denoiser, can_jump
 from ctm.noise import karras_grid
 from ctm.sampling.common import device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
-from ctm.tuned import tuned_for
 
 __all__ = [
     "ImageNoise",
@@ -198,7 +198,7 @@ def stream(
         levels = tuned.grid(dtype)
     else:
         levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
-    if sampler is None and not jumps(model):
+    if sampler is None and not can_jump(model):
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
         )

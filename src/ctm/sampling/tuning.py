@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, words_for
-from ctm.models.protocol import Diffusion, jumps
+from ctm.models.grids import TunedGrid
+from ctm.models.protocol import Diffusion, can_jump
 from ctm.noise import karras_grid
 from ctm.sampling.generation import class_labels, generate
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.ode import heun
-from ctm.tuned import TunedGrid
 
 __all__ = ["FlowDistance", "GridMeasure", "tune_grid"]
 
@@ -98,8 +98,8 @@ def tune_grid(
 ) -> TunedGrid:
     """The levels and the γ of `steps` jumps for which the measure is smallest, beside the plain Karras grid at gammas[0].
 
-    measure: "flow" for `FlowDistance(model)`, or any `GridMeasure`, e.g. `ctm.evaluation.tuning.FrechetMeasure`. gammas: tried in
-    turn, each with levels of its own. progress(evaluations, best) after each evaluation of the measure.
+    measure: "flow" for `FlowDistance(model)`, or any `GridMeasure`, e.g. `ctm.evaluation.frechet_measure.FrechetMeasure`.
+    gammas: tried in turn, each with levels of its own. progress(evaluations, best) after each evaluation of the measure.
 
     A level is added at a time, at the best of places even in ln σ, and all levels are then moved in turn by golden-section
     search, until a round gains less than 0.3 %: some 20 evaluations for 2 steps and 90 for 4, for each γ. The grid is
@@ -107,7 +107,7 @@ def tune_grid(
     To use it: model.grids[steps] = the result, and save_pretrained; or `ctm tune`. Raises ValueError for steps < 2, a
     model without jump and gammas outside [0, 1]."""
     steps = as_count(steps, "steps", 2, why="one jump has no level to choose")
-    if not jumps(model):
+    if not can_jump(model):
         raise ValueError(f"{type(model).__name__} has no jump, only denoise: grids are tuned for jumps")
     if isinstance(gammas, str | bytes) or not hasattr(gammas, "__iter__") or len(gammas) == 0:
         raise ValueError(f"gammas must be numbers in [0, 1], at least one, got {words_for(gammas)}")

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from ctm.data import listed_classes, tell
 from ctm.files import suffix_of
+from ctm.models import AnyModel, ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.sampling import common
 from ctm.terminal.parser import Parser
 
 __all__ = [
     "add_data_options",
+    "add_device_option",
     "data_options",
+    "jumper",
     "numbers",
     "parse_columns",
     "parse_grid",
@@ -176,6 +179,19 @@ def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["c
 def usable_device(name: str | None) -> torch.device:
     """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
     return common.usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")
+
+
+def add_device_option(parser: Parser) -> None:
+    """Where a command computes, for `usable_device`."""
+    words = "cpu, cuda, mps … (default: cuda where there is one)"
+    parser.add_argument("--device", type=str, default=None, help=words)
+
+
+def jumper(model: AnyModel, name: str, instead: str) -> ConsistencyModel | TrajectoryModel:
+    """The model, which jumps. Raises ValueError for a diffusion model. name: as it was asked for; instead: what to do."""
+    if isinstance(model, DiffusionModel):
+        raise ValueError(f"{name} is a diffusion model and cannot jump: {instead}")
+    return model
 
 
 def add_data_options(parser: Parser) -> None:

@@ -15,8 +15,8 @@ from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
-from ctm.training.evaluation import EvaluationSettings
 from ctm.training.schedules import Schedule
+from ctm.training.self_evaluation import EvaluationSettings
 from ctm.training.trackers import Tracker
 
 __all__ = ["OLDER_NAMES", "DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]

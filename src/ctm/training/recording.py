@@ -11,15 +11,15 @@ import yaml
 
 from ctm.files import write_whole
 from ctm.training.card import run_card
-from ctm.training.evaluation import SelfEvaluation
 from ctm.training.forms import is_number
 from ctm.training.guard import check_weights
 from ctm.training.log import peak_memory
 from ctm.training.origin import MADE_OF, compare_origins, origin_of, read_origin
-from ctm.training.pictures import GridClock, column_condition, save_sample_grid
 from ctm.training.processes import on_main
 from ctm.training.progress import TrainingBar
 from ctm.training.run_directory import RunDirectory
+from ctm.training.sample_grids import GridClock, column_condition, save_sample_grid
+from ctm.training.self_evaluation import SelfEvaluation
 from ctm.training.settings import check_settings, source_differences
 
 __all__ = ["Recorder", "TakenUp", "take_up"]

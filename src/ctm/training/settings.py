@@ -7,8 +7,8 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from ctm.training.engine import EngineSettings
-from ctm.training.evaluation import EvaluationSettings
 from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
+from ctm.training.self_evaluation import EvaluationSettings
 
 __all__ = ["COMPUTED", "FREE", "SOURCES", "check_settings", "decided", "source_differences"]
 

@@ -20,15 +20,15 @@ from ctm.data import Images, epoch_order, random_flips
 from ctm.objectives import Networks
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.ema import move_average
-from ctm.training.evaluation import SelfEvaluation
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
-from ctm.training.pictures import GridClock
 from ctm.training.processes import check_launch, largest
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.recording import Recorder, TakenUp, take_up
 from ctm.training.run_directory import RunDirectory
+from ctm.training.sample_grids import GridClock
+from ctm.training.self_evaluation import SelfEvaluation
 from ctm.training.sharding import reshard
 from ctm.training.step import Batch, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.trackers import open_trackers

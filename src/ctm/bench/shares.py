@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from rich.table import Table
 
 from ctm.bench.results import Results
@@ -69,7 +70,7 @@ def measure_shares(
     return {"seconds": seconds, "total": total, "share": share}
 
 
-def run(settings: Any) -> None:
+def run(settings: Namespace) -> None:
     """Measure, keep, print."""
     results = Results(Path(settings.out), go_on=settings["continue"])
     steps = numbers(settings.steps, int, "--steps")

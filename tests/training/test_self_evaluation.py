@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from ctm import load_model
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
-from ctm.training.evaluation import EvaluationSettings
+from ctm.training.self_evaluation import EvaluationSettings
 
 from .test_trainer import RECIPES, assert_same, weights
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.data import Images, epoch_order, to_model_range
+from ctm.data import Images, epoch_order
 from ctm.evaluation.classes import shared_classes
-from ctm.evaluation.extractors import Extractor, classifier_extractor, make_extractor
+from ctm.evaluation.extractors import data_extractor
 from ctm.evaluation.frechet import frechet
 from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.reference import classifier_of, images_checksum
 from ctm.evaluation.sources import data_labels
-from ctm.pictures import to_uint8
+from ctm.models.protocol import Denoiser
+from ctm.pictures import as_saved
 from ctm.sampling import class_labels, generate
 
 __all__ = ["FrechetMeasure"]
@@ -37,7 +37,7 @@ class FrechetMeasure:
 
     def __init__(
         self,
-        model: Any,
+        model: Denoiser,
         images: Images,
         *,
         features: str = "efficientnet",
@@ -58,7 +58,10 @@ class FrechetMeasure:
         self.model, self._num, self._repeats, self._seed = model, num, repeats, seed
         self._device = device or torch.device("cpu")
         self._shared = shared_classes(images, model, strict=True)
-        self._look = _extractor(images, features, side, self._device)
+        classifier = None
+        if features == "classifier":
+            classifier = classifier_of(images, images_checksum(images), Processes(device=self._device))
+        self._look = data_extractor(features, images, classifier, side)
         order = epoch_order(len(images), 0, len(images), seed)
         self._halves = [_part(images, order[held_out::2]) for held_out in (0, 1)]
         self._real: dict[bool, Gaussian] = {}
@@ -80,19 +83,10 @@ class FrechetMeasure:
         return generate(self.model, self._num, grid=levels, gamma=gamma, condition=labels, seed=seed, batch_size=250)
 
     def _gaussian(self, x: Tensor) -> Gaussian:
-        seen = [self._look(to_model_range(to_uint8(part)).to(self._device))[0].cpu() for part in x.split(250)]
+        seen = [self._look(as_saved(part).to(self._device))[0].cpu() for part in x.split(250)]
         return Gaussian.of(torch.cat(seen))
 
 
 def _part(images: Images, chosen: np.ndarray) -> Images:
     labels = None if images.labels is None else images.labels[chosen]
     return replace(images, pixels=images.pixels[chosen], labels=labels)
-
-
-def _extractor(images: Images, features: str, side: int | None, device: torch.device) -> Extractor:
-    if features != "classifier":
-        return make_extractor(features, images.shape[1], side)
-    classifier = classifier_of(images, images_checksum(images), Processes(device=device))
-    if classifier is None:
-        raise ValueError(f"--features classifier trains on the labels of the data, and {images.name} has none")
-    return classifier_extractor(classifier)

@@ -11,11 +11,11 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.models import ConsistencyModel
+from ctm.models import AnyModel, ConsistencyModel
 from ctm.progress import JobBar
 from ctm.sampling import class_labels
 from ctm.sampling.common import Step
-from ctm.terminal.options import parse_labels
+from ctm.terminal.options import add_device_option, parse_labels
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "expected",
     "labels_of",
     "needs_denoiser",
-    "needs_jump",
     "of_steps",
     "reports",
 ]
@@ -61,11 +60,11 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
         default="edit.png",
         help="FILE.png (a captioned strip) or a directory (PNG files and edit.json)",
     )
-    add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
+    add_device_option(result)
     return result
 
 
-def labels_of(model: Any, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
+def labels_of(model: AnyModel, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
     """The number of results, and their classes: int64 (num,), None where none are asked for. Raises ValueError for classes that
     the model does not know and a number below 1."""
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
@@ -77,7 +76,7 @@ def labels_of(model: Any, settings: Namespace, num: int | None, default: int = 4
     return count, class_labels(model, count, torch.tensor([cycle[i % len(cycle)] for i in range(count)]))
 
 
-def expected(model: Any, settings: Namespace) -> int:
+def expected(model: AnyModel, settings: Namespace) -> int:
     """How many results there will be."""
     if settings.task == "denoise":
         return 1 + settings.num
@@ -89,13 +88,7 @@ def reports(labels: Tensor | None, count: int) -> list[str]:
     return [str(i + 1) for i in range(count)] if labels is None else [f"class {label}" for label in labels.tolist()]
 
 
-def needs_jump(model: Any, settings: Namespace, instead: str) -> None:
-    """Raises ValueError for a diffusion model."""
-    if not hasattr(model, "jump"):
-        raise ValueError(f"{settings.model} is a diffusion model and cannot jump: {instead}")
-
-
-def needs_denoiser(model: Any, settings: Namespace) -> None:
+def needs_denoiser(model: AnyModel, settings: Namespace) -> None:
     """Raises ValueError for a consistency model, whose `denoise` is the end of the trajectory."""
     if isinstance(model, ConsistencyModel):
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ctm.commands.editing.common import Edited
+from ctm.commands.edit.common import Edited
 from ctm.commands.output import check_output
 from ctm.files import suffix_of, write_whole
 from ctm.pictures import save_picture, to_uint8

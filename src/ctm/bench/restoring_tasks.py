@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from ctm.editing import LinearOperator, averaging, greying, masking, replace, solve_guided
 from ctm.evaluation.scores import psnr
+from ctm.models.protocol import RangedDenoiser
 from ctm.objectives import LPIPS
 from ctm.sampling.generation import image_generator
 
@@ -84,19 +85,19 @@ class Method:
     jumps: bool = False
 
 
-def _replacement(model: Any, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
+def _replacement(model: RangedDenoiser, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
     return replace(model, task.operator, y, steps=evaluations, guess=task.estimate(y), seed=seed)
 
 
-def _guided(model: Any, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
+def _guided(model: RangedDenoiser, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
     return solve_guided(model, task.operator, y, steps=evaluations, seed=seed)
 
 
-def _guided_from(model: Any, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
+def _guided_from(model: RangedDenoiser, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
     return solve_guided(model, task.operator, y, steps=evaluations, guess=task.estimate(y), seed=seed)
 
 
-def _guided_jumps(model: Any, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
+def _guided_jumps(model: RangedDenoiser, task: Task, y: Tensor, evaluations: int, seed: int) -> Tensor:
     return solve_guided(model, task.operator, y, steps=evaluations // 2, jumps=True, seed=seed)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ctm.conditions import LABELS, Condition, repeat, with_field
 from ctm.data import Images
 from ctm.models import ConsistencyModel
-from ctm.models.protocol import jumps
+from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
@@ -70,7 +70,7 @@ def save_sample_grid(model: Any, path: Path, condition: Condition = None) -> Non
     Nothing for data that is no picture."""
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         return
-    if jumps(model):
+    if can_jump(model):
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
         rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, condition=condition) for steps in (1, 2, 4, 8)]
     else:

@@ -8,19 +8,20 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.editing.common import (
+from ctm.commands.edit.common import (
     Edited,
     bar,
     edit_parser,
     labels_of,
     needs_denoiser,
-    needs_jump,
     of_steps,
     reports,
 )
-from ctm.commands.editing.inputs import for_model, read, small_picture, to_fill
+from ctm.commands.edit.inputs import for_model, read, small_picture, to_fill
 from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
+from ctm.models import AnyModel, DiffusionModel
 from ctm.pictures import as_saved
+from ctm.terminal.options import jumper
 from ctm.terminal.parser import Parser
 
 __all__ = ["colourise", "colourise_parser", "inpaint", "inpaint_parser", "superresolve", "superresolve_parser"]
@@ -83,7 +84,7 @@ def colourise_parser() -> Parser:
     )
 
 
-def inpaint(model: Any, settings: Namespace) -> Edited:
+def inpaint(model: AnyModel, settings: Namespace) -> Edited:
     """Raises ValueError for unfitting pictures, masks and options, as the other two."""
     image = read(settings.image, masks=settings.mask is None)
     fill = to_fill(image, settings.image, settings.mask, model.shape[1])
@@ -92,7 +93,7 @@ def inpaint(model: Any, settings: Namespace) -> Edited:
     return _solve(model, settings, operator, operator.A(whole[None]), [("input", whole)])
 
 
-def superresolve(model: Any, settings: Namespace) -> Edited:
+def superresolve(model: AnyModel, settings: Namespace) -> Edited:
     """Of a small picture, or of one that is reduced first."""
     image, side = read(settings.image), model.shape[1]
     if settings.factor is None:
@@ -106,7 +107,7 @@ def superresolve(model: Any, settings: Namespace) -> Edited:
     return _solve(model, settings, operator, operator.A(whole[None]), [("input", whole)])
 
 
-def colourise(model: Any, settings: Namespace) -> Edited:
+def colourise(model: AnyModel, settings: Namespace) -> Edited:
     """Of a picture's luma."""
     if model.shape[0] != 3:
         raise ValueError(f"{settings.model} makes grey pictures: colourising needs a model of 3 channels")
@@ -116,7 +117,7 @@ def colourise(model: Any, settings: Namespace) -> Edited:
 
 
 def _solve(
-    model: Any,
+    model: AnyModel,
     settings: Namespace,
     operator: LinearOperator,
     y: Tensor,
@@ -125,11 +126,11 @@ def _solve(
     guess: Tensor | None = None,
 ) -> Edited:
     """Results x with A·x = y, their values in range. y (1, …); guess (1, …) for replacement, None for A⁺y."""
-    method = settings.method or ("replace" if hasattr(model, "jump") else "guided")
+    method = settings.method or ("guided" if isinstance(model, DiffusionModel) else "replace")
     if method not in _METHODS:
         raise ValueError(f"--method must be replace or guided, got {method!r}")
     if method == "replace":
-        needs_jump(model, settings, "use --method guided")
+        jumper(model, settings.model, "use --method guided")
     else:
         needs_denoiser(model, settings)
     if method == "guided" and settings.rounds is not None:

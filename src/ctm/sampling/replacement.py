@@ -1,6 +1,6 @@
 """Zero-shot restoration by replacement: what is known of an image is put in after each jump, the model fills in the rest.
 
-What is known is a linear projection A of the image (A∘A = A): its patches' means, its luma. After a jump to data,
+What is known is a linear projection A of the image (A∘A = A), e.g. that of a `ctm.editing.LinearOperator`. After a jump to data,
 x ← x − A(x) + A(known), as consistency models (arXiv 2303.01469, algorithm 4) and ctm-cifar10 do in an orthogonal basis.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from ctm.arguments import as_count, as_state
 from ctm.conditions import Condition
@@ -19,33 +17,9 @@ from ctm.sampling.common import Callback, Noise, check_start, level_values
 from ctm.sampling.driving import jump_sampler
 from ctm.sampling.jumps import follow, resampling_plan
 
-__all__ = ["LUMA", "Projection", "luma", "patch_means", "restore"]
+__all__ = ["Projection", "restore"]
 
 Projection = Callable[[Tensor], Tensor]
-LUMA = (0.2989, 0.5870, 0.1140)
-
-
-def patch_means(size: int = 8) -> Projection:
-    """The projection on images that are constant in each size × size patch: super-resolution by that factor.
-
-    It raises ValueError for images whose sides are not multiples of size."""
-
-    size = as_count(size, "the patch size")
-
-    def project(x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[-1] % size or x.shape[-2] % size:
-            raise ValueError(f"image sides must be multiples of the patch size {size}, got {tuple(x.shape[-2:])}")
-        means = avg_pool2d(x, size)
-        return means.repeat_interleave(size, dim=-2).repeat_interleave(size, dim=-1)
-
-    return project
-
-
-def luma(x: Tensor) -> Tensor:
-    """The projection of each pixel's colour on the direction of LUMA: what a grey image tells. x (B, 3, H, W)."""
-    direction = torch.tensor(LUMA, dtype=x.dtype, device=x.device)
-    direction = direction / direction.norm()
-    return torch.einsum("c,bchw->bhw", direction, x)[:, None] * direction[:, None, None]
 
 
 @jump_sampler

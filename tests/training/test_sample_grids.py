@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctm.training import pictures
-from ctm.training.pictures import GridClock, column_labels
+from ctm.training import sample_grids
+from ctm.training.sample_grids import GridClock, column_labels
 
 from .runs import student_arguments, teacher_arguments, trained
 
@@ -68,7 +68,7 @@ def test_no_columns_by_class_without_classes():
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_the_labels_of_a_column_are_the_same_in_every_row(tmp_path, monkeypatch, kind):
     """Of three classes, so that ten columns do not divide by them."""
-    drawn, generate = [], pictures.generate
+    drawn, generate = [], sample_grids.generate
 
     def noted(model, count, **options):
         drawn.append(options["condition"].tolist())
@@ -78,7 +78,7 @@ def test_the_labels_of_a_column_are_the_same_in_every_row(tmp_path, monkeypatch,
     np.savez(tmp_path / "set.npz", images=images, labels=np.arange(9) % 3)
     data = ["--data.name", str(tmp_path / "set.npz"), "--data.batch_size", "4", "--steps", "1"]
     teacher = trained(tmp_path / "teacher", teacher_arguments(*data))
-    monkeypatch.setattr(pictures, "generate", noted)
+    monkeypatch.setattr(sample_grids, "generate", noted)
     arguments = teacher_arguments(*data) if kind == "teacher" else student_arguments(teacher, *data)
     out = trained(tmp_path / "run", arguments)
     once = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]

@@ -1,4 +1,5 @@
-"""Edit given pictures: fill, enlarge, colour, redraw, denoise, interpolate, vary."""
+"""Edit given pictures: fill, enlarge, colour, redraw, denoise, interpolate, vary. One file for each kind of edit; pictures in,
+pictures out."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ctm import __version__
-from ctm.commands.editing import changes, linear
-from ctm.commands.editing.common import Edited, expected
-from ctm.commands.editing.output import check_target, write_edit
+from ctm.commands.edit import changes, linear
+from ctm.commands.edit.common import Edited, expected
+from ctm.commands.edit.output import check_target, write_edit
 from ctm.models import load_model
 from ctm.terminal.options import usable_device
 from ctm.terminal.parser import Parser, command_parser

@@ -12,7 +12,7 @@ from ctm.arguments import as_count, as_number, as_state, whole_numbers, words_fo
 from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
-from ctm.models.protocol import denoiser_of
+from ctm.models.protocol import RangedDenoiser, denoiser_of
 from ctm.noise import karras_grid, match_dims
 from ctm.sampling import ancestral, gamma
 from ctm.sampling.common import Callback
@@ -21,7 +21,7 @@ from ctm.sampling.generation import ImageNoise
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]
 
 
-def _level(model: Any, sigma: Any) -> float:
+def _level(model: RangedDenoiser, sigma: Any) -> float:
     """The level as a float. Raises ValueError for one that the model does not know."""
     sigma = as_number(sigma, "sigma")
     if not model.sigma_min < sigma <= model.sigma_max:
@@ -32,7 +32,7 @@ def _level(model: Any, sigma: Any) -> float:
 
 
 @takes_labels
-def denoise(model: Any, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+def denoise(model: RangedDenoiser, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
     """The mean of x0 given x = x0 + sigma·ε, in one evaluation: of all estimates the one of least squared error.
 
     x (B, *shape), sigma in the units of x. Raises ValueError for sigma outside the model's levels."""
@@ -43,7 +43,7 @@ def denoise(model: Any, x: Tensor, sigma: float, condition: Condition = None) ->
 
 @takes_labels
 def posterior_sample(
-    model: Any,
+    model: RangedDenoiser,
     x: Tensor,
     sigma: float,
     *,
@@ -61,7 +61,7 @@ def posterior_sample(
 
 @takes_labels
 def stroke(
-    model: Any,
+    model: RangedDenoiser,
     image: Tensor,
     sigma: float,
     *,
@@ -106,7 +106,7 @@ def _halves(
 
 
 def interpolate(
-    model: Any,
+    model: RangedDenoiser,
     first: Tensor,
     second: Tensor,
     num: int,
@@ -139,7 +139,7 @@ def interpolate(
 
 
 def variations(
-    model: Any,
+    model: RangedDenoiser,
     image: Tensor,
     num: int,
     amount: float,

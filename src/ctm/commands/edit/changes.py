@@ -8,20 +8,20 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.editing.common import (
+from ctm.commands.edit.common import (
     Edited,
     bar,
     edit_parser,
     labels_of,
     needs_denoiser,
-    needs_jump,
     of_steps,
     reports,
 )
-from ctm.commands.editing.inputs import for_model, read
+from ctm.commands.edit.inputs import for_model, read
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
+from ctm.models import AnyModel
 from ctm.sampling import class_labels
-from ctm.terminal.options import parse_labels
+from ctm.terminal.options import jumper, parse_labels
 from ctm.terminal.parser import Parser
 
 __all__ = [
@@ -93,9 +93,9 @@ def varied_parser() -> Parser:
     return result
 
 
-def stroked(model: Any, settings: Namespace) -> Edited:
+def stroked(model: AnyModel, settings: Namespace) -> Edited:
     """Raises ValueError for unfitting pictures and options, as the other three."""
-    needs_jump(model, settings, "stroke to image needs a CTM")
+    jumper(model, settings.model, "stroke to image needs a CTM")
     count, labels = labels_of(model, settings, settings.num)
     image = for_model(read(settings.image), settings.image, model)
     options: dict[str, Any] = {"steps": settings.steps, "gamma_share": settings.gamma, "seed": settings.seed}
@@ -113,7 +113,7 @@ def stroked(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], made, reports(labels, count), facts=facts)
 
 
-def denoised(model: Any, settings: Namespace) -> Edited:
+def denoised(model: AnyModel, settings: Namespace) -> Edited:
     """The mean, then the draws."""
     needs_denoiser(model, settings)
     if settings.num < 0:
@@ -137,7 +137,7 @@ def denoised(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], torch.cat(made), captions, facts=facts)
 
 
-def interpolated(model: Any, settings: Namespace) -> Edited:
+def interpolated(model: AnyModel, settings: Namespace) -> Edited:
     """From the first picture to the second."""
     needs_denoiser(model, settings)
     given, labels = _one_class(model, settings, 2)
@@ -154,7 +154,7 @@ def interpolated(model: Any, settings: Namespace) -> Edited:
     return Edited([("first", first)], made, captions, [("second", second)], facts)
 
 
-def varied(model: Any, settings: Namespace) -> Edited:
+def varied(model: AnyModel, settings: Namespace) -> Edited:
     """Variations of one picture."""
     needs_denoiser(model, settings)
     if settings.num < 1:
@@ -169,7 +169,7 @@ def varied(model: Any, settings: Namespace) -> Edited:
     return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
 
 
-def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
+def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
     """One class for each picture that is given, as a list and int64 (pictures,); None where --labels is left out."""
     if settings.labels is None:
         return None, None
@@ -180,6 +180,6 @@ def _one_class(model: Any, settings: Namespace, pictures: int) -> tuple[list[int
     return given, class_labels(model, pictures, torch.tensor(given))
 
 
-def _on(model: Any, x: Any) -> Any:
+def _on(model: AnyModel, x: Any) -> Any:
     """On the model's device; None stays None."""
     return None if x is None else x.to(next(model.parameters()).device)

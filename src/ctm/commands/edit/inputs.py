@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from ctm.data.files import TRAITS, open_picture
 from ctm.data.images import to_model_range
 from ctm.data.resize import fit, is_colour, normal_mode
+from ctm.models import AnyModel
 
 __all__ = ["for_model", "read", "small_picture", "to_fill"]
 
@@ -29,7 +29,7 @@ def read(file: str, *, masks: bool = False) -> Image.Image:
     return picture.image
 
 
-def for_model(image: Image.Image, file: str, model: Any, *, grey: bool = False) -> Tensor:
+def for_model(image: Image.Image, file: str, model: AnyModel, *, grey: bool = False) -> Tensor:
     """(C, H, W) in [-1, 1] of the model's shape: 8 bits, alpha over white, resized and cropped to the centre (`ctm.data.resize`);
     a grey model takes the luma. grey: luma in all channels. Prints what was changed."""
     channels, side, _ = model.shape
@@ -38,7 +38,7 @@ def for_model(image: Image.Image, file: str, model: Any, *, grey: bool = False) 
     return _tensor(fit(_mode(image, file, 1 if grey else channels), side), channels)
 
 
-def small_picture(image: Image.Image, file: str, model: Any) -> Tensor:
+def small_picture(image: Image.Image, file: str, model: AnyModel) -> Tensor:
     """(C, h, w) in [-1, 1] with the model's channels and the file's own size. Raises ValueError for one not smaller than the
     model's pictures."""
     channels, side, _ = model.shape
