@@ -77,7 +77,7 @@ def karras_grid(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (EDM eq. 5).
+    """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (arXiv 2206.00364, eq. 5).
 
     steps ≥ 1 is the number of intervals, rho ≥ 1 bends the grid towards small levels. Computed in float64 with both ends
     exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, or
@@ -130,7 +130,7 @@ def to_zero(levels: Tensor) -> Tensor:
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """w(σ) = (σ² + σ_d²)/(σ·σ_d)², the denoising loss weight of EDM (table 1); same shape as sigma."""
+    """w(σ) = (σ² + σ_d²)/(σ·σ_d)², the denoising loss weight of EDM (arXiv 2206.00364, table 1); same shape as sigma."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -258,7 +258,7 @@ def half_lognormal(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """n noise levels, the first n//2 log-normal(mean, std), the rest uniform in the Karras coordinate on [0, high]: the
-    high-noise part (CTM paper §2.2 of our summary; code: cm/karras_diffusion.py 'halflognormal', high = 0.7).
+    high-noise part (sony/ctm, cm/karras_diffusion.py: 'halflognormal', high = 0.7).
 
     Returns (n,) on the generator's device."""
     device = generator.device if generator is not None else None

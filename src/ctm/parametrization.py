@@ -1,7 +1,7 @@
 """From the network's output F to g, from g to the jump G and to the denoiser. Pure functions of tensors.
 
     g(x, t, s) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s)         "inner" scaling
-    G(x, t, s) = C(t, s)·x + (1 − s/t)·g(x, t, s)                  "outer" scaling; C = s/t is the paper's (eq. 5)
+    G(x, t, s) = C(t, s)·x + (1 − s/t)·g(x, t, s)                  "outer" scaling; C = s/t is CTM's (arXiv 2310.02279)
 
 Coefficients are functions of levels t, s of any one shape.
 """
@@ -39,7 +39,7 @@ def rescaled_time(t: Tensor) -> Tensor:
 
 
 def input_scaling(t: Tensor, sigma_data: float) -> Tensor:
-    """c_in(t) = 1/√(t² + σ_d²) (EDM table 1)."""
+    """c_in(t) = 1/√(t² + σ_d²) (EDM, arXiv 2206.00364, table 1)."""
     return (t**2 + sigma_data**2).rsqrt()
 
 
@@ -64,7 +64,7 @@ _INNER: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"e
 
 
 def _euler(t: Tensor, s: Tensor, sigma_data: float, sigma_min: float) -> Tensor:
-    """C = s/t: the exact flow when g is its integral form (paper eq. 4–5)."""
+    """C = s/t, CTM's (arXiv 2310.02279): the jump is exact where g = x + t/(t − s)·∫_t^s (x_u − D(x_u, u))/u du."""
     return s / t
 
 
@@ -102,8 +102,8 @@ def outer_scaling(outer: Outer, t: Tensor, s: Tensor, sigma_data: float, sigma_m
 
 
 def euler_update(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """(s/t)·x + (1 − s/t)·g, and so x where s = t: the paper's jump (eq. 5), and with g = D(x, t) Euler's step of the flow, which
-    is exact when D is constant (= DDIM). x (B, …), g like x, t and s (B,)."""
+    """(s/t)·x + (1 − s/t)·g, which is x where s = t. This is CTM's jump from g (arXiv 2310.02279). With g = D(x, t) it is Euler's
+    step of the flow (= DDIM), exact when D is constant. x (B, …), g like x, t and s (B,)."""
     return _update(x, g, s / t, s / t)
 
 

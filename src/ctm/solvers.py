@@ -1,4 +1,4 @@
-"""Steps of the probability-flow ODE  dx/dt = (x − D(x, t))/t  (EDM eq. 1 in the variance-exploding convention).
+"""Steps of the probability-flow ODE  dx/dt = (x − D(x, t))/t  (arXiv 2206.00364, eq. 1, with σ(t) = t).
 
 A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t. Levels may differ between samples. s = 0 is allowed: there a step
 is one Euler step, x ← D. A step with a second evaluation asks for it (`ctm.requests`), so that samplers can pass the
@@ -50,8 +50,9 @@ def midpoint_update(
     x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Tensor | None = None, power: float = 3.0
 ) -> Steps:
     """The midpoint method's step (DPM-Solver-2) with the denoised image at t known: Euler to the level m between t and s, then
-    the whole step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv
-    2206.00364, appendix; k-diffusion and sony/ctm: sample_dpm_2). It asks once, in a step to s = 0 at t/2^power."""
+    the whole step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with power 3, the ρ of EDM's
+    schedule that spreads the error of Heun's steps evenly (arXiv 2206.00364, section 3; k-diffusion and sony/ctm: sample_dpm_2).
+    It asks once, in a step to s = 0 at t/2^power."""
     middle = ((t ** (1 / power) + s ** (1 / power)) / 2) ** power
     guess = euler_update(x, denoised, t, middle)
     slope = (guess - (yield Denoise(guess, middle, condition))) / match_dims(middle, x)

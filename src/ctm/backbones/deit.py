@@ -1,4 +1,4 @@
-"""DeiT through timm: the second feature network of CTM's discriminator (§2.3). Its weights come from timm's own download."""
+"""DeiT through timm: the second feature network of CTM's discriminator (arXiv 2310.02279). timm downloads its weights."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ class ProjectedDiscriminatorNetwork(nn.Module):
 
 
 class RandomMixing(nn.Module):
-    """Frozen random mixing of a pyramid of maps (arXiv 2111.01007 §3.2): each map's channels by a 1×1 convolution, then from
-    the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
+    """Frozen random mixing of a pyramid of maps (arXiv 2111.01007, section 3.2): each map's channels by a 1×1 convolution, then
+    from the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
     the generator alone. Scale i has channels·2^i after the first mixing, at most 8 times as many, and after the second as many
     as the next finer one before.
     """

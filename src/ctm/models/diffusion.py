@@ -12,7 +12,7 @@ __all__ = ["DiffusionModel"]
 
 
 class DiffusionModel(Model):
-    """An EDM denoiser: D(x, t) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, labels), EDM eq. 7. It has no `jump`.
+    """An EDM denoiser: D(x, t) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, labels), arXiv 2206.00364, eq. 7. It has no `jump`.
 
     Arguments as TrajectoryModel's. The network is called as network(x, t, None, labels).
     """
