@@ -33,7 +33,7 @@ Outer = Literal["euler", "variance", "euler_variance_mixed"]
 
 
 def rescaled_time(t: Tensor) -> Tensor:
-    """τ(t) = 250·ln(t + 1e-44), the time that ADM networks embed (consistency models and sony/ctm: rescaling_t). EDM's
+    """τ(t) = 250·ln(t + 1e-44), the time that ADM networks embed (sony/ctm and consistency models: rescaling_t). EDM's
     networks embed ¼·ln t."""
     return 250 * (t + 1e-44).log()
 
@@ -44,19 +44,19 @@ def input_scaling(t: Tensor, sigma_data: float) -> Tensor:
 
 
 def _edm(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = σ_d²/(t²+σ_d²), c_out = t·σ_d/√(t²+σ_d²): EDM's, the unit-variance target for F."""
+    """(c_skip, c_out) of EDM: σ_d²/(t²+σ_d²), t·σ_d/√(t²+σ_d²). The target of F then has unit variance."""
     total = t**2 + sigma_data**2
     return sigma_data**2 / total, t * sigma_data * total.rsqrt()
 
 
 def _cm(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = σ_d²/((t−m)²+σ_d²), c_out = (t−m)·σ_d/√(t²+σ_d²): consistency models', the identity at t = σ_min = m."""
+    """(c_skip, c_out) of consistency models: σ_d²/((t−m)²+σ_d²), (t−m)·σ_d/√(t²+σ_d²). g is the identity at t = σ_min = m."""
     above = t - sigma_min
     return sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data * (t**2 + sigma_data**2).rsqrt()
 
 
 def _no(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = 0, c_out = 1: the network's output is g."""
+    """(c_skip, c_out) = (0, 1): the network's output is g."""
     return torch.zeros_like(t), torch.ones_like(t)
 
 
@@ -110,21 +110,21 @@ def euler_update(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def jump_from_g(
     outer: Outer, x: Tensor, g: Tensor, t: Tensor, s: Tensor, sigma_data: float, sigma_min: float
 ) -> Tensor:
-    """G = C(t, s)·x + (1 − s/t)·g, and so x where s = t. x (B, …), g like x, t and s (B,)."""
+    """G = C(t, s)·x + (1 − s/t)·g, which is x where s = t. x (B, …), g like x, t and s (B,)."""
     return _update(x, g, outer_scaling(outer, t, s, sigma_data, sigma_min), s / t)
 
 
 def _update(x: Tensor, g: Tensor, multiple: Tensor, ratio: Tensor) -> Tensor:
-    """multiple·x + (1 − ratio)·g, the coefficients being (B,)."""
+    """multiple·x + (1 − ratio)·g, for coefficients (B,)."""
     return match_dims(multiple, x) * x + (1 - match_dims(ratio, x)) * g
 
 
 def denoiser_multiple(outer: Outer, t: Tensor, sigma_data: float, sigma_min: float) -> Tensor:
-    """The multiple m(t) of x for which D = g(x, t, t) + m·x makes ∂G/∂s at s = t equal (x − D)/t, the probability flow.
+    """The multiple m(t) of x in D = g(x, t, t) + m·x. With it, ∂G/∂s at s = t is (x − D)/t, the probability flow.
 
-    ∂G/∂s = ∂C/∂s·x − g/t at s = t, where 1 − s/t vanishes, so m = 1 − t·∂C/∂s(t, t): 0 for euler, for variance
-    1 − t(t−σ_min)/((t−σ_min)²+σ_d²), written below without its cancellation, and that over t + 1 for the mixed form.
-    """
+    ∂G/∂s = ∂C/∂s·x − g/t at s = t, where 1 − s/t is 0. So m = 1 − t·∂C/∂s(t, t). It is 0 for euler, and 1 −
+    t(t−σ_min)/((t−σ_min)²+σ_d²) for variance, written below without its cancellation. For the mixed form it is variance's m
+    over t + 1."""
     if outer == "euler":
         return torch.zeros_like(t)
     variance = (sigma_min**2 + sigma_data**2 - sigma_min * t) / ((t - sigma_min) ** 2 + sigma_data**2)

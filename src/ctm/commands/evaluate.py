@@ -82,7 +82,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Evaluate everything asked for, print the table, write the files."""
+    """Evaluate every model and sample set of the settings, print the table and write the files."""
     if settings.model is None and settings.samples is None:
         raise ValueError("nothing to evaluate: give a model, or --samples with a folder or .npz of images")
     if settings.likelihood < 0 or settings.batch_size < 1:
@@ -125,7 +125,7 @@ def run(settings: Namespace) -> None:
 
 
 def _plans(settings: Namespace) -> list[Plan]:
-    """What is to be sampled, checked before anything is computed."""
+    """The plans of all rows to sample. Everything is checked before anything is computed."""
     if settings.model is None:
         if settings.teacher is not None or settings.steps is not None or settings.cfg is not None:
             raise ValueError("--teacher, --steps and --cfg belong to a model, and none is given")
@@ -144,7 +144,7 @@ def _plans(settings: Namespace) -> list[Plan]:
 
 
 def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -> None:
-    """Raises ValueError where labels are taken from the data and a model does not know a class of theirs."""
+    """Raises ValueError if labels are drawn from the data and a model does not know one of these classes."""
     for plan in plans:
         who = f"the {plan.record['role']}"
         shared_classes(
@@ -153,7 +153,7 @@ def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -
 
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
-    """Side and channels to which the data are brought: the model's, or the samples'."""
+    """(side, channels) to which the data are brought: the model's, or the samples'."""
     shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"an evaluation looks at square pictures of 1 or 3 channels, and these are {shape}")
@@ -163,7 +163,8 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 
 
 def _processes(device: str | None) -> Processes:
-    """This process among those of a launcher. Raises ValueError where it was to start others and has not."""
+    """This process and its number among those of the launcher. Raises ValueError where a launcher was to start several
+    processes and has not."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state.num_processes, "evaluate")
     place = state.device if device is None else usable_device(device)
@@ -173,7 +174,7 @@ def _processes(device: str | None) -> Processes:
 def _with_likelihood(
     judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace, progress: Progress
 ) -> list[Row]:
-    """The rows with bits/dim, which a model has once and all its rows show."""
+    """The rows with bits per dimension added. A model is measured once, and all its rows show the number."""
     if settings.likelihood == 0:
         return rows
     subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
@@ -205,7 +206,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
 
 
 def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
-    """The files and the table."""
+    """Write the files and print the table."""
     about = environment(judge.processes.device, judge.processes.count)
     result = write_result(out, judge.protocol, about, judge.reference, rows)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))

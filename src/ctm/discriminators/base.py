@@ -1,4 +1,4 @@
-"""What every discriminator is: settings, and the module they build."""
+"""What every discriminator is: settings, and the module that they build."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ __all__ = ["Discriminator", "label_term"]
 
 
 class Discriminator(ABC):
-    """Settings of a discriminator. The module that `build` returns is called as (x, labels, networks) and gives a list of
-    logits, (B, …) each: positive for data. labels int64 (B,) with −1 for none, or None; networks: `ctm.objectives.Networks`,
-    for feature networks that look through the teacher."""
+    """Settings of a discriminator.
+
+    The module that `build` returns is called as (x, labels, networks). It gives a list of logits (B, …), positive for data.
+    labels: int64 (B,) with −1 for none, or None. networks: `ctm.objectives.Networks`, for feature networks that use the
+    teacher."""
 
     @abstractmethod
     def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> nn.Module:
-        """A module for data of `shape` (without batch) and num_classes labels (0: without), its trainable weights from
-        torch's global generator."""
+        """The module for data of `shape` (without batch) and num_classes labels (0: without). Its trainable weights come
+        from torch's global generator."""
 
 
 def label_term(embedding: nn.Embedding, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The projection discriminator's term ⟨e(y), h⟩ (arXiv 1802.05637, eq. 6), at each position: hidden (B, C, …), labels
-    (B,) -> (B, 1, …). 0 for label −1."""
+    """⟨e(y), h⟩ at each position, the projection discriminator's term (arXiv 1802.05637): hidden (B, C, …), labels (B,) ->
+    (B, 1, …). It is 0 for label −1."""
     rows = embedding(labels.clamp(min=0)) * (labels >= 0).to(hidden.dtype)[:, None]
     return (hidden * rows.reshape(*rows.shape, *(1,) * (hidden.ndim - 2))).sum(dim=1, keepdim=True)

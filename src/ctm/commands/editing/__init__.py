@@ -1,1 +1,1 @@
-"""The parts of `ctm edit`: pictures in, one file for each kind of edit, pictures out."""
+"""The parts of `ctm edit`: reading pictures, one file for each kind of edit, writing results."""
