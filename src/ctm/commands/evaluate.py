@@ -49,12 +49,14 @@ def parser() -> Parser:
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
-    result.add_argument("--teacher", type=str, default=None, help="its row is added; MSE and PSNR are to its samples")
-    result.add_argument("--num", type=int, default=10_000, help="samples of each row")
+    result.add_argument(
+        "--teacher", type=str, default=None, help="also evaluate this teacher; MSE and PSNR compare with its samples"
+    )
+    result.add_argument("--num", type=int, default=10_000, help="number of samples of each row")
     result.add_argument("--steps", type=str, default=None, help="jumps: 1,2,4; or noise levels of other samplers: 18")
     result.add_argument("--gamma", type=str, default=None, help="γ of the jumps, one or several: 0,0.5,1 (default: 0)")
     result.add_argument(
-        "--grid", type=str, default=None, help="karras: not the levels that ctm tune chose, with their γ"
+        "--grid", type=str, default=None, help="karras: the plain grid, not the levels and γ that ctm tune chose"
     )
     result.add_argument(
         "--sampler", type=str, default=None, help="gamma, euler, heun or dpmpp_2m (default as in sample)"
@@ -66,15 +68,15 @@ def parser() -> Parser:
         "--side",
         type=int,
         default=None,
-        help="pixels at which it looks (default: 64 for images up to 64, else its own)",
+        help="size in pixels of its input (default: 64 for images up to 64, else its own)",
     )
     result.add_argument("--rows", type=int, default=2000, help="features kept for KID, CMMD, precision, recall …")
     result.add_argument(
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
-    result.add_argument("--likelihood", type=int, default=0, help="data images whose bits/dim the models are asked for")
+    result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
     result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
-    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
+    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
     result.add_argument("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
@@ -163,7 +165,7 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 
 
 def _processes(device: str | None) -> Processes:
-    """This process and its number among those of the launcher. Raises ValueError where a launcher was to start several
+    """This process and its number among the launcher's processes. Raises ValueError where a launcher was to start several
     processes and has not."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state.num_processes, "evaluate")

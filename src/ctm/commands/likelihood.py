@@ -50,18 +50,18 @@ def parser() -> Parser:
         help="hutchinson, or exact (a backward pass for each value: small images)",
     )
     add("--probes", type=int, default=1, help="Hutchinson's probes for each image")
-    add("--probe", type=str, default="rademacher", help="their distribution: rademacher or gaussian")
+    add("--probe", type=str, default="rademacher", help="distribution of the probes: rademacher or gaussian")
     add("--rtol", type=float, default=1e-5, help="relative tolerance of the solver")
     add("--atol", type=float, default=1e-5, help="absolute tolerance of the solver")
     add(
         "--seed",
         type=int,
         default=0,
-        help="of the draw; dequantisation and probes of image i depend on (seed, i) alone",
+        help="seed of the draw; dequantisation and probes of image i depend on (seed, i) only",
     )
     add("--batch_size", type=int, default=64, help="images computed together")
     add("--device", type=str, default=None, help="cpu, cuda … (default: cuda where there is one)")
-    add("--out", type=str, default=None, help="a JSON file for the numbers, those of each image among them")
+    add("--out", type=str, default=None, help="a JSON file for all numbers, also of each image")
     return result
 
 

@@ -73,25 +73,25 @@ def parser() -> Parser:
         default=None,
         help=f"noise levels: {GRID_HELP} (default: those that ctm tune chose, else karras)",
     )
-    add("--churn", type=float, default=0.0, help="noise of heun and midpoint: raise the level by churn/steps of itself")
-    add("--churn_min", type=float, default=0.0, help="the lowest level at which they churn")
-    add("--churn_max", type=float, default=float("inf"), help="the highest")
-    add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
-    add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
+    add("--churn", type=float, default=0.0, help="heun, midpoint: noise raises the level by churn/steps of itself")
+    add("--churn_min", type=float, default=0.0, help="lowest level with churn")
+    add("--churn_max", type=float, default=float("inf"), help="highest level with churn")
+    add("--churn_noise", type=float, default=1.0, help="scale of the churn noise (EDM: 1.003 … 1.007)")
+    add("--eta", type=float, default=1.0, help="ancestral: share of fresh noise, 0 … 1")
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
-    add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
-    add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
+    add("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
+    add("--seeds", type=str, default=None, help="one sample for each seed, its sample 0: 0-9 or 3,5,8")
     add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
     add(
         "--columns",
         type=str,
         default=None,
-        help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
+        help="columns of file.png: a number, or class for one column a class (all classes, unless --labels names some)",
     )
     add("--batch_size", type=int, default=64, help="samples computed together")
     add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
-    add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
+    add("--dtype", type=str, default="float32", help="type of the state between network calls: float32 or float64")
     return result
 
 

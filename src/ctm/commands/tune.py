@@ -46,9 +46,19 @@ def parser() -> Parser:
     )
     add = result.add_argument
     add("model", type=str, help="model directory, run directory or hub id")
-    add("--steps", type=str, default="2,4", help="numbers of jumps, each tuned apart")
-    add("--measure", type=str, default="flow", help="flow: squared distance to the flow; frechet: to the data")
-    add("--teacher", type=str, default=None, help="flow: whose denoiser gives the flow (default: the model's own)")
+    add("--steps", type=str, default="2,4", help="numbers of jumps; each gets its own levels")
+    add(
+        "--measure",
+        type=str,
+        default="flow",
+        help="flow: squared distance to the flow; frechet: Fréchet distance to the data",
+    )
+    add(
+        "--teacher",
+        type=str,
+        default=None,
+        help="flow: model whose denoiser gives the flow (default: the model itself)",
+    )
     add("--data", type=str, default=None, help="frechet: images as for evaluate; one half tunes, the other judges")
     add_data_options(result)
     add("--features", type=str, default="efficientnet", help=f"frechet: feature network, {', '.join(NAMES)}")
@@ -56,12 +66,15 @@ def parser() -> Parser:
         "--gamma",
         type=str,
         default="0",
-        help="frechet: γ to be tried, such as 0,0.5,1, or tune for five; first: baseline",
+        help="frechet: values of γ to try, such as 0,0.5,1, or tune for five; the first is the baseline",
     )
     add(
-        "--num", type=int, default=None, help="samples that tune (default: 256, frechet 1000); four times as many judge"
+        "--num",
+        type=int,
+        default=None,
+        help="samples for tuning (default: 256, frechet 1000); four times as many judge",
     )
-    add("--seed", type=int, default=0, help="of the noise, the classes and the halves")
+    add("--seed", type=int, default=0, help="seed of the noise, the classes and the halves")
     add("--device", type=str, default=None, help="cpu, cuda, mps … (default: cuda where there is one)")
     add("--out", type=str, default=None, help="a new directory for the model with its grids (default: where it is)")
     return result

@@ -36,8 +36,8 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     """The picture as size × size: halved with a box filter while the shorter side is at least 2·size, resized bicubically so
     that the shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM).
 
-    If a picture is more than four times as long as it is wide, its ends are cut first, except three times its shorter side.
-    So the part to resize stays small, and the centre is the same to rounding."""
+    If a picture is more than four times as long as it is wide, only its middle is used, three times as long as the shorter
+    side. So the part to resize stays small, and the centre is the same to rounding."""
     image = _without_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

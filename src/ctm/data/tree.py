@@ -56,9 +56,9 @@ def find_pictures(root: Path) -> PictureTree:
     """The pictures of a folder. If they are in sub-folders, each sub-folder is a class, with everything below it. If they
     are in the folder itself, there are no classes.
 
-    Order is natural (1, 2, 10). Hidden files and folders, and those of systems (`__MACOSX`), are left out. Links are
-    followed, but not back to a folder on the way. A sub-folder without pictures stays a class. Raises ValueError for a
-    folder without pictures, and for pictures both directly in the folder and in sub-folders."""
+    Order is natural (1, 2, 10). Hidden files and folders, and system folders (`__MACOSX`), are left out. Links are followed,
+    but not back to a folder on the way. A sub-folder without pictures stays a class. Raises ValueError for a folder without
+    pictures, and for pictures both directly in the folder and in sub-folders."""
     top = _walk(root, root, deep=False)
     folders = sorted((entry for entry in _folders(root)), key=lambda path: (natural(path.name), path.name))
     walks = {folder: _walk(folder, root, deep=True) for folder in folders}

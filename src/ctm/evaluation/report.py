@@ -1,4 +1,4 @@
-"""The files of an evaluation: result.json, and report.html with everything inside."""
+"""The files of an evaluation: result.json, and report.html, which holds everything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ $figures
 def write_result(
     out: Path, protocol: dict[str, Any], environment: dict[str, Any], reference: Reference, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds."""
+    """What result.json holds. It, quality.png, samples.png and report.html are written to `out`."""
     about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}
     result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
     result["warnings"] = too_few(protocol["images"], reference.count, len(reference.gaussian.mean))
@@ -67,7 +67,7 @@ def write_result(
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What result.json holds. Raises FileNotFoundError or ValueError for a file that is none."""
+    """What result.json holds. Raises FileNotFoundError or ValueError for a file that is no result."""
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
@@ -80,7 +80,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _pictures(reference: Reference, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
-    """(file name, caption, PNG) of every picture that there is something for."""
+    """(file name, caption, PNG) of every picture that can be drawn."""
     found = []
     if any(row.record["role"] != "samples" for row in rows):
         found.append(
@@ -121,7 +121,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def notes_on(result: dict[str, Any]) -> str:
-    """What a reader must know to read the numbers."""
+    """What a reader must know to read the numbers, as text."""
     about, facts = result["reference"], result["protocol"]
     words = [
         *result.get("warnings", ()),

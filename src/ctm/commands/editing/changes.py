@@ -47,7 +47,7 @@ def stroked_parser() -> Parser:
     )
     add = result.add_argument
     add("--sigma", type=float, required=True, help=f"level of the noise: the larger, the less is kept; {_LEVEL}")
-    add("--gamma", type=float, default=1.0, help="1: new noise after each jump … 0: none, keeping more")
+    add("--gamma", type=float, default=1.0, help="1: new noise after each jump … 0: no new noise, which keeps more")
     add("--steps", type=int, default=8, help="jumps")
     add("--num", type=int, default=None, help="number of results (default: 4, or one for each label given)")
     return result
@@ -76,7 +76,7 @@ def interpolated_parser() -> Parser:
         "second",
         labels="classes of both pictures, e.g. 3,7 (default: no class)",
     )
-    result.add_argument("--num", type=int, default=8, help="pictures, both ends among them")
+    result.add_argument("--num", type=int, default=8, help="number of pictures, with both ends")
     return result
 
 

@@ -54,7 +54,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
         add(image, type=str, help=PICTURE)
     several = "classes of the results, repeated over them: 3, 0-9, names or all (default: no class)"
     add("--labels", "--label", type=str, default=None, help=labels or several)
-    add("--seed", type=int, default=0, help="result i depends on (seed, i) alone")
+    add("--seed", type=int, default=0, help="result i depends on (seed, i) only")
     add(
         "--out",
         type=str,
