@@ -65,7 +65,7 @@ def parser() -> Parser:
 
 
 def run(settings: Any) -> None:
-    """Measure what the results do not hold yet; then the table and the picture."""
+    """Measure what the results do not hold yet, then print the table and draw the picture."""
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
     model = load_model(settings.model)
@@ -107,7 +107,7 @@ def run(settings: Any) -> None:
 
 
 def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) -> None:
-    """What is measured on, written down, or compared with what is written. Raises ValueError where they differ."""
+    """Write down what is measured on, or compare it with what is written. Raises ValueError where they differ."""
     about = {
         "model": name,
         "checksum": checksum_of(model),
@@ -123,8 +123,8 @@ def _start(results: Results, name: str, model: torch.nn.Module, judge: Judge) ->
 
 
 def measure(judge: Judge, model: torch.nn.Module, cell: Cell, seed: int) -> dict[str, Any]:
-    """The Fréchet distance of a cell's samples, as `ctm evaluate` finds it, its error bar by blocks of them, its limit for many
-    samples where there is one, and milliseconds of the sampler for an image."""
+    """The Fréchet distance of a cell's samples, as `ctm evaluate` computes it, its error bar by blocks, its limit for many
+    samples if there is one, and milliseconds of the sampler for an image."""
     labels = labels_of(judge, model, seed)
     device = judge.processes.device
     source = ModelSource(model, judge.images, cell.levels, cell.method, labels, seed, device)
