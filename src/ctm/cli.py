@@ -1,7 +1,7 @@
-"""The command `ctm`. Exit codes: 0; 2 for a user's mistake, or a disk, path or device that refuses, with one sentence; 1 for our
-fault; 130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that is gone, 141 for a pipe that nobody reads.
+"""The command `ctm`. Exit codes: 0 for success; 2 for a user's mistake, or a disk, path or device that refuses, with one
+sentence; 1 for a fault of ctm; 130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal, 141 for a pipe that nobody reads.
 
-Nothing heavy is imported before `main` guards it: torch takes seconds, in which Ctrl-C must end as anywhere else."""
+Nothing heavy is imported before `main` guards it. Importing torch takes seconds, and Ctrl-C must work in that time too."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STOPPED = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "the end of its 
 
 
 class _Stopped(SystemExit):
-    """SIGTERM or SIGHUP came: what is open is closed, what is begun is kept or removed as after Ctrl-C."""
+    """SIGTERM or SIGHUP came. Open files are closed, and what has begun is kept or removed as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -44,9 +44,9 @@ class _Stopped(SystemExit):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; mistakes in the arguments themselves exit with 2.
+    """The exit code of one command. Mistakes in the arguments exit with 2.
 
-    arguments: None for those of the process, which is then prepared for what a terminal can do to it."""
+    arguments: None takes the arguments of the process, and prepares the process for what a terminal can do to it."""
     if arguments is not None:
         return _main(list(arguments))
     _prepare_streams()
@@ -102,7 +102,7 @@ def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
 
 
 def _command(name: str) -> Any:
-    """The module of a command. Only the one that runs is imported: training brings much that sampling does not need."""
+    """The module of a command. Only the command that runs is imported: training needs much that sampling does not."""
     return importlib.import_module(f"ctm.commands.{name}")
 
 
@@ -133,8 +133,8 @@ def _words_of_stop(number: int, chosen: str | None) -> str:
 
 
 def _stop_at_once() -> None:
-    """Signals while modules are imported end the process with one line: nothing is open yet, and an exception in the middle
-    of a C extension's initialisation would come out as any other error, or as none. A signal that is ignored stays ignored."""
+    """While modules are imported, signals end the process with one line. Nothing is open yet, and an exception inside a C
+    extension's initialisation would appear as another error, or as none. A signal that is ignored stays ignored."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _say(_words_of_stop(number, None))
@@ -144,7 +144,7 @@ def _stop_at_once() -> None:
 
 
 def _stop_in_order() -> None:
-    """Signals from now on are exceptions, so that a command can keep or tidy up what it has begun."""
+    """From now on signals raise exceptions, so a command can keep or tidy up what it has begun."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -162,7 +162,7 @@ def _handle(handler: Any) -> None:
 
 
 def _prepare_streams() -> None:
-    """A closed stdout or stderr takes what is printed and drops it; one that cannot show σ shows its escape."""
+    """Replace a closed stdout or stderr by one that drops what is printed. A stream that cannot show σ shows its escape."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -170,7 +170,7 @@ def _prepare_streams() -> None:
 
 
 def _say(words: str) -> None:
-    """One message on stderr; where that is gone, too, the exit code is all there is."""
+    """Print one message on stderr. If stderr is closed too, only the exit code is left."""
     try:
         print(words, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -178,7 +178,7 @@ def _say(words: str) -> None:
 
 
 def _flush() -> None:
-    """What was printed leaves now, while a full disk or a closed pipe can still be told from a fault."""
+    """Flush stdout now, while a full disk or a closed pipe can still be told from a fault."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -189,7 +189,7 @@ def _flush() -> None:
 
 
 def _discard(stream: Any) -> None:
-    """Point a stream that cannot be written to at nothing, or the interpreter would try again when it ends."""
+    """Point a stream that cannot be written to at nothing. Else the interpreter would write to it again when it ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is printed for a person: text as it is. A path, a class name or a model's name is never markup."""
+"""A console for text as it is: a path, a class name or a model's name is never markup."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _FILE_WIDTH = 240
 
 
 class _Console(Console):
-    """A rich console that leaves a pipe that nobody reads to `ctm.cli`, which ends quietly."""
+    """A rich console. If nobody reads the pipe, `ctm.cli` handles it and ends quietly."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def text_console(*, stderr: bool = False, wide: bool = False) -> Console:
-    """A console on which [brackets] and :colons: stay what they are.
+    """A console on which [brackets] and :colons: stay as they are.
 
-    wide: for tables: in a file or a pipe nothing is cut to the width of a terminal."""
+    wide: for tables; in a file or a pipe nothing is cut to the width of a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     in_file = wide and not (stream is not None and stream.isatty())
     return _Console(

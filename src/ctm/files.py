@@ -1,4 +1,4 @@
-"""Files that are whole or not there, their names' endings, and failures to write them as an OSError that names the file."""
+"""Files that are whole or not there, the endings of file names, and failed writes as an OSError that names the file."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _TORCH_WRITER = (
 
 
 def suffix_of(path: Path) -> str:
-    """The ending of a file's name in small letters: .png for x.PNG."""
+    """The ending of a file's name in lower case: .png for x.PNG."""
     return path.suffix.lower()
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file and bring it to the disk."""
+    """Write a file and sync it to the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -48,8 +48,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it. Raises OSError, which names the file; an earlier file of the
-    name is then as it was."""
+    """Write a file under a temporary name, sync it and rename it. Raises OSError, which names the file; an earlier file of
+    that name is then unchanged."""
     with whole_file(path) as temporary:
         write_file(temporary, content)
     sync(path.parent)
@@ -57,11 +57,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new empty file of a temporary name beside `path`, to write to; at the end of the block it gets the name. Where the
-    block raises, nothing new is left and an earlier file of the name is as it was.
+    """A new empty file with a temporary name beside `path`, to write to. At the end of the block it becomes `path`.
 
-    Makes the folder. Raises OSError, which names `path`, where writing fails, also where torch, safetensors or Pillow
-    report that by errors of their own."""
+    If the block raises, nothing new is left, and an earlier file of that name is unchanged. The folder is made. Raises
+    OSError, which names `path`, if writing fails, also if torch, safetensors or Pillow report this with errors of their own."""
     temporary = path.with_name(f".{_short(path.name)}.writing")
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +75,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A new directory to fill; at the end of the block it becomes `path`, which is not there before, or empty. Where the block
-    raises, nothing is left. Raises OSError, which names `path`, as `whole_file`."""
+    """A new directory to fill. At the end of the block it becomes `path`, which must not exist or must be empty.
+
+    If the block raises, nothing is left. Raises OSError, which names `path`, as `whole_file`."""
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         parent = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}.", dir=path.parent))
@@ -93,8 +93,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def mapped_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file of zeros as a writable array. Its place on the disk is reserved: writing to a mapped file for which there
-    is none kills the process. Raises OSError, which names the file and leaves nothing."""
+    """A new .npy file of zeros as a writable array. Its place on the disk is reserved, because writing to a mapped file
+    without place kills the process. Raises OSError, which names the file and leaves nothing."""
     with named_failures(path):
         try:
             array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -108,7 +108,7 @@ def mapped_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...])
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or directory."""
+    """Sync a file or directory to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,14 +117,14 @@ def sync(path: Path) -> None:
 
 
 def _make_anew(path: Path) -> None:
-    """An empty file of that name, with the permissions of any new file. What was there before, be it a link to a file of the
-    user's, loses the name and keeps its content."""
+    """Make an empty file of that name, with the permissions of any new file. A file that was there, or a link to a file of
+    the user's, loses the name and keeps its content."""
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 
 def _short(name: str) -> str:
-    """The name, or one for it that leaves room for an ending: file systems take 255 bytes."""
+    """The name, shortened if needed to leave room for an ending: file systems allow 255 bytes."""
     return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
@@ -145,7 +145,7 @@ def disk_failure(error: BaseException) -> OSError | None:
 
 @contextmanager
 def named_failures(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an OSError that names `path`, not the temporary file."""
+    """Inside the block, a failure to write becomes an OSError that names `path`, not the temporary file."""
     try:
         yield
     except Exception as error:

@@ -35,13 +35,15 @@ __all__ = [
 
 
 def match_dims(t: Tensor, x: Tensor) -> Tensor:
-    """t (B,) as (B, 1, …, 1) in x's dtype, so that it multiplies x (B, …)."""
+    """t (B,) as (B, 1, …, 1) in x's dtype, ready to multiply x (B, …)."""
     return t.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers like `like`. generator: on the CPU. Elsewhere the numbers come from a generator of like's device
-    that is seeded from it, so that nothing as large as a batch crosses over."""
+    """Standard normal numbers like `like`. generator: on the CPU.
+
+    On another device the numbers come from a generator of that device, seeded from the given one. So nothing as large as a
+    batch is copied between devices."""
     if like.device.type == "cpu":
         return torch.randn(like.shape, generator=generator).to(like)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
@@ -77,7 +79,7 @@ def karras_grid(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (EDM eq. 5).
+    """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (arXiv 2206.00364, eq. 5).
 
     steps ≥ 1 is the number of intervals, rho ≥ 1 bends the grid towards small levels. Computed in float64 with both ends
     exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, or
@@ -112,8 +114,8 @@ def index_grid(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """steps + 1 of the levels of karras_grid(points − 1), their indices even up to rounding: a few steps on the very levels
-    that a discretely trained model knows (consistency models and sony/ctm give such indices by hand, e.g. 0, 22, 39).
+    """steps + 1 of the levels of karras_grid(points − 1), with indices that are even up to rounding. A discretely trained
+    model knows exactly these levels (consistency models and sony/ctm give the indices by hand, e.g. 0, 22, 39).
 
     Returns (steps + 1,). Raises ValueError as `karras_grid`, and unless 1 ≤ steps ≤ points − 1."""
     if not 1 <= as_count(steps, "steps") <= as_count(points, "points") - 1:
@@ -124,13 +126,13 @@ def index_grid(
 
 
 def to_zero(levels: Tensor) -> Tensor:
-    """The levels (N,) and a final 0, (N + 1,): to it samplers of denoisers take a last step. Heun's method makes one evaluation
-    of that step, so 18 levels and 0 take 35."""
+    """The levels (N,) with a final 0, (N + 1,). Samplers of the denoiser take a last step to it. Heun's method makes one
+    evaluation in that step, so 18 levels and 0 take 35."""
     return torch.cat([levels, levels.new_zeros(1)])
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """w(σ) = (σ² + σ_d²)/(σ·σ_d)², the denoising loss weight of EDM (table 1); same shape as sigma."""
+    """w(σ) = (σ² + σ_d²)/(σ·σ_d)², the denoising loss weight of EDM (arXiv 2206.00364, table 1); same shape as sigma."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -156,16 +158,16 @@ class Times:
 
 
 def draw_solver_steps(max_steps: int, power: float = 1.0, *, generator: torch.Generator | None = None) -> int:
-    """Number k of solver steps, one for the whole batch: P(k) ∝ k^power on 1 … max_steps (CTM code: 'weighted'; power 0
-    is its 'uniform')."""
+    """A number k of solver steps for the whole batch: P(k) ∝ k^power on 1 … max_steps (sony/ctm: 'weighted'; power 0 is its
+    'uniform')."""
     device = generator.device if generator is not None else None
     weights = torch.arange(1, max_steps + 1, dtype=torch.float64, device=device) ** power
     return int(torch.multinomial(weights, 1, generator=generator)) + 1
 
 
 def draw_span(largest: float, power: float = 1.0, *, generator: torch.Generator | None = None) -> float:
-    """The part of the Karras coordinate the solver walks in continuous time, one for the whole batch: density ∝ span^power
-    on (0, largest], power ≥ 0 (0: uniform, the official code's); at least a thousandth of `largest`."""
+    """The length of the solver's walk in the Karras coordinate, in continuous time, for the whole batch. Its density is ∝
+    span^power on (0, largest], power ≥ 0 (0: uniform, as in the official code). It is at least a thousandth of `largest`."""
     device = generator.device if generator is not None else None
     uniform = torch.rand((), generator=generator, device=device, dtype=torch.float64).item()
     return max(uniform ** (1 / (1 + power)), 1e-3) * largest
@@ -174,12 +176,11 @@ def draw_span(largest: float, power: float = 1.0, *, generator: torch.Generator 
 def grid_times(
     n: int, grid: Tensor, solver_steps: int, *, s_from_u: bool = False, generator: torch.Generator | None = None
 ) -> Times:
-    """Times on a grid (CTM code, cm/resample.py): index of t uniform on 0 … N−1−k, u = t's index + k, index of s uniform
-    on u … N−1, where N = len(grid) and k = solver_steps.
+    """Times on a grid (sony/ctm, cm/resample.py): index of t uniform on 0 … N−1−k, index of u = index of t + k, index of s
+    uniform on u … N−1, where N = len(grid) and k = solver_steps.
 
-    n samples; grid (N,) decreasing; s_from_u sets s = u (global matching). Returns Times in grid's dtype and device.
-    Raises ValueError unless 1 ≤ k ≤ N − 1.
-    """
+    n: number of samples. grid: (N,) decreasing. s_from_u: s = u (global matching). Returns Times in grid's dtype and device.
+    Raises ValueError unless 1 ≤ k ≤ N − 1."""
     last = len(grid) - 1
     if not 1 <= solver_steps <= last:
         raise ValueError(f"solver_steps must be in 1 … {last} on a grid of {len(grid)} levels, got {solver_steps}")
@@ -204,12 +205,11 @@ def continuous_times(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> Times:
-    """Times with real-valued Karras coordinates (CTM code, continuous variant): ξ_t uniform on [0, 1 − span],
-    ξ_u = ξ_t + span, ξ_s uniform on [ξ_u, 1]; the solver walks t → u in solver_steps equal steps of the coordinate.
+    """Times with real-valued Karras coordinates (sony/ctm, continuous variant): ξ_t uniform on [0, 1 − span], ξ_u = ξ_t +
+    span, ξ_s uniform on [ξ_u, 1]. The solver walks t → u in solver_steps equal steps of the coordinate.
 
-    span in (0, 1] is one draw for the whole batch (`draw_span`; U(0, M/N) in the official code). Returns Times of n samples
-    on the generator's device. Raises ValueError for span outside (0, 1].
-    """
+    span: in (0, 1], one draw for the whole batch (`draw_span`; U(0, M/N) in the official code). Returns Times of n samples
+    on the generator's device. Raises ValueError for span outside (0, 1]."""
     if not 0 < span <= 1:
         raise ValueError(
             f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks"
@@ -234,7 +234,8 @@ def lognormal(
     sigma_max: float = 80.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """n noise levels with ln σ ~ N(mean, std²) (EDM's training levels). The bounds are not applied: EDM has none.
+    """n noise levels with ln σ ~ N(mean, std²): the training levels of EDM (arXiv 2206.00364, table 1). The bounds are not
+    applied, because EDM has none.
 
     Returns (n,) on the generator's device."""
     device = generator.device if generator is not None else None
@@ -242,7 +243,7 @@ def lognormal(
 
 
 def lognormal_levels(z: Tensor, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """σ = exp(mean + std·z) of z standard normal, any shape."""
+    """σ = exp(mean + std·z), for z standard normal of any shape."""
     return (mean + std * z).exp()
 
 
@@ -257,8 +258,8 @@ def half_lognormal(
     rho: float = 7.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """n noise levels, the first n//2 log-normal(mean, std), the rest uniform in the Karras coordinate on [0, high]: the
-    high-noise part (CTM paper §2.2 of our summary; code: cm/karras_diffusion.py 'halflognormal', high = 0.7).
+    """n noise levels: the first n//2 log-normal(mean, std), the rest uniform in the Karras coordinate on [0, high], the
+    high-noise part (sony/ctm, cm/karras_diffusion.py: 'halflognormal', high = 0.7).
 
     Returns (n,) on the generator's device."""
     device = generator.device if generator is not None else None
@@ -277,6 +278,6 @@ def half_lognormal_levels(
     sigma_max: float = 80.0,
     rho: float = 7.0,
 ) -> Tensor:
-    """The levels that `half_lognormal` makes of z (A,) standard normal and u (C,) uniform in [0, 1): exp(mean + std·z), and
-    the level at the Karras coordinate high·u. Returns (A + C,)."""
+    """The levels (A + C,) of `half_lognormal`, from z (A,) standard normal and u (C,) uniform in [0, 1): exp(mean + std·z),
+    then the levels at the Karras coordinates high·u."""
     return torch.cat([lognormal_levels(z, mean, std), karras_level(high * u, sigma_min, sigma_max, rho)])

@@ -1,7 +1,7 @@
 """From the network's output F to g, from g to the jump G and to the denoiser. Pure functions of tensors.
 
     g(x, t, s) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s)         "inner" scaling
-    G(x, t, s) = C(t, s)·x + (1 − s/t)·g(x, t, s)                  "outer" scaling; C = s/t is the paper's (eq. 5)
+    G(x, t, s) = C(t, s)·x + (1 − s/t)·g(x, t, s)                  "outer" scaling; C = s/t is CTM's (arXiv 2310.02279)
 
 Coefficients are functions of levels t, s of any one shape.
 """
@@ -33,30 +33,30 @@ Outer = Literal["euler", "variance", "euler_variance_mixed"]
 
 
 def rescaled_time(t: Tensor) -> Tensor:
-    """τ(t) = 250·ln(t + 1e-44), the time that ADM networks embed (consistency models and sony/ctm: rescaling_t). EDM's
+    """τ(t) = 250·ln(t + 1e-44), the time that ADM networks embed (sony/ctm and consistency models: rescaling_t). EDM's
     networks embed ¼·ln t."""
     return 250 * (t + 1e-44).log()
 
 
 def input_scaling(t: Tensor, sigma_data: float) -> Tensor:
-    """c_in(t) = 1/√(t² + σ_d²) (EDM table 1)."""
+    """c_in(t) = 1/√(t² + σ_d²) (EDM, arXiv 2206.00364, table 1)."""
     return (t**2 + sigma_data**2).rsqrt()
 
 
 def _edm(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = σ_d²/(t²+σ_d²), c_out = t·σ_d/√(t²+σ_d²): EDM's, the unit-variance target for F."""
+    """(c_skip, c_out) of EDM: σ_d²/(t²+σ_d²), t·σ_d/√(t²+σ_d²). The target of F then has unit variance."""
     total = t**2 + sigma_data**2
     return sigma_data**2 / total, t * sigma_data * total.rsqrt()
 
 
 def _cm(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = σ_d²/((t−m)²+σ_d²), c_out = (t−m)·σ_d/√(t²+σ_d²): consistency models', the identity at t = σ_min = m."""
+    """(c_skip, c_out) of consistency models: σ_d²/((t−m)²+σ_d²), (t−m)·σ_d/√(t²+σ_d²). g is the identity at t = σ_min = m."""
     above = t - sigma_min
     return sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data * (t**2 + sigma_data**2).rsqrt()
 
 
 def _no(t: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip = 0, c_out = 1: the network's output is g."""
+    """(c_skip, c_out) = (0, 1): the network's output is g."""
     return torch.zeros_like(t), torch.ones_like(t)
 
 
@@ -64,7 +64,7 @@ _INNER: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"e
 
 
 def _euler(t: Tensor, s: Tensor, sigma_data: float, sigma_min: float) -> Tensor:
-    """C = s/t: the exact flow when g is its integral form (paper eq. 4–5)."""
+    """C = s/t, CTM's (arXiv 2310.02279): the jump is exact where g = x + t/(t − s)·∫_t^s (x_u − D(x_u, u))/u du."""
     return s / t
 
 
@@ -102,29 +102,29 @@ def outer_scaling(outer: Outer, t: Tensor, s: Tensor, sigma_data: float, sigma_m
 
 
 def euler_update(x: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """(s/t)·x + (1 − s/t)·g, and so x where s = t: the paper's jump (eq. 5), and with g = D(x, t) Euler's step of the flow, which
-    is exact when D is constant (= DDIM). x (B, …), g like x, t and s (B,)."""
+    """(s/t)·x + (1 − s/t)·g, which is x where s = t. This is CTM's jump from g (arXiv 2310.02279). With g = D(x, t) it is Euler's
+    step of the flow (= DDIM), exact when D is constant. x (B, …), g like x, t and s (B,)."""
     return _update(x, g, s / t, s / t)
 
 
 def jump_from_g(
     outer: Outer, x: Tensor, g: Tensor, t: Tensor, s: Tensor, sigma_data: float, sigma_min: float
 ) -> Tensor:
-    """G = C(t, s)·x + (1 − s/t)·g, and so x where s = t. x (B, …), g like x, t and s (B,)."""
+    """G = C(t, s)·x + (1 − s/t)·g, which is x where s = t. x (B, …), g like x, t and s (B,)."""
     return _update(x, g, outer_scaling(outer, t, s, sigma_data, sigma_min), s / t)
 
 
 def _update(x: Tensor, g: Tensor, multiple: Tensor, ratio: Tensor) -> Tensor:
-    """multiple·x + (1 − ratio)·g, the coefficients being (B,)."""
+    """multiple·x + (1 − ratio)·g, for coefficients (B,)."""
     return match_dims(multiple, x) * x + (1 - match_dims(ratio, x)) * g
 
 
 def denoiser_multiple(outer: Outer, t: Tensor, sigma_data: float, sigma_min: float) -> Tensor:
-    """The multiple m(t) of x for which D = g(x, t, t) + m·x makes ∂G/∂s at s = t equal (x − D)/t, the probability flow.
+    """The multiple m(t) of x in D = g(x, t, t) + m·x. With it, ∂G/∂s at s = t is (x − D)/t, the probability flow.
 
-    ∂G/∂s = ∂C/∂s·x − g/t at s = t, where 1 − s/t vanishes, so m = 1 − t·∂C/∂s(t, t): 0 for euler, for variance
-    1 − t(t−σ_min)/((t−σ_min)²+σ_d²), written below without its cancellation, and that over t + 1 for the mixed form.
-    """
+    ∂G/∂s = ∂C/∂s·x − g/t at s = t, where 1 − s/t is 0. So m = 1 − t·∂C/∂s(t, t). It is 0 for euler, and 1 −
+    t(t−σ_min)/((t−σ_min)²+σ_d²) for variance, written below without its cancellation. For the mixed form it is variance's m
+    over t + 1."""
     if outer == "euler":
         return torch.zeros_like(t)
     variance = (sigma_min**2 + sigma_data**2 - sigma_min * t) / ((t - sigma_min) ** 2 + sigma_data**2)

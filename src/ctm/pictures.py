@@ -31,10 +31,11 @@ def as_saved(x: Tensor) -> Tensor:
 
 
 def class_columns(labels: Sequence[int]) -> tuple[list[int | None], list[int]]:
-    """How images with these labels (B,) stand in a grid with one column for each class, in the order of the classes.
+    """(places, classes) of a grid with one column for each class, in the order of the classes, for images with these labels
+    (B,).
 
-    Returns (places, classes): for each cell, row by row, the number of its image or None for an empty one, as `grid_picture`
-    takes them, and the class of each column. Within a column images keep their order."""
+    places: for each cell, row by row, the number of its image or None for an empty cell, as `grid_picture` takes them.
+    classes: the class of each column. Images keep their order within a column."""
     classes = sorted(set(labels))
     members = {each: [index for index, label in enumerate(labels) if label == each] for each in classes}
     rows = zip_longest(*members.values())
@@ -44,9 +45,11 @@ def class_columns(labels: Sequence[int]) -> tuple[list[int | None], list[int]]:
 def grid_picture(
     x: Tensor, columns: int | None = None, scale: int | None = None, places: Sequence[int | None] | None = None
 ) -> Image.Image:
-    """Images (B, C, H, W) in [-1, 1], C = 1 or 3, row by row on a dark ground with a one-pixel gap, enlarged by whole
-    pixels. columns: None for a square; scale: None for about 640 pixels a side. places: which image stands in each cell, None:
-    empty; by default each in its turn. Raises ValueError for other channels."""
+    """One picture of images (B, C, H, W) in [-1, 1], C = 1 or 3, row by row on a dark ground with a gap of one pixel,
+    enlarged by whole pixels.
+
+    columns: None for a square. scale: None for about 640 pixels a side. places: the number of the image in each cell, None
+    for an empty cell; by default all images in order. Raises ValueError for other channels."""
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"a picture shows images of 1 or 3 channels (B, C, H, W), got {tuple(x.shape)}")
     pixels = to_uint8(x.detach().cpu()).numpy()
@@ -65,6 +68,6 @@ def grid_picture(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all, making its folder."""
+    """Write a PNG, whole or not at all. Its folder is made."""
     with whole_file(path) as temporary:
         picture.save(temporary, format="png")

@@ -1,4 +1,4 @@
-"""What a person sees while a job goes on: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a job: a bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Progress = Callable[
 
 
 def silent(parts: Iterable[int], words: str) -> Iterable[int]:
-    """No progress shown."""
+    """The parts, with no progress shown."""
     return parts
 
 
 class JobBar:
-    """Progress of `total` steps with rate, time left and a note. Silent where `shown` is false (other processes).
+    """Progress of `total` steps, with rate, time left and a note. It is silent if `shown` is false (other processes).
 
-    total: None where it is not known; then there is no time left. unit: the name of a step, in the plural. console: where it is
-    shown, stderr unless given."""
+    total: None if unknown; then no time left is shown. unit: the name of a step, in the plural. console: where it is shown,
+    by default stderr."""
 
     def __init__(
         self,
@@ -72,20 +72,20 @@ class JobBar:
         self._progress.stop()
 
     def advance(self, steps: int = 1) -> None:
-        """So many more steps done."""
+        """Count so many more steps as done."""
         self.done += steps
         if self._live:
             self._progress.update(self._task, completed=self.done, rate=f"{self._rate():.3g} {self.unit}/s")
 
     def reach(self, done: int, text: str = "") -> None:
-        """So many steps are done in all; outside a terminal a line, where the last one is 20 seconds old."""
+        """Set the number of steps done. Outside a terminal, print a line if the last one is 20 seconds old."""
         self.advance(done - self.done)
         if self._live:
             self._progress.update(self._task, note=text)
         self.remind(text)
 
     def note(self, text: str) -> None:
-        """The newest numbers; outside a terminal a line at most every 20 seconds and at the end."""
+        """Show the newest numbers. Outside a terminal, print a line at most every 20 seconds and at the end."""
         if self._live:
             self._progress.update(self._task, note=text)
         elif self.done == self.total:
@@ -94,17 +94,17 @@ class JobBar:
             self.remind(text)
 
     def remind(self, text: str = "") -> None:
-        """Outside a terminal a line, where the last one is 20 seconds old."""
+        """Outside a terminal, print a line if the last one is 20 seconds old."""
         if not self._live and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._line(text)
 
     def finish(self) -> None:
-        """The last line of a job that has printed lines; a short one has printed none and stays silent."""
+        """Print the last line of a job that has printed lines. A short job has printed none and stays silent."""
         if not self._live and self._lines:
             self._line("")
 
     def say(self, text: str) -> None:
-        """A sentence of its own, where the bar is shown."""
+        """Print a sentence, if the bar is shown."""
         if self._shown:
             self.console.print(f"{self.title}: {text}")
 
@@ -124,9 +124,9 @@ class JobBar:
 def tracked(
     items: Iterable[_T], title: str, total: int | None = None, *, unit: str = "parts", shown: bool = True
 ) -> Iterator[_T]:
-    """The items, with a bar on stderr as they are used up; a line now and then where stderr is no terminal.
+    """The items, with a bar on stderr while they are used; a line now and then if stderr is no terminal.
 
-    total: how many there are, None for len(items) of a list or range; unit: what one is, in the plural."""
+    total: number of items; None takes len(items). unit: the name of an item, in the plural."""
     count = len(items) if total is None else total  # type: ignore[arg-type]
     with JobBar(title, count, unit=unit, shown=shown) as bar:
         for item in items:

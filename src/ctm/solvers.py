@@ -1,9 +1,8 @@
-"""Steps of the probability-flow ODE  dx/dt = (x − D(x, t))/t  (EDM eq. 1 in the variance-exploding convention).
+"""Steps of the probability-flow ODE dx/dt = (x − D(x, t))/t (arXiv 2206.00364, eq. 1, with σ(t) = t).
 
-A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t. Levels may differ between samples. s = 0 is allowed: there a step
-is one Euler step, x ← D. A step with a second evaluation asks for it (`ctm.requests`), so that samplers can pass the
-request on; `heun_step` and `midpoint_step` are the same with D(x, t) -> like x given as a function.
-"""
+A step takes x (B, …) at levels t (B,) to levels s (B,), s ≤ t. Levels may differ between samples. s = 0 is allowed: there a
+step is one Euler step, x ← D. A step with a second evaluation yields a request for it (`ctm.requests`), so samplers can pass
+the request on. `heun_step` and `midpoint_step` are the same steps with D(x, t) -> like x given as a function."""
 
 from __future__ import annotations
 
@@ -36,8 +35,10 @@ DenoisingFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Steps:
-    """Heun's step with the denoised image at t known (EDM algorithm 1); asks for one more, of the samples whose s is not 0.
-    Those with s = 0 take one Euler step; what is asked for them counts for nothing."""
+    """x after Heun's step, with the denoised image at t known (EDM, arXiv 2206.00364, algorithm 1). It requests one more
+    evaluation.
+
+    Samples with s = 0 take one Euler step. They are part of the request, but the answer for them is not used."""
     guess = euler_update(x, denoised, t, s)
     ends = s == 0
     safe = torch.where(ends, t, s)
@@ -50,9 +51,12 @@ def heun_update(x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Co
 def midpoint_update(
     x: Tensor, denoised: Tensor, t: Tensor, s: Tensor, condition: Condition = None, power: float = 3.0
 ) -> Steps:
-    """The midpoint method's step (DPM-Solver-2) with the denoised image at t known: Euler to the level m between t and s, then
-    the whole step with the slope found there. m = ((t^(1/power) + s^(1/power))/2)^power, with EDM's power 3 (arXiv
-    2206.00364, appendix; k-diffusion and sony/ctm: sample_dpm_2). It asks once, in a step to s = 0 at t/2^power."""
+    """x after the midpoint method's step (DPM-Solver-2), with the denoised image at t known: an Euler step to the level m
+    between t and s, then the whole step with the slope found there.
+
+    m = ((t^(1/power) + s^(1/power))/2)^power, with power 3, the ρ of EDM's schedule that spreads the error of Heun's steps
+    evenly (arXiv 2206.00364, section 3; k-diffusion and sony/ctm: sample_dpm_2). It requests one more evaluation, in a step
+    to s = 0 at t/2^power."""
     middle = ((t ** (1 / power) + s ** (1 / power)) / 2) ** power
     guess = euler_update(x, denoised, t, middle)
     slope = (guess - (yield Denoise(guess, middle, condition))) / match_dims(middle, x)
@@ -60,25 +64,25 @@ def midpoint_update(
 
 
 def euler_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Euler's method, order 1, one evaluation."""
+    """x after Euler's step: order 1, one evaluation."""
     return euler_update(x, denoise(x, t), t, s)
 
 
 def heun_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Heun's method, order 2, two evaluations; one Euler step where s = 0."""
+    """x after Heun's step: order 2, two evaluations; one Euler step where s = 0."""
     return run(heun_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
 
 
 def midpoint_step(denoise: DenoisingFunction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The midpoint method, order 2, two evaluations, also in a step to s = 0."""
+    """x after the midpoint method's step: order 2, two evaluations, also in a step to s = 0."""
     return run(midpoint_update(x, denoise(x, t), t, s), lambda asked: denoise(asked.x, asked.t))
 
 
 def ancestral_levels(t: Tensor, s: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
     """(down, up): an ancestral step from t to s goes down the flow to the level `down`, then adds noise of standard
-    deviation `up`, with down² + up² = s² (k-diffusion: get_ancestral_step; DDPM's posterior for eta = 1, DDIM for 0).
+    deviation `up`. down² + up² = s² (k-diffusion: get_ancestral_step; DDPM's posterior for eta = 1, DDIM for 0).
 
-        up = min(s, eta·√(s²·(t² − s²)/t²)),   down = √(s² − up²)
+            up = min(s, eta·√(s²·(t² − s²)/t²)),   down = √(s² − up²)
 
     s = 0 gives (0, 0). t, s of any one shape, s ≤ t."""
     up = torch.minimum(s, eta * s * (t**2 - s**2).clamp(min=0).sqrt() / t)
@@ -100,8 +104,8 @@ def dpmpp_2m_step(
 
 
 def extrapolated(denoised: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
-    """D' of `dpmpp_2m_step`: D carried on, linearly in −ln t, to the middle of the step; D itself in the first step and in the
-    step to s = 0. Arguments as there."""
+    """D' of `dpmpp_2m_step`: D extrapolated, linearly in −ln t, to the middle of the step. In the first step and in the step
+    to s = 0 it is D itself. Arguments as there."""
     if previous is None:
         return denoised
     t_previous, denoised_previous = previous
@@ -116,14 +120,14 @@ def walk(
     path: Tensor,
     step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step,
 ) -> Tensor:
-    """Take x along the levels path (k + 1, B) in k steps."""
+    """x after k steps along the levels path (k + 1, B)."""
     for t, s in itertools.pairwise(path):
         x = step(denoise, x, t, s)
     return x
 
 
 def dpmpp_2m_walk(denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
-    """Take x along the levels path (k + 1, B) in k steps of DPM-Solver++ (2M), one evaluation each."""
+    """x after k steps of DPM-Solver++ (2M) along the levels path (k + 1, B), one evaluation each."""
     previous = None
     for t, s in itertools.pairwise(path):
         denoised = denoise(x, t)

@@ -1,8 +1,7 @@
-"""Weights of losses as functions of the noise levels: w(t, s, sigma_data) -> like t, for any one shape of t and s.
+"""Weights of losses as functions of the noise levels: w(t, s, sigma_data) -> like t, for t and s of any one shape.
 
-All share one signature, so that an objective takes any of them; most look at t alone. The names are those of the official
-repository (sony/ctm, cm/karras_diffusion.py: get_weightings), which has them from consistency models (arXiv 2303.01469).
-"""
+All have the same signature, so an objective takes any of them. Most depend on t only. The names are the official
+repository's (sony/ctm, cm/karras_diffusion.py: get_weightings), which took them from consistency models (arXiv 2303.01469)."""
 
 from __future__ import annotations
 
@@ -53,6 +52,6 @@ def sq_t_inverse(t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
 
 
 def uniform_g(t: Tensor, s: Tensor, sigma_data: float, power: float = 1.0) -> Tensor:
-    """w = (1 − s/t)^(−power), s < t: undoes the factor of g in the jump, so that with power 2 squared errors of g count the
+    """w = (1 − s/t)^(−power), s < t. It cancels the factor of g in the jump: with power 2, squared errors of g count the
     same for jumps of any length. Infinite where s = t."""
     return (1 - s / t) ** -power

@@ -1,4 +1,4 @@
-"""Training without a teacher (CTM §2.5): the average of the student takes the solver's place, score matching anchors it."""
+"""Training without a teacher (sony/ctm: self_learn): the average of the student is the solver, score matching anchors it."""
 
 import time
 

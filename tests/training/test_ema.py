@@ -54,7 +54,7 @@ def test_the_exponent_is_that_of_the_relative_width(gamma):
 
 
 def test_published_widths_have_their_exponents():
-    """γ = 6.94 and 16.97 belong to σ_rel = 0.10 and 0.05 (arXiv 2312.02696, §3.1)."""
+    """γ = 6.94 and 16.97 belong to σ_rel = 0.10 and 0.05 (arXiv 2312.02696, section 3.1)."""
     assert power_exponent(0.10) == pytest.approx(6.94, abs=0.005)
     assert power_exponent(0.05) == pytest.approx(16.97, abs=0.005)
 

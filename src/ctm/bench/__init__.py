@@ -1,1 +1,1 @@
-"""The benchmark suite: comparisons made in one run, printed as tables and kept as JSON."""
+"""The benchmarks. Each compares things in one run, prints tables and keeps JSON."""

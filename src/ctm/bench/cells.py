@@ -1,4 +1,5 @@
-"""What `ctm bench samplers` measures: every sampler of `ctm.sampling` at numbers of network evaluations, on the Karras grid."""
+"""What `ctm bench samplers` measures: every sampler of `ctm.sampling` at several numbers of network evaluations, on the
+Karras grid."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ NAMES = ("gamma", "gamma_code", "two_level", *_DENOISERS)
 
 @dataclass(frozen=True)
 class Cell:
-    """A sampler (γ given for γ-sampling, else None) that makes so many evaluations of the network on the way down `levels`."""
+    """One sampler at one number of evaluations, on `levels`. gamma: for γ-sampling, else None."""
 
     sampler: str
     gamma: float | None
@@ -64,12 +65,13 @@ class Cell:
 
 
 def cells(model: RangedJumper, names: Sequence[str], evaluations: Sequence[int], gammas: Sequence[float]) -> list[Cell]:
-    """A cell for each sampler (each γ) and each number of evaluations, or the next lower number that it can make, fewest
-    evaluations first; none where it cannot.
+    """A cell for each sampler (each γ) and each number of evaluations, or the next lower number that the sampler can make.
+    Fewest evaluations come first. A sampler that cannot make so few has no cell.
 
-    γ-sampling at γ = 1 is `ctm.sampling.consistency`. A single jump adds no noise and stands once, for γ = 0. The code's form
-    differs from the paper's for γ in between alone. two_level: 2 evaluations, from half of the level between, which is where
-    γ = 0.866 stops. Denoisers need two noise levels and then step to 0. Raises ValueError for an unknown name or γ."""
+    γ-sampling at γ = 1 is `ctm.sampling.consistency`. A single jump adds no noise and is listed once, for γ = 0. The code's
+    form differs from the paper's only for γ in between. two_level: 2 evaluations, from half of the level between, where γ =
+    0.866 stops. Samplers of the denoiser need two noise levels and then step to 0. Raises ValueError for an unknown name or
+    γ."""
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
         raise ValueError(f"--samplers knows {', '.join(NAMES)}; not {', '.join(unknown) or 'none at all'}")
@@ -99,7 +101,7 @@ def _jumping(model: RangedJumper, name: str, count: int, gammas: Sequence[float]
 
 
 def _denoising(model: RangedJumper, name: str, count: int) -> list[Cell]:
-    """Levels as many as the evaluations allow, and 0, to which Heun's method steps with one evaluation."""
+    """As many levels as the evaluations allow, and 0. Heun's method steps to 0 with one evaluation."""
     points = (count + (name != "midpoint")) // 2 if name in _TWO_EACH else count
     if points < 2:
         return []

@@ -1,4 +1,4 @@
-"""Quality against the number of evaluations, from the entries of `ctm bench samplers`: curves, their table and their picture."""
+"""Curves of quality against the number of evaluations, from the entries of `ctm bench samplers`, with a table and a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TITLES = {"gamma_code": "code's form, ", "heun_churn": "heun with churn"}
 
 @dataclass(frozen=True)
 class Curve:
-    """A sampler's distances by number of evaluations, one for each seed, and the error bar of each by blocks of samples."""
+    """Distances of one sampler by number of evaluations, one for each seed, and the error bar of each by blocks of samples."""
 
     sampler: str
     gamma: float | None
@@ -33,7 +33,8 @@ class Curve:
         return title if self.gamma is None else f"{title}γ = {self.gamma:g}"
 
     def number(self, evaluations: int) -> Number:
-        """The mean over seeds with its standard error: by the seeds' scatter, or for one seed by blocks of its samples."""
+        """The mean over seeds with its standard error: from the scatter of the seeds, or, for one seed, from blocks of its
+        samples."""
         values = self.values[evaluations]
         if len(values) == 1:
             return Number(values[0], self.errors[evaluations][0])
@@ -58,7 +59,7 @@ def curves(entries: Iterable[dict[str, Any]]) -> list[Curve]:
 
 
 def table(about: dict[str, Any], found: Sequence[Curve]) -> Table:
-    """A row for each curve, a column for each number of evaluations."""
+    """A table with a row for each curve and a column for each number of evaluations."""
     columns = sorted({count for curve in found for count in curve.values})
     protocol = about["protocol"]
     result = Table(
@@ -75,7 +76,7 @@ def table(about: dict[str, Any], found: Sequence[Curve]) -> Table:
 
 
 def picture(about: dict[str, Any], found: Sequence[Curve]) -> bytes:
-    """Distance against evaluations as PNG: γ-sampling on the left, and its extremes beside the other samplers on the right."""
+    """Distance against evaluations as PNG. Left: γ-sampling. Right: its extremes beside the other samplers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,7 +112,8 @@ def _draw(axes: Any, curve: Curve, look: dict[str, Any]) -> None:
 
 
 def _finish(axes: Any, counts: set[int]) -> None:
-    """A logarithmic axis of evaluations with a tick at each power of two, one of distances where they lie far apart."""
+    """Give the plot a logarithmic axis of evaluations with a tick at each power of two, and a logarithmic axis of distances
+    if they lie far apart."""
     axes.set_xscale("log", base=2)
     ticks = [2**power for power in range(max(counts, default=1).bit_length())]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -1,4 +1,4 @@
-"""Kinds of training against each other on real images: Fréchet distances at 1, 2, 4 and 8 steps, the same budget for all."""
+"""Kinds of training compared on real images: Fréchet distances at 1, 2, 4 and 8 steps, with the same budget for all."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _PROBE = (2, 14)  # steps of the two short runs whose difference gives the secon
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared on.
+    """What is compared.
 
-    data: a set by name, whose shipped recipes NAME-ctm.yaml … are used. teacher: its model. runs: where the students' run
-    directories go. minutes: processor time of each student's training. count: samples for each distance. side: pixels the
-    feature network sees. seeds: trainings of each kind, with the seeds 0, 1, …"""
+    data: a set by name; its shipped recipes NAME-ctm.yaml … are used. teacher: its model. runs: directory of the students'
+    runs. minutes: processor time of each student's training. count: samples for each distance. side: pixels that the feature
+    network sees. seeds: number of trainings of each kind, with seeds 0, 1, …"""
 
     data: str
     teacher: Path
@@ -82,7 +82,7 @@ METHODS: dict[str, tuple[str, Callable[[list[Any]], list[Any]]]] = {
 
 
 class ImageBench:
-    """The real images under the feature network, and the measuring of models."""
+    """The real images through the feature network, and the measuring of models."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -101,16 +101,16 @@ class ImageBench:
         return torch.cat([self.features.pooled(part) for part in as_saved(x).split(_BATCH)])
 
     def floor(self) -> float:
-        """The distance between two disjoint sets of real images of `count` each."""
+        """The distance between two disjoint sets of `count` real images each."""
         return frechet_distance(self.real[: self.settings.count], self.real[self.settings.count :])
 
     def of_teacher(self) -> dict[str, Any]:
-        """The teacher by Heun with 18 levels and 0: 35 evaluations."""
+        """The numbers of the teacher, sampled by Heun's method with 18 levels and 0: 35 evaluations."""
         return {"evaluations": 35, "frechet": {"35": self._frechet(self._teacher_samples())}}
 
     def of_student(self, model: Denoiser) -> dict[str, Any]:
-        """A student at each number of steps, with γ = 0 where it can jump anywhere and γ = 1; squared distance of its
-        samples to the teacher's from the same noise."""
+        """The numbers of a student at each number of steps, with γ = 0 if it can jump anywhere, and with γ = 1; also the
+        squared distance of its samples to the teacher's from the same noise."""
         found: dict[str, Any] = {"frechet": {}, "frechet_gamma_1": {}, "mse_to_teacher": {}}
         jumps = isinstance(model, TrajectoryModel)
         for steps in STEPS:
@@ -138,7 +138,7 @@ class ImageBench:
 def run_images(
     results: Results, settings: Settings, methods: list[str], *, progress: Callable[[Any], Any] = lambda runs: runs
 ) -> None:
-    """Train and measure each method that the results do not hold yet; a run that was cut short goes on."""
+    """Train and measure each method that the results do not hold yet. An interrupted run is continued."""
     bench = ImageBench(settings)
     about = {"part": "images", "data": settings.data, "count": settings.count, "side": settings.side}
     if _name(settings, "teacher") not in results.entries:
@@ -160,7 +160,7 @@ def run_images(
 
 
 def _teacher_evaluations(directory: RunDirectory, batch_size: int) -> int:
-    """Of a whole run, from its metrics."""
+    """The teacher's evaluations in a whole run, from its metrics."""
     rows, before, total = directory.read_metrics(), 0.0, 0.0
     for row in rows:
         total += batch_size * row["teacher_evaluations_per_image"] * (row["step"] - before)
@@ -170,7 +170,7 @@ def _teacher_evaluations(directory: RunDirectory, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One method's training: the arguments of `ctm train`, its run directory, processor seconds of a step."""
+    """One method's training: the arguments of `ctm train`, the run directory, and processor seconds a step."""
 
     arguments: list[str]
     out: Path
@@ -182,8 +182,8 @@ def _name(settings: Settings, method: str, seed: int = 0) -> str:
 
 
 def _plan(settings: Settings, method: str) -> _Plan:
-    """As many steps as fit into the budget. They are kept beside the run, so that it goes on as it began. An
-    objective that starts late does so after the same share of the steps as in its recipe."""
+    """The training with as many steps as fit into the budget. The number is kept beside the run, so that the run continues
+    as it began. An objective that starts late starts after the same share of the steps as in its recipe."""
     kind, change = METHODS[method]
     recipe = RECIPES / f"{settings.data}-{kind}.yaml"
     out = settings.runs / method.replace(" ", "-").lower()
@@ -224,8 +224,8 @@ def _starting(objectives: list[Any], start: int) -> list[Any]:
 
 
 def _seconds_per_step(arguments: list[str], out: Path) -> float:
-    """Processor seconds of one training step: the difference between two short runs, so that what happens once counts
-    not."""
+    """Processor seconds of one training step: the difference between two short runs, so that what happens once does not
+    count."""
     times = []
     for steps in _PROBE:
         with tempfile.TemporaryDirectory(dir=out.parent) as place:

@@ -1,4 +1,4 @@
-"""`ctm bench matching`: soft, local and global matching, consistency models and the losses beside them, at equal budgets."""
+"""`ctm bench matching`: soft, local and global matching, consistency models and the other losses, compared at equal budgets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Run what is not in the results yet, then print the tables."""
+    """Run what the results do not hold yet, then print the tables."""
     methods = [name.strip() for name in settings.methods.split(",") if name.strip()]
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
@@ -82,7 +82,7 @@ def run(settings: Namespace) -> None:
 
 
 def tables(results: Results) -> list[Table]:
-    """The results as tables, without the halves that were not run."""
+    """The results as tables. A part that was not run has none."""
     mixture = [entry for entry in results.entries.values() if entry["part"] == "mixture"]
     images = [entry for entry in results.entries.values() if entry["part"] == "images"]
     found = []

@@ -1,4 +1,4 @@
-"""Kinds of matching against the exact flow of a Gaussian mixture, at equal teacher evaluations and at equal seconds."""
+"""Kinds of matching compared with the exact flow of a Gaussian mixture, at equal teacher evaluations and at equal seconds."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Budget:
 
 
 def mixture() -> GaussianMixture:
-    """Three overlapping components in the plane, about four standard deviations apart."""
+    """A mixture of three overlapping components in the plane, about four standard deviations apart."""
     means = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     means = 0.7 * means / means.norm(dim=1, keepdim=True)
     return GaussianMixture(means, 0.35, torch.tensor([0.25, 0.35, 0.40]))
 
 
 class Truth:
-    """The exact flow from `count` draws of noise, and noisy data at eight levels, to measure students by."""
+    """The exact flow from `count` draws of noise, and noisy data at eight levels. Students are measured with it."""
 
     def __init__(self, teacher: GaussianMixture, count: int = 2000) -> None:
         self.teacher = teacher
@@ -64,7 +64,7 @@ class Truth:
 
     @torch.no_grad()
     def errors(self, student: Jumper) -> dict[str, float]:
-        """Root mean squares, in units of the data's standard deviation: of the flow after 1, 2 and 8 jumps, of D."""
+        """Root mean square errors, in units of the data's standard deviation: of the flow after 1, 2 and 8 jumps, and of D."""
 
         def size(difference: Tensor) -> float:
             return float(difference.square().mean().sqrt()) / self.teacher.sigma_data
@@ -76,7 +76,7 @@ class Truth:
 def run_mixture(
     results: Results, *, budget: Budget, seeds: int, progress: Callable[[list[Any]], Any] = lambda runs: runs
 ) -> None:
-    """Every kind with and without denoising score matching, `seeds` seeds each; what is in the results already is passed
+    """Run every kind with and without denoising score matching, `seeds` seeds each. What the results hold already is passed
     over."""
     teacher = mixture()
     truth = Truth(teacher)
@@ -99,7 +99,7 @@ def _name(kind: str, dsm: bool, seed: int) -> str:
 def _within(
     budget: Budget, objectives: list[Objective], teacher: GaussianMixture, truth: Truth, seed: int
 ) -> dict[str, Any]:
-    """Train until both budgets are used; errors at the moment each of them is."""
+    """Train until both budgets are used. Returns the errors at the moment each budget is used."""
     found: dict[str, Any] = {}
     evaluations, used = 0, 0.0
     last = time.process_time()

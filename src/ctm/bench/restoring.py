@@ -1,4 +1,5 @@
-"""`ctm bench restoring`: super-resolution, inpainting and colourisation of real images, against estimates without a model."""
+"""`ctm bench restoring`: super-resolution, inpainting and colourisation of real images, compared with estimates without a
+model."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Measure what is not in the results yet, draw pictures, print the tables."""
+    """Measure what the results do not hold yet, draw pictures, print the tables."""
     for name in ("count", "draws"):
         if settings[name] < 2:
             raise ValueError(f"--{name} must be at least 2 for an error bar, got {settings[name]}")
@@ -87,7 +88,7 @@ def run(settings: Namespace) -> None:
 
 
 def _holds(results: Results, name: str, asked: dict[str, Any]) -> bool:
-    """Whether the entry is there. Raises ValueError for one that other settings made."""
+    """Whether the results hold the entry. Raises ValueError for an entry that other settings made."""
     held = results.entries.get(name, asked)
     other = [f"{key} {held[key]}, not {value}" for key, value in asked.items() if held[key] != value]
     if other:
@@ -102,7 +103,7 @@ def _names(asked: str | None, shape: tuple[int, ...]) -> list[str]:
 
 
 def _choice(settings: Namespace, shape: tuple[int, ...]) -> Tensor:
-    """`count` images of the set at random, or all of a smaller one."""
+    """`count` images of the set at random, or all images of a smaller set."""
     if len(shape) != 3:
         raise ValueError(f"{settings.model} is a model of vectors of {shape[0]} numbers: images are restored only")
     images = load_images(settings.data, shape[1], shape[0], settings.split)
@@ -113,11 +114,12 @@ def _choice(settings: Namespace, shape: tuple[int, ...]) -> Tensor:
 def measure(
     model: RangedDenoiser, task: Task, score: Score, evaluations: list[int], *, draws: int = 8, seed: int = 0
 ) -> tuple[dict[str, Any], Any]:
-    """A results entry: one row for each method and number of evaluations, one without a model; and a picture of the first images.
+    """(a results entry, a picture of the first images). The entry has one row for each method and number of evaluations, and
+    one without a model.
 
-    A sample of image i comes from (seed, i) alone, its further `draws` from the seeds that follow. A row: psnr, its gain over the
-    estimate without a model (paired), lpips, each [mean, standard error]; of the first images psnr_of_mean, of the mean of
-    their samples, and spread, the root of the samples' mean variance; misfit: the largest |A·x − y|."""
+    A sample of image i depends on (seed, i) only; its further `draws` take the next seeds. A row has psnr, its paired gain
+    over the estimate without a model, and lpips, each [mean, standard error]; for the first images psnr_of_mean, of the mean
+    of their samples, and spread, the root of the samples' mean variance; and misfit, the largest |A·x − y|."""
     y = task.operator.A(score.truth)
     plain = task.estimate(y)
     rows = [{"method": task.plain, "evaluations": 0} | score(plain, plain) | {"misfit": _misfit(task, plain, y)}]
@@ -145,7 +147,7 @@ def measure(
 
 
 def _scale(images: Tensor) -> int:
-    """Whole pixels for one: at least 3 a pixel, images about 96 wide."""
+    """Enlargement in whole pixels: at least 3 for a pixel, for images about 96 wide."""
     return max(3, 96 // images.shape[-1])
 
 
@@ -162,7 +164,7 @@ def _of_several(samples: Tensor, score: Score) -> dict[str, Any]:
 
 
 def table(entry: dict[str, Any]) -> Table:
-    """One task's rows."""
+    """The rows of one task."""
     title = f"{entry['task']}: {entry['model']}, {entry['count']} images of {entry['data']}"
     result = Table("", "evaluations", "PSNR, dB", "gain, dB", "LPIPS", "PSNR of the mean", "spread", title=title)
     for row in entry["rows"]:

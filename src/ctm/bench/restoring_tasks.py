@@ -1,4 +1,5 @@
-"""Images that are known in part: what is asked, the estimate without a model, the ways to restore with one, and the score."""
+"""Images of which a part is known: what is measured, the estimate without a model, the ways to restore with a model, and the
+score."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _MASK = 2**32  # the number of an image that no data set reaches: the mask's ran
 
 @dataclass(frozen=True)
 class Task:
-    """operator: what is measured. plain: the words for the estimate without a model, and its images of a measurement y."""
+    """operator: what is measured. plain: the name of the estimate without a model, and its images for a measurement y."""
 
     name: str
     operator: LinearOperator
@@ -36,9 +37,10 @@ class Task:
 
 
 def make_tasks(names: list[str], shape: tuple[int, ...], factor: int, seed: int) -> list[Task]:
-    """The tasks `names` for images (C, H, W); inpainting is two: of a centre square of half the side, and of a random half of the
-    pixels, the same for all images. Raises ValueError for an unknown name, a factor that leaves no pixel, and colours of grey
-    images."""
+    """The tasks `names` for images (C, H, W). Inpainting is two tasks: a centre square of half the side, and a random half
+    of the pixels, the same for all images.
+
+    Raises ValueError for an unknown name, for a factor that leaves no pixel, and for colourisation of grey images."""
     channels, height, width = shape
     if not 2 <= factor <= min(height, width):
         raise ValueError(f"--factor must be from 2 to {min(height, width)}, the images' side, got {factor}")
@@ -78,7 +80,8 @@ def _filling(name: str, known: Tensor) -> Task:
 
 @dataclass(frozen=True)
 class Method:
-    """restore(model, task, y, evaluations, seed) -> images; evaluations: the fewest; jumps: whether the model needs a jump."""
+    """restore(model, task, y, evaluations, seed) -> images. evaluations: the smallest number. jumps: whether the model must
+    jump."""
 
     restore: Callable[[Any, Task, Tensor, int, int], Tensor]
     evaluations: int = 1
@@ -110,10 +113,10 @@ METHODS = {
 
 
 class Score:
-    """Restored images against the true ones (B, C, H, W): means over the images with their standard errors.
+    """Restored images compared with the true ones (B, C, H, W): means over the images with their standard errors.
 
-    LPIPS is the shift-tolerant one over AlexNet, at 64 pixels for images up to 64, else 224, of the first 40 images, as it
-    takes longer than the restoring; left out where its package is."""
+    LPIPS is the shift-tolerant one over AlexNet, at 64 pixels for images up to 64, else 224. It uses the first 40 images,
+    because it takes longer than the restoring. It is left out if its package is not installed."""
 
     def __init__(self, truth: Tensor) -> None:
         self.truth = truth
@@ -121,14 +124,14 @@ class Score:
         self.perceptual = LPIPS(side, "alex") if importlib.util.find_spec("stlpips_pytorch") else None
 
     def psnr(self, made: Tensor) -> Tensor:
-        """dB of each image (B,), clamped to [−1, 1]; an error below that of rounding to 8 bits, (2/255)²/12, counts as that, 58.9
-        dB, so that few images that are nearly known do not make the mean."""
+        """PSNR in dB of each image (B,), clamped to [−1, 1]. An error below the rounding to 8 bits, (2/255)²/12, counts as
+        this error, 58.9 dB, so that a few images that are nearly known do not determine the mean."""
         mse = (made.clamp(-1, 1) - self.truth[: len(made)]).square().flatten(1).mean(dim=1)
         return psnr(mse.clamp(min=(2 / 255) ** 2 / 12))
 
     @torch.no_grad()
     def __call__(self, made: Tensor, plain: Tensor) -> dict[str, Any]:
-        """psnr, lpips, and psnr_gain over the images `plain`, of the same truth: each [mean, standard error]."""
+        """psnr, lpips, and psnr_gain over the images `plain` of the same truth: each [mean, standard error]."""
         found = {"psnr": _mean(self.psnr(made)), "psnr_gain": _mean(self.psnr(made) - self.psnr(plain))}
         if self.perceptual is not None:
             found["lpips"] = _mean(self.perceptual(made[:_LOOKED_AT].clamp(-1, 1), self.truth[:_LOOKED_AT]))

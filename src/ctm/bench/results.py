@@ -1,4 +1,4 @@
-"""A benchmark's results file: one entry for each finished run, added as it finishes."""
+"""The results file of a benchmark. Each finished run adds one entry."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Results"]
 
 
 class Results:
-    """Entries by name in a JSON file, each with what it was measured on. go_on: keep what the file holds already.
+    """Entries by name in a JSON file, each with the machine it was measured on. go_on: keep what the file holds already.
 
-    Raises ValueError where the file exists and go_on is false: a result is not overwritten by accident; ValueError or OSError
-    where it cannot be written."""
+    Raises ValueError if the file exists and go_on is false, so that a result is not overwritten by accident. Raises
+    ValueError or OSError if the file cannot be written."""
 
     def __init__(self, path: Path, *, go_on: bool) -> None:
         check_place(path)
@@ -43,7 +43,7 @@ class Results:
 
 
 def _where() -> dict[str, Any]:
-    """Date, commit, processor and torch of a measurement."""
+    """Date, commit, processor and torch version of a measurement."""
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),
@@ -54,7 +54,7 @@ def _where() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the sources in use, with + where they are changed; None outside a repository."""
+    """The commit of the sources in use, with + if they are changed; None outside a repository."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent

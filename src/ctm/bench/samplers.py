@@ -65,7 +65,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Measure what the results do not hold yet; then the table and the picture."""
+    """Measure what the results do not hold yet, then print the table and draw the picture."""
     path = Path(settings.out)
     results = Results(path, go_on=settings["continue"])
     instead = "the samplers are compared on a CTM"
@@ -104,7 +104,7 @@ def run(settings: Namespace) -> None:
 
 
 def _start(results: Results, name: str, model: AnyModel, judge: Judge) -> None:
-    """What is measured on, written down, or compared with what is written. Raises ValueError where they differ."""
+    """Write down what is measured on, or compare it with what is written. Raises ValueError where they differ."""
     about = {
         "model": name,
         "checksum": checksum_of(model),
@@ -120,8 +120,8 @@ def _start(results: Results, name: str, model: AnyModel, judge: Judge) -> None:
 
 
 def measure(judge: Judge, model: AnyModel, cell: Cell, seed: int) -> dict[str, Any]:
-    """The Fréchet distance of a cell's samples, as `ctm evaluate` finds it, its error bar by blocks of them, its limit for many
-    samples where there is one, and milliseconds of the sampler for an image."""
+    """The Fréchet distance of a cell's samples, as `ctm evaluate` computes it, its error bar by blocks, its limit for many
+    samples if there is one, and milliseconds of the sampler for an image."""
     labels = labels_of(judge, model, seed)
     device = judge.processes.device
     source = ModelSource(model, judge.images, cell.levels, cell.method, labels, seed, device)

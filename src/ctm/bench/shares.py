@@ -1,4 +1,4 @@
-"""`ctm bench evaluate`: how much of an evaluation's time is spent in the generator and the feature networks."""
+"""`ctm bench evaluate`: the share of an evaluation's time that is spent in the generator and the feature networks."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def parser() -> Parser:
 def measure_shares(
     model: str, data: str, features: str, steps: list[int], count: int, teacher: str | None = None
 ) -> dict[str, Any]:
-    """Seconds by stage over all rows, the wall clock's seconds from the first sample to the last file, and the share of these
-    in the generator and the feature networks."""
+    """Where the time of an evaluation goes. seconds: by stage, over all rows. total: wall-clock seconds from the first
+    sample to the last file. share: the part of total in the generator and the feature networks."""
     subject = subject_of("model", model, load_model(model))
     channels, size, _ = subject.model.shape
     plans = make_plans(subject, steps=steps)
@@ -71,7 +71,7 @@ def measure_shares(
 
 
 def run(settings: Namespace) -> None:
-    """Measure, keep, print."""
+    """Measure, keep the results, print them."""
     results = Results(Path(settings.out), go_on=settings["continue"])
     steps = numbers(settings.steps, int, "--steps")
     found = measure_shares(settings.model, settings.data, settings.features, steps, settings.count, settings.teacher)

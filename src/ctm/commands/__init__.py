@@ -1,1 +1,1 @@
-"""The commands of `ctm`, one file each: `parser()` and `run(settings)`."""
+"""The commands of `ctm`, one file for each. Each has `parser()` and `run(settings)`."""

@@ -1,4 +1,4 @@
-"""Benchmarks: comparisons made in one run."""
+"""`ctm bench`: benchmarks. Each compares things in one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def parser() -> Parser:
 
 
 def add_subcommands(own: Parser) -> None:
-    """The benchmarks, once the command itself has its place: jsonargparse wants subcommands in the order of their levels."""
+    """Add one subcommand for each benchmark. It is called after the command itself has its place, because jsonargparse adds
+    subcommands level by level."""
     names = own.add_subcommands(required=True, dest="benchmark")
     for name, module in _BENCHMARKS.items():
         benchmark = module.parser()

@@ -33,7 +33,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Print the tables."""
+    """Print one table of all rows, and one of the significant differences."""
     results = [(name, read_result(Path(name))) for name in settings.results]
     comparisons = compare(results)
     console = text_console(wide=True)
@@ -53,7 +53,7 @@ def run(settings: Namespace) -> None:
 
 
 def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:
-    """All rows of all results with the numbers that any of them has."""
+    """The rows of all results for the table, with every number that some row has."""
     shown = ("frechet", "kid", "precision", "recall", "label_accuracy", "mse_to_teacher")
     rows = [(name, row) for name, result in results for row in result["rows"]]
     names = [metric for metric in shown if any(metric in row["numbers"] for _, row in rows)]

@@ -49,7 +49,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Convert one way or the other; say what was found, what the file told, and each value assumed."""
+    """Convert one way or the other. Print what was found, what the file says, and each value that was set or assumed."""
     source, out = Path(settings.checkpoint), Path(settings.out)
     _check_target(out)
     given = parse_settings(settings["set"] or ())
@@ -76,7 +76,7 @@ def run(settings: Namespace) -> None:
 
 
 def _check_target(out: Path) -> None:
-    """Nothing that is there is written over."""
+    """Raises ValueError where `out` exists: nothing is overwritten."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir()) and suffix_of(out) not in _OFFICIAL):
         raise ValueError(f"{out} is there already: give a new name, or remove it first")
     check_place(out)

@@ -1,4 +1,4 @@
-"""The main job on real digits, end to end: teacher, CTM, and a report with pictures."""
+"""`ctm demo`: a teacher and a CTM of real digits, trained and compared, and a report with pictures."""
 
 from __future__ import annotations
 

@@ -48,12 +48,14 @@ def parser() -> Parser:
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
-    result.add_argument("--teacher", type=str, default=None, help="its row is added; MSE and PSNR are to its samples")
-    result.add_argument("--num", type=int, default=10_000, help="samples of each row")
+    result.add_argument(
+        "--teacher", type=str, default=None, help="also evaluate this teacher; MSE and PSNR compare with its samples"
+    )
+    result.add_argument("--num", type=int, default=10_000, help="number of samples of each row")
     result.add_argument("--steps", type=str, default=None, help="jumps: 1,2,4; or noise levels of other samplers: 18")
     result.add_argument("--gamma", type=str, default=None, help="γ of the jumps, one or several: 0,0.5,1 (default: 0)")
     result.add_argument(
-        "--grid", type=str, default=None, help="karras: not the levels that ctm tune chose, with their γ"
+        "--grid", type=str, default=None, help="karras: the plain grid, not the levels and γ that ctm tune chose"
     )
     result.add_argument(
         "--sampler", type=str, default=None, help="gamma, euler, heun or dpmpp_2m (default as in sample)"
@@ -65,15 +67,15 @@ def parser() -> Parser:
         "--side",
         type=int,
         default=None,
-        help="pixels at which it looks (default: 64 for images up to 64, else its own)",
+        help="size in pixels of its input (default: 64 for images up to 64, else its own)",
     )
     result.add_argument("--rows", type=int, default=2000, help="features kept for KID, CMMD, precision, recall …")
     result.add_argument(
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
-    result.add_argument("--likelihood", type=int, default=0, help="data images whose bits/dim the models are asked for")
+    result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
     result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
-    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
+    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
     add_device_option(result)
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
@@ -81,7 +83,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Evaluate everything asked for, print the table, write the files."""
+    """Evaluate every model and sample set of the settings, print the table and write the files."""
     if settings.model is None and settings.samples is None:
         raise ValueError("nothing to evaluate: give a model, or --samples with a folder or .npz of images")
     if settings.likelihood < 0 or settings.batch_size < 1:
@@ -121,7 +123,7 @@ def run(settings: Namespace) -> None:
 
 
 def _plans(settings: Namespace) -> list[Plan]:
-    """What is to be sampled, checked before anything is computed."""
+    """The plans of all rows to sample. Everything is checked before anything is computed."""
     if settings.model is None:
         if settings.teacher is not None or settings.steps is not None or settings.cfg is not None:
             raise ValueError("--teacher, --steps and --cfg belong to a model, and none is given")
@@ -140,7 +142,7 @@ def _plans(settings: Namespace) -> list[Plan]:
 
 
 def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -> None:
-    """Raises ValueError where labels are taken from the data and a model does not know a class of theirs."""
+    """Raises ValueError if labels are drawn from the data and a model does not know one of these classes."""
     for plan in plans:
         who = f"the {plan.record['role']}"
         shared_classes(
@@ -149,7 +151,7 @@ def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -
 
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
-    """Side and channels to which the data are brought: the model's, or the samples'."""
+    """(side, channels) to which the data are brought: the model's, or the samples'."""
     shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"an evaluation looks at square pictures of 1 or 3 channels, and these are {shape}")
@@ -159,7 +161,8 @@ def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
 
 
 def _processes(device: str | None) -> Processes:
-    """This process among those of a launcher. Raises ValueError where it was to start others and has not."""
+    """This process and its number among the launcher's processes. Raises ValueError where a launcher was to start several
+    processes and has not."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state.num_processes, "evaluate")
     place = state.device if device is None else usable_device(device)
@@ -169,7 +172,7 @@ def _processes(device: str | None) -> Processes:
 def _with_likelihood(
     judge: Judge, plans: Sequence[Plan], rows: list[Row], settings: Namespace, progress: Progress
 ) -> list[Row]:
-    """The rows with bits/dim, which a model has once and all its rows show."""
+    """The rows with bits per dimension added. A model is measured once, and all its rows show the number."""
     if settings.likelihood == 0:
         return rows
     subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
@@ -190,7 +193,7 @@ def _with_likelihood(
 
 
 def _finish(judge: Judge, rows: list[Row], out: Path) -> None:
-    """The files and the table."""
+    """Write the files and print the table."""
     about = environment(judge.processes.device, judge.processes.count)
     result = write_result(out, judge.protocol, about, judge.reference, rows)
     console = text_console(wide=True)

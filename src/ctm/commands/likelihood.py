@@ -67,7 +67,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Measure batch by batch, then print the table."""
+    """Measure the images batch by batch, then print the table."""
     model = load_model(settings.model)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(f"{settings.model} is a model of shape {model.shape}: bits per dimension need square images")
@@ -106,7 +106,7 @@ def _drawn_in_words(count: int, images: Images, settings: Namespace) -> str:
 
 
 def _labels_for_all(text: str, model: AnyModel) -> np.ndarray | None:
-    """The class that --labels names for all images, None for own and none."""
+    """The class that --labels names for all images; None for `own` and `none`."""
     if text in ("own", "none"):
         if text in model.class_names:
             raise ValueError(f"--labels {text}: a class of the model has this name, too: give its number")
@@ -118,7 +118,7 @@ def _labels_for_all(text: str, model: AnyModel) -> np.ndarray | None:
 
 
 def _own_labels(model: AnyModel, images: Images) -> np.ndarray | None:
-    """The images' labels in the model's numbers, None where the data or the model have no classes."""
+    """The images' labels in the model's numbers; None where the data or the model have no classes."""
     if images.labels is not None and not model.num_classes:
         tell(["the labels are not used, for the model knows no classes"], images.name)
     if images.labels is None or not model.num_classes:
@@ -129,12 +129,12 @@ def _own_labels(model: AnyModel, images: Images) -> np.ndarray | None:
 
 
 def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
-    """The baseline of the images drawn, its histograms from the whole set."""
+    """The histogram baseline of the drawn images. Its histograms come from the whole set."""
     return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
 def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
-    """The numbers of the model."""
+    """The model's numbers over the images, as --out keeps them."""
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []
     for start in tracked(starts, "likelihood", unit="batches"):

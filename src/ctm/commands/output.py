@@ -1,4 +1,5 @@
-"""Samples into files as they are made: a directory of PNG files, or an .npz, which a later run goes on with; or one picture."""
+"""Samples into files while they are made: a directory of PNG files, an .npz, or one picture. A later run continues a
+directory or an .npz."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with o
 
 
 def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
-    """Raises ValueError for a target that cannot hold the samples, before any is made."""
+    """Raises ValueError for a target that cannot hold the samples. Call it before any sample is made."""
     if suffix_of(out) in (".npz", ".png") and out.is_dir():
         raise ValueError(f"--out {out} is a directory: give another name for the file")
     if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
@@ -55,10 +56,10 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
 
 
 def finished_samples(out: Path, about: dict[str, Any]) -> int:
-    """How many samples, from the first on, an earlier run with the record `about` has written to `out`.
+    """Number of samples, from the first on, that an earlier run with the record `about` has written to `out`.
 
-    In a directory --num may have been another; what an .npz was begun with for another number is made anew. Raises ValueError
-    for a directory with samples of other settings, or without a record of them."""
+    A directory may have been written with another --num. An .npz that was begun with another --num is made again. Raises
+    ValueError for a directory with samples of other settings, or with pictures and no record."""
     if suffix_of(out) == ".png":
         return 0
     if suffix_of(out) == ".npz":
@@ -91,10 +92,11 @@ def write_samples(
     start: int = 0,
     columns: int | Literal["class"] | None = None,
 ) -> None:
-    """A directory of 000000.png … and sample.json, one grid, or an .npz with arr_0 and arr_1.
+    """Write the samples: a directory of 000000.png … and sample.json, one grid of pictures, or an .npz with arr_0 and arr_1.
 
-    batches: of the samples from number `start` on, at most finished_samples; of these none is written again. columns: of the
-    grid, "class": one for each class; None: ten where the labels fill rows of ten, else as many as rows."""
+    batches: the samples from number `start` on. start may be less than `finished_samples`; a picture that is there already
+    is not written again. columns: of the grid; "class" gives one column to each class; None gives ten columns where the
+    labels fill rows of ten, else a square."""
     if suffix_of(out) == ".png":
         save_picture(_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
     elif suffix_of(out) == ".npz":
@@ -113,7 +115,7 @@ def _grid(images: Tensor, labels: list[int], columns: int | Literal["class"] | N
 
 
 def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
-    """The record first, then each picture that is not there, whole under its name or not at all."""
+    """Write the record, then each picture that is missing. A picture appears under its name only when it is whole."""
     out.mkdir(parents=True, exist_ok=True)
     _write_record(out, about)
     index = start
@@ -128,8 +130,10 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any],
 
 
 def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
-    """arr_0: uint8 (N, H, W, C) for pictures, float for other data; arr_1: labels where there are any; sample.json, which
-    np.load passes over. The rows are gathered in FILE.npz.partial/arr_0.npy and packed at the end."""
+    """Write an .npz. arr_0 is uint8 (N, H, W, C) for pictures and float for other data; arr_1 holds the labels, if any;
+    np.load ignores sample.json.
+
+    The rows are gathered in FILE.npz.partial/arr_0.npy and packed at the end."""
     partial = _partial(out)
     if start == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -153,9 +157,10 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
 
 
 def sampling_record(source: Path) -> dict[str, Any]:
-    """How `ctm sample` made a directory or .npz, by the names of an evaluation's record; nothing for samples of others.
+    """The settings with which `ctm sample` made a directory or .npz, under the names of an evaluation's record. Empty for
+    other samples.
 
-    Raises ValueError for a record that is no JSON, longer than 16 MB or nested deeper than 50."""
+    Raises ValueError for a record that is not JSON, is longer than 16 MB or is nested deeper than 50."""
     try:
         about = _record(source, "give the samples without it") if source.is_dir() else _packed_record(source)
         if about is None:
@@ -169,7 +174,7 @@ def sampling_record(source: Path) -> dict[str, Any]:
 
 
 def _packed_record(source: Path) -> dict[str, Any] | None:
-    """What sample.json in an .npz says; None where there is none. No more of it is inflated than a record may have."""
+    """The contents of sample.json in an .npz, None where there is none. At most 16 MB of it are inflated."""
     name = f"{source} ({_RECORD})"
     try:
         with zipfile.ZipFile(source) as archive:
@@ -187,7 +192,7 @@ def _packed_record(source: Path) -> dict[str, Any] | None:
 
 
 def _append(path: Path, rows: np.ndarray, start: int, num: int) -> None:
-    """Put rows at number `start` of an .npy file of num rows, cutting off what may lie behind."""
+    """Write rows at number `start` of an .npy file of num rows. Anything behind them is cut off."""
     if start == 0:
         with path.open("wb") as file:
             description = np.lib.format.header_data_from_array_1_0(rows)
@@ -202,14 +207,14 @@ def _append(path: Path, rows: np.ndarray, start: int, num: int) -> None:
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an .npy file; the file then stands at its first row."""
+    """(shape, dtype) of an .npy file. The file then stands at its first row."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
 
 
 def _rows(path: Path) -> int:
-    """How many whole rows an unfinished .npy file holds; 0 for one with no whole header."""
+    """Number of whole rows in an unfinished .npy file; 0 where its header is not whole."""
     try:
         with path.open("rb") as file:
             shape, dtype = _header(file)
@@ -220,12 +225,12 @@ def _rows(path: Path) -> int:
 
 
 def _partial(out: Path) -> Path:
-    """Where the samples of an .npz are gathered."""
+    """The directory in which the samples of an .npz are gathered."""
     return out.with_name(f"{out.name}.partial")
 
 
 def _record(folder: Path, remedy: str = "use another directory") -> dict[str, Any] | None:
-    """What sample.json in a folder says; None where there is none. Raises ValueError for one that cannot be read."""
+    """The contents of sample.json in a folder, None where there is none. Raises ValueError for a file that cannot be read."""
     try:
         kept = read_json(folder / _RECORD, _LONGEST)
     except FileNotFoundError:
@@ -242,8 +247,8 @@ def _write_record(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    """The entries in which two records make other samples. Their number does not count, nor the name of the model, whose
-    weights do; lists with a value for each sample are compared as far as both go."""
+    """Names of the entries in which two records would give other samples. `num` does not count. `model` does not count
+    either, because the weights do. Lists with one value for each sample are compared up to the shorter length."""
     asked = json.loads(json.dumps(about))
     differing = []
     for name in asked:

@@ -45,8 +45,8 @@ def run(settings: Namespace) -> None:
 
 
 def command_of(path: Path) -> str:
-    """The command that trains by a recipe, with a place for what the recipe leaves open. Raises ValueError for a file that is no
-    recipe."""
+    """The command line that trains by a recipe, with a placeholder for what the recipe leaves open. Raises ValueError for a
+    file that is not a recipe."""
     recipe = read_yaml(path)
     try:
         data = str(recipe["data"]["name"])
@@ -60,7 +60,7 @@ def command_of(path: Path) -> str:
 
 
 def _listing() -> list[str]:
-    """The shipped recipes by group, teachers first; each with the first line of its file."""
+    """The shipped recipes by group, teachers first, each with the first line of its file."""
     paths = sorted(RECIPES.glob("*.yaml"), key=lambda path: (not path.stem.endswith("teacher"), path.stem))
     lines: list[str] = []
     for beginnings, heading in _GROUPS.items():

@@ -109,7 +109,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Sample and write, batch by batch."""
+    """Draw samples and write them, batch by batch."""
     model = load_model(settings.model)
     name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
@@ -158,7 +158,8 @@ def run(settings: Namespace) -> None:
 
 
 def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
-    """The grid that the model keeps for this, where nothing else was asked for: no grid, no guidance, no other γ or form."""
+    """The grid that the model keeps for this number of steps. None if the settings ask for a grid, guidance, another γ or
+    another form."""
     if name != "gamma" or settings.grid is not None or settings.cfg is not None or settings.form != "paper":
         return None
     return tuned_for(model, 1 if settings.steps is None else settings.steps, settings.gamma)
@@ -167,7 +168,7 @@ def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
 def _about(
     settings: Namespace, name: str, num: int, grid: Tensor, labels: Tensor | None, seed: int | list[int]
 ) -> dict[str, Any]:
-    """What sample.json keeps."""
+    """The record that sample.json keeps."""
     return {
         "model": str(settings.model),
         "num": num,
@@ -219,7 +220,7 @@ def _named(settings: Namespace, fields: dict[str, np.ndarray]) -> dict[str, str]
 def _number(
     settings: Namespace, cycle: list[int] | None, seeds: list[int] | None, fields: dict[str, np.ndarray]
 ) -> int:
-    """How many samples are asked for."""
+    """The number of samples to make."""
     if seeds is None:
         rows = len(cycle) if cycle else len(next(iter(fields.values()))) if fields else 16
         return settings.num if settings.num is not None else rows
@@ -235,7 +236,7 @@ def _number(
 def _sampler(
     model: AnyModel, name: str, settings: Namespace, tuned: TunedGrid | None = None
 ) -> tuple[Tensor, Callable[..., Tensor]]:
-    """The grid and the sampler that were asked for, or the tuned ones."""
+    """(grid, sampler) as the settings ask, or the tuned ones."""
     if tuned is not None:
         return tuned.grid(torch.float64), partial(sampling.gamma, gamma=tuned.gamma)
     if name not in _SAMPLERS:

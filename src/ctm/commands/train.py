@@ -20,7 +20,7 @@ __all__ = ["parser", "run"]
 
 
 def run(settings: Namespace) -> None:
-    """Train, then say where the model and the newest picture are; or measure a step, with --dry-run."""
+    """Train, then print where the model and the newest sample grid are. With --dry-run, measure a step and print its cost."""
     try:
         _run(settings)
     except (KeyboardInterrupt, SystemExit) as stop:  # all processes stop at the same step
@@ -31,10 +31,10 @@ def run(settings: Namespace) -> None:
 
 
 def _leave_group() -> None:
-    """End the group of processes: where its threads outlive the interpreter, they abort it now and then.
+    """End the group of processes. If its threads outlive the interpreter, they sometimes abort it.
 
-    The data-parallel wrapper must be gone by then. If it were the last to hold the group, the group's end would wait with
-    Python's lock for threads that wait for the lock."""
+    The data-parallel wrapper must be deleted before. If it were the last to hold the group, the group's end would hold
+    Python's lock and wait for threads that wait for this lock."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()
         torch.distributed.destroy_process_group()

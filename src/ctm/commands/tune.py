@@ -67,7 +67,7 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Tune, print the table, write the grids that are better."""
+    """Tune a grid for each number of steps, print the table, and write the grids that are better."""
     steps = numbers(settings.steps, int, "--steps")
     gammas = _GAMMAS if settings.gamma == "tune" else numbers(settings.gamma, float, "--gamma")
     _check(settings, gammas)
@@ -97,7 +97,7 @@ def _listed(kept: dict[int, TunedGrid]) -> str:
 
 
 def _check(settings: Namespace, gammas: list[float]) -> None:
-    """Raises ValueError for settings that do not go together."""
+    """Raises ValueError for settings that contradict each other."""
     if settings.measure not in ("flow", "frechet"):
         raise ValueError(f"--measure must be flow or frechet, got {settings.measure!r}")
     if settings.seed < 0:
@@ -132,7 +132,7 @@ def _measure(model: AnyModel, settings: Namespace) -> GridMeasure:
 
 
 def _directory(model: str) -> Path:
-    """Where the model's files are, a hub repository's in the hub's cache."""
+    """The directory of the model's files; for a hub repository, its place in the hub's cache."""
     local = Path(model)
     if local.is_dir():
         return local if (local / CONFIG).is_file() else local / "model"
@@ -140,7 +140,7 @@ def _directory(model: str) -> Path:
 
 
 def _target(out: str | None, source: Path) -> Path:
-    """The directory to be written. Raises ValueError where it holds other things."""
+    """The directory to write. Raises ValueError where it holds other things."""
     if out is None:
         if "snapshots" in source.parts:
             raise ValueError("a model from the hub is not written to where it is: give --out, a new directory")
@@ -152,7 +152,7 @@ def _target(out: str | None, source: Path) -> Path:
 
 
 def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
-    """The grids into config.json, its other entries as they are; a new directory gets the weights, too."""
+    """Write the grids into config.json and leave its other entries unchanged. A new directory gets the weights too."""
     if out.resolve() == source.resolve():
         with run_locked(out.parent):
             write_whole(out / CONFIG, _config(source, grids))
@@ -175,7 +175,7 @@ def _shown(bar: JobBar) -> Callable[[int, float], object]:
 
 
 def _print(found: list[TunedGrid]) -> None:
-    """The table of before and after."""
+    """Print the table of the measure before and after."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("steps", "Karras", "tuned", "gain", "γ", "levels"):
         table.add_column(column, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The arrays of an .npz file, whose names, types and sizes are known before any of it is inflated."""
+"""The arrays of an .npz file. Names, types and sizes are known before anything is inflated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, OverflowError,
 
 @dataclass(frozen=True)
 class Header:
-    """Shape, type and bytes of an array, and where it lies."""
+    """Shape, type and bytes of an array, and its place in the file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -44,11 +44,11 @@ class Header:
 
 
 class Archive:
-    """An .npz file. headers: of its arrays by name, without those of Python objects, whose names are in `objects`.
+    """An .npz file. headers: of its arrays by name. objects: names of arrays of Python objects, which are not read.
 
-    Nothing of an array is inflated before `read`, and then at most what the limit of `ctm.data.limits` allows, counted over
-    all that is read. Raises FileNotFoundError, and ValueError for a file that is no zip of plain arrays, in which parts overlap
-    or a name stands twice, or whose headers do not agree with its sizes."""
+    Nothing of an array is inflated before `read`. All reads together may inflate what the limit of `ctm.data.limits` allows.
+    Raises FileNotFoundError, and ValueError for a file that is no zip of plain arrays, whose parts overlap, that has a name
+    twice, or whose headers do not agree with its sizes."""
 
     def __init__(self, path: Path, max_gb: float | None = None) -> None:
         self.path, self.max_gb = path, max_gb
@@ -90,7 +90,7 @@ class Archive:
         self.headers[name] = header
 
     def read(self, name: str) -> np.ndarray:
-        """The array of that name. Raises ValueError where it, with those read before, is larger than the limit."""
+        """The array of that name. Raises ValueError where it is larger than the limit, together with the arrays read before."""
         header = self.headers[name]
         self._read += header.nbytes
         check_size(f"{self.path} ({name}, {header})", self._read, self._bytes, self.max_gb)
@@ -105,7 +105,7 @@ class Archive:
 
 
 def _check_places(archive: zipfile.ZipFile) -> None:
-    """Raises ValueError where parts of the zip overlap: one part would be inflated again and again under many names."""
+    """Raises ValueError where parts of the zip overlap. One part could be inflated again and again under many names."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
     starts = [member.header_offset for member in members]
     for member, following in zip(members, [*starts[1:], archive.start_dir], strict=True):
@@ -114,7 +114,7 @@ def _check_places(archive: zipfile.ZipFile) -> None:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and type of an array, and where its values begin."""
+    """Shape and type of an array, and the place where its values begin."""
     start = file.read(8)
     if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02"):
         raise ValueError("a part of it is no array of numpy's format 1 or 2")

@@ -62,7 +62,7 @@ def load_npz(
 
 
 def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ...]) -> str | None:
-    """The name of an array: the one asked for, or the first of the known ones that is there."""
+    """The name of an array: the one asked for, or the first known name that is in the file."""
     if asked is None:
         return next((name for name in known if name in archive.headers), None)
     if asked in archive.objects:
@@ -75,7 +75,7 @@ def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ..
 
 
 def _check_images(path: Path, name: str, header: Header) -> int:
-    """How many images an array holds, by its header."""
+    """Number of images in an array, by its header."""
     shape = header.shape
     if header.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or min(shape) < 1:
         raise ValueError(
@@ -85,7 +85,7 @@ def _check_images(path: Path, name: str, header: Header) -> int:
 
 
 def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
-    """Labels, read where their header says that they can be."""
+    """The labels, read if their header allows it."""
     header = archive.headers[name]
     if not could_be_labels(header.shape, header.dtype.kind, count):
         raise ValueError(
@@ -95,7 +95,7 @@ def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
 
 
 def _class_names(archive: Archive, largest: int) -> list[str]:
-    """The texts of the array class_names."""
+    """The texts of the array `class_names`."""
     header = archive.headers[_NAMES]
     if header.dtype.kind not in "US" or len(header.shape) != 1 or header.shape[0] <= largest:
         raise ValueError(
@@ -105,7 +105,7 @@ def _class_names(archive: Archive, largest: int) -> list[str]:
 
 
 def _others(archive: Archive, used: set[str | None], count: int, unlabelled: bool) -> list[str]:
-    """Lines of the arrays that are not read."""
+    """Lines that name the arrays that are not read."""
     left = {name: header for name, header in archive.headers.items() if name not in used}
     able = [name for name, header in left.items() if could_be_labels(header.shape, header.dtype.kind, count)]
     lines = []
@@ -117,7 +117,7 @@ def _others(archive: Archive, used: set[str | None], count: int, unlabelled: boo
 
 
 def without_labels(able: list[str]) -> str:
-    """The line of a file whose labels have a name that is not known."""
+    """The line for a file whose labels have an unknown name."""
     return (
         f"used without labels; the file has {', '.join(able)}; {option('label', able[0])} takes "
         f"{'it' if len(able) == 1 else 'the first'}"
@@ -125,8 +125,10 @@ def without_labels(able: list[str]) -> str:
 
 
 def fit_arrays(images: Images, size: int | None, channels: int | None, max_gb: float | None = None) -> Images:
-    """The same set at another size or channel count, each image through the rule of `ctm.data.resize`. Raises ValueError for
-    images that are not square where no size is given, and for a result larger than the limit of `ctm.data.limits`."""
+    """The same set at another size or channel count, each image by the rule of `ctm.data.resize`.
+
+    Raises ValueError for images that are not square where no size is given, and for a result larger than the limit of
+    `ctm.data.limits`."""
     own, height, width = images.shape
     if size is None and height != width:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labels and the names of classes: read from columns and arrays, shown with their numbers, matched between data and model."""
+"""Labels and class names: read from columns and arrays, shown with their numbers, matched between data and model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _SHOWN = 12
 
 
 def listed_classes(names: Sequence[str]) -> str:
-    """ "0 Activities, 1 Flags, …, 999 zebra": the first eleven and the last where there are more than twelve."""
+    """A text such as "0 Activities, 1 Flags, …, 999 zebra". If there are more than twelve classes, it has the first eleven
+    and the last."""
     if list(names) == [str(number) for number in range(len(names))] and len(names) > 1:
         return f"0 … {len(names) - 1}"
     numbered = [f"{number} {name}" for number, name in enumerate(names)]
@@ -26,15 +27,15 @@ def listed_classes(names: Sequence[str]) -> str:
 
 
 def could_be_labels(shape: Sequence[int], kind: str, count: int) -> bool:
-    """Whether an array or column of `count` rows could be labels: one whole number or text for each image (numpy's kind)."""
+    """Whether an array or column of `count` rows could be labels: one whole number or text for each image. kind: numpy's."""
     return tuple(shape) in ((count,), (count, 1)) and kind in "iuUSO"
 
 
 def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray | None, list[str], list[str]]:
-    """Labels int64 (count,) with −1 for none, names of classes where the values are texts, and notes.
+    """(labels int64 (count,), class names, notes). −1 is no label. The names are empty unless the values are texts.
 
-    Whole numbers are labels as they are, −1 (or a missing value) is none; texts become classes in natural order, an empty one
-    is none. Without a label for any image: None. Raises ValueError, calling the values `name`, for others."""
+    Whole numbers are taken as they are; −1 or a missing value is no label. Texts become classes in natural order; an empty
+    text is no label. None if no image has a label. Raises ValueError, calling the values `name`, for other values."""
     values = np.asarray(values)
     values = values.reshape(count) if values.shape == (count, 1) else values
     if values.shape != (count,):
@@ -86,11 +87,12 @@ def compare_classes(
     who: str = "the model",
     remedy: str = "",
 ) -> tuple[np.ndarray | None, str | None]:
-    """The model's number of each class of the data, int64 (classes,), −1 for a class without images that the model lacks, and
-    None where the numbers are the same; and a line for the user, None where all is as it was.
+    """(numbers, line). numbers: int64 (classes,), the model's number of each class of the data, or None where they are
+    equal. line: what a user is told, or None.
 
-    data_names: of the data, empty where unknown. model: with num_classes, and class_names where it keeps them. data, who, remedy:
-    words of the lines and errors. Raises ValueError, naming the class, for images of a class that the model does not know."""
+    A class without images that the model lacks has −1. data_names: of the data, empty if unknown. model: has num_classes,
+    and class_names if it keeps them. data, who, remedy: words for the lines and errors. Raises ValueError, naming the class,
+    for images of a class that the model does not know."""
     own: list[str] = list(getattr(model, "class_names", None) or [])
     count = max(int(labels.max(initial=-1)) + 1, len(data_names))
     if not own or not data_names:
@@ -114,14 +116,14 @@ def compare_classes(
 def match_classes(
     data_names: Sequence[str], labels: np.ndarray, model: Any, *, data: str, **words: str
 ) -> np.ndarray | None:
-    """The numbers of `compare_classes`, its line told."""
+    """The numbers of `compare_classes`. Its line goes to the log."""
     numbers, line = compare_classes(data_names, labels, model, data=data, **words)
     tell([] if line is None else [line], data)
     return numbers
 
 
 def _check_names(names: list[str], data_names: Sequence[str], own: list[str], data: str, who: str, remedy: str) -> None:
-    """Raises ValueError where a name of the data is unknown to the model, or stands for several classes."""
+    """Raises ValueError for a class name of the data that the model does not know, or that stands for several classes."""
     unknown = [name for name in names if name not in own]
     if unknown:
         which = f"the class{'es' * (len(unknown) > 1)} {', '.join(unknown[:_SHOWN])}"

@@ -1,4 +1,4 @@
-"""A short name for the content of a data set, by which a run tells whether it is the one that it was made from."""
+"""A digest of a data set's content. A run compares it to know whether the data are still the same."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _FILES = f"names, sizes and times of the files, {_PICTURES} pictures, shape, lab
 
 @dataclass(frozen=True)
 class DataDigest:
-    """value: SHA-256 in hexadecimal digits. of: what it was made of, in words."""
+    """value: SHA-256 in hexadecimal digits. of: what it was computed from, in words."""
 
     value: str
     of: str
 
     @property
     def whole(self) -> bool:
-        """Whether every pixel went into it."""
+        """Whether every pixel is part of the digest."""
         return self.of == _CONTENT
 
 
 def digest_of(images: Images, limit: int = LIMIT) -> DataDigest:
     """The digest of a set, equal on all machines: of its pixels, labels and class names in their order.
 
-    Of a set of more than `limit` bytes of pixels that comes from a file or a folder, the files' names, sizes and times and 16 of
-    its pictures stand for the pixels: reading it whole would take minutes at each start. Where it comes from no file, all of it
-    is read."""
+    If the set has more than `limit` bytes of pixels and comes from a file or folder, the files' names, sizes and times and
+    16 of its pictures stand for the pixels. Reading everything would take minutes at each start. A set that comes from no
+    file is always read whole."""
     source = Path(images.name)
     whole = images.pixels.nbytes <= limit or not images.name or not source.exists()
     digest = hashlib.sha256()
@@ -61,7 +61,7 @@ def digest_of(images: Images, limit: int = LIMIT) -> DataDigest:
 
 
 def _of_files(source: Path) -> bytes:
-    """The names below `source` in order, each with its size and its time of change in nanoseconds."""
+    """Names below `source` in order, each with its size and time of change in nanoseconds."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     found = [(path, path.stat()) for path in files]
     rows = [(path.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in found]

@@ -1,4 +1,4 @@
-"""One picture file, opened: decoded, upright, 8 or 16 bits; or a sentence why not."""
+"""One picture file, decoded and upright, with 8 or 16 bits; or a sentence that says why not."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ TRAITS = {  # what is done to a picture, as said of one and of several
 
 @dataclass(frozen=True)
 class Picture:
-    """image: decoded and upright, of a mode with at most 16 bits. traits: what had to be done to it, keys of TRAITS."""
+    """image: decoded and upright, in a mode with at most 16 bits. traits: what was done to it, keys of TRAITS."""
 
     image: Image.Image
     traits: frozenset[str] = frozenset()
 
 
 def open_picture(source: Path | bytes, name: str | None = None) -> Picture:
-    """The picture in a file, or in a file's bytes (then `name` is what errors call it); of several frames the first.
+    """The picture in a file or in a file's bytes. Of several frames it is the first. name: what errors call it.
 
-    EXIF orientation is applied. Floats within [0, 1] become 0 … 255. Raises FileNotFoundError where there is no such file, and
-    ValueError for one that is no picture, a damaged one, one of more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million), and
-    numbers whose range the file does not tell."""
+    EXIF orientation is applied. Floats within [0, 1] become 0 … 255. Raises FileNotFoundError where there is no such file.
+    Raises ValueError for a file that is no picture or is damaged, for more pixels than PIL.Image.MAX_IMAGE_PIXELS (89
+    million), and for numbers whose range the file does not tell."""
     name = printable(name or str(source))
     if isinstance(source, Path) and not source.exists():
         raise FileNotFoundError(f"there is no picture {name}")
@@ -74,8 +74,8 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Picture:
 
 
 def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
-    """Whether a picture is in colour (`ctm.data.resize.is_colour`), from the head of its file where that tells. Raises as
-    `open_picture`."""
+    """Whether a picture is in colour (`ctm.data.resize.is_colour`). The head of its file is read, and more only if that does
+    not tell. Raises as `open_picture`."""
     try:
         with _opened(source, name or str(source)) as image:
             if image.mode != "P":
@@ -86,11 +86,11 @@ def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
 
 
 class _Refused(ValueError):
-    """A picture that can be read, but is not to be."""
+    """A picture that could be read, but must not be."""
 
 
 def _opened(source: Path | bytes, name: str) -> ImageFile.ImageFile:
-    """The picture, its pixels not decoded yet."""
+    """The picture before its pixels are decoded."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
@@ -131,7 +131,7 @@ def _decoded(image: ImageFile.ImageFile, name: str) -> Picture:
 
 
 def _from_floats(image: Image.Image, name: str) -> Image.Image:
-    """Floats within [0, 1] as 8 bits."""
+    """The picture with 8 bits, from floats within [0, 1]."""
     values = np.asarray(image)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         raise _Refused(
@@ -142,6 +142,6 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """Pillow's words, without a buffer's address."""
+    """Pillow's message without the address of a buffer."""
     text = plain(str(error), 200) or type(error).__name__
     return "no picture format that is read here" if "cannot identify image file" in text else text

@@ -1,4 +1,5 @@
-"""A folder of picture files: one sub-folder for each class, or flat. Decoded once into a cache, then memory-mapped."""
+"""A folder of picture files, flat or with one sub-folder for each class. It is decoded once into a cache, then
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _SAID_FROM = 10**9  # bytes of a cache file that a user is told of
 
 
 def cache_directory() -> Path:
-    """Where decoded folders are kept: $CTM_CACHE, else ctm under $XDG_CACHE_HOME or ~/.cache. Raises ValueError where none of
-    them tells."""
+    """The directory for decoded folders: $CTM_CACHE, else `ctm` under $XDG_CACHE_HOME or ~/.cache. Raises ValueError where
+    none of them is known."""
     own, general = os.environ.get("CTM_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own or general:
         return Path(own) if own else Path(str(general)) / "ctm"
@@ -38,12 +39,13 @@ def cache_directory() -> Path:
 
 
 def load_folder(root: Path, size: int | None, channels: int | None = None) -> Images:
-    """The images under `root` (`ctm.data.tree.find_pictures`), resized and centre-cropped to size × size (`ctm.data.resize.fit`).
+    """The images under `root` (`ctm.data.tree.find_pictures`), resized and cropped to the centre, size × size
+    (`ctm.data.resize.fit`).
 
-    size None keeps the files' own size, which must then be one square. channels: 1 or 3 converts; None takes colour if any file
-    is in colour. The decoded pixels are cached (`cache_directory`) under a key made of every file's path, size and time. Raises
-    ValueError naming the file for an unreadable picture and mixed sizes, for a folder without pictures, and where the cache's
-    disk has no room."""
+    size: None keeps the files' own size, which must then be one square for all. channels: 1 or 3 converts; None takes colour
+    if any file is in colour. The decoded pixels are cached (`cache_directory`) under a key of every file's path, size and
+    time. Raises ValueError naming the file for an unreadable picture and for mixed sizes, for a folder without pictures, and
+    where the cache's disk has no room."""
     tree = find_pictures(root)
     state = [_VERSION, size, channels, str(root.resolve()), _state(tree.files, root)]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
@@ -61,14 +63,14 @@ def load_folder(root: Path, size: int | None, channels: int | None = None) -> Im
 
 
 def _state(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
-    """What tells whether the files are those decoded before."""
+    """(name, size, time) of every file: if they are equal, the files are the ones decoded before."""
     stats = [(file, file.stat()) for file in files]
     return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def _decode(files: list[Path], size: int | None, channels: int | None, target: Path, done: Path) -> None:
-    """Write all files as one uint8 array (N, H, W, C) to `target`, and to `done` how many were treated how (JSON, keys of
-    ctm.data.files.TRAITS). Both appear only when whole."""
+    """Write all files as one uint8 array (N, H, W, C) to `target`. Write to `done` how many files were treated how (JSON,
+    keys of ctm.data.files.TRAITS). Both appear only when they are whole."""
     colour = any(stores_colour(file) for file in files) if channels is None else channels == 3
     square = Square.like(open_picture(files[0]), str(files[0]), size, colour)
     shape = (len(files), square.side, square.side, square.channels)
@@ -94,7 +96,7 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
 
 
 def _check_room(directory: Path, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where the disk has no room: a file that is mapped into memory and cannot grow ends the process."""
+    """Raises ValueError where the disk has no room. A memory-mapped file that cannot grow would end the process."""
     directory.mkdir(parents=True, exist_ok=True)
     needed, free = int(np.prod(shape, dtype=np.float64)), shutil.disk_usage(directory).free
     if needed > free:

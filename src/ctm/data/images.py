@@ -1,4 +1,4 @@
-"""A set of images in memory (or memory-mapped), their order in training, and the step to and from [-1, 1]."""
+"""A set of images in memory or memory-mapped, their order in training, and their conversion to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Images:
         return (Labels(self.num_classes) if self.num_classes else Conditioner()) | Arrays(fields)
 
     def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> Images:
-        """The set with class c as number numbers[c] (C,) of `class_names`; images without a label stay so."""
+        """The set with class c as number numbers[c] (C,) of `class_names`. Images without a label keep none."""
         labels = self.labels
         if labels is not None:
             labels = np.where(labels < 0, -1, numbers[np.maximum(labels, 0)])
@@ -104,8 +104,11 @@ def to_model_range(pixels: Tensor) -> Tensor:
 
 
 def epoch_order(length: int, start: int, count: int, seed: int) -> np.ndarray:
-    """Items start … start + count − 1 of an endless sequence of permutations of `length` items, one for each epoch, from
-    (seed, epoch) alone: the order of training data needs no state, so a resumed run sees what an unbroken one does."""
+    """Items start … start + count − 1 of an endless sequence of permutations of `length` items, one permutation for each
+    epoch.
+
+    A permutation depends on (seed, epoch) only. So the order of training data needs no state, and a continued run sees the
+    same images as an unbroken run."""
     picked = []
     while count > 0:
         epoch, offset = divmod(start, length)
@@ -116,6 +119,8 @@ def epoch_order(length: int, start: int, count: int, seed: int) -> np.ndarray:
 
 
 def random_flips(count: int, seed: int, step: int) -> Tensor:
-    """bool (count,), true for the rows of a step's whole batch that are mirrored: each with probability 1/2, from
-    (seed, step, row) alone, so that a resumed run, processes and pieces of a batch see the same, and no other draw changes."""
+    """bool (count,), true for the rows of a step's whole batch that are mirrored, each with probability 1/2.
+
+    A row depends on (seed, step, row) only. So a continued run, several processes and pieces of a batch see the same, and no
+    other draw changes."""
     return torch.from_numpy(np.random.default_rng([_FLIPS, seed, step]).random(count) < 0.5)

@@ -1,4 +1,4 @@
-"""How much memory a file of data may ask for."""
+"""How much memory a data file may ask for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _TIMES = 10
 
 
 def memory_limit(file_bytes: int, max_gb: float | None) -> float:
-    """Bytes that the arrays of a file may take: max_gb·10⁹, or where it is None 1 GB, or ten times the file's own size where
-    that is more. So a file that was made to inflate costs little, and a large one of one's own is read."""
+    """Number of bytes that the arrays of a file may take: max_gb·10⁹. If max_gb is None, it is 1 GB, or ten times the file's
+    size if that is more.
+
+    So a file that was made to inflate costs little, and your own large file is read."""
     if max_gb is not None and not max_gb > 0:
         raise ValueError(f"data.max_gb must be above 0, got {max_gb}")
     return max(_DEFAULT, _TIMES * file_bytes) if max_gb is None else max_gb * 1e9
 
 
 def check_size(name: str, size: int, file_bytes: int, max_gb: float | None) -> None:
-    """Raises ValueError where `size` bytes are more than the limit, before any of them is read."""
+    """Raises ValueError where `size` bytes exceed the limit. Call it before any of them is read."""
     limit = memory_limit(file_bytes, max_gb)
     if size > limit:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a user is told about data: one line each, on the log, from the main one of several processes."""
+"""What a user is told about data: one line for each thing, on the log, from the main process only."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ _LOG = logging.getLogger("ctm.data")
 
 
 def option(name: str, value: object = "") -> str:
-    """An option of data for a sentence, with its value: `ctm train` spells it otherwise than the other commands."""
+    """The spelling of a data option with its value, for a sentence. `ctm train` spells it differently from the other
+    commands."""
     return f"--data.{name}{f' {value}' if value != '' else ''} (--data_{name} in other commands than train)"
 
 
 def printable(text: str) -> str:
-    """The text with control characters, which could steer a terminal, as �: names of files and classes come from strangers."""
+    """The text with control characters replaced by �. Names of files and classes come from strangers, and control characters
+    could steer a terminal."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def tell(lines: Iterable[str], about: str = "") -> None:
-    """Each line as a warning of the log `ctm.data`, "about: line"; silent in all but the first process of a launcher."""
+    """Log each line as a warning of `ctm.data`, as "about: line". Only the first process of a launcher logs."""
     if any(os.environ.get(name, "0") != "0" for name in _RANKS):
         return
     for line in lines:

@@ -1,4 +1,4 @@
-"""One picture to a square uint8 image, by a stated rule."""
+"""One picture to a square uint8 image, by a fixed rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"
 
 
 def is_colour(image: Image.Image) -> bool:
-    """Whether the file stores colour: anything but a grey mode (a palette counts as colour unless all its entries are grey)."""
+    """Whether the file stores colour: any mode except grey. A palette counts as colour unless all its entries are grey."""
     if image.mode in _GREY_MODES:
         return False
     if image.mode == "P" and image.palette is not None:
@@ -22,7 +22,7 @@ def is_colour(image: Image.Image) -> bool:
 
 
 def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
-    """As L or RGB: 16-bit grey is divided by 257, alpha is laid over white, palettes and CMYK are expanded."""
+    """The picture in mode L or RGB. 16-bit grey is divided by 257, alpha is laid over white, palettes and CMYK are expanded."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
@@ -33,11 +33,11 @@ def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """size × size: halved with a box filter while the shorter side is at least 2·size, then resized bicubically so that the
-    shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM).
+    """The picture as size × size: halved with a box filter while the shorter side is at least 2·size, resized bicubically so
+    that the shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM).
 
-    A picture more than four times as long as it is wide first loses its ends, all but three times its shorter side: what is
-    resized then stays small, and the centre that is kept is the same to rounding."""
+    If a picture is more than four times as long as it is wide, only its middle is used, three times as long as the shorter
+    side. So the part to resize stays small, and the centre is the same to rounding."""
     image = _without_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -50,7 +50,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
-    """The middle of a long picture, about whose centre nothing moves."""
+    """The middle of a long picture, with the same centre."""
     shorter, longer = min(image.size), max(image.size)
     if longer <= _LONG * shorter:
         return image

@@ -1,4 +1,4 @@
-"""What a column of a parquet file takes in memory, by the file's own headers."""
+"""How much memory a column of a parquet file takes, by the file's own headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_ONCE = 1 << 26  # bytes that are read at once, where one value does not take
 
 
 def check_column(what: str, metadata: Any, column: str, file_bytes: int, max_gb: float | None) -> None:
-    """Raises ValueError, which calls the column `what`, where it takes more than the limit of `ctm.data.limits`: all its pages
+    """Raises ValueError, calling the column `what`, where it takes more than the limit of `ctm.data.limits`: all its pages
     inflated, or the numbers of one row group written out. A number that is always the same takes a few bytes in the file.
 
     metadata: of a pyarrow.parquet.ParquetFile."""
@@ -27,8 +27,8 @@ def check_column(what: str, metadata: Any, column: str, file_bytes: int, max_gb:
 
 
 def rows_at_once(metadata: Any, column: str, most: int) -> int:
-    """How many rows of a column are read together: `most`, or fewer where its texts or files are so long that one which is
-    stored once, and stands in each of the rows, would take more than 64 MB."""
+    """Number of rows of a column to read together: `most`, or fewer if its texts or files are long. A text that is stored
+    once and used in each of the rows must not take more than 64 MB."""
     sizes = [
         chunk.total_uncompressed_size
         for group in range(metadata.num_row_groups)
@@ -39,7 +39,7 @@ def rows_at_once(metadata: Any, column: str, most: int) -> int:
 
 
 def _chunks(group: Any, column: str) -> Iterator[Any]:
-    """The parts of a row group that hold a column: several where it is nested."""
+    """The parts of a row group that hold a column; there are several if the column is nested."""
     for number in range(group.num_columns):
         chunk = group.column(number)
         if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}."):

@@ -1,4 +1,4 @@
-"""Opened pictures as equal squares of uint8, and the lines that say what was done to them."""
+"""Opened pictures as equal uint8 squares, and the lines that say what was done to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Square", "what_was_done"]
 
 @dataclass(frozen=True)
 class Square:
-    """The rule that all pictures of a set go through. side: of the squares. colour: 3 channels, else 1. example: the name of a
-    picture whose own size is `side`, where data.size is not given and so no picture is resized."""
+    """The rule for all pictures of a set. side: of the squares. colour: 3 channels, else 1. example: name of a picture whose
+    own size is `side`, if data.size is not given and no picture is resized."""
 
     side: int
     colour: bool
@@ -25,7 +25,8 @@ class Square:
 
     @classmethod
     def like(cls, first: Picture, name: str, size: int | None, colour: bool) -> Square:
-        """Of the side `size`, or where it is None of the first picture's own. Raises ValueError where that is no square."""
+        """The rule for side `size`; None takes the first picture's own side. Raises ValueError if that picture is not
+        square."""
         width, height = first.image.size
         if size is None and width != height:
             raise ValueError(
@@ -39,8 +40,8 @@ class Square:
         return 3 if self.colour else 1
 
     def pixels(self, picture: Picture, name: str) -> tuple[np.ndarray, frozenset[str]]:
-        """uint8 (side, side, channels), and what was done to get there (keys of TRAITS). Raises ValueError for a picture of
-        another size where none is resized."""
+        """uint8 (side, side, channels), and what was done to the picture (keys of TRAITS). Raises ValueError for a picture
+        of another size where none is resized."""
         image, side = picture.image, self.side
         if self.example is not None and image.size != (side, side):
             raise ValueError(
@@ -56,8 +57,8 @@ class Square:
 
 
 def what_was_done(traits: Counter[str], total: int, *, converted: bool) -> tuple[str, ...]:
-    """A line for each trait: "13 of 729 pictures are grey: read as colour". converted: the channels were asked for, so that
-    grey in colour needs no line."""
+    """One line for each trait, such as "13 of 729 pictures are grey: read as colour". converted: the user gave the channels,
+    so that grey pictures read as colour need no line."""
     return tuple(
         f"{traits[trait]} of {total} pictures {words[traits[trait] > 1]}"
         for trait, words in TRAITS.items()

@@ -1,4 +1,4 @@
-"""Images and labels in a parquet file or a data set of the hub, through the libraries datasets and pyarrow."""
+"""Images and labels of a parquet file or a hub data set, read with the libraries datasets and pyarrow."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _LABEL_NAMES = ("label", "labels")
 
 @dataclass(frozen=True)
 class _Table:
-    """name: as it was asked for; features: of `datasets`, by column; rows, file_bytes: how many, how large; read: the values of a
-    column, one by one as Python objects, from the start."""
+    """name: how the user asked for it. features: of `datasets`, by column. rows, file_bytes: their number and size. read:
+    the values of a column, one by one as Python objects, from the start."""
 
     name: str
     features: dict[str, Any]
@@ -53,11 +53,11 @@ def load_table(
     max_gb: float | None = None,
     names: str = "",
 ) -> Images:
-    """The images and labels of a parquet file (a name that ends so) or of a hub data set.
+    """The images and labels of a parquet file (a name with that ending) or of a hub data set.
 
-    image: its column; None: the first of the type Image, or a column of picture files' bytes, or of arrays. label: its column;
-    None: the first ClassLabel, or label or labels. names: those that are no hub ids, for an error. Raises FileNotFoundError
-    where there is no such file or set, and ValueError for one that cannot be read."""
+    image: its column; None takes the first of type Image, or a column of picture files' bytes, or of arrays. label: its
+    column; None takes the first ClassLabel, or `label` or `labels`. names: the known names that are no hub ids, for an
+    error. Raises FileNotFoundError where there is no such file or set, and ValueError for one that cannot be read."""
     try:
         import datasets
     except ImportError as error:
@@ -87,8 +87,8 @@ def load_table(
 
 
 def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
-    """A file's columns, read a few rows at a time: nothing is copied to a cache. Reading raises ValueError before a column takes
-    more than the limit of `ctm.data.limits`, counted over its rows."""
+    """A file's columns, read a few rows at a time; nothing is copied to a cache. Reading raises ValueError before a column
+    takes more than the limit of `ctm.data.limits`, counted over its rows."""
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(name)
@@ -142,7 +142,7 @@ def _is_arrays(feature: Any, datasets: Any) -> bool:
 
 
 def _image_column(table: _Table, asked: str | None, datasets: Any) -> str:
-    """The column of images. Raises ValueError where there is none, or the one asked for is none."""
+    """The column of images. Raises ValueError where there is none, or where the given column holds no images."""
     columns = ", ".join(table.features)
     if asked is not None:
         if asked not in table.features:
@@ -179,7 +179,7 @@ def _could_be_labels(feature: Any, datasets: Any) -> bool:
 
 
 def _others(table: _Table, image: str, label: str | None, datasets: Any) -> list[str]:
-    """Lines of the columns that are not read."""
+    """Lines that name the columns that are not read."""
     left = [column for column in table.features if column not in (image, label)]
     able = [column for column in left if _could_be_labels(table.features[column], datasets)]
     lines = []
@@ -203,7 +203,7 @@ def _labels(table: _Table, column: str | None) -> tuple[np.ndarray | None, list[
 def _pixels(
     table: _Table, column: str, size: int | None, channels: int | None, max_gb: float | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """uint8 (N, side, side, C), and the lines of what was done."""
+    """uint8 (N, side, side, C), and lines that say what was done."""
     first = _picture(next(table.read(column)), f"{table.name}: image 0")
     _check_rows(
         table, Square.like(first, f"{table.name}: image 0", size, False), max_gb
@@ -228,7 +228,7 @@ def _check_rows(table: _Table, square: Square, max_gb: float | None) -> tuple[in
 
 
 def _bytes(cell: Any, name: str) -> bytes | Path | None:
-    """What a cell holds of a picture file; None for one that holds pixels."""
+    """The bytes of the picture file in a cell; None for a cell that holds pixels."""
     if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
         path = Path(cell["path"])
         if not path.is_file():
@@ -241,7 +241,7 @@ def _bytes(cell: Any, name: str) -> bytes | Path | None:
 
 
 def _picture(cell: Any, name: str) -> Picture:
-    """A cell's picture: a file's bytes, or pixels (H, W) or (H, W, C)."""
+    """The picture in a cell: from a file's bytes, or from pixels (H, W) or (H, W, C)."""
     content = _bytes(cell, name)
     if content is not None:
         return open_picture(content, name)

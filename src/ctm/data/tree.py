@@ -1,4 +1,4 @@
-"""The picture files under a folder, in natural order, with the classes that their folders are; and what was left out."""
+"""The picture files under a folder in natural order, the classes that the sub-folders are, and what was left out."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 
 def natural(name: str) -> list[str | int]:
-    """A key that sorts names as people count: 1, 2, 10."""
+    """A sort key for names in the order in which people count: 1, 2, 10."""
     return [int(part) if index % 2 else part for index, part in enumerate(_DIGITS.split(name))]
 
 
 @dataclass(frozen=True)
 class PictureTree:
-    """files in order; labels int64 (N,) and class_names, None and empty for a flat folder; notes: what a user is told."""
+    """files: in order. labels int64 (N,) and class_names; None and empty for a flat folder. notes: what a user is told."""
 
     files: list[Path]
     labels: np.ndarray | None
@@ -39,7 +39,8 @@ class PictureTree:
 
 @dataclass
 class _Seen:
-    """What one walk met. files with their keys of order; deep: how many lie below the folder itself, and in which sub-folders."""
+    """What one walk found. files: with their sort keys. deep: how many lie below the folder itself, and in which
+    sub-folders."""
 
     files: list[tuple[list[list[str | int]], Path]] = field(default_factory=list)
     deep: Counter[str] = field(default_factory=Counter)
@@ -52,11 +53,12 @@ class _Seen:
 
 
 def find_pictures(root: Path) -> PictureTree:
-    """The pictures of a folder: in sub-folders, each a class with all that lies below it, or directly in it, without classes.
+    """The pictures of a folder. If they are in sub-folders, each sub-folder is a class, with everything below it. If they
+    are in the folder itself, there are no classes.
 
-    Order is natural (1, 2, 10). Hidden files and folders, and those of systems (`__MACOSX`), are left out; links are followed,
+    Order is natural (1, 2, 10). Hidden files and folders, and system folders (`__MACOSX`), are left out. Links are followed,
     but not back to a folder on the way. A sub-folder without pictures stays a class. Raises ValueError for a folder without
-    pictures, and for pictures both directly and in sub-folders."""
+    pictures, and for pictures both directly in the folder and in sub-folders."""
     top = _walk(root, root, deep=False)
     folders = sorted((entry for entry in _folders(root)), key=lambda path: (natural(path.name), path.name))
     walks = {folder: _walk(folder, root, deep=True) for folder in folders}
@@ -84,7 +86,7 @@ def find_pictures(root: Path) -> PictureTree:
 
 
 def _walk(folder: Path, root: Path, *, deep: bool) -> _Seen:
-    """What lies in a folder, and below it where `deep`."""
+    """The contents of a folder, and of the folders below it if `deep`."""
     seen, visited = _Seen(), set[tuple[int, int]]()
     start: list[list[str | int]] = []
     waiting = [(folder, start, frozenset({_identity(folder)}))]
@@ -124,7 +126,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """The answer of a directory entry; no for a link in a circle."""
+    """The answer to a question about a directory entry. It is no for a link in a circle."""
     try:
         return question()
     except OSError:
@@ -145,7 +147,7 @@ def _below(path: Path, root: Path) -> str:
 
 
 def _holds_pictures(path: Path) -> bool:
-    """Whether a hidden file is a picture by its name, or a hidden folder has one directly in it."""
+    """Whether a hidden file has the name of a picture, or a hidden folder has a picture directly in it."""
     try:
         names = [entry.name for entry in os.scandir(path)] if path.is_dir() else [path.name]
     except OSError:
@@ -159,7 +161,7 @@ def _some(names: list[Path] | list[str]) -> str:
 
 
 def _left_out(walks: list[_Seen]) -> list[str]:
-    """Lines of the files and folders that are not read."""
+    """Lines that name the files and folders that are not read."""
     others = sum((seen.others for seen in walks), Counter[str]())
     hidden = sorted({name for seen in walks for name in seen.hidden})
     loops = [name for seen in walks for name in seen.loops]
@@ -175,7 +177,7 @@ def _left_out(walks: list[_Seen]) -> list[str]:
 
 
 def _of_classes(root: Path, names: list[str], walks: dict[Path, _Seen]) -> list[str]:
-    """Lines of the classes. Raises ValueError for two folders whose names are the same letters in two encodings."""
+    """Lines about the classes. Raises ValueError for two folders whose names are the same letters in two encodings."""
     lines = []
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""Discriminators: what tells data from samples, as settings that build a module for the data at hand."""
+"""Discriminators, which tell data from samples: settings that build a module for given data."""
 
 from ctm.discriminators.base import Discriminator
 from ctm.discriminators.projected import ProjectedDiscriminator

@@ -1,4 +1,4 @@
-"""What every discriminator is: settings, and the module they build."""
+"""What every discriminator is: settings, and the module that they build."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Discriminator(ABC):
 
     @abstractmethod
     def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> nn.Module:
-        """A module for data of `shape` (without batch) and num_classes labels (0: without), its trainable weights from
-        torch's global generator."""
+        """The module for data of `shape` (without batch) and num_classes labels (0: without). Its trainable weights come
+        from torch's global generator."""
 
 
 def label_term(embedding: nn.Embedding, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The projection discriminator's term ⟨e(y), h⟩ (arXiv 1802.05637, eq. 6), at each position: hidden (B, C, …), labels
-    (B,) -> (B, 1, …). 0 for label −1."""
+    """⟨e(y), h⟩ at each position, the projection discriminator's term (arXiv 1802.05637): hidden (B, C, …), labels (B,) ->
+    (B, 1, …). It is 0 for label −1."""
     rows = embedding(labels.clamp(min=0)) * (labels >= 0).to(hidden.dtype)[:, None]
     return (hidden * rows.reshape(*rows.shape, *(1,) * (hidden.ndim - 2))).sum(dim=1, keepdim=True)

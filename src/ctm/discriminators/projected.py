@@ -1,5 +1,5 @@
-"""Projected multi-scale discriminators (arXiv 2111.01007; StyleGAN-XL, 2202.00273): frozen feature networks, their maps mixed by
-frozen random convolutions over channels and scales, and a small trained head on each scale."""
+"""Projected multi-scale discriminators (arXiv 2111.01007; StyleGAN-XL, 2202.00273). Frozen feature networks give maps,
+frozen random convolutions mix them over channels and scales, and each scale has a small trained head."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _GROUP = 8  # channels of a group in GroupNorm
 
 @dataclass(frozen=True)
 class ProjectedDiscriminator(Discriminator):
-    """One head for each map of each feature network.
+    """One trained head for each map of each frozen feature network.
 
     backbones: the frozen feature networks; the paper's are EfficientNetLite0 and DeiT. mixed_channels: channels of the
-    finest map after the mixing; the coarser ones have up to four or eight times as many. width: channels inside a head. seed: of
-    the frozen mixing. Raises ValueError where there is no backbone or a width is no multiple of 8."""
+    finest map after the mixing; the coarser maps have up to four or eight times as many. width: channels inside a head.
+    seed: of the frozen mixing. Raises ValueError if there is no backbone, or if a width is no multiple of 8."""
 
     backbones: tuple[Backbone, ...] = field(default_factory=lambda: (EfficientNetLite0(),))
     mixed_channels: int = 64
@@ -45,7 +45,8 @@ class ProjectedDiscriminator(Discriminator):
                 raise ValueError(f"{name} must be a multiple of {_GROUP}, got {getattr(self, name)}")
 
     def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> ProjectedDiscriminatorNetwork:
-        """The sizes of the feature maps are found by looking at one image. Raises ValueError for data that are no images."""
+        """The module. One image is passed through the feature networks to find the sizes of their maps. Raises ValueError
+        for data that are not images."""
         if len(shape) != 3:
             raise ValueError(
                 f"a projected discriminator sees images (C, H, W), the data have shape {tuple(shape)}: "
@@ -55,7 +56,7 @@ class ProjectedDiscriminator(Discriminator):
 
 
 class ProjectedDiscriminatorNetwork(nn.Module):
-    """What `ProjectedDiscriminator` builds. The feature networks are no part of its state."""
+    """The module that `ProjectedDiscriminator` builds. The feature networks are not part of its state."""
 
     def __init__(
         self, settings: ProjectedDiscriminator, shape: Sequence[int], num_classes: int, networks: Any = None
@@ -77,7 +78,7 @@ class ProjectedDiscriminatorNetwork(nn.Module):
             self.heads.append(nn.ModuleList(heads))
 
     def forward(self, images: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
-        """images (B, C, H, W) in [−1, 1] -> a logit map (B, 1, h, w) from each head, finest first for each backbone."""
+        """A logit map (B, 1, h, w) from each head, finest first for each backbone. images (B, C, H, W) in [−1, 1]."""
         logits, labels = [], labels_of(condition)
         for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):
             mixed = mixing(backbone.maps(networks, images))
@@ -86,8 +87,8 @@ class ProjectedDiscriminatorNetwork(nn.Module):
 
 
 class RandomMixing(nn.Module):
-    """Frozen random mixing of a pyramid of maps (arXiv 2111.01007 §3.2): each map's channels by a 1×1 convolution, then from
-    the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
+    """Frozen random mixing of a pyramid of maps (arXiv 2111.01007, section 3.2): each map's channels by a 1×1 convolution, then
+    from the coarsest to the finest y_i = conv3×3(m_i + upsampled y_{i+1}), bilinear. Weights normal with variance 1/fan-in, from
     the generator alone. Scale i has channels·2^i after the first mixing, at most 8 times as many, and after the second as many
     as the next finer one before.
     """
@@ -117,8 +118,8 @@ def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 class LogitHead(nn.Module):
-    """A map (B, C, h, w) to a map of logits: convolutions with spectral norm that halve it to 4×4, each followed by GroupNorm
-    and leaky ReLU, and one logit a position. With classes, ⟨e(y), hidden⟩/√width is added at each position."""
+    """A map of logits from a map (B, C, h, w). Convolutions with spectral norm, each followed by GroupNorm and leaky ReLU,
+    halve the map to 4×4; then each position gets one logit. With classes, ⟨e(y), hidden⟩/√width is added at each position."""
 
     def __init__(self, channels: int, size: Sequence[int], width: int, num_classes: int) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class LogitHead(nn.Module):
         self.labels: Any = spectral_norm(nn.Embedding(num_classes, width)) if num_classes else None
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """features (B, C, h, w), labels (B,) or None -> (B, 1, h', w')."""
+        """Logits (B, 1, h', w') of features (B, C, h, w) and labels (B,) or None."""
         hidden = self.body(features)
         logits = self.logit(hidden)
         if self.labels is not None and labels is not None:

@@ -1,4 +1,4 @@
-"""A plain discriminator, for vector data."""
+"""A plain discriminator for vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MLPDiscriminator", "MLPDiscriminatorNetwork"]
 
 @dataclass(frozen=True)
 class MLPDiscriminator(Discriminator):
-    """Linear layers with leaky ReLU on the flattened sample; one logit. Not normalised: give `r1_weight`.
+    """One logit from linear layers with leaky ReLU on the flattened sample. It has no normalisation: use `r1_weight`.
 
     width: of the hidden layers. layers: their number. Raises ValueError where one of them is below 1."""
 
@@ -34,7 +34,7 @@ class MLPDiscriminator(Discriminator):
 
 
 class MLPDiscriminatorNetwork(nn.Module):
-    """What `MLPDiscriminator` builds."""
+    """The module that `MLPDiscriminator` builds."""
 
     def __init__(self, inputs: int, width: int, layers: int, num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether a model's classes, or those of samples, are the data's, and by which numbers."""
+"""Which classes the data share with a model or with samples, and the numbers of these classes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["Renumbered", "SharedClasses", "shared_classes"]
 
 @dataclass(frozen=True)
 class SharedClasses:
-    """Classes that data and a model (or samples) have in common. to_model (D,): the model's number of each of the data's; to_data
-    (M,): the data's number of each of the model's; −1 where there is none."""
+    """Classes that the data share with a model (or samples). to_model (D,): the model's number of each class of the data.
+    to_data (M,): the data's number of each class of the model. −1 where there is none."""
 
     to_model: Tensor
     to_data: Tensor
 
     def of_model(self, labels: Tensor) -> Tensor:
-        """Labels of the data (N,) as the model numbers them; −1 stays."""
+        """Labels of the data (N,) in the model's numbers; −1 stays."""
         return torch.where(labels < 0, -1, self.to_model[labels.clamp(min=0)])
 
     @property
     def same(self) -> bool:
-        """Whether both number them alike."""
+        """Whether data and model use the same numbers."""
         return torch.equal(self.to_model, torch.arange(len(self.to_data)))
 
 
@@ -43,11 +43,10 @@ def shared_classes(
     quiet: bool = False,
     remedy: str = "",
 ) -> SharedClasses | None:
-    """The classes that are compared, by name where both have names; None where none can be, which a line says.
+    """The shared classes, by name if both have names. None if they cannot be compared; a line says so.
 
-    other: a model or images, with num_classes and class_names. strict: raise ValueError for images of a class that the model does
-    not know by name, where labels are taken from the data. quiet: no lines. remedy: what the
-    error ends with."""
+    other: a model or images, with num_classes and class_names. strict: raise ValueError for images of a class that the model
+    does not know by name, where labels are taken from the data. quiet: no lines. remedy: the end of the error's sentence."""
     if data is None or data.labels is None or not getattr(other, "num_classes", 0):
         return None
     named = bool(data.class_names) and bool(getattr(other, "class_names", None))
@@ -81,7 +80,7 @@ def _both_ways(numbers: np.ndarray | None, count: int, others: int) -> SharedCla
 
 @dataclass(frozen=True)
 class Renumbered:
-    """A source whose labels are the data's numbers: numbers (M,), −1 for a class that the data lack."""
+    """A source with its labels in the data's numbers. numbers (M,), −1 for a class that the data lack."""
 
     inner: Source
     numbers: Tensor

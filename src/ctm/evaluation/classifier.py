@@ -1,4 +1,4 @@
-"""A small image classifier trained on the user's own data: features for Fréchet distances, and label agreement."""
+"""A small image classifier trained on the user's own data. It gives features for Fréchet distances, and label agreement."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def train_classifier(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Classifier:
-    """Train on images (N, C, H, H) in [-1, 1] with labels int64 (N,) of `classes` classes, shifted by up to one
-    pixel and lightly blurred by noise; the same seed gives the same weights on one machine. Returns the classifier in eval
-    mode."""
+    """The classifier, trained on images (N, C, H, H) in [-1, 1] with labels int64 (N,) of `classes` classes; eval mode.
+
+    Images are shifted by up to one pixel and lightly blurred by noise. The same seed gives the same weights on one machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(images.shape[1], images.shape[2], classes or int(labels.max()) + 1)

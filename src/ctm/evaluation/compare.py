@@ -1,4 +1,4 @@
-"""Several results side by side: refused where their protocols differ, and with the significance of each difference."""
+"""Comparison of several results, with the significance of each difference. Results with different protocols are refused."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SETTINGS = ("form", "guidance", "rejection", "precision")  # that rows of one k
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of one kind of row (its role, sampler, steps and γ) in the first result and in another. p: the chance of such a
-    difference or a larger one between equals, None without error bars; verdict: better, worse, other or "" (not significant)
-    of the second against the first."""
+    """One metric of one kind of row (its role, sampler, steps and γ), in the first result and in another. p: the probability
+    of such a difference, or a larger one, between equals; None without error bars. verdict: better, worse, other or "" (not
+    significant), of the second against the first."""
 
     row: dict[str, Any]
     metric: str
@@ -34,7 +34,7 @@ class Comparison:
 
 
 def check_protocols(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Raises ValueError, naming every difference, where a result was not made like the first."""
+    """Raises ValueError, naming every difference, for a result that was not made like the first."""
     name, first = results[0]
     for other, result in results[1:]:
         found = differences(first["protocol"], result["protocol"])
@@ -45,7 +45,7 @@ def check_protocols(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 
 def _p_value(a: dict[str, Any], b: dict[str, Any]) -> float | None:
-    """Two-sided, for two independent normal estimates: erfc(|a − b|/√(2(e_a² + e_b²)))."""
+    """The two-sided p-value of two independent normal estimates: erfc(|a − b|/√(2(e_a² + e_b²)))."""
     errors = [number["error"] for number in (a, b)]
     if any(error is None or not math.isfinite(error) for error in errors):
         return None
@@ -57,8 +57,8 @@ def _p_value(a: dict[str, Any], b: dict[str, Any]) -> float | None:
 
 
 def significant(p_values: Sequence[float | None], level: float = _LEVEL) -> list[bool]:
-    """Which of several p-values are significant together, by Holm's step-down rule: the chance that any of them is so by
-    accident is at most `level`."""
+    """Which of several p-values are significant together, by Holm's step-down rule. The probability that any of them is
+    significant by accident is at most `level`."""
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     chosen = [False] * len(p_values)
     for rank, (p, index) in enumerate(order):
@@ -73,7 +73,8 @@ def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
-    """Whether two rows have a metric, and of the same: distances to a teacher need one teacher, bits/dim the same images."""
+    """Whether two rows both have a metric, measured on the same thing. Distances to a teacher need the same teacher, bits
+    per dimension the same images."""
     if not (metric in a["numbers"] and metric in b["numbers"]):
         return False
     if metric.endswith("_to_teacher"):
@@ -82,10 +83,10 @@ def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
 
 
 def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
-    """Every metric of every row that the first result shares with another by role, sampler, steps and γ.
+    """Comparisons of every metric, for every row that the first result shares with another by role, sampler, steps and γ.
 
-    Raises ValueError for fewer than two results, for differing protocols, for such rows with another form, guidance, rejection
-    or precision, and for no row in common."""
+    Raises ValueError for fewer than two results, for different protocols, for shared rows with another form, guidance,
+    rejection or precision, and if no row is shared."""
     if len(results) < 2:
         raise ValueError(f"a comparison needs at least two results, got {len(results)}")
     check_protocols(results)
@@ -119,7 +120,7 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
 
 
 def _named(name: str, row: dict[str, Any], twin: dict[str, Any]) -> str:
-    """The other result's name, and its grid where that is another."""
+    """The other result's name, and its grid if it is another grid."""
     grids = [each.get("grid") or {} for each in (row, twin)]
     if grids[0] == grids[1]:
         return name

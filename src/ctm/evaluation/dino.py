@@ -1,4 +1,5 @@
-"""DINOv2 (arXiv 2304.07193) as a feature network, by the transformers library: the class token after the last normalisation."""
+"""DINOv2 (arXiv 2304.07193) as a feature network, through the transformers library. The features are the class token after
+the last normalisation."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _SIDE = 224
 
 
 class Dino(nn.Module):
-    """forward: images (B, 1 or 3, H, W) in [−1, 1] -> features (B, F). model: a transformers Dinov2Model; side: a multiple of its
+    """Features (B, F) of images (B, 1 or 3, H, W) in [−1, 1]. model: a transformers Dinov2Model. side: a multiple of its
     patch. Raises ValueError for another side."""
 
     def __init__(self, model: Any, side: int = _SIDE) -> None:
@@ -29,7 +30,7 @@ class Dino(nn.Module):
         self.model, self.side, self.num_features = model.eval(), side, int(model.config.hidden_size)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, 3, side, side), normalised as in its training."""
+        """Images (B, 3, side, side), normalised as in its training."""
         pixels = interpolate(
             images.float().expand(-1, 3, -1, -1), (self.side, self.side), mode="bicubic", antialias=True
         )
@@ -41,8 +42,8 @@ class Dino(nn.Module):
 
 
 def load_dino(side: int | None = None, name: str = MODEL) -> Dino:
-    """The network from the hub, its cache or a directory. Raises ImportError without transformers, and FileNotFoundError where
-    the weights are not to be had, each with what to do."""
+    """The network from the hub, its cache or a directory. Raises ImportError without transformers, and FileNotFoundError
+    where the weights are not available. Each error says what to do."""
     try:
         from transformers import Dinov2Model
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The feature networks of the metrics: each is named, has a checksum, and tells what it does to an image's size."""
+"""The feature networks of the metrics. Each has a name, a checksum and a record of how it resizes images."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ _SMALL = 64
 
 @dataclass(frozen=True)
 class Extractor:
-    """look: images (B, 1 or 3, H, W) in [−1, 1] -> features (B, F), and (B, S) of a map that keeps where things are, or None.
+    """A feature network of the metrics. look: images (B, 1 or 3, H, W) in [−1, 1] -> features (B, F), and (B, S) of a map
+    that keeps positions, or None.
 
-    name; checksum: of the weights; resize: what is done to the size; features, spatial: F and S (0 for none)."""
+    name; checksum: of the weights. resize: how images are resized. features, spatial: F and S (0 for none)."""
 
     name: str
     checksum: str
@@ -73,8 +74,9 @@ def checksum_of(module: nn.Module) -> str:
 
 
 def spatial_features(images: Tensor) -> Tensor:
-    """A map (B, C, h, w) as (B, h·w·7): its first seven channels, each place a feature, the channels innermost, as in the
-    statistics that ADM's evaluator writes (openai/guided-diffusion, evaluations/evaluator.py)."""
+    """A map (B, C, h, w) as features (B, h·w·7): its first seven channels, each position a feature, with the channels
+    innermost. This is the order of the statistics that ADM's evaluator writes (openai/guided-diffusion,
+    evaluations/evaluator.py)."""
     return images[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
@@ -93,7 +95,7 @@ def _efficientnet(side: int | None, size: int) -> Extractor:
 
 
 def classifier_extractor(classifier: Classifier) -> Extractor:
-    """The 64 features of a classifier trained on the data themselves."""
+    """The 64 features of a classifier trained on the data."""
 
     def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
         return classifier.features(images), None
@@ -133,10 +135,10 @@ NAMES = ("classifier", *_MAKERS)
 
 
 def make_extractor(name: str, size: int, side: int | None = None) -> Extractor:
-    """The feature network of that name (but for "classifier", which needs data) for images of size × size.
+    """The feature network of that name for images of size × size. "classifier" is not made here, because it needs data.
 
-    side: pixels at which it looks, None for its own choice. Raises ValueError for an unknown name or an unfitting side, and
-    ImportError or FileNotFoundError where weights are missing, each with what to do."""
+    side: the size in pixels at which it looks; None for its own choice. Raises ValueError for an unknown name or an
+    unfitting side, and ImportError or FileNotFoundError where weights are missing. Each error says what to do."""
     if name not in _MAKERS:
         raise ValueError(f"--features must be one of {', '.join(NAMES)}, got {name!r}")
     return _MAKERS[name](side, size)

@@ -21,7 +21,7 @@ __all__ = ["image_lines", "originals_and_copies", "png", "quality", "sample_line
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, closed."""
+    """The figure as PNG bytes. The figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
@@ -48,12 +48,12 @@ def image_lines(rows: dict[str, Tensor], columns: Sequence[str] = ()) -> Figure:
 
 
 def originals_and_copies(samples: Tensor, originals: Tensor) -> Figure:
-    """Samples uint8 (N, H, W, C) above, the training image nearest to each below."""
+    """A picture with samples uint8 (N, H, W, C) above, and the nearest training image of each below."""
     return image_lines({"sample": samples, "nearest training image": originals})
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that belong on one line, in the order of their evaluations. A single jump is on the line of every γ."""
+    """The rows of one line in the plot, in the order of their evaluations. A single jump is on the line of every γ."""
     lines: dict[str, list[Row]] = {}
     single = [row for row in rows if row.record["sampler"] == "gamma" and row.record["steps"] == 1]
     for row in rows:
@@ -72,7 +72,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def quality(rows: Sequence[Row], metric: str, title: str) -> Figure:
-    """A metric with error bars against evaluations of the network, and against seconds for an image."""
+    """A plot of a metric with error bars, against evaluations of the network and against seconds for an image."""
     figure, both = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     values = [row.numbers[metric].value for row in rows if metric in row.numbers]
     for name, line in _lines([row for row in rows if metric in row.numbers]).items():

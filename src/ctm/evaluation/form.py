@@ -1,4 +1,4 @@
-"""The form of a result.json, judged before it is compared: it may come from another program, or from an editor."""
+"""The form of a result.json, checked before it is compared. The file may come from another program or from an editor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST = 1e300
 
 
 def check_result(result: Any) -> None:
-    """Raises ValueError, naming the entry, for what is not of the form that `ctm evaluate` writes."""
+    """Raises ValueError, naming the entry, for a result that does not have the form `ctm evaluate` writes."""
     if not isinstance(result, Mapping) or not {"protocol", "rows"} <= result.keys():
         raise ValueError("it has no protocol and rows")
     if not isinstance(result["protocol"], Mapping):
@@ -32,7 +32,7 @@ def check_result(result: Any) -> None:
 
 
 def _wrong(row: Any) -> str | None:
-    """What of a row is not as `ctm evaluate` writes it."""
+    """What is wrong with a row, or None."""
     if not isinstance(row, Mapping):
         return "is no mapping of names to values"
     absent = [name for name in ("role", "sampler", "steps", "gamma", "numbers", "seconds_per_image") if name not in row]

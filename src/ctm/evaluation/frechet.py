@@ -1,4 +1,5 @@
-"""Fréchet distance between two sets of features taken as Gaussians, its error bar, and its limit for many samples."""
+"""Fréchet distance between two sets of features taken as Gaussians, its error bar, and its limit for infinitely many
+samples."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ _LIMIT_ROWS = 4  # samples for each feature from which the limit for many sample
 
 
 def _eigen(a: Gaussian, b: Gaussian, vectors: bool = False) -> tuple[Tensor, Any]:
-    """Eigenvalues (and vectors) of Σ_b^½·Σ_a·Σ_b^½, which is symmetric and has the eigenvalues of Σ_a·Σ_b; those within
-    rounding of zero set to zero."""
+    """Eigenvalues (and vectors) of Σ_b^½·Σ_a·Σ_b^½. This matrix is symmetric and has the eigenvalues of Σ_a·Σ_b. Eigenvalues
+    within rounding of zero are set to zero."""
     product = b.root @ a.covariance @ b.root
     product = (product + product.T) / 2
     found = torch.linalg.eigh(product) if vectors else (torch.linalg.eigvalsh(product), None)
@@ -33,7 +34,7 @@ def _from_eigenvalues(a: Gaussian, b: Gaussian, eigenvalues: Tensor) -> float:
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """|μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2·tr(Σ_b^½·Σ_a·Σ_b^½)^½, in float64 (Dowson & Landau 1982; FID: arXiv 1706.08500).
 
-    Not negative but for rounding. Raises ValueError for other numbers of features."""
+    It is not negative except for rounding. Raises ValueError for different numbers of features."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"the two sets have {len(a.mean)} and {len(b.mean)} features: use one feature network for both"
@@ -42,19 +43,19 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Fréchet distance of feature rows a (N, F) and b (M, F), with N, M ≥ 2; in float64.
+    """The Fréchet distance of feature rows a (N, F) and b (M, F), N, M ≥ 2, in float64.
 
-    The estimate is biased upwards, the more the fewer the rows: compare only numbers from the same N and M."""
+    The estimate is biased upwards, and more so with fewer rows. Compare only numbers from the same N and M."""
     return frechet(Gaussian.of(a), Gaussian.of(b))
 
 
 def frechet_number(samples: BlockMoments, reference: Gaussian) -> Number:
-    """The distance of samples to a reference.
+    """The Fréchet distance of samples to a reference, with its error bar.
 
-    The error bar is that of the samples alone, the reference taken as given: the distance's first derivative (1 − T for the
-    covariance, T = Σ_b^½·(Σ_b^½·Σ_a·Σ_b^½)^-½·Σ_b^½ being the optimal transport from samples to reference, and 2(μ_a − μ_b) for
-    the mean) taken on each block's own moments, their spread over √blocks. Raises ValueError for other numbers of
-    features."""
+    The error bar covers the sampling of the samples; the reference is taken as given. It is the spread, over √blocks, of the
+    distance's first derivative on each block's own moments. The derivative is 1 − T for the covariance and 2(μ_a − μ_b) for
+    the mean, where T = Σ_b^½·(Σ_b^½·Σ_a·Σ_b^½)^-½·Σ_b^½ is the optimal transport from samples to reference. Raises
+    ValueError for different numbers of features."""
     whole = samples.gaussian()
     if len(whole.mean) != len(reference.mean):
         raise ValueError(
@@ -66,10 +67,10 @@ def frechet_number(samples: BlockMoments, reference: Gaussian) -> Number:
 
 
 def too_few(samples: int, real: int, features: int) -> list[str]:
-    """Sentences about what numbers of samples and of data images (0: not known) make a Fréchet distance over so many features
-    worth little; none where both are enough.
+    """Sentences that say why a Fréchet distance over so many features has little meaning with so few samples or data images
+    (0: not known). Empty if both are enough.
 
-    The covariance of N rows has rank N − 1 at most: with N ≤ F it is singular, and the distance is far above what more rows
+    The covariance of N rows has rank N − 1 at most. With N ≤ F it is singular, and the distance is far above what more rows
     would give, by an amount that depends on the spectrum."""
     found = []
     for count, whose, advice in (
@@ -94,12 +95,12 @@ def too_few(samples: int, real: int, features: int) -> list[str]:
 
 
 def frechet_numbers(samples: BlockMoments, reference: Gaussian, real: int = 0) -> tuple[Number, Number | None]:
-    """`frechet_number`, and FID∞: its limit for endlessly many samples (arXiv 1911.07023).
+    """(`frechet_number`, FID∞). FID∞ is its limit for infinitely many samples (arXiv 1911.07023).
 
-    FID∞ is the line through n samples and the mean of two halves, against 1/n, at 1/n = 0; both use every sample equally,
-    so to first order its error bar is the same. None with fewer than 4 samples for each feature, where the bias is no multiple
-    of 1/n: from n = 2F rows of independent features and F the line misses by 28 % of the bias, from 4F and 2F by 5 %. None,
-    too, where the reference is made of `real` images (0: not known), no more than features."""
+    FID∞ is the line through n samples and the mean of two halves, against 1/n, at 1/n = 0. Both use every sample equally, so
+    to first order its error bar is the same. It is None with fewer than 4 samples for each feature, because there the bias
+    is no multiple of 1/n: from n = 2F rows of independent features and F the line misses by 28 % of the bias, from 4F and 2F
+    by 5 %. It is also None if the reference is made of `real` images (0: not known), no more than features."""
     found, count, features = frechet_number(samples, reference), int(samples.count.sum()), len(reference.mean)
     if count < _LIMIT_ROWS * features or 0 < real <= features:
         return found, None
@@ -113,7 +114,7 @@ def frechet_numbers(samples: BlockMoments, reference: Gaussian, real: int = 0) -
 def _error(
     samples: BlockMoments, whole: Gaussian, reference: Gaussian, eigenvalues: Tensor, vectors: Tensor
 ) -> float | None:
-    """The standard error by the first derivative over blocks; None with an empty block."""
+    """The standard error from the first derivative over blocks; None if a block is empty."""
     blocks = len(samples.count)
     if float(samples.count.min()) < 1:
         return None

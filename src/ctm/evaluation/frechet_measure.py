@@ -1,4 +1,4 @@
-"""Fréchet distance to images as what `ctm.tune_grid` makes small."""
+"""Fréchet distance to images as the measure that `ctm.tune_grid` minimises."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _IMAGES = 5000  # of each half that are looked at
 
 
 class FrechetMeasure:
-    """Fréchet distance of samples to a half of the images, a `ctm.sampling.GridMeasure`: (1,) when tuning, held out (repeats,).
+    """Fréchet distance of samples to one half of the images, a `ctm.sampling.GridMeasure`: (1,) when tuning, (repeats,) when
+    held out.
 
-    images: split once at random; one half (at most 5,000 of it) tunes, the other judges, with samples from other seeds. Samples
-    are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
-    "efficientnet", side its pixels, as in `ctm evaluate`. num: samples of a distance. Classes are as frequent as in the half,
-    where the model and the images share them. Distances of few samples are biased upwards, all alike.
-    Raises ValueError for images of another shape or of a class that the model does not know by name, fewer than 4 of
-    them, and num or repeats too small."""
+    images: split once at random. One half (at most 5,000 of it) tunes. The other half judges, with samples from other seeds.
+    Samples are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
+    "efficientnet"; side: its pixels, as in `ctm evaluate`. num: samples for a distance. Classes are as frequent as in the
+    half, if the model and the images share them. Distances of few samples are biased upwards, all in the same way. Raises
+    ValueError for images of another shape or of a class that the model does not know by name, for fewer than 4 images, and
+    for num or repeats too small."""
 
     def __init__(
         self,

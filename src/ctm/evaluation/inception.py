@@ -1,9 +1,8 @@
 """Inception-v3 as the Fréchet inception distance uses it (arXiv 1706.08500): the network of 2015-12-05 with 2,048 features.
 
-It differs from later Inception-v3 networks: average pools leave padding out of the mean, the last block pools by the maximum,
-pictures are resized by TensorFlow's first bilinear rule, and the classifier has 1,008 outputs. Module names are those of the
-public PyTorch weights.
-"""
+It differs from later Inception-v3 networks. Average pools leave padding out of the mean. The last block pools by the
+maximum. Pictures are resized by TensorFlow's first bilinear rule. The classifier has 1,008 outputs. Module names are the
+names in the public PyTorch weights."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILES
 
 
 def resize_bilinear(images: Tensor, side: int = SIDE) -> Tensor:
-    """(B, C, H, W) -> (B, C, side, side) by TensorFlow 1's rule: new pixel j lies at j·(old/new) (no half-pixel offset), between
-    the two pixels around it, the last one repeated."""
+    """(B, C, H, W) -> (B, C, side, side) by TensorFlow 1's rule: new pixel j lies at j·(old/new), without a half-pixel
+    offset, between the two pixels around it. The last pixel is repeated."""
     rows, columns = (_interpolation(old, side).to(images) for old in images.shape[-2:])
     return rows @ images @ columns.T
 
 
 def _interpolation(old: int, new: int) -> Tensor:
-    """(new, old): the share of each old pixel in each new one."""
+    """(new, old): the share of each old pixel in each new pixel."""
     places = torch.arange(new, dtype=torch.float64) * (old / new)
     low = places.floor().long().clamp(max=old - 1)
     share = places - low
@@ -130,7 +129,7 @@ class _BlockD(nn.Module):
 
 
 class _BlockE(nn.Module):
-    """last: pools by the maximum, as the block before the features does."""
+    """A block of Inception-v3. last: pools by the maximum, in the block before the features."""
 
     def __init__(self, channels: int, last: bool) -> None:
         super().__init__()
@@ -156,9 +155,10 @@ class _BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """forward: images (B, 1 or 3, H, W) in [−1, 1] -> (features (B, 2048), a map (B, 192, 17, 17)): the first branch of
-    Mixed_6d, `mixed_6/conv` of the original graph (a node after normalisation and ReLU), of which ADM's spatial distance takes
-    seven channels."""
+    """(features (B, 2048), a map (B, 192, 17, 17)) of images (B, 1 or 3, H, W) in [−1, 1].
+
+    The map is the first branch of Mixed_6d, `mixed_6/conv` of the original graph (a node after normalisation and ReLU).
+    ADM's spatial distance takes seven of its channels."""
 
     num_features = 2048
 
@@ -179,7 +179,7 @@ class InceptionV3(nn.Module):
 
     @staticmethod
     def prepare(images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [−1, 1] as (v − 128)/128 of 256 grey values v, three channels, 299 × 299."""
+        """Images (B, 1 or 3, H, W) in [−1, 1] as (v − 128)/128 of 256 grey values v, with three channels, 299 × 299."""
         pixels = ((images.float() + 1) * 127.5).expand(-1, 3, -1, -1)
         return (resize_bilinear(pixels) - 128) / 128
 
@@ -193,7 +193,7 @@ class InceptionV3(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(x)).mean(dim=(2, 3)), spatial
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the public weights. Raises ValueError where names or shapes are others."""
+        """Load the public weights. Raises ValueError where names or shapes differ."""
         own = self.state_dict()
         counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
         try:
@@ -203,10 +203,10 @@ class InceptionV3(nn.Module):
 
 
 def load_inception(file: Path | None = None) -> tuple[InceptionV3, Path]:
-    """The network with the public weights, and their file: the one given, one of FILES in torch.hub's directory of checkpoints,
-    or fetched there (its name holds the start of its SHA-256, which is checked).
+    """(the network with the public weights, their file). The file is the given one, one of FILES in torch.hub's directory of
+    checkpoints, or fetched there. Its name holds the start of its SHA-256, which is checked.
 
-    Raises FileNotFoundError where they are not there and cannot be fetched, ValueError for other weights."""
+    Raises FileNotFoundError where the weights are not there and cannot be fetched, ValueError for other weights."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     found = file or next((folder / name for name in FILES if (folder / name).is_file()), None)
     if found is None:

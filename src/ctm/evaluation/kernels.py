@@ -1,4 +1,4 @@
-"""Distances of two sets of features by kernels: KID and CMMD, unbiased or nearly so at any number of samples."""
+"""Kernel distances between two sets of features: KID and CMMD, unbiased or nearly so at any number of samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _subsets(rows: int) -> int:
 
 
 def kid(a: Tensor, b: Tensor) -> Number:
-    """The kernel distance, unbiased MMD² with the kernel (x·y/F + 1)³ (arXiv 1801.01401), of a (N, F), b (M, F).
+    """The kernel distance, unbiased MMD² with the kernel (x·y/F + 1)³ (arXiv 1801.01401), of a (N, F) and b (M, F).
 
-    The mean over disjoint subsets of about 500 rows (four subsets where there are fewer than 1,000), so that their spread
-    gives an honest error bar. Raises ValueError for fewer than two rows."""
+    It is the mean over disjoint subsets of about 500 rows (four subsets if there are fewer than 1,000), so the spread over
+    subsets gives the error bar. Raises ValueError for fewer than two rows."""
     rows = min(len(a), len(b))
     if rows < 2:
         raise ValueError(f"KID needs at least two rows on both sides, got {len(a)} and {len(b)}")
@@ -44,18 +44,18 @@ def _normalised(rows: Tensor) -> Tensor:
 
 
 def own_kernel(rows: Tensor) -> float:
-    """The mean of CMMD's kernel over all pairs of rows (N, F), less one: what `cmmd` needs of a reference, once."""
+    """The mean of CMMD's kernel over all pairs of rows (N, F), minus one. `cmmd` needs it of the reference, once."""
     unit = _normalised(rows)
     return float(_rows_of_kernel(unit, unit).mean())
 
 
 def cmmd(a: Tensor, b: Tensor, own: float | None = None, products: tuple[Tensor, Tensor] | None = None) -> Number:
-    """1000·MMD² with the kernel exp(−|x − y|²/(2·10²)) on embeddings scaled to length 1 (arXiv 2401.09603), which the authors
-    take from CLIP; any embedding serves, compared with itself alone. a (N, F), b (M, F); own: `own_kernel(b)`, products: a·a'
-    (N, N) and a·b (N, M) in float64, where known.
+    """1000·MMD² with the kernel exp(−|x − y|²/(2·10²)) on embeddings scaled to length 1 (arXiv 2401.09603). a (N, F), b (M,
+    F).
 
-    The biased estimate, as there: with this wide a kernel the bias is of the order of 10/n. Error bar: of a's sampling,
-    by the first derivative."""
+    The authors take the embeddings from CLIP. Any embedding works, but its numbers compare only with each other. own:
+    `own_kernel(b)`. products: a·a' (N, N) and a·b (N, M) in float64, if known. The estimate is biased, as in the paper; with
+    this wide kernel the bias is of the order of 10/n. Error bar: of a's sampling, by the first derivative."""
     own = own_kernel(b) if own is None else own
     if products is None:
         a, b = _normalised(a), _normalised(b)
@@ -69,7 +69,8 @@ def cmmd(a: Tensor, b: Tensor, own: float | None = None, products: tuple[Tensor,
 
 
 def _rows_of_kernel(a: Tensor, b: Tensor, step: int = 1000) -> Tensor:
-    """The mean of the kernel over b, for each row of a; less one, which cancels in the distance and keeps the digits."""
+    """The mean of the kernel over b for each row of a, minus one. The one cancels in the distance; without it more digits
+    are kept."""
     parts = []
     for start in range(0, len(a), step):
         parts.append(_of_cosines(a[start : start + step] @ b.T))
@@ -77,6 +78,6 @@ def _rows_of_kernel(a: Tensor, b: Tensor, step: int = 1000) -> Tensor:
 
 
 def _of_cosines(cosines: Tensor) -> Tensor:
-    """The mean over the second dimension of the kernel, less one, of rows of length 1 with these products."""
+    """The mean of the kernel over the second dimension, minus one, for rows of length 1 with these products."""
     squares = (2 - 2 * cosines).clamp(min=0)
     return torch.expm1(-squares / (2 * _CMMD_SIGMA**2)).mean(dim=1)

@@ -1,4 +1,4 @@
-"""What images cost without a model, in bits per dimension: baselines for a likelihood."""
+"""Bits per dimension of images without a model: baselines for a likelihood."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["histogram_bits", "png_bits"]
 
 
 def png_bits(pixels: np.ndarray) -> np.ndarray:
-    """Size of each image as an optimised PNG file, header included, in bits for each of its values. pixels uint8
-    (N, H, W, C), C = 1 or 3 -> float64 (N,)."""
+    """Bits per value of each image as an optimised PNG file, header included. pixels uint8 (N, H, W, C), C = 1 or 3 ->
+    float64 (N,)."""
     sizes = []
     for image in pixels:
         file = io.BytesIO()
@@ -22,8 +22,8 @@ def png_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def histogram_bits(pixels: np.ndarray) -> np.ndarray:
-    """−log2 p of each image, for each of its values, where every position's values are independent with the histogram of the
-    *other* images there plus one count spread evenly over 0 … 255. pixels uint8 (N, H, W, C) -> float64 (N,)."""
+    """−log2 p per value of each image. Every position's values are independent, with the histogram of the *other* images at
+    that position plus one count spread evenly over 0 … 255. pixels uint8 (N, H, W, C) -> float64 (N,)."""
     flat = pixels.reshape(len(pixels), -1)
     counts = np.stack([(flat == value).sum(axis=0) for value in range(256)])  # (256, positions)
     own = np.take_along_axis(counts, flat.astype(np.int64), axis=0) - 1  # without the image itself

@@ -1,4 +1,4 @@
-"""Every number of one set of samples, from its statistics and the reference's."""
+"""All numbers of one set of samples, from its statistics and the reference's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRODUCTS = 4096  # rows whose products with all others are kept together
 
 @dataclass(frozen=True)
 class Metric:
-    """title: for a table's head; better: +1 for more, −1 for less, 0 for neither."""
+    """title: for the head of a table. better: +1 if more is better, −1 if less is better, 0 for neither."""
 
     title: str
     better: int
@@ -54,7 +54,7 @@ METRICS = {
 def measure(
     samples: Statistics, reference: Reference, *, labelled: bool
 ) -> tuple[dict[str, Number], Memorisation | None]:
-    """The numbers by the names of METRICS, as far as the reference and the samples allow, and the memorisation check.
+    """(the numbers by the names of METRICS, the memorisation check), as far as the reference and the samples allow.
 
     labelled: whether the samples were made for classes, so that the classifier's answer can be right."""
     numbers: dict[str, Number] = {}
@@ -85,7 +85,7 @@ def measure(
 
 
 def _products(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What CMMD and the neighbours both multiply, once; None where it would take hundreds of megabytes."""
+    """The products that both CMMD and the neighbours need, computed once. None if they would take hundreds of megabytes."""
     if max(len(fake), len(real)) > _PRODUCTS:
         return None
     fake, real = fake.double(), real.double()
@@ -93,8 +93,8 @@ def _products(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def compare_images(samples: Tensor, teacher: Tensor) -> dict[str, Number]:
-    """Mean squared error in units of [−1, 1] and PSNR of images uint8 (P, H, W, C) against the teacher's from the same noise;
-    no PSNR of equal images."""
+    """Mean squared error (in units of [−1, 1]) and PSNR of images uint8 (P, H, W, C), against the teacher's images from the
+    same noise. Equal images have no PSNR."""
     mine, theirs = (to_model_range(each).double() for each in (samples, teacher))
     mse = mean_with_error((mine - theirs).square().flatten(1).mean(dim=1))
     if mse.value == 0:  # the same images, whose PSNR is no number

@@ -1,4 +1,5 @@
-"""Means and covariances of a stream of rows, summed apart in blocks so that error bars and extrapolation need no second pass."""
+"""Means and covariances of a stream of rows. They are summed in separate blocks, so error bars and extrapolation need no
+second pass."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _PIECE = 2000  # rows i with the same i // 2000 are multiplied together: a few a
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
-    """The positive root of a symmetric matrix (F, F) ≥ 0, by its eigenvalues, those below zero by rounding set to zero."""
+    """The positive root of a symmetric matrix (F, F) ≥ 0, by its eigenvalues. Eigenvalues below zero by rounding are set to
+    zero."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -38,7 +40,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, rows: Tensor) -> Gaussian:
-        """Of rows (N, F), with divisor N − 1. Raises ValueError for fewer than two."""
+        """Mean and covariance of rows (N, F), with divisor N − 1. Raises ValueError for fewer than two rows."""
         if rows.dim() != 2 or len(rows) < 2:
             raise ValueError(f"a covariance needs at least two rows of features (N, F), got {tuple(rows.shape)}")
         rows = rows.double()
@@ -46,10 +48,11 @@ class Gaussian:
 
 
 class BlockMoments(Sums):
-    """Sums over rows, one for each block: count (B,), total (B, F), outer (B, F, F).
+    """Sums over rows, separate for each block: count (B,), total (B, F), outer (B, F, F).
 
-    A row waits until a row of a later piece has come, and is then multiplied with its own piece. So in one process the rows
-    that are multiplied together depend on their numbers alone, and a pass that was cut short ends with the same bits."""
+    A row waits until a row of a later piece arrives, and is then multiplied with the other rows of its piece. So in one
+    process the rows that are multiplied together depend only on their numbers, and a pass that was interrupted ends with the
+    same bits."""
 
     def __init__(self, features: int, blocks: int = BLOCKS) -> None:
         self.count = zeros(blocks)
@@ -60,7 +63,7 @@ class BlockMoments(Sums):
 
     @property
     def outer(self) -> Tensor:
-        """Σ x·xᵀ of all rows that were added. Call it after the last: it multiplies the rows that wait."""
+        """Σ x·xᵀ of all rows that were added. Call it after the last row: it multiplies the rows that wait."""
         self._multiply(None)
         return self._outer
 
@@ -77,7 +80,7 @@ class BlockMoments(Sums):
         self._wait(others["waiting"], others["waiting_indices"])
 
     def add(self, rows: Tensor, indices: Tensor) -> None:
-        """Add rows (N, F), row j being number indices[j] (int64 (N,)) of the stream."""
+        """Add rows (N, F). Row j has number indices[j] (int64 (N,)) in the stream."""
         if len(rows) == 0:
             return
         rows, block = rows.double(), indices % len(self.count)
@@ -95,7 +98,7 @@ class BlockMoments(Sums):
             self._waiting.append((rows, indices))
 
     def _multiply(self, current: int | None) -> None:
-        """Multiply the rows that wait, piece by piece: those before the piece `current`, or all."""
+        """Multiply the rows that wait, piece by piece: the pieces before `current`, or all."""
         rows, indices = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         piece = indices // _PIECE
         for number in piece.unique().tolist():
@@ -109,7 +112,8 @@ class BlockMoments(Sums):
         self._wait(rows[rest], indices[rest])
 
     def gaussian(self, blocks: Sequence[int] | None = None) -> Gaussian:
-        """Mean and covariance (divisor n − 1) of some blocks together, or of all. Raises ValueError for fewer than two rows."""
+        """Mean and covariance (divisor n − 1) of some blocks together, or of all blocks. Raises ValueError for fewer than
+        two rows."""
         chosen = list(range(len(self.count))) if blocks is None else list(blocks)
         count = float(self.count[chosen].sum())
         if count < 2:

@@ -1,4 +1,4 @@
-"""What nearest neighbours in feature space tell: precision, recall, density, coverage, and copies of the training set."""
+"""Metrics from nearest neighbours in feature space: precision, recall, density, coverage, and copies of the training set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def _part(products: Tensor | None, start: int) -> Tensor | None:
 
 
 def _distances(a: Tensor, b: Tensor, of_b: Tensor | None = None, products: Tensor | None = None) -> Tensor:
-    """|a_i − b_j|² (N, M), in the precision of the rows; of_b: |b_j|² (M,), products: a_i·b_j (N, M), where they are there
-    already."""
+    """|a_i − b_j|² (N, M), in the precision of the rows. of_b: |b_j|² (M,), products: a_i·b_j (N, M), if known."""
     of_b = b.square().sum(dim=1) if of_b is None else of_b
     squares = a.square().sum(dim=1)[:, None] + of_b[None]
     squares = squares.addmm_(a, b.T, alpha=-2) if products is None else squares.sub_(products, alpha=2)
@@ -30,7 +29,7 @@ def _distances(a: Tensor, b: Tensor, of_b: Tensor | None = None, products: Tenso
 
 
 def radii(rows: Tensor, k: int = NEIGHBOURS, products: Tensor | None = None) -> Tensor:
-    """|row − its k-th neighbour|² (N,), itself not counted; products: row·row' (N, N) where they are there already. Raises
+    """|row − its k-th neighbour|² (N,); a row is not its own neighbour. products: row·row' (N, N), if known. Raises
     ValueError for k rows or fewer."""
     if len(rows) <= k:
         raise ValueError(f"the {k}th neighbour needs more than {k} rows, got {len(rows)}")
@@ -50,12 +49,11 @@ def precision_recall(
     real_radii: Tensor | None = None,
     products: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Number]:
-    """precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of feature rows fake (N, F) against real
-    (M, F), with balls to the k-th neighbour. All depend on N and M.
+    """Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of feature rows fake (N, F) against real
+    (M, F), with balls to the k-th neighbour. All four depend on N and M.
 
-    real_radii: `radii(real, k)`, products: fake·fake' (N, N) and fake·real (N, M) in float64, where they are there already.
-    Error bars: of the mean over fakes (precision, density), over reals (recall, coverage). Raises ValueError for k rows or
-    fewer on one side."""
+    real_radii: `radii(real, k)`; products: fake·fake' (N, N) and fake·real (N, M) in float64, if known. Error bars: of the
+    mean over fakes (precision, density) or over reals (recall, coverage). Raises ValueError for k rows or fewer on one side."""
     if len(real) <= k or len(fake) <= k:
         raise ValueError(f"precision and recall need more than {k} rows on both sides, got {len(real)}, {len(fake)}")
     real, fake = real.double(), fake.double()
@@ -81,10 +79,9 @@ def precision_recall(
 def nearest(
     queries: Tensor, rows: Tensor, *, without: Tensor | None = None, of_rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The nearest of rows (M, F) for each of queries (N, F): its distance (N,) and number (N,).
+    """Distance (N,) and number (N,) of the nearest of rows (M, F), for each of queries (N, F).
 
-    without: int64 (N,), the number of the row that is not to be found (the query itself). of_rows: |row|² (M,) where they are
-    there already."""
+    without: int64 (N,), the number of a row to leave out (the query itself). of_rows: |row|² (M,), if known."""
     best = torch.full((len(queries),), torch.inf, dtype=queries.dtype)
     found = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(rows), 10 * _STEP):
@@ -101,9 +98,10 @@ def nearest(
 
 @dataclass(frozen=True)
 class Memorisation:
-    """share: of the samples that are nearer to a training image than any other training image is to that one. expected:
-    the same share among training images left out, what a model that copies nothing gives. distances (N,): of each sample to its
-    nearest training image, in units of that image's own nearest distance; neighbours (N,): the training image's number."""
+    """share: of the samples, how many are nearer to a training image than any other training image is to that image.
+    expected: the same share among training images left out, as for a model that copies nothing. distances (N,): of each
+    sample to its nearest training image, in units of that image's own nearest distance. neighbours (N,): the number of that
+    training image."""
 
     share: Number
     expected: Number
@@ -112,7 +110,7 @@ class Memorisation:
 
 
 class Training:
-    """The training set's features (M, F) in random order, and what every set of samples is compared with, computed once.
+    """The training set's features (M, F) in random order, with what every set of samples is compared with, computed once.
 
     Raises ValueError for fewer than four rows."""
 
@@ -128,7 +126,7 @@ class Training:
         return self.rows.square().sum(dim=1)
 
     def _own_distances(self, numbers: Tensor) -> Tensor:
-        """The distance of each of these rows to its nearest other."""
+        """The distance of each of these rows to its nearest other row."""
         new = numbers.unique()
         new = new[self._own[new].isnan()]
         if len(new):
@@ -136,8 +134,8 @@ class Training:
         return self._own[numbers]
 
     def expected(self, count: int) -> Number:
-        """The share of `count` training images, or a quarter of them all where that is less, that would be called copies of
-        the others: what a model that copies nothing gives."""
+        """The share of training images that would be called copies of the others, as for a model that copies nothing. It is
+        measured on `count` training images, or on a quarter of them all if that is less."""
         left_out = min(count, len(self.rows) // 4)
         if left_out not in self._expected:
             rest, squares = self.rows[:-left_out], self._squares[:-left_out]
@@ -147,7 +145,7 @@ class Training:
         return self._expected[left_out]
 
     def memorisation(self, samples: Tensor) -> Memorisation:
-        """Authenticity (arXiv 2102.08921) turned round, of samples (N, F)."""
+        """The memorisation of samples (N, F). Its share is one minus their authenticity (arXiv 2102.08921)."""
         distance, number = nearest(samples.to(self.rows), self.rows, of_rows=self._squares)
         own = self._own_distances(number)
         ratios = distance / own.clamp(min=1e-12 * float(own.max().clamp(min=1e-30)))

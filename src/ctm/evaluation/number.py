@@ -12,7 +12,7 @@ __all__ = ["Number", "mean_with_error"]
 
 @dataclass(frozen=True)
 class Number:
-    """value, and error: one standard error of it, or None where none is known."""
+    """A measured value. error: its standard error, or None if none is known."""
 
     value: float
     error: float | None = None

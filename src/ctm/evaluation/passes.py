@@ -1,4 +1,5 @@
-"""One pass over a stream of images: chunks shared among processes, kept in files, so that a pass cut short goes on."""
+"""One pass over a stream of images. Its chunks are shared among processes and kept in files, so an interrupted pass can
+continue."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _SAVE_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number, how many there are, where it computes, and how it waits for the others."""
+    """This process's number, the number of processes, the device, and how to wait for the others."""
 
     index: int = 0
     count: int = 1
@@ -50,16 +51,16 @@ def run_pass(
     words: str = "",
     keep: bool = True,
 ) -> Statistics:
-    """The statistics of all images of `source`, from the file `path` where they are there under the same key.
+    """Statistics of all images of `source`. They are read from the file `path` if it holds them under the same key.
 
-    Images are looked at as a picture file holds them: clamped, 256 values. Chunk c is images c·batch_size …, done by one
-    process; each keeps what it has in a file beside `path` now and then and when stopped, and a later call, with any number
-    of processes, does the chunks that are missing. The folder must be one that all processes see. table: where there is
-    one, features of image i < len(table) are written to its row i, too. keep: False where the caller keeps at once what it
-    makes of them, and then calls `forget`: a single process does not write the whole to `path`.
+    Images are looked at as a picture file holds them: clamped, with 256 values. Chunk c is images c·batch_size …, done by
+    one process. Each process keeps its part in a file beside `path`, now and then and when it is stopped. A later call, with
+    any number of processes, does the chunks that are missing. The folder must be one that all processes see. table: if
+    given, the features of image i < len(table) are written to its row i. keep: False if the caller itself keeps what it
+    makes of the statistics and then calls `forget`; a single process then does not write the whole to `path`.
 
-    In one process the bits do not depend on where a pass was cut short; several processes add in another order, and agree
-    with one to rounding."""
+    In one process the bits do not depend on where a pass was interrupted. Several processes add in another order, and agree
+    with one process to rounding."""
     processes = processes or Processes()
     whole = Statistics(layout) if path.exists() else None
     if whole is not None and whole.merge_file(path, key):
@@ -93,7 +94,7 @@ def run_pass(
 
 
 def _gathered(layout: Layout, path: Path, key: str, processes: Processes) -> Statistics:
-    """All processes' parts together, which the first writes to `path`."""
+    """The parts of all processes together. The first process writes them to `path`."""
     processes.wait()
     if processes.index == 0:
         merged = _merged(layout, path, key)[0]
@@ -109,7 +110,7 @@ def _gathered(layout: Layout, path: Path, key: str, processes: Processes) -> Sta
 
 
 def forget(path: Path) -> None:
-    """Remove the statistics at `path` and their parts, as far as they are there."""
+    """Remove the statistics at `path` and their parts, if present."""
     for file in (path, *path.parent.glob(f"{path.stem}.part*")):
         file.unlink(missing_ok=True)
 
@@ -119,7 +120,7 @@ def _part(path: Path, index: int) -> Path:
 
 
 def _merged(layout: Layout, path: Path, key: str) -> tuple[Statistics, list[Path]]:
-    """All parts together, and their files; a part whose chunks are in an earlier one (a merge cut short) is left out."""
+    """(all parts together, their files). A part whose chunks are in an earlier part (an interrupted merge) is left out."""
     merged, files = Statistics(layout), sorted(path.parent.glob(f"{path.stem}.part*"))
     for file in files:
         merged.merge_file(file, key)
@@ -127,7 +128,8 @@ def _merged(layout: Layout, path: Path, key: str) -> tuple[Statistics, list[Path
 
 
 def _earlier_parts(layout: Layout, path: Path, key: str, processes: Processes) -> tuple[Statistics, set[int]]:
-    """What this process starts from, the first with all that earlier processes left, and the chunks that are done."""
+    """(the statistics from which this process starts, the chunks that are done). The first process starts with everything
+    that earlier processes left."""
     merged, files = _merged(layout, path, key)
     processes.wait()
     if processes.index == 0 and files:

@@ -1,4 +1,4 @@
-"""What is evaluated: a model under a sampler with its settings, and the record of it."""
+"""What is evaluated: a model under a sampler with its settings, and the record of these."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _RHO = 7.0
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be evaluated. role: model or teacher; name: as it was asked for; checksum of its weights; ema: the decay of the
-    average that they are, None where no recipe tells."""
+    """A model to evaluate. role: model or teacher. name: how the user asked for it. checksum: of its weights. ema: the decay
+    of the average that the weights are, None if no recipe tells."""
 
     role: str
     name: str
@@ -41,7 +41,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """A subject under one sampler: levels and method make its samples, record is what a reader needs to repeat them."""
+    """A subject under one sampler. levels and method make its samples; record is what a reader needs to repeat them."""
 
     subject: Subject
     levels: Tensor
@@ -50,12 +50,12 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """A few words for tables and pictures."""
+        """A short title for tables and pictures."""
         return title_of(self.record)
 
 
 def title_of(record: dict[str, Any]) -> str:
-    """A few words about a record."""
+    """A short title of a record."""
     if record["role"] == "samples":
         return "samples"
     extra = f", γ = {record['gamma']:g}" if record["gamma"] else ""
@@ -87,13 +87,13 @@ def make_plans(
     seed: int = 0,
     guidance: float | None = None,
 ) -> list[Plan]:
-    """One plan for each number of steps and each γ; a single jump adds no noise, so γ is not varied there.
+    """One plan for each number of steps and each γ. A single jump adds no noise, so γ is not varied there.
 
-    steps: jumps, or noise levels of the other samplers; None: 1, 2, 4, or 18. sampler: None for jumps where the model has them,
-    else Heun. gammas None and grid None: as `ctm.generate` samples, on the grid that the model keeps for so many steps and
-    with its γ, else on the Karras grid with γ = 0; grid "karras": on that. guidance: the scale of classifier-free guidance, under
-    which no grid was tuned. Raises ValueError for a sampler that is unknown or
-    does not fit the model, and for another grid."""
+    steps: jumps, or noise levels of the other samplers; None: 1, 2, 4, or 18. sampler: None for jumps if the model has them,
+    else Heun. gammas None and grid None: samples as `ctm.generate` makes them, on the grid that the model keeps for this
+    number of steps and with its γ, else on the Karras grid with γ = 0. grid "karras": on the Karras grid. guidance: the
+    scale of classifier-free guidance, for which no grid was tuned. Raises ValueError for a sampler that is unknown or does
+    not fit the model, and for another grid."""
     jumps = can_jump(subject.model)
     name = sampler or ("gamma" if jumps else "heun")
     if name not in SAMPLERS:
@@ -125,7 +125,8 @@ def make_plans(
 
 
 def _guided(plan: Plan, scale: float | None) -> Plan:
-    """The plan under classifier-free guidance: two evaluations for one, but where the scale is an input or one opinion."""
+    """The plan under classifier-free guidance. It takes two evaluations instead of one, unless the scale is an input of the
+    network, or is 0 or 1."""
     if scale is None:
         return plan
 

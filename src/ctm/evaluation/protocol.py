@@ -1,4 +1,4 @@
-"""What must be equal for two numbers to be comparable, and what differs where it is not."""
+"""What must be equal before two numbers are compared, and where two protocols differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = 1  # of the metrics' definitions: raised when a number would come out
 def protocol(
     extractor: Extractor, classifier: str | None, reference: Reference, *, images: int, rows: int, labels: str
 ) -> dict[str, Any]:
-    """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy; labels: how the
+    """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy. labels: how the
     samples' classes were chosen."""
     return {
         "metrics": _VERSION,
@@ -39,7 +39,7 @@ def protocol(
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """The version, and where it ran, which should make no difference."""
+    """The version, and the machine it ran on, which should make no difference."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return {
         "version": __version__,
@@ -60,8 +60,8 @@ def _flat(record: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], *, ignore: tuple[str, ...] = ("reference.name",)) -> list[str]:
-    """Each entry in which two protocols differ, as 'images: 5000 and 10000'. A reference's name does not count, its content
-    does."""
+    """Each entry in which two protocols differ, such as 'images: 5000 and 10000'. For a reference the content counts, not
+    the name."""
     first, second = _flat(a), _flat(b)
     names = sorted((first.keys() | second.keys()) - set(ignore))
     return [

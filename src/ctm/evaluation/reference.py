@@ -1,4 +1,5 @@
-"""The data that samples are compared with: seen once by each feature network, kept by content; or a file of statistics."""
+"""The data that samples are compared with: images that each feature network sees once, kept by their content, or a file of
+statistics."""
 
 from __future__ import annotations
 
@@ -49,9 +50,11 @@ QUERIES = 500  # samples of the memorisation check
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of the data: name, checksum of the content and number of images (0: the file does not say); Gaussians of
-    features and of spatial features; and from images, not from a file: the kept rows (K, F), class sums, all features on the
-    disk in the order of `source`, the classifier's accuracy on the data, and the Fréchet distance between its halves."""
+    """What is known of the data: name, checksum of the content, number of images (0: the file does not say), and the
+    Gaussians of features and of spatial features.
+
+    If the data are images, not a file of statistics, also: the kept rows (K, F), class sums, all features on the disk in the
+    order of `source`, the classifier's accuracy on the data, and the Fréchet distance between the two halves of the data."""
 
     name: str
     checksum: str
@@ -81,12 +84,12 @@ class Reference:
 
     @cached_property
     def training(self) -> Training | None:
-        """The features for the memorisation check; None with fewer than four images or none."""
+        """The features for the memorisation check; None if there are no images or fewer than four."""
         few = self.table is None or len(self.table) < 4
         return None if few else Training(torch.from_numpy(np.asarray(self.table)))
 
     def prepare(self, rows: int) -> None:
-        """Compute what all samples are compared with, once; rows: how many features are kept of the samples."""
+        """Compute once what all samples are compared with. rows: number of features kept of the samples."""
         for gaussian in (self.gaussian, self.spatial):
             _ = None if gaussian is None else gaussian.root
         if self.rows is not None:
@@ -116,7 +119,7 @@ def _key(*parts: object) -> str:
 def classifier_of(
     images: Images, checksum: str, processes: Processes, progress: Progress = silent
 ) -> Classifier | None:
-    """The classifier trained on these images (at most 50,000), from the cache where it was trained before; None for images
+    """The classifier trained on these images (at most 50,000), from the cache if it was trained before. None for images
     without labels. One process trains."""
     if images.labels is None:
         return None
@@ -146,7 +149,7 @@ def reference_of(
     processes: Processes,
     progress: Progress = silent,
 ) -> Reference:
-    """The reference of these images, looked at now or read from the cache, whose key is the content and the network."""
+    """The reference of these images, computed now or read from the cache. The cache's key is the content and the network."""
     layout = _layout(images, extractor, classifier, rows)
     source = ImageSource(images, len(images))
     key = _key("reference", checksum, extractor.record(), layout.rows, _TABLE_ROWS, classifier is not None)
@@ -204,16 +207,16 @@ def _from_statistics(
 
 
 def _accuracy(seen: Statistics) -> float | None:
-    """How often the classifier is right on the images that have a label."""
+    """The share of labelled images on which the classifier is right."""
     if seen.probabilities is None or seen.classes is None:
         return None
     return seen.probabilities.accuracy(float(seen.classes.count.sum())).value
 
 
 def is_statistics(name: str, features: int) -> bool:
-    """Whether `name` is an .npz of statistics over that many features: mu and sigma (EDM, ADM) or activations.
+    """Whether `name` is an .npz of statistics over that number of features: mu and sigma (EDM, ADM) or activations.
 
-    Raises ValueError for statistics over another number of features, unless the file has images (arr_0) as well."""
+    Raises ValueError for statistics over another number of features, unless the file has images (arr_0) too."""
     path = Path(name)
     if suffix_of(path) != ".npz" or not path.is_file():
         return False
@@ -234,10 +237,11 @@ def is_statistics(name: str, features: int) -> bool:
 
 
 def statistics_file(path: Path, rows: int) -> Reference:
-    """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, mu_s and sigma_s where they are there;
-    or activations (N, F), of which the first `rows` are kept for the metrics that need them. The file does not tell its feature
-    network. Raises ValueError for shapes that do not fit, and for a file that would inflate to more than numbers do: 64 MB, and
-    20 times its size."""
+    """The reference in an .npz file: mu (F,) and sigma (F, F) as EDM and ADM write them, with mu_s and sigma_s if present;
+    or activations (N, F), whose first `rows` are kept for the metrics that need features.
+
+    The file does not tell its feature network. Raises ValueError for shapes that do not fit, and for a file that would
+    inflate to more than 64 MB and more than 20 times its size."""
     archive = Archive(path)
     names = [name for name in _STATISTICS if name in archive.headers]
     size, stored = sum(archive.headers[name].nbytes for name in names), path.stat().st_size

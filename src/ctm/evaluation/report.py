@@ -1,4 +1,4 @@
-"""The files of an evaluation: result.json, and report.html with everything inside."""
+"""The files of an evaluation: result.json, and report.html, which holds everything."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write_result(
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What result.json holds. Raises FileNotFoundError or ValueError for a file that is none."""
+    """What result.json holds. Raises FileNotFoundError or ValueError for a file that is no result."""
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
@@ -103,7 +103,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _pictures(reference: Reference, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
-    """(file name, caption, PNG) of every picture that there is something for."""
+    """(file name, caption, PNG) of every picture that can be drawn."""
     found = []
     if any(row.record["role"] != "samples" for row in rows):
         found.append(
@@ -144,7 +144,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def notes_on(result: dict[str, Any]) -> str:
-    """What a reader must know to read the numbers."""
+    """What a reader must know to read the numbers, as text."""
     about, facts = result["reference"], result["protocol"]
     words = [
         *result.get("warnings", ()),

@@ -1,4 +1,4 @@
-"""One line of an evaluation: what was evaluated, its numbers, and the few images kept for pictures; and its file."""
+"""One row of an evaluation: what was evaluated, its numbers, the few images kept for pictures; and its file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """record: what was evaluated; numbers: by the names of METRICS; seconds: by stage (generator, features, sums, metrics);
-    count: images; pixels uint8 (P, H, W, C): the first of them; copies: numbers (M,) of the kept images most like a training
-    image, and originals: those training images' numbers in the reference's order, nearest first; environment: the version and the
-    machine that made the numbers."""
+    """record: what was evaluated. numbers: by the names of METRICS. seconds: by stage (generator, features, sums, metrics).
+    count: number of images. pixels uint8 (P, H, W, C): the first images. copies: numbers (M,) of the kept images that are
+    most like a training image. originals: the numbers of these training images in the reference's order, nearest first.
+    environment: the version and the machine that made the numbers."""
 
     record: dict[str, Any]
     numbers: dict[str, Number]
@@ -36,11 +36,11 @@ class Row:
 
     @property
     def seconds_per_image(self) -> float | None:
-        """In the generator, on one process; None for images that were there."""
+        """Seconds in the generator for an image, on one process; None for samples that were given."""
         return None if self.record["role"] == "samples" else self.seconds["generator"] / self.count
 
     def as_json(self) -> dict[str, Any]:
-        """All but the images, as plain values."""
+        """All except the images, as plain values."""
         numbers = {name: {"value": number.value, "error": number.error} for name, number in self.numbers.items()}
         about = {"count": self.count, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image}
         about |= {"environment": self.environment}
@@ -55,7 +55,7 @@ class Row:
 
     @classmethod
     def load(cls, path: Path) -> Row | None:
-        """The row in a file, None where there is none or it is damaged."""
+        """The row in a file; None if there is none or it is damaged."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
@@ -69,5 +69,5 @@ class Row:
 
 
 def nothing() -> Tensor:
-    """No image's number."""
+    """Numbers of no image."""
     return torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""An evaluation from end to end: references, samples of every plan, numbers, and the files of the result."""
+"""An evaluation from start to end: references, samples of every plan, numbers, and the files of the result."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _KEPT_PIXELS = 1024
 
 @dataclass(frozen=True)
 class Judge:
-    """What samples are judged by, and how: the reference, the networks, and the record of it all."""
+    """What samples are measured with: the reference, the networks, and the record of both."""
 
     extractor: Extractor
     classifier: Classifier | None
@@ -84,10 +84,10 @@ def make_judge(
 ) -> Judge:
     """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
 
-    size, channels: of the samples, to which the data are brought. rows: features kept on both sides for KID, CMMD and
-    neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often.
-    reading: image, label and max_gb of ctm.data.load_images. check: called with the images before anything is
-    computed, to raise for those that do not fit a model.
+    size, channels: of the samples; the data are brought to them. rows: features kept on both sides for KID, CMMD and
+    neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. reading:
+    image, label and max_gb of ctm.data.load_images. check: called with the images before anything is computed; it raises for
+    images that do not fit a model.
 
     Raises ValueError for data, a feature network or a choice that does not fit."""
     if images < 2 or rows < 2:
@@ -127,7 +127,7 @@ def judge_of(
     processes: Processes | None = None,
     progress: Progress = silent,
 ) -> Judge:
-    """The judge that compares samples with images at hand; arguments as in `make_judge`."""
+    """The judge that compares samples with the given images. Arguments as in `make_judge`."""
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
     classifier = classifier_of(data, checksum, processes, progress)
     extractor = data_extractor(features, data, classifier, side)
@@ -147,8 +147,10 @@ def evaluate_plans(
     progress: Progress = silent,
     quiet: bool = False,
 ) -> list[Row]:
-    """A row for each plan, the teacher's first; rows that `out` holds already are read. Samples of every plan start from the same
-    noise, and where a teacher is among the plans, the models' images are compared with its. quiet: no lines on classes."""
+    """One row for each plan, the teacher's first. Rows that `out` already holds are read.
+
+    Samples of every plan start from the same noise. If a teacher is among the plans, the models' images are compared with
+    its images. quiet: no lines on classes."""
     rows: list[Row] = []
     models = {id(plan.subject.model): plan for plan in plans}
     classes = {
@@ -199,8 +201,8 @@ def evaluate_images(
     batch_size: int = 250,
     progress: Progress = silent,
 ) -> Row:
-    """The row of samples that are there already. made: what is known of how, by the names of a plan's record. Raises ValueError
-    for fewer of them than the judge is to see."""
+    """The row of given samples. made: what is known of how they were made, by the names of a plan's record. Raises
+    ValueError if there are fewer of them than the judge is to see."""
     if len(images) < judge.images:
         raise ValueError(f"{name} holds {len(images)} images, fewer than --num {judge.images}: lower --num")
     record: dict[str, Any] = dict.fromkeys(
@@ -227,7 +229,7 @@ def evaluate_images(
 
 
 def _shared(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
-    """The classes of a model or of samples that are the data's."""
+    """The classes that the data share with a model or with samples."""
     data = None if judge.reference.source is None else judge.reference.source.images
     return shared_classes(
         data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
@@ -235,17 +237,17 @@ def _shared(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | 
 
 
 def _numbers(shared: SharedClasses | None) -> dict[str, Any]:
-    """What a row's record says of classes that were matched by name; nothing where the numbers are the same."""
+    """Entries of a row's record for classes that were matched by name; empty if the numbers are the same."""
     return {} if shared is None or shared.same else {"classes": shared.to_model.tolist()}
 
 
 def _about(teacher: Row) -> dict[str, Any]:
-    """Which teacher's samples a row is compared with."""
+    """The teacher whose samples a row is compared with."""
     return {name: teacher.record[name] for name in ("name", "checksum", "sampler", "evaluations")}
 
 
 def _same_start(teacher: Row | None, plan: Plan) -> bool:
-    """Whether the plan's samples start from the teacher's noise: same seed, same highest level."""
+    """Whether the plan's samples start from the teacher's noise: the same seed and the same highest level."""
     if teacher is None:
         return False
     ours, theirs = plan.record, teacher.record
@@ -253,8 +255,8 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
 
 
 def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
-    """The classes of a model's samples, by its numbers: as often as in the data where they share classes, or equally often; None
-    for an unconditional model."""
+    """The classes of a model's samples, in its numbers: as often as in the data if they share classes, or equally often.
+    None for an unconditional model."""
     data, chosen = judge.reference.source, None
     shared = _shared(judge, model, "the model", quiet=True)
     if judge.labels == "data" and data is not None and shared is not None:
@@ -275,7 +277,8 @@ def _row(
     progress: Progress,
     words: str,
 ) -> Row:
-    """Read from its file, or made: pass, numbers, file. Every process makes the pass, the first the numbers."""
+    """The row, read from its file, or made and written. Every process takes part in the pass; the first computes the
+    numbers."""
     key = judge.key(record)
     path, processes = out / "rows" / f"{key}.safetensors", judge.processes
     found = Row.load(path)
@@ -330,7 +333,7 @@ class _Unlabelled:
 
 
 def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: bool, teacher: Row | None) -> Row:
-    """The numbers of what was seen."""
+    """The row of the samples, with the numbers from their statistics."""
     started = time.perf_counter()
     numbers, copies = measure(seen, judge.reference, labelled=labelled)
     if teacher is not None:
@@ -348,7 +351,7 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
 def likelihood_number(
     judge: Judge, model: Denoiser, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
 ) -> Number:
-    """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError where the reference
+    """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError if the reference
     holds no images."""
     data = judge.reference.source
     if data is None:

@@ -1,4 +1,4 @@
-"""Metrics that are functions of sums: Inception score, label accuracy, diversity in a class."""
+"""Metrics from sums: Inception score, label accuracy, diversity within a class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ClassSums", "ProbabilitySums", "psnr"]
 
 
 def _jackknife(value: Callable[[Sequence[int]], float], blocks: int) -> Number:
-    """value(all blocks), with the error bar of leaving out one block at a time: √((B−1)/B·Σ(θ_b − θ̄)²)."""
+    """value(all blocks), with the error bar from leaving out one block at a time: √((B−1)/B·Σ(θ_b − θ̄)²)."""
     others = torch.tensor([value([b for b in range(blocks) if b != left]) for left in range(blocks)]).double()
     error = math.sqrt((blocks - 1) / blocks * float((others - others.mean()).square().sum()))
     return Number(value(range(blocks)), error)
@@ -30,7 +30,7 @@ class ProbabilitySums(Sums):
         self.total = zeros(blocks, classes)
 
     def add(self, logits: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        """Add logits (N, C) of samples number indices (N,), made for labels (N,) where there are any."""
+        """Add logits (N, C) of samples number indices (N,), made for labels (N,) if any."""
         logs = logits.double().log_softmax(dim=1)
         block = indices % len(self.count)
         self.count.index_add_(0, block, torch.ones(len(logs), dtype=torch.float64))
@@ -40,7 +40,7 @@ class ProbabilitySums(Sums):
             self.right.index_add_(0, block, (logs.argmax(dim=1) == labels).double())
 
     def inception_score(self) -> Number:
-        """exp(H(mean p) − mean H(p)) over all samples at once (arXiv 1606.03498, with one split); 1 … C."""
+        """exp(H(mean p) − mean H(p)) over all samples at once (arXiv 1606.03498, with one split), between 1 and C."""
 
         def value(blocks: Sequence[int]) -> float:
             chosen = list(blocks)
@@ -53,8 +53,8 @@ class ProbabilitySums(Sums):
         )
 
     def accuracy(self, count: float | None = None) -> Number:
-        """The share put in the class it was made for, of the `count` samples that have a class (None: all), with the binomial
-        error."""
+        """The share of samples put in the class they were made for, among the `count` samples that have a class (None: all),
+        with the binomial error."""
         count = float(self.count.sum()) if count is None else count
         share = float(self.right.sum()) / count
         return Number(share, math.sqrt(share * (1 - share) / count))
@@ -75,13 +75,14 @@ class ClassSums(Sums):
         self.total.index_add_(0, labels, rows)
 
     def spread(self) -> Tensor:
-        """The mean |f − f'|² of two different samples of each class, 2·tr Σ_c: (C,), NaN for a class of fewer than two."""
+        """The mean |f − f'|² of two different samples of each class, 2·tr Σ_c: (C,). NaN for a class with fewer than two
+        samples."""
         scatter = self.squares - self.total.square().sum(dim=1) / self.count
         return torch.where(self.count > 1, 2 * scatter / (self.count - 1), torch.nan)
 
     def diversity(self, reference: ClassSums) -> Number:
-        """The spread in a class relative to the reference's, the mean over the classes that both have, with the
-        error over classes; 1: as diverse as the reference. Raises ValueError where no class is in both."""
+        """The spread in a class relative to the reference's spread, averaged over the classes that both have, with the error
+        over classes. 1 is as diverse as the reference. Raises ValueError if no class is in both."""
         ratio = self.spread() / reference.spread()
         ratio = ratio[ratio.isfinite()]
         if len(ratio) == 0:

@@ -1,4 +1,4 @@
-"""Where images to look at come from: a model under a sampler, or a set of images."""
+"""Sources of images to evaluate: a model under a sampler, or a set of images."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _LABELS = 2**32  # added to the seed of the order of labels
 
 
 class Source(Protocol):
-    """`count` images; image i is the same whenever and with whatever company it is asked for."""
+    """`count` images. Image i is the same whenever it is asked for, and in whatever batch."""
 
     @property
     def count(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Images float32 (B, C, H, W) in [−1, 1] or about, and labels int64 (B,) on the CPU, or None."""
+        """Images float32 (B, C, H, W), about in [−1, 1], and labels int64 (B,) on the CPU, or None."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The first `count` images of a set in an order drawn once from `seed`, so that a set sorted by class loses that order."""
+    """The first `count` images of a set, in an order drawn once from `seed`. So the order of a set that is sorted by class
+    does not matter."""
 
     images: Images
     count: int
@@ -50,7 +51,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Samples of a model: image i from (seed, i) alone, as ctm.generate gives them."""
+    """Samples of a model. Image i depends on (seed, i) only, as in ctm.generate."""
 
     model: Denoiser
     count: int
@@ -75,8 +76,8 @@ class ModelSource:
 
 
 def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
-    """A label for each of count samples, as often as in the data: the labels of as many images in a drawn order, not the order
-    in which the data are looked at; None for data without labels."""
+    """A label for each of count samples, as often as in the data; None for data without labels. They are the labels of as
+    many images in a drawn order, which is not the order in which the data are looked at."""
     if images.labels is None:
         return None
     return torch.from_numpy(images.labels[epoch_order(len(images), 0, count, _LABELS + seed)].astype(np.int64))

@@ -1,4 +1,4 @@
-"""Everything that is kept of a stream of images, in memory that does not grow with it, and its file."""
+"""Everything that is kept of a stream of images, in memory that does not grow with the stream, and its file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Layout", "Statistics"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes: features F, spatial S (0: none), classes C (0: no classifier and no labels), rows: how many rows of features are
-    kept, pixels: how many images, shape: (H, W, C) of an image."""
+    """Sizes. features: F. spatial: S (0: none). classes: C (0: no classifier and no labels). rows: number of kept rows of
+    features. pixels: number of kept images. shape: (H, W, C) of an image."""
 
     features: int
     spatial: int
@@ -33,11 +33,11 @@ class Layout:
 
 
 class Statistics(Sums):
-    """Sums over a stream, its first rows of features and its first images. All of it adds: the parts of several processes or
-    sittings, zero where they did not look, merge to the whole.
+    """Sums over a stream, its first rows of features and its first images. All of these add: the parts of several processes
+    or sessions are zero where they did not look, and merge to the whole.
 
-    moments, spatial (None without), probabilities and classes (None without classes); rows (K, F) float32; pixels
-    (P, H, W, C) uint8; seconds (3,): in the generator, in the feature networks, in these sums; done: the chunks inside."""
+    moments, spatial (None without), probabilities and classes (None without classes). rows (K, F) float32. pixels (P, H, W,
+    C) uint8. seconds (3,): in the generator, in the feature networks, in these sums. done: the chunks that are included."""
 
     def __init__(self, layout: Layout) -> None:
         self.moments = BlockMoments(layout.features)
@@ -51,11 +51,11 @@ class Statistics(Sums):
 
     @property
     def count(self) -> int:
-        """Images seen."""
+        """Number of images seen."""
         return int(self.moments.count.sum())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, those of the sums inside with their own name before."""
+        """Every tensor by name. The tensors of inner sums have the name of the sum before their own."""
         found = super().tensors()
         for name, inner in vars(self).items():
             if isinstance(inner, Sums):
@@ -73,7 +73,7 @@ class Statistics(Sums):
                 )
 
     def finish(self) -> None:
-        """After the last image: multiply the rows that wait, so that the file holds sums alone."""
+        """Call it after the last image. It multiplies the rows that wait, so that the file holds sums only."""
         for moments in (self.moments, self.spatial):
             if moments is not None:
                 _ = moments.outer
@@ -87,8 +87,8 @@ class Statistics(Sums):
         logits: Tensor | None,
         labels: Tensor | None,
     ) -> None:
-        """Add images number indices (N,): pixels uint8 (N, H, W, C), features (N, F), and where there are any spatial
-        (N, S), logits (N, C) and labels (N,); all on the CPU."""
+        """Add images number indices (N,): pixels uint8 (N, H, W, C), features (N, F), and, if any, spatial (N, S), logits
+        (N, C) and labels (N,). All are on the CPU."""
         self.moments.add(features, indices)
         if self.spatial is not None and spatial is not None:
             self.spatial.add(spatial, indices)
@@ -101,14 +101,14 @@ class Statistics(Sums):
             kept[indices[early]] = values[early].to(kept.dtype)
 
     def save(self, path: Path, key: str) -> None:
-        """Write to a file that appears whole, with the key of what was evaluated."""
+        """Write to a file, with the key of what was evaluated. The file appears when it is whole."""
         metadata = {"key": key, "done": json.dumps(sorted(self.done))}
         with whole_file(path) as temporary:
             save_file({name: value.contiguous() for name, value in self.tensors().items()}, temporary, metadata)
 
     def merge_file(self, path: Path, key: str) -> bool:
-        """Add the statistics in a file; False, adding nothing, where it is damaged, of another key or other sizes, or holds
-        chunks that are inside already."""
+        """Whether the statistics in a file were added. False, with nothing added, if the file is damaged, has another key or
+        other sizes, or holds chunks that are included already."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -123,7 +123,7 @@ class Statistics(Sums):
         return True
 
     def _fits(self, others: dict[str, Tensor]) -> bool:
-        """Whether these are the tensors of statistics of the same sizes; of rows that wait, any number."""
+        """Whether these are tensors of statistics with the same sizes. The number of waiting rows may be any."""
         mine = self.tensors()
         return others.keys() == mine.keys() and all(
             other.shape == mine[name].shape or (".waiting" in name and other.shape[1:] == mine[name].shape[1:])

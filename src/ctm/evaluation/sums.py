@@ -1,4 +1,4 @@
-"""What sums over a stream have in common."""
+"""What all sums over a stream have in common."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def zeros(*shape: int) -> Tensor:
 
 
 class Sums:
-    """Tensors that add: the sums of several processes, or sittings, merged are the sums of the whole stream."""
+    """Tensors that add. The merged sums of several processes or sessions are the sums of the whole stream."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums by name, themselves and no copies."""
+        """The sums by name; the tensors themselves, not copies."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def merge(self, others: dict[str, Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""What files from elsewhere may ask for: names, numbers, sizes; and what a file is that cannot be read."""
+"""Bounds for files from elsewhere: the names, numbers and sizes they may ask for, and what a file is that cannot be read."""

@@ -1,7 +1,7 @@
-"""Which classes and functions a file may name: those of ctm, and those that the user allows. Nothing else is imported.
+"""Which classes and functions a file may name: those that ctm has, and those that the user allows. Nothing else is imported.
 
-A module is allowed by `--allow MODULE` on the command line, by CTM_ALLOW=MODULE,MODULE in the environment, by `allowing(…)` in a
-program, or a single class by `ctm.networks.register`; never by a file itself."""
+A module is allowed by `--allow MODULE` on the command line, by CTM_ALLOW=MODULE,MODULE in the environment, or by
+`allowing(…)` in a program. A single class is allowed by `ctm.networks.register`. A file never allows itself."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ Class = TypeVar("Class", bound="type[nn.Module]")
 
 
 def register(network: Class) -> Class:
-    """Let config.json name this class of network, in this process. Gives the class back, so it serves as a decorator.
+    """The class itself, which config.json may now name in this process. It can be used as a decorator.
 
-    Raises TypeError for what is no subclass of torch.nn.Module."""
+    Raises TypeError for anything but a subclass of torch.nn.Module."""
     from torch import nn  # here, because the command line takes its options before torch is there
 
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
@@ -58,7 +58,7 @@ def registered() -> tuple[str, ...]:
 def allowing(*modules: str) -> Iterator[None]:
     """Inside the block, files may name what is in these modules and below them: "mynets", or "mynets,mypackage.losses".
 
-    Raises ValueError for what is no module's name."""
+    Raises ValueError for a text that is no module's name."""
     names = [name for text in modules for name in _names(text, "--allow")]
     _MODULES.extend(names)
     try:
@@ -68,9 +68,9 @@ def allowing(*modules: str) -> Iterator[None]:
 
 
 def take_allowed(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command without `--allow MODULE`, whose modules are allowed from here to the next command's.
+    """The arguments of a command without `--allow MODULE`. Its modules are allowed until the next command.
 
-    Raises ValueError where no module's name follows."""
+    Raises ValueError if no module's name follows."""
     left: list[str] = []
     modules: list[str] = []
     waiting = iter(arguments)
@@ -85,7 +85,7 @@ def take_allowed(arguments: Sequence[str]) -> list[str]:
 
 
 def allowed_modules() -> tuple[str, ...]:
-    """The modules that the user allows, by `allowing` or by CTM_ALLOW. Raises ValueError where CTM_ALLOW is no list of names."""
+    """The modules that the user allows, by `allowing` or by CTM_ALLOW. Raises ValueError if CTM_ALLOW is no list of names."""
     return (*_MODULES, *_COMMAND, *_names(os.environ.get("CTM_ALLOW", ""), "CTM_ALLOW"))
 
 
@@ -98,7 +98,7 @@ def _names(text: str, source: str) -> list[str]:
 
 
 def is_allowed(path: str) -> bool:
-    """Whether a dotted path is one of the allowed modules or below one."""
+    """Whether a dotted path is an allowed module or lies below one."""
     return any(path == module or path.startswith(f"{module}.") for module in allowed_modules())
 
 

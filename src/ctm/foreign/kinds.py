@@ -1,4 +1,4 @@
-"""What a file or a directory is that cannot be read as a model: one sentence's worth, from its first bytes and its names."""
+"""What a file or directory is that cannot be read as a model, in one sentence, by its first bytes and its names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STARTS = {
 
 
 def what_file(path: Path) -> str:
-    """What a file is by its first bytes, as the rest of a sentence: "it is a pointer of git-lfs …"."""
+    """The end of a sentence that says what a file is, by its first bytes: "it is a pointer of git-lfs …"."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -46,7 +46,7 @@ def what_file(path: Path) -> str:
 
 
 def foreign_settings(settings: dict[str, Any], place: str) -> str | None:
-    """The sentence for a config.json of another library, None for one that may be ours."""
+    """The sentence for a config.json of another library; None for a file that may be ours."""
     if "network" in settings:
         return None
     if isinstance(settings.get("_class_name"), str):
@@ -68,7 +68,7 @@ def _diffusers(place: str, name: str) -> str:
 
 
 def foreign_directory(directory: Path) -> str | None:
-    """The sentence for a directory of another library that has no config.json of ours, None where nothing is recognised."""
+    """The sentence for a directory of another library without our config.json; None if nothing is recognised."""
     index = directory / "model_index.json"
     if index.is_file():
         settings = read_json(index)

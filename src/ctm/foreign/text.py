@@ -1,4 +1,4 @@
-"""Text from elsewhere, JSON and YAML, read within bounds: of size, of depth, and of what aliases make of it."""
+"""Text from elsewhere, JSON and YAML, read within bounds of size, depth and aliases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_NODES = 20_000  # values of a YAML file, those behind an alias counted at e
 
 
 def plain(text: object, limit: int = 80) -> str:
-    """Text of a stranger's file for a message: one line of printable characters, at most `limit`."""
+    """A stranger's text for a message: one line of printable characters, at most `limit`."""
     given = text if isinstance(text, str) else f"a {type(text).__name__}"
     shown = "".join(letter if letter.isprintable() else " " for letter in given[: 4 * limit])
     shown = " ".join(shown.split())
@@ -24,13 +24,13 @@ def plain(text: object, limit: int = 80) -> str:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a file of at most `most` bytes, 1 MB. Raises ValueError for a longer one and for one that is no UTF-8."""
+    """The text of a file of at most `most` bytes (1 MB). Raises ValueError for a longer file and for one that is not UTF-8."""
     with path.open("rb") as file:
         return text_in(file, str(path), most)
 
 
 def text_in(file: IO[bytes], name: str, most: int = MOST_BYTES) -> str:
-    """The text of an open file, of which no more than `most` bytes are read. Raises ValueError as `read_text`."""
+    """The text of an open file. At most `most` bytes are read. Raises ValueError as `read_text`."""
     content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{name} is longer than {most >> 20} MB, more than such a file has")
@@ -41,13 +41,15 @@ def text_in(file: IO[bytes], name: str, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """The value in a JSON file of at most `most` bytes, 1 MB. Raises ValueError as `read_text` and `parse_json`."""
+    """The value in a JSON file of at most `most` bytes (1 MB). Raises ValueError as `read_text` and `parse_json`."""
     return parse_json(read_text(path, most), str(path))
 
 
 def parse_json(text: str, name: str) -> Any:
-    """The value of a JSON text. Raises ValueError in a sentence for what is no JSON, a name given twice, numbers that are not
-    finite, and for one nested deeper than 50. name: of the file, for the sentence."""
+    """The value of a JSON text. name: of the file, for the sentence.
+
+    Raises ValueError with a sentence for a text that is no JSON, gives a name twice, has a number that is not finite, or is
+    nested deeper than 50."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -96,8 +98,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_yaml(text: str, name: str) -> None:
-    """Raises ValueError, naming the file, for text that is no YAML, asks for objects, gives a key of a mapping twice, is nested
-    deeper than 50, or has more than 20,000 values with aliases written out: what reads it next walks all of them."""
+    """Raises ValueError, naming the file, for a text that is no YAML, asks for objects, gives a key of a mapping twice, is
+    nested deeper than 50, or has more than 20,000 values with aliases written out. The next reader walks all of these
+    values."""
     walk = _Walk(name)
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -107,20 +110,20 @@ def check_yaml(text: str, name: str) -> None:
 
 
 class _Open:
-    """A list or mapping that has begun: its anchor, how many values are in it, and the keys of a mapping."""
+    """A list or mapping that has begun: its anchor, the number of its values so far, and the keys of a mapping."""
 
     def __init__(self, anchor: str | None, size: int, mapping: bool) -> None:
         self.anchor, self.size, self.mapping = anchor, size, mapping
         self.children, self.keys = 0, set[str]()
 
     def key_is_next(self) -> bool:
-        """Whether what comes next in it is a key; it is counted."""
+        """Whether the next value is a key. The value is counted."""
         self.children += 1
         return self.mapping and self.children % 2 == 1
 
 
 class _Walk:
-    """The events of a YAML file, looked at one by one."""
+    """The events of a YAML file, checked one by one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -129,7 +132,7 @@ class _Walk:
         self.open = [_Open(None, 0, mapping=False)]
 
     def take(self, event: Any) -> None:
-        """Raises ValueError where the file is to be refused at this event."""
+        """Raises ValueError if the file must be refused at this event."""
         self._check_tag(getattr(event, "tag", None))
         if isinstance(event, yaml.events.CollectionEndEvent):
             ended = self.open.pop()

@@ -15,9 +15,9 @@ _LONGEST_HEADER = 16 << 20  # bytes: enough for 100,000 tensors
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of each tensor in the file. Its numbers are not read; that they are there, each once, is checked.
+    """Shape by name of each tensor in the file. The numbers are not read. It is checked that they are there, each once.
 
-    Raises ValueError for what is no whole safetensors file."""
+    Raises ValueError for a file that is no whole safetensors file."""
     with path.open("rb") as file:
         start = file.read(9)
     if len(start) < 9 or start[8:] != b"{":

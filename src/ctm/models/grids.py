@@ -1,4 +1,4 @@
-"""Grids chosen for a model and a number of steps, as the model's config.json keeps them under "grids"."""
+"""Grids tuned for a model and a number of steps, as config.json keeps them under "grids"."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LARGEST = sys.float_info.max  # whole numbers of a file may be larger
 class TunedGrid:
     """The result of `ctm.tune_grid`.
 
-    levels: the steps + 1 noise levels, falling; gamma: of γ-sampling on them; measure: what was made small, by name. Measured
-    on noise (and, where there are any, images) that tuning has not seen: before, with the plain Karras grid, and after, each
-    with one standard error (None where it was measured once); gain = 1 − after/before with that of the pairs."""
+    levels: the steps + 1 noise levels, falling. gamma: of γ-sampling on them. measure: name of what was minimised. before
+    (plain Karras grid) and after: the measure on noise (and images, if any) that tuning has not seen, each with one standard
+    error (None if measured once). gain = 1 − after/before, with the standard error of the pairs."""
 
     levels: tuple[float, ...]
     gamma: float
@@ -61,7 +61,7 @@ class TunedGrid:
 
     @property
     def better(self) -> bool:
-        """Whether it gains more than two standard errors on what tuning has not seen."""
+        """Whether the gain on what tuning has not seen is more than two standard errors."""
         return self.gain > 2 * (self.gain_error or 0.0)
 
     def grid(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,21 +70,23 @@ class TunedGrid:
 
 
 def tuned_for(model: object, steps: int, gamma: float | None) -> TunedGrid | None:
-    """The grid that the model keeps for so many steps, where it is to be used: γ not given, or given as the grid's own. None
-    for any model that keeps none."""
+    """The grid that the model keeps for this number of steps, if γ is not given or is the grid's own. None for a model
+    without one."""
     grids: Mapping[int, TunedGrid] = getattr(model, "grids", None) or {}
     found = grids.get(steps)
     return found if found is not None and gamma in (None, found.gamma) else None
 
 
 def grids_as_json(grids: Mapping[int, TunedGrid]) -> dict[str, Any]:
-    """What config.json holds: {"2": {"levels": […], "gamma": …, …}, …}."""
+    """The entry of config.json: {"2": {"levels": […], "gamma": …, …}, …}."""
     return {str(steps): asdict(grids[steps]) for steps in sorted(grids)}
 
 
 def read_grids(entry: Any, sigma_min: float, sigma_max: float, place: str) -> dict[int, TunedGrid]:
-    """The grids of config.json's entry, by their number of steps. Raises ValueError for one that is damaged, has another number
-    of steps than its name says, or does not lead from sigma_max to sigma_min. place: of the file, for the sentence."""
+    """The grids in config.json's entry, by their number of steps. place: of the file, for the sentence.
+
+    Raises ValueError for a grid that is damaged, has another number of steps than its name says, or does not lead from
+    sigma_max to sigma_min."""
     grids: dict[int, TunedGrid] = {}
     try:
         for name, values in entry.items():

@@ -101,7 +101,7 @@ class TrajectoryModel(Model):
 
     @takes_labels
     def jump(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition = None) -> Tensor:
-        """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (paper eq. 5); x where s = t.
+        """G(x, t, s), the state at level s ≤ t of the trajectory through x at level t (arXiv 2310.02279); x where s = t.
 
         Shapes as in `g`; sigma_min ≤ s ≤ t, for each sample. Returns like x. Raises ValueError for levels outside that."""
         t, condition = self._checked(x, t, condition)

@@ -32,7 +32,7 @@ class Network(nn.Module):
     """A module that remembers the arguments it was built with, so that a model holding it can write its config.json.
 
     Arguments must be of JSON's kinds (numbers, strings, booleans, lists, None). `last_layer` names the parameter whose
-    gradient balances the losses (CTM paper, adaptive weights).
+    gradient balances the losses (VQGAN's adaptive weight, arXiv 2012.09841).
     """
 
     init_args: dict[str, Any]

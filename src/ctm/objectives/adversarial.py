@@ -1,4 +1,4 @@
-"""The adversarial loss (CTM §2.3): a discriminator tells data from the estimates that matching makes."""
+"""The adversarial loss of CTM (arXiv 2310.02279): a discriminator tells data from the estimates that matching makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of discriminators and generators from lists of logits, one list entry for each discriminator (CTM §2.3).
+"""Losses of discriminators and generators from lists of logits, one list entry for each discriminator.
 
 Logits are (B, …): the first dimension is the batch, the rest are positions of one discriminator's map. A row is averaged
 over its positions, and all rows of all discriminators over each other, as in the official code: a discriminator counts the

@@ -1,4 +1,4 @@
-"""Adaptive balance of losses (CTM §2.4): weigh each by the ratio of gradients at the network's last layer."""
+"""Adaptive balance of losses (VQGAN, arXiv 2012.09841): weigh each by the ratio of gradients at the network's last layer."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Objective(ABC):
     needs_target = False
     needs_teacher = False
     chains_student = False  # whether the student's output goes through the student again, with gradient
-    weight_range = (0.0, 1e4)  # of its adaptive weight (CTM §2.4)
+    weight_range = (0.0, 1e4)  # of its adaptive weight (VQGAN's, arXiv 2012.09841)
 
     def active(self, step: int) -> bool:
         """Whether it takes part in this step (from 0)."""

@@ -1,4 +1,4 @@
-"""Denoising score matching (CTM §2.2): keeps g(x, t, t) the denoiser, and trains diffusion teachers."""
+"""Denoising score matching (a loss of CTM, arXiv 2310.02279): keeps g(x, t, t) the denoiser, and trains diffusion teachers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances between features of frozen networks (CTM §2.1). The feature networks are passed in; only what is done around
+"""Distances between features of frozen networks, for matching. The feature networks are passed in; only what is done around
 them stands here. Images are (B, 1 or 3, H, W) in [−1, 1]."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Consistency matching (CTM §2.1): a jump t → s must agree with the solver's walk t → u followed by the jump u → s."""
+"""Consistency matching (CTM, arXiv 2310.02279): a jump t → s must agree with the solver's walk t → u and the jump u → s."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MatchingDraw(Draw):
 
 @dataclass(frozen=True)
 class Matching(Objective):
-    """w·d(estimate, target), compared in data space after one more jump by the EMA target network (paper eq. 10–12):
+    """w·d(estimate, target), compared in data space after one more jump by the EMA target network (CTM, arXiv 2310.02279):
 
         x_t = x₀ + t·ε;   estimate = G_ema(G_student(x_t, t, s), s, σ_min), gradient through the outer network's input
         x_u = Solver(x_t, t → u);   target = stopgrad G_ema(G_student(x_u, u, s), s, σ_min)

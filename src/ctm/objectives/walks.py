@@ -72,7 +72,7 @@ def _evaluations(solver: _OnTeacher, steps: int) -> int:
 
 @dataclass(frozen=True)
 class TeacherWalk(_OnTeacher):
-    """k steps of a one-step ODE solver on the teacher's denoiser (CTM §2.1).
+    """k steps of a one-step ODE solver on the teacher's denoiser: Solver(x_t, t, u) of CTM (arXiv 2310.02279).
 
     step: (denoise, x, t, s) -> x, one of ctm.solvers: `heun_step` or `midpoint_step` (two evaluations), `euler_step`
     (one)."""
@@ -107,7 +107,7 @@ class SameNoise(Walk):
 
 @dataclass(frozen=True)
 class TargetJump(Walk):
-    """One jump of the EMA target, t → u: training without a teacher (CTM §2.5; code: self_learn)."""
+    """One jump of the EMA target, t → u: training without a teacher (sony/ctm: self_learn)."""
 
     def __call__(
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
@@ -117,7 +117,7 @@ class TargetJump(Walk):
 
 @dataclass(frozen=True)
 class TargetJumps(Walk):
-    """k jumps of the EMA target along the path (code: self_learn_iterative)."""
+    """k jumps of the EMA target along the path (sony/ctm: self_learn_iterative)."""
 
     def __call__(
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None

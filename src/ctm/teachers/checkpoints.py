@@ -42,8 +42,8 @@ _NETWORK = ("image_size", "head_channels", "qkv_order", "resample_filter")  # wh
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as a model in eval mode; found: sentences on what the file is; told: settings that the file itself gives;
-    chosen: settings that the caller gave; assumed: settings that came from elsewhere, each with where from."""
+    """A checkpoint as a model in eval mode. found: sentences that say what the file is. told: settings that the file itself
+    gives. chosen: settings that the caller gave. assumed: settings from elsewhere, each with its origin."""
 
     model: AnyModel
     found: list[str]
@@ -57,11 +57,10 @@ def read_checkpoint(
 ) -> Checkpoint:
     """An EDM pickle, an OpenAI consistency-model .pt or an official CTM .pt as a model. Nothing in the file is run.
 
-    The kind and the sizes of the network come from names and shapes; the rest from `settings`, else from what the file
-    stores, else from the preset (a name in `presets.PRESETS`). part: which state dict of several in one file.
-    Raises FileNotFoundError; ValueError for a file that is damaged, refused or of no known kind, for missing and unexpected
-    keys, for settings that are needed and not given, and for a preset of another kind.
-    """
+    The kind and the sizes of the network come from names and shapes. Other settings come from `settings`, else from what the
+    file stores, else from the preset (a name in `presets.PRESETS`). part: which state dict, if the file holds several.
+    Raises FileNotFoundError. Raises ValueError for a file that is damaged, refused or of no known kind, for missing and
+    unexpected keys, for settings that are needed and not given, and for a preset of another kind."""
     given = check_settings(settings or {})
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}: presets are {', '.join(PRESETS)}")
@@ -78,7 +77,7 @@ def read_checkpoint(
 
 
 def _check_ranks(tensors: Mapping[str, Tensor]) -> None:
-    """ValueError where the layers that sizes are read from are no matrices or convolutions."""
+    """Raises ValueError where the layers that give the sizes are not matrices or convolutions."""
     for name, tensor in tensors.items():
         rank = next((rank for pattern, rank in _RANKS.items() if re.search(pattern, name)), tensor.ndim)
         if tensor.ndim != rank:
@@ -110,7 +109,7 @@ def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, Any]) 
 
 @dataclass
 class _Choice:
-    """Takes each setting from the user, else from the file, else from the preset, and keeps account of it."""
+    """Takes each setting from the user, else from the file, else from the preset, and records where it came from."""
 
     given: Mapping[str, Any]
     stored: Mapping[str, Any]
@@ -142,7 +141,7 @@ class _Choice:
 
 
 def _stored(state: StateFile, seen: OfficialNetwork) -> dict[str, Any]:
-    """What the file tells of the settings: by its s layers, and by what an EDM pickle stores."""
+    """The settings that the file gives: by its s layers, and by what an EDM pickle stores."""
     arguments = state.arguments
     stored: dict[str, Any] = {"model": "trajectory"} if seen.init_args.get("s_embedding") else {}
     if not arguments:
@@ -160,7 +159,7 @@ def _stored(state: StateFile, seen: OfficialNetwork) -> dict[str, Any]:
 
 
 def _check_kind(seen: OfficialNetwork, preset: str | None, choice: _Choice) -> None:
-    """Raises ValueError where the file is of another network or another kind of model than the preset or the user says."""
+    """Raises ValueError if the file holds another network or another kind of model than the preset or the user says."""
     if preset is not None and seen.kind not in PRESETS[preset].kinds:
         kinds = " or ".join(_KINDS[kind] for kind in PRESETS[preset].kinds)
         raise ValueError(f"preset {preset} is for {kinds}, but these are the keys of {_KINDS[seen.kind]}")
@@ -184,7 +183,7 @@ def _check_kind(seen: OfficialNetwork, preset: str | None, choice: _Choice) -> N
 
 
 def _check_unused(given: Mapping[str, Any], seen: OfficialNetwork) -> None:
-    """Raises ValueError for settings that were given and not needed, unless they are what names and shapes say."""
+    """Raises ValueError for a setting that was given and is not needed, unless names and shapes say the same."""
     shape = seen.init_args.get("shape")
     said = {"image_size": shape and shape[1], "resample_filter": seen.init_args.get("resample_filter")}
     for name, value in given.items():
@@ -214,7 +213,7 @@ def _untold(seen: OfficialNetwork, missing: Any) -> str:
 
 
 def _build(seen: OfficialNetwork, state: StateFile, kind: type[AnyModel], about: Mapping[str, Any]) -> AnyModel:
-    """The model around the file's own tensors: the network is made without memory for weights, then given them."""
+    """The model with the file's own tensors. The network is made without memory for weights and then gets them."""
     arguments = dict(seen.init_args)
     dropout = state.arguments.get("dropout")
     if isinstance(dropout, int | float) and 0 <= dropout < 1:
@@ -249,10 +248,11 @@ def _description(seen: OfficialNetwork, model: AnyModel, kind: str) -> str:
 
 
 def write_official(model: AnyModel, path: str | Path, *, qkv_order: Any = None) -> None:
-    """The network's weights as an official .pt: a state dict under the official names. The file appears whole or not at all.
+    """Write the network's weights as an official .pt, a state dict under the official names. The file appears whole or not
+    at all.
 
-    qkv_order: of the ADM U-Net's attention channels, needed for it. Raises ValueError for a network without official form.
-    """
+    qkv_order: of the ADM U-Net's attention channels; needed for the ADM U-Net. Raises ValueError for a network without
+    official form."""
     target = Path(path)
     network = model.network
     if not isinstance(network, UNet):

@@ -1,4 +1,4 @@
-"""The tensors of a foreign checkpoint file, under the names they have there, with what else the file says of its network."""
+"""The tensors of a foreign checkpoint file under the file's own names, and what else the file says of its network."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.
 
 @dataclass(frozen=True)
 class StateFile:
-    """tensors: by the file's own names. arguments: what an EDM pickle stores of how its network was made, else empty.
-    notes: sentences on what was found and chosen."""
+    """tensors: by the file's own names. arguments: with which the network was made, if an EDM pickle stores them; else
+    empty. notes: sentences that say what was found and chosen."""
 
     tensors: dict[str, Tensor]
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -35,9 +35,8 @@ class StateFile:
 def read_state(path: str | Path, part: str | None = None) -> StateFile:
     """The state of an EDM network pickle, or of a file that torch.save wrote. Nothing in the file is run.
 
-    part: which state dict, where the file holds several (default: the average, then the target, then the model).
-    Raises FileNotFoundError, and ValueError for a file that is neither, cut short, refused, or without such a part.
-    """
+    part: which state dict, if the file holds several (default: the average, then the target, then the model). Raises
+    FileNotFoundError, and ValueError for a file that is neither, is cut short, is refused, or has no such part."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file: give a checkpoint (.pkl, .pt) or a model directory")
@@ -54,7 +53,7 @@ def read_state(path: str | Path, part: str | None = None) -> StateFile:
 
 
 def _choose(path: Path, contents: Any, part: str | None) -> StateFile:
-    """The state dict itself, or one of several under names such as ema_0.999, target, model."""
+    """The state of the file: the state dict itself, or one of several under names such as ema_0.999, target, model."""
     if not isinstance(contents, Mapping) or not contents:
         raise ValueError(f"{path} holds a {type(contents).__name__}, not a state dict: names with tensors")
     notes: list[str] = []
@@ -95,7 +94,7 @@ def _tensors(contents: Mapping[Any, Any]) -> bool:
 
 
 def _preferred(parts: Mapping[str, Any]) -> str:
-    """The slowest average, else the target, else the model, else the first."""
+    """The name of the slowest average, else of the target, else of the model, else the first name."""
     averages = sorted(name for name in parts if name.startswith("ema"))
     named = [name for wanted in ("target", "model") for name in sorted(parts) if name.startswith(wanted)]
     return (averages[-1:] or named or sorted(parts))[0]
@@ -140,13 +139,13 @@ def _child(module: Stored, name: str) -> Stored | None:
 
 
 def _table(module: Stored, name: str) -> dict[Any, Any]:
-    """One of a module's tables of parts by name; empty where the file has something else there."""
+    """One of a module's tables of parts by name; empty if the file has something else there."""
     table = module.state.get(name)
     return table if isinstance(table, dict) else {}
 
 
 def _keywords(module: Stored) -> dict[str, Any]:
-    """The arguments that a network was made with, those that are a number or a few of them: others are not needed."""
+    """The arguments with which a network was made, if they are one number or a few numbers. Others are not needed."""
     return {name: value for name, value in _table(module, "_init_kwargs").items() if _is_plain(value)}
 
 
@@ -157,7 +156,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _head_channels(block: Stored) -> int | None:
-    """Channels of one attention head of a block that attends, from what it was made with or has become."""
+    """Channels of one attention head of a block with attention, from the block's arguments or its state."""
     heads, width = block.state.get("num_heads"), block.state.get("out_channels")
     if type(heads) is int and type(width) is int and heads > 0 and width % heads == 0:
         return width // heads
@@ -175,8 +174,8 @@ def _own_tensors(name: str, module: Stored) -> Iterator[tuple[str, Tensor]]:
 
 
 def _walk(path: Path, module: Stored) -> Iterator[tuple[str, Stored]]:
-    """The modules below, with dotted names, each object once: a tree of modules has no more. Raises ValueError for a network of
-    more parts, or with longer names, than any has."""
+    """The modules below, with dotted names, each object once, because a tree of modules has each once. Raises ValueError for
+    a network with more parts, or longer names, than real networks have."""
     seen: set[int] = set()
     parts = 0
     waiting = [("", module)]

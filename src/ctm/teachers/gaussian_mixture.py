@@ -1,4 +1,4 @@
-"""A mixture of Gaussians as a model whose score, density and flow are known: the ground truth of the tests."""
+"""A mixture of Gaussians as a model with known score, density and flow: the truth that tests compare with."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class GaussianMixture(nn.Module):
         self.sigma_data = math.sqrt(self.std**2 + float(spread))
 
     def _logits(self, x: Tensor, variance: Tensor, labels: Tensor | None) -> Tensor:
-        """ln w_k − |x − μ_k|²/(2v) without the |x|² they share, and −∞ off a given label: (B, K)."""
+        """(B, K): ln w_k − |x − μ_k|²/(2v), without the |x|² that all share, and −∞ for components other than a given label."""
         means, weights = self.means.to(x).flatten(1), self.weights.to(x)
         inner = x.flatten(1) @ means.T - means.square().sum(1) / 2
         logits = weights.log() + inner / variance.reshape(-1, 1)
@@ -73,7 +73,7 @@ class GaussianMixture(nn.Module):
         return as_levels(t, x, zero=True).to(x.dtype), labels_of(as_condition(condition, x))
 
     def _check_labels(self, labels: Tensor) -> None:
-        """Raises ValueError for a component there is not."""
+        """Raises ValueError for a component that does not exist."""
         if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(
                 f"labels must be components 0 … {self.num_classes - 1}, or −1 for none, "

@@ -1,4 +1,4 @@
-"""Any source of a teacher to one interface."""
+"""A teacher from any source, with one interface."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def load_teacher(
     sigma_data.
 
     source: a model directory, a run directory (its model/) or a hub id, of any kind of model; or a checkpoint file: an EDM
-    pickle, an OpenAI consistency-model .pt, an official CTM .pt. Of a file, nothing is run; what neither it nor its names and
-    shapes tell comes from a preset or settings (docs/checkpoints.md), and what is assumed goes to the log as a warning.
+    pickle, an OpenAI consistency-model .pt, an official CTM .pt. Nothing in a file is run. What the file, its names and its
+    shapes do not tell comes from a preset or settings (docs/checkpoints.md); what is assumed goes to the log as a warning.
     Raises FileNotFoundError and ValueError as `ctm.load_model`, and ValueError for a checkpoint that is damaged, refused, of
-    no known kind, or needs a setting that is not given.
-    """
+    no known kind, or that needs a setting that is not given."""
     path = Path(source)
     if path.is_file() or (suffix_of(path) in _FILES and not path.is_dir()):
         checkpoint = read_checkpoint(path, preset=preset, settings=settings)

@@ -36,13 +36,12 @@ def recognise(
     qkv_order: QkvOrder | None = None,
     resample_filter: Sequence[float] | None = None,
 ) -> OfficialNetwork:
-    """The kind and the sizes of the network whose official state dict this is, from names and shapes.
+    """The kind and the sizes of the network of an official state dict, from names and shapes.
 
-    What those cannot tell is an argument: image_size (kind "adm"; the EDM kinds name it), head_channels ("adm" and
-    "dhariwal"; "song" has one head), qkv_order ("adm"; the EDM kinds are always "heads-dim-three"), and resample_filter where
-    an EDM state dict has lost its filter buffers. What is needed and not given is in the result's `missing`, and left out of
-    its init_args. Raises ValueError for a state dict of no known kind, or of a form of one that is not supported.
-    """
+    What names and shapes cannot tell is an argument: image_size (kind "adm"; the EDM kinds tell it), head_channels ("adm"
+    and "dhariwal"; "song" has one head), qkv_order ("adm"; the EDM kinds are always "heads-dim-three"), and resample_filter
+    if an EDM state dict has lost its filter buffers. An argument that is needed and not given is in the result's `missing`,
+    and not in its init_args. Raises ValueError for a state dict of no known kind, or of an unsupported form of a kind."""
     names = _without_wrapper(state)
     if any(name.startswith("enc.") for name in names) and any(name.startswith("dec.") for name in names):
         return recognise_edm(names, head_channels=head_channels, resample_filter=resample_filter)
@@ -59,9 +58,8 @@ def from_official(
 ) -> dict[str, Tensor]:
     """The official state dict under our names, for network.load_state_dict.
 
-    qkv_order: the order of the qkv channels in `state`, needed for ADM; in EDM's kinds there is only one. Filter buffers may
-    be absent; if present they must be the network's. Raises ValueError, naming the keys, where `state` is not of this network.
-    """
+    qkv_order: the order of the qkv channels in `state`, needed for ADM; the EDM kinds have one order. Filter buffers may be
+    absent; if present, they must be the network's. Raises ValueError, naming the keys, if `state` is not of this network."""
     names = _without_wrapper(state)
     entries, filters, order = _layout(network, qkv_order)
     expected = {entry.official for entry in entries}
@@ -90,11 +88,10 @@ def to_official(
     qkv_order: QkvOrder | None = None,
     prefix: str | None = None,
 ) -> dict[str, Tensor]:
-    """The network's state dict, or another one like it (an average, gradients), under the official names, filters included.
+    """The network's state dict under the official names, filters included; or another dict like it (an average, gradients).
 
-    qkv_order: the order to write the qkv channels in, needed for ADM. prefix: before every name, by default `model.` for
-    EDM's kinds, nothing for ADM. Raises ValueError where `state` lacks one of the network's tensors.
-    """
+    qkv_order: the order in which to write the qkv channels, needed for ADM. prefix: before every name; by default `model.`
+    for the EDM kinds and nothing for ADM. Raises ValueError if `state` lacks one of the network's tensors."""
     entries, filters, order = _layout(network, qkv_order)
     ours = network.state_dict() if state is None else state
     missing = [entry.ours for entry in entries if entry.ours not in ours]
@@ -132,13 +129,13 @@ def _outwards(tensor: Tensor, entry: Entry, order: QkvOrder) -> Tensor:
 
 
 def _without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without the wrapper's prefix, where all have it."""
+    """The state dict without the wrapper's prefix, if all names have it."""
     wrapped = all(name.startswith(WRAPPER) for name in state)
     return {name.removeprefix(WRAPPER) if wrapped else name: tensor for name, tensor in state.items()}
 
 
 def _same_filter(given: Tensor, kernel: Tensor) -> bool:
-    """Equal within the precision of the smaller float format."""
+    """Whether the filters are equal within the precision of the smaller float format."""
     return given.shape == kernel.shape and torch.allclose(given.double(), kernel.double(), rtol=1e-3, atol=0)
 
 
@@ -147,7 +144,7 @@ def _complaint(names: Sequence[str], what: str) -> str:
 
 
 def _some(names: Iterable[str], limit: int = 6) -> str:
-    """A few of the names in order, and how many more there are."""
+    """A few of the names in order, and the number of the others."""
     listed = sorted(names)
     more = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")

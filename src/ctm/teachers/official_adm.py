@@ -1,5 +1,5 @@
-"""Names of the ADM U-Net, UNetModel of openai/consistency_models cm/unet.py and of sony/ctm cm/unet.py, which adds
-`time_embed_s` and `emb_layers_s`. The form supported has scale-shift norms and resampling residual blocks, as both have."""
+"""Names of the ADM U-Net: UNetModel of openai/consistency_models (cm/unet.py) and of sony/ctm (cm/unet.py), which adds
+`time_embed_s` and `emb_layers_s`. The supported form has scale-shift norms and resampling residual blocks, as both have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REST = {
 
 
 def adm_entries(network: ADM) -> Iterator[Entry]:
-    """The two names of every tensor of the network."""
+    """Both names of every tensor of the network."""
     for ours, official in _REST.items():
         yield from module_entries(network, ours, official)
     if network.label_embedding is not None:
@@ -50,9 +50,9 @@ def adm_entries(network: ADM) -> Iterator[Entry]:
 
 
 def _blocks(network: ADM) -> Iterator[tuple[str, str, str]]:
-    """Our name of every block, and the official ones of its residual and its attention part.
+    """Our name of every block, and the official names of its residual part and its attention part.
 
-    An official group holds a residual block, its attention, and on the way up the resampling block that follows."""
+    An official group holds a residual block, its attention, and, on the way up, the resampling block that follows."""
     for number in range(len(network.down)):
         yield f"down.{number}", f"input_blocks.{number + 1}.0", f"input_blocks.{number + 1}.1"
     yield "middle.0", "middle_block.0", "middle_block.1"
@@ -108,7 +108,7 @@ def recognise_adm(
 
 
 def _refuse_other_forms(state: Mapping[str, Tensor], in_channels: int) -> None:
-    """ValueError for the forms of UNetModel that neither consistency models nor CTM release."""
+    """Raises ValueError for forms of UNetModel that neither consistency models nor CTM released."""
     rows = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     width = (
         state["input_blocks.1.0.out_layers.0.weight"].shape[0] if "input_blocks.1.0.out_layers.0.weight" in state else 0

@@ -1,5 +1,5 @@
-"""Names of EDM's networks (NVlabs/edm training/networks.py: SongUNet, DhariwalUNet) and of CTM's forms of them
-(sony/ctm cm/networks.py), which add layers ending in `_s`. Names here are without the wrapper's `model.`."""
+"""Names of EDM's networks (NVlabs/edm training/networks.py: SongUNet, DhariwalUNet) and of CTM's forms of them (sony/ctm
+cm/networks.py), which add layers whose names end in `_s`. Names here are without the wrapper's `model.`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EDMNetwork = DDPMpp | DhariwalUNet
 
 
 def edm_entries(network: EDMNetwork) -> Iterator[Entry]:
-    """The two names of every tensor of the network that has parameters or frequencies in it."""
+    """Both names of every tensor of the network that holds parameters or frequencies."""
     if getattr(network, "fourier", None) is not None:
         yield Entry("map_noise.freqs", "fourier.frequencies")
     for ours, official in _MAPPING.items():
@@ -60,7 +60,7 @@ def edm_entries(network: EDMNetwork) -> Iterator[Entry]:
 
 
 def edm_filters(network: EDMNetwork) -> dict[str, Tensor]:
-    """The filter buffers f⊗f/(Σf)² of shape (1, 1, k, k) that official state dicts carry, which ours do not."""
+    """The filter buffers f⊗f/(Σf)² of shape (1, 1, k, k). Official state dicts have them, ours do not."""
     filters = {}
     for ours, official in _blocks(network):
         resample = network.get_submodule(ours).resample
@@ -80,7 +80,7 @@ def _kernel(resample: Resample) -> Tensor:
 
 
 def _blocks(network: EDMNetwork) -> Iterator[tuple[str, str]]:
-    """Our and the official name of every residual block; official ones count within their resolution."""
+    """Our name and the official name of every residual block. Official numbers count within a resolution."""
     size, index = network.height, 0
     for number, block in enumerate(network.down):
         if block.resample is None:
@@ -161,7 +161,7 @@ def recognise_edm(
 def _song(
     state: Mapping[str, Tensor], arguments: dict[str, Any], features_mult: int, missing: Sequence[str]
 ) -> OfficialNetwork:
-    """DDPM++ or NCSN++; a mixture of the two is a DDPMpp with the settings that say so."""
+    """DDPM++ or NCSN++. A mixture of the two is a DDPMpp with the settings that say so."""
     fourier, residual = "map_noise.freqs" in state, any("_aux_residual" in name for name in state)
     arguments["features_mult"] = features_mult
     name = "NCSNpp" if fourier and residual else "DDPMpp"
@@ -172,7 +172,7 @@ def _song(
 
 
 def _filter(state: Mapping[str, Tensor]) -> list[float] | None:
-    """One axis of the state dict's filter, its smallest entry 1; None where no buffer is left."""
+    """One axis of the state dict's filter, with its smallest entry 1; None if no buffer is left."""
     kernel = next((tensor for name, tensor in state.items() if name.endswith("resample_filter")), None)
     if kernel is None:
         return None

@@ -1,4 +1,4 @@
-"""What the maps between official and our names share: entries, and the three orders of the qkv channels."""
+"""What the maps between official names and ours share: entries, and the three orders of the qkv channels."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ OUR_ORDER = ("three", "heads", "dim")
 class OfficialNetwork:
     """A network recognised in an official state dict.
 
-    kind: "song", "dhariwal" or "adm". class_path and init_args: what `ctm.networks.description.build` takes; complete when
-    nothing is missing. qkv_order: of the qkv channels, None where it is not known. missing: names of arguments of `recognise`
-    that are still needed.
-    """
+    kind: "song", "dhariwal" or "adm". class_path and init_args: what `ctm.networks.description.build` takes; complete if
+    nothing is missing. qkv_order: of the qkv channels, None if not known. missing: names of arguments of `recognise` that
+    are still needed."""
 
     kind: Literal["song", "dhariwal", "adm"]
     class_path: str
@@ -42,8 +41,8 @@ class OfficialNetwork:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor's two names. heads: of the attention whose qkv this is, 0 for anything else. transposed: ours is
-    (out, classes), the official table (classes, out)."""
+    """The two names of one tensor. heads: of the attention, if this tensor is its qkv, else 0. transposed: ours is (out,
+    classes), the official table is (classes, out)."""
 
     official: str
     ours: str
@@ -54,7 +53,7 @@ class Entry:
 def module_entries(
     network: nn.Module, ours: str, official: str, *, heads: int = 0, transposed: bool = False
 ) -> Iterator[Entry]:
-    """The entries of one layer's weight and, if it has one, bias; none for a layer that the network has not."""
+    """The entries of one layer's weight and bias, if it has one; none for a layer that the network does not have."""
     layer: Any = network
     for part in ours.split("."):
         layer = getattr(layer, part, None) if layer is not None else None
@@ -64,13 +63,13 @@ def module_entries(
 
 
 def attention_heads(network: nn.Module, block: str) -> int:
-    """The heads of the named residual block's attention, 0 where it has none."""
+    """Number of heads of the named residual block's attention, 0 if it has none."""
     attention = getattr(network.get_submodule(block), "attention", None)
     return attention.heads if isinstance(attention, Attention) else 0
 
 
 def to_our_order(tensor: Tensor, heads: int, order: QkvOrder) -> Tensor:
-    """The first axis, 3C channels in `order`, rearranged to (three, heads, dim)."""
+    """The tensor with its first axis, 3C channels in `order`, rearranged to (three, heads, dim)."""
     axes = order.split("-")
     split = tensor.reshape(*(_sizes(tensor, heads)[axis] for axis in axes), *tensor.shape[1:])
     places = [axes.index(axis) for axis in OUR_ORDER]

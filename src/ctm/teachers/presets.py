@@ -1,4 +1,4 @@
-"""What names and shapes of a checkpoint cannot tell: named sets of such settings, and settings given by hand."""
+"""Settings that a checkpoint's names and shapes cannot tell: named sets of them, and settings given by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGENET = {"image_size": 64, "head_channels": 64, "qkv_order": "three-heads-di
 
 @dataclass(frozen=True)
 class Preset:
-    """kinds: of networks (as `official.recognise` names them) that it is for. settings: by the names in SETTINGS."""
+    """kinds: of networks (as `official.recognise` names them) that the preset is for. settings: by the names in SETTINGS."""
 
     kinds: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -50,7 +50,8 @@ the arguments of models and networks."""
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:
-    """["key=value", …] as settings. Raises ValueError for an unknown key, a value out of place, or a key given twice."""
+    """The settings in ["key=value", …]. Raises ValueError for an unknown key, a value that does not fit, or a key given
+    twice."""
     parsed: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -64,7 +65,7 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
 
 
 def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, checked one by one. Raises ValueError for an unknown name or an impossible value."""
+    """The settings, each checked. Raises ValueError for an unknown name or an impossible value."""
     for name, value in given.items():
         if name not in SETTINGS:
             raise ValueError(f"{name!r} is no setting of a checkpoint: settings are {', '.join(SETTINGS)}")

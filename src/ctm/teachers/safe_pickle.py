@@ -1,4 +1,4 @@
-"""EDM's network pickles read as data: the names that they need have stand-ins, and none is imported or run."""
+"""EDM's network pickles read as data. The names that they need have stand-ins; nothing is imported or run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save be
 def read_pickle(path: str | Path) -> Any:
     """The contents of an EDM network pickle: dicts, lists, numbers, tensors on the CPU, and `Stored` objects.
 
-    Nothing named in the file is imported or called: the few names such a file needs have stand-ins here, any other is
-    refused. Time and memory grow with the file's size and no faster. Weights are read once, from a map of the file. Raises
-    UnsafePickleError for another name or operation, ValueError for a file that is empty, cut short or no pickle.
-    """
+    Nothing that the file names is imported or called. The few names that such a file needs have stand-ins here; any other
+    name is refused. Time and memory grow at most in proportion to the file's size. Weights are read once, from a map of the
+    file. Raises UnsafePickleError for another name or operation, ValueError for a file that is empty, cut short or no
+    pickle."""
     path = Path(path)
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
@@ -46,12 +46,12 @@ def read_pickle(path: str | Path) -> Any:
 
 @dataclass
 class _Dtype:
-    """Stands for a numpy.dtype of numbers."""
+    """The stand-in of a numpy.dtype of numbers."""
 
     kind: str
 
     def takes_state(self, state: Any) -> bool:
-        """Byte order and the like, as numpy sets them."""
+        """Take the byte order and similar state, as numpy sets it."""
         return type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "=")
 
 
@@ -83,7 +83,7 @@ class _Reader:
         return contents
 
     def storage(self, data: Any) -> Storage:
-        """torch.storage._load_from_bytes: one storage, in torch's form before its zip files."""
+        """The stand-in of torch.storage._load_from_bytes: one storage, in torch's form before its zip files."""
         if not isinstance(data, bytes | memoryview) or bytes(data[: len(_LEGACY_START)]) != _LEGACY_START:
             raise UnsafePickleError(f"a tensor's data in it is not in the form that torch writes there. {REFUSED}")
         self.machine.charge(len(data))
@@ -94,7 +94,7 @@ class _Reader:
         return contents
 
     def encode(self, text: Any, encoding: Any) -> bytes:
-        """_codecs.encode, with which pickles of protocol 2 write bytes."""
+        """The stand-in of _codecs.encode, with which pickles of protocol 2 write bytes."""
         if type(text) is not str or encoding != "latin1":
             raise UnsafePickleError(f"it encodes text otherwise than to bytes. {REFUSED}")
         self.machine.charge(len(text))
@@ -108,7 +108,8 @@ class _Reader:
 
 
 def _object(meta: Any) -> Stored:
-    """A persistent object of EDM: {type, version, module_src, class_name, state}. module_src, its code, is left alone."""
+    """The stand-in of a persistent object of EDM: {type, version, module_src, class_name, state}. module_src, its code, is
+    not used."""
     state = meta["state"] if meta.get("state") is not None else {}
     if meta.get("type") != "class" or type(meta.get("class_name")) is not str or type(state) is not dict:
         raise DamagedError("a stored object in it lacks its class name or its state")
@@ -122,7 +123,7 @@ def _dtype(kind: Any, *unused: Any) -> _Dtype:
 
 
 def _scalar(dtype: Any, data: Any) -> float | int | bool:
-    """A numpy number as Python's."""
+    """A numpy number as a Python number."""
     if type(dtype) is not _Dtype or type(data) is not bytes or len(data) != int(dtype.kind[1]):
         raise DamagedError("a numpy number in it has the wrong length")
     return np.frombuffer(data, f"<{dtype.kind}")[0].item()

@@ -1,4 +1,4 @@
-"""Pickle's stack machine as a reader of data: names are looked up in a table, never imported, and its work is bounded."""
+"""Pickle's stack machine as a reader of data. Names are looked up in a table and never imported, and its work is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSED = "Refused; nothing in it was run"
 
 
 class UnsafePickleError(ValueError):
-    """The file asks for something that a network's file does not need. It was refused; nothing in the file was run."""
+    """The file asks for something that a network's file does not need. The file was refused, and nothing in it was run."""
 
 
 class DamagedError(ValueError):
@@ -30,8 +30,8 @@ class DamagedError(ValueError):
 
 
 class sentences:
-    """Turns what reading a damaged file raises inside the block into ValueError sentences that name the file. kind: what it may
-    not be at all."""
+    """Inside the block, errors from reading a damaged file become ValueErrors whose sentences name the file. kind: what the
+    file may not be at all."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
@@ -52,7 +52,7 @@ class sentences:
 
 @dataclass
 class Stored:
-    """An object of a class whose code came with the file: its class's name and its attributes. The code is not run."""
+    """An object whose class came with the file: the class's name and the object's attributes. The code is not run."""
 
     class_name: str
     state: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Name:
-    """An admitted name on the stack."""
+    """An allowed name on the stack."""
 
     path: str
 
@@ -73,13 +73,13 @@ _MARK = _Mark()
 
 
 def map_file(path: Path) -> memoryview:
-    """The file as memory, read from the disk where it is looked at. Raises ValueError for an empty file."""
+    """The file as memory; parts are read from the disk when they are used. Raises ValueError for an empty file."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class Source:
-    """Bytes as a reader that refuses to read past the end and gives long pieces as views instead of copies."""
+    """Bytes as a reader. It refuses to read past the end, and gives long pieces as views, not copies."""
 
     def __init__(self, view: memoryview) -> None:
         self._view, self._at = view, 0
@@ -92,7 +92,7 @@ class Source:
         return piece if size > _VIEW_FROM else bytes(piece)
 
     def readline(self) -> bytes:
-        """Up to and with the line's end, at most 1 KiB: only names are lines."""
+        """The bytes up to and with the line's end, at most 1 KiB: only names are lines."""
         line = bytes(self._view[self._at : self._at + 1024])
         line = line[: line.find(b"\n") + 1]
         self._at += len(line)
@@ -106,12 +106,12 @@ class Source:
 
 
 class Machine:
-    """Pickle's stack machine with the operations that build data, and no other.
+    """Pickle's stack machine with the operations that build data, and no others.
 
-    calls: the names that a file may ask for, each with its stand-in; None: it may be named and not called. persistent: what a
-    persistent id stands for; None: refused. attributes: whether dictionaries may be given some, which are left out (`_metadata`
-    of a state dict). Its work is bounded by the source's length: keys are plain, so that hashing
-    one costs its length; what an operation copies is counted, and in all no more than four times the source may be copied."""
+    calls: the names that a file may ask for, each with its stand-in; None: it may be named and not called. persistent: what
+    a persistent id stands for; None: refused. attributes: whether dictionaries may be given attributes, which are left out
+    (`_metadata` of a state dict). Its work is bounded by the source's length: keys are plain, so hashing one costs its
+    length. What an operation copies is counted, and at most four times the source may be copied."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Machine:
         raise DamagedError("it has no end")
 
     def charge(self, count: int) -> None:
-        """Account for copying so many bytes or items that are in the source once."""
+        """Count a copy of so many bytes or items that are in the source once."""
         self.left -= count
         if self.left < 0:
             raise UnsafePickleError(f"it repeats its parts until they are larger than the file. {REFUSED}")
@@ -159,7 +159,7 @@ class Machine:
         return items[::-1]
 
     def top(self, kind: type) -> Any:
-        """The top of the stack, which must be of this kind exactly."""
+        """The top of the stack. It must be of exactly this kind."""
         if type(self.stack[-1]) is not kind:
             raise DamagedError(f"it treats a {type(self.stack[-1]).__name__} as a {kind.__name__}")
         return self.stack[-1]
@@ -180,7 +180,7 @@ class Machine:
         self.top(set).update(self.keys(items))
 
     def keys(self, keys: list[Any]) -> list[Any]:
-        """The keys themselves, each plain, so that hashing and comparing them is bounded by their length."""
+        """The keys themselves. Each must be plain, so that hashing and comparing are bounded by its length."""
         for key in keys:
             if type(key) in (str, bytes):
                 self.charge(len(key))
@@ -206,7 +206,7 @@ class Machine:
         self.name(f"{module}.{name}")
 
     def call(self) -> None:
-        """REDUCE and NEWOBJ: the stand-in of an admitted name."""
+        """REDUCE and NEWOBJ: call the stand-in of an allowed name."""
         arguments, named = self.stack.pop(), self.stack.pop()
         if type(named) is not Name or type(arguments) is not tuple:
             raise UnsafePickleError(f"it calls a {type(named).__name__}, which is no admitted name. {REFUSED}")
@@ -216,12 +216,12 @@ class Machine:
         self.stack.append(stand_in(*arguments))
 
     def refer(self) -> None:
-        """BINPERSID: what a persistent id stands for."""
+        """BINPERSID: push what a persistent id stands for."""
         assert self.persistent is not None
         self.stack.append(self.persistent(self.stack.pop()))
 
     def build(self) -> None:
-        """BUILD: the state of an object whose stand-in takes one; refused for all else."""
+        """BUILD: give an object its state, if its stand-in takes one. Anything else is refused."""
         state, built = self.stack.pop(), self.stack[-1]
         if type(built) is Stored and type(state) is dict:
             self.charge(len(state))

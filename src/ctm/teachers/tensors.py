@@ -1,4 +1,4 @@
-"""Tensors of a foreign file: storages of numbers, views into them that stay inside, and torch's form before its zip files."""
+"""Tensors of a foreign file: storages of numbers, views that stay inside them, and torch's form before its zip files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STORAGES: dict[str, torch.dtype] = {
 
 @dataclass
 class Storage:
-    """`count` numbers of one type; `data`: their bytes, None until they are known."""
+    """`count` numbers of one type. data: their bytes, None until they are known."""
 
     dtype: torch.dtype
     count: int
@@ -54,7 +54,7 @@ class Tensors:
         self._claimed = 0
 
     def rebuild(self, storage: Any, offset: Any, size: Any, stride: Any, *unused: Any) -> Tensor:
-        """torch._utils._rebuild_tensor_v2, within the storage: no view larger than what the file holds."""
+        """The stand-in of torch._utils._rebuild_tensor_v2: a view within the storage, no larger than what the file holds."""
         if type(size) is not tuple or type(stride) is not tuple or not len(size) == len(stride) <= _MOST_AXES:
             raise DamagedError("a tensor in it has no size")
         if not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *size, *stride)):
@@ -73,7 +73,7 @@ class Tensors:
         return tensor
 
     def fill(self, size: int) -> None:
-        """Give every tensor its numbers. size: of the file, which its tensors together may not exceed many times over."""
+        """Give every tensor its numbers. size: of the file. The tensors together may not exceed it many times."""
         if self._claimed > _SHARED * size:
             raise DamagedError("it claims more numbers than it holds: its tensors overlap")
         for tensor, storage, offset, shape, stride in self._waiting:
@@ -82,14 +82,14 @@ class Tensors:
 
 
 def parameter(data: Any, *unused: Any) -> Tensor:
-    """torch._utils._rebuild_parameter, as the tensor alone."""
+    """The stand-in of torch._utils._rebuild_parameter: the tensor itself."""
     if not isinstance(data, Tensor):
         raise DamagedError("a parameter in it is no tensor")
     return data
 
 
 def torch_calls(tensors: Tensors) -> dict[str, Callable[..., Any] | None]:
-    """The names that a file of torch.save with tensors, numbers and texts needs."""
+    """The names that a file of torch.save with tensors, numbers and texts needs, with their stand-ins."""
     names: dict[str, Callable[..., Any] | None] = dict.fromkeys(STORAGES)
     return names | {
         "torch._utils._rebuild_tensor_v2": tensors.rebuild,
@@ -99,7 +99,7 @@ def torch_calls(tensors: Tensors) -> dict[str, Callable[..., Any] | None]:
 
 
 def stored_numbers(identity: Any, parts: int) -> tuple[str, Storage]:
-    """Key and storage of a persistent id of torch: ("storage", type, key, place, count, …), of so many parts."""
+    """(key, storage) of a persistent id of torch: ("storage", type, key, place, count, …), with that number of parts."""
     if type(identity) is not tuple or len(identity) != parts or identity[0] != "storage":
         raise DamagedError("a tensor's data in it is no storage of numbers")
     kind, key, count = identity[1], identity[2], identity[4]
@@ -111,9 +111,10 @@ def stored_numbers(identity: Any, parts: int) -> tuple[str, Storage]:
 
 
 def read_legacy(source: Source, tensors: Tensors, calls: Mapping[str, Callable[..., Any] | None]) -> Any:
-    """What torch wrote before its zip files: a magic number, a version, sizes of C's types, the object, and the storages' bytes.
+    """The object in a file that torch wrote before its zip files: a magic number, a version, sizes of C's types, the object,
+    and the storages' bytes.
 
-    Tensors are filled by the caller. Raises as `Machine.run`."""
+    The caller fills the tensors. Raises as `Machine.run`."""
     storages: dict[str, Storage] = {}
 
     def persistent(identity: Any) -> Storage:
@@ -141,7 +142,7 @@ def read_legacy(source: Source, tensors: Tensors, calls: Mapping[str, Callable[.
 
 
 def aligned(piece: bytes | memoryview) -> torch.UntypedStorage:
-    """A copy of the bytes where torch may compute with them."""
+    """A copy of the bytes at an address where torch may compute with them."""
     if not len(piece):
         return torch.UntypedStorage(0)
     copy = torch.empty(len(piece), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Files that torch.save wrote, read as data: tensors, numbers and texts, by a machine that runs and imports nothing."""
+"""Files that torch.save wrote, read as data (tensors, numbers and texts) by a machine that runs and imports nothing."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LONGEST_END = 1 << 17  # bytes: a zip file's end record with its comment
 
 
 def read_torch(path: str | Path, *, mapped: bool = False) -> Any:
-    """What torch.save wrote, of dictionaries, lists, tuples, tensors on the CPU, numbers and texts.
+    """The contents of a file that torch.save wrote: dictionaries, lists, tuples, tensors on the CPU, numbers and texts.
 
-    mapped: tensors are views into a private map of the file, so that weights are read when they are used; else copies.
-    torch.load is not asked, also not for `weights_only`: its reader hashes what the file says, which can take for ever.
-    Raises UnsafePickleError for a file that asks for anything else, ValueError for one that is damaged or inflates."""
+    mapped: tensors are views into a private map of the file, so weights are read when they are used; else they are copies.
+    torch.load is not used, not even with `weights_only`, because its reader hashes what the file says, and this may never
+    end. Raises UnsafePickleError for a file that asks for anything else, ValueError for one that is damaged or inflates."""
     path = Path(path)
     with sentences(path, "damaged"):
         view = map_file(path)
@@ -74,8 +74,8 @@ def _zip(path: Path, view: memoryview, tensors: Tensors, mapped: bool) -> Any:
 
 
 def _records(path: Path, view: memoryview) -> dict[str, range]:
-    """Where the bytes of each file in the zip are. Refuses what torch.save does not write: compressed files, which inflate;
-    files that share bytes or a name; a table of contents too large to be one."""
+    """The place of each file's bytes in the zip. Raises for what torch.save does not write: compressed files, which inflate;
+    files that share bytes or a name; a table of contents that is too large."""
     if _table_size(view) > _TABLE_LIMIT:
         raise UnsafePickleError(f"its zip's table of contents is larger than {_TABLE_LIMIT >> 20} MB. {REFUSED}")
     try:
@@ -100,7 +100,7 @@ def _records(path: Path, view: memoryview) -> dict[str, range]:
 
 
 def _table_size(view: memoryview) -> int:
-    """The size in bytes of a zip file's table of contents, as its end says."""
+    """Size in bytes of a zip file's table of contents, as its end says."""
     end = bytes(view[-_LONGEST_END:])
     at = end.rfind(b"PK\x05\x06")
     if at < 0 or at + 16 > len(end):

@@ -1,1 +1,1 @@
-"""What commands, benchmarks and the demo share of the terminal: parsers, options as values, recipes as arguments, exits."""
+"""What commands, benchmarks and the demo share at the terminal: parsers, values of options, recipes as arguments, exits."""

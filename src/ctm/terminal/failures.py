@@ -1,4 +1,4 @@
-"""Errors as sentences: which are the user's, their disk's or their machine's, and what to do about each."""
+"""Errors as sentences: mistakes of the user, and failures of disk, path or device, each with what to do."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def sentence_of(error: Exception) -> str | None:
-    """What is wrong and what to do, where the error is a user's mistake (ValueError), a path, disk or device that refuses, or
-    too little memory; None for a fault of ours. Names of files in it cannot steer a terminal."""
+    """A sentence that says what is wrong and what to do; None for a fault of ctm. It covers a user's mistake (ValueError), a
+    path, disk or device that refuses, and too little memory. Names of files in the sentence cannot steer a terminal."""
     words = _words_of(error)
     return None if words is None else "\n".join(printable(line) for line in words.expandtabs().split("\n"))
 
@@ -64,7 +64,7 @@ def _words_of(error: Exception) -> str | None:
 
 
 def _module_that_failed(error: Exception) -> str | None:
-    """The name of the user's own module whose import ended with this error; None where none did."""
+    """The name of the user's own module whose import ended with this error; None if no import did."""
     allowed = allowed_modules()
     if isinstance(error, SyntaxError) and allowed:
         return f"{error.filename or 'a module'}"
@@ -74,7 +74,7 @@ def _module_that_failed(error: Exception) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory lacks, on the CPU or on a GPU."""
+    """Whether an error says that there is too little memory, on the CPU or on a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)

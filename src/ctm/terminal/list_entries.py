@@ -1,4 +1,4 @@
-"""`--objectives.0.grid_points 10`: one setting of one entry of a recipe's list, given on the command line."""
+"""`--objectives.0.grid_points 10`: one setting of one entry of a recipe's list, on the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ENTRY = re.compile(rf"--(?P<path>(?:{'|'.join(LISTS)})\.(?:\d+|[A-Z]\w*)(?:\.[^
 
 
 def as_settings(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `--LIST.ENTRY.NAME VALUE` and `--LIST.ENTRY.NAME=VALUE` as what `SetEntry` takes. ENTRY is a number
-    from 0 or the name of a class. Raises ValueError where the value is missing."""
+    """The arguments with each `--LIST.ENTRY.NAME VALUE` or `--LIST.ENTRY.NAME=VALUE` in the form that `SetEntry` takes.
+    ENTRY is a number from 0 or the name of a class. Raises ValueError for a missing value."""
     result, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -43,7 +43,7 @@ def as_settings(arguments: Sequence[str]) -> list[str]:
 
 
 class SetEntry(argparse.Action):
-    """Sets what `as_settings` made of an option in what the options before it gave, so that later ones win, as everywhere."""
+    """Sets the value of one entry on top of the options before it. So a later option wins, as everywhere."""
 
     @classmethod
     def add_to(cls, parser: ArgumentParser) -> None:
@@ -65,7 +65,7 @@ class SetEntry(argparse.Action):
 
 
 def _plain(value: Any) -> Any:
-    """Namespaces and lists of them as dictionaries and lists, all new."""
+    """Namespaces, and lists of them, as new dictionaries and lists."""
     if isinstance(value, Namespace):
         return {key: _plain(inner) for key, inner in vars(value).items()}
     if isinstance(value, dict):
@@ -74,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 
 def _set(node: Any, keys: list[str], value: Any, option: str) -> None:
-    """Put the value where the keys lead in nested lists and entries; `init_args` between them may be left out."""
+    """Put the value at the place the keys lead to, in nested lists and entries. `init_args` between keys may be left out."""
     key, *further = keys
     if _is_entry(node) and key == "init_args" and further:
         key, *further = further
@@ -94,7 +94,7 @@ def _is_entry(node: Any) -> bool:
 
 
 def _holder(node: Any, key: str, option: str) -> tuple[Any, Any]:
-    """The list or dictionary that holds `key` of the node, and its place there. Raises ValueError naming what there is."""
+    """The list or dictionary that holds `key` of the node, and the place in it. Raises ValueError naming what is there."""
     if isinstance(node, list):
         return node, _index(node, key, option)
     if not _is_entry(node):
@@ -113,7 +113,8 @@ def _holder(node: Any, key: str, option: str) -> tuple[Any, Any]:
 
 
 def _index(entries: list[Any], key: str, option: str) -> int:
-    """The entry of that number, or the only one of that class. Raises ValueError naming those there are."""
+    """The index of the entry with that number, or of the only entry of that class. Raises ValueError naming the entries
+    there are."""
     names = [_class_name(entry) if _is_entry(entry) else str(entry) for entry in entries]
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names)) or "none"
     places = [number for number, name in enumerate(names) if key in (str(number), name)]
@@ -129,7 +130,7 @@ def _class_name(entry: dict[str, Any]) -> str:
 
 
 def _settings_of(class_path: str) -> list[str] | None:
-    """The names of a class's settings, None where it takes any. The recipe has been read, so the class is imported."""
+    """Names of a class's settings; None where it takes any. The recipe has been read, so the class is imported already."""
     module, _, name = class_path.rpartition(".")
     made = getattr(sys.modules.get(module), name, None)
     if made is None:

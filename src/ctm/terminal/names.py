@@ -1,4 +1,4 @@
-"""The classes and functions that a recipe may name. Those of other modules are refused before anything of them is imported."""
+"""The classes and functions that a recipe may name. Any other name is refused before anything of its module is imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _allowed: set[str] = set()  # the strangers' modules that jsonargparse was last 
 
 
 def restrict_names() -> None:
-    """From here on jsonargparse imports for a value only what a recipe needs, and what the user allows now."""
+    """From now on, jsonargparse imports for a value only what a recipe needs and what the user allows."""
     now = {*allowed_modules(), *(path for path in registered() if "<" not in path)}
     set_parsing_settings(
         import_path_denylist=["*", *sorted(_allowed - now)],
@@ -42,14 +42,14 @@ def restrict_names() -> None:
 
 
 def explained(message: str) -> str | None:
-    """Our sentence where a message of the parser says that it refused a name, else None."""
+    """Our sentence for a parser's message that says a name was refused; None for any other message."""
     denied = _DENIED.search(message)
     return None if denied is None else refusal(denied[1], "the recipe", _WORDS)
 
 
 def check_entries(settings: Any) -> None:
-    """Raises ValueError where a parsed recipe names what is no public class of its room, no function of the maths, and not
-    allowed by the user: a class_path that names a function would be called with the recipe's own arguments."""
+    """Raises ValueError for a name in a parsed recipe that is not a public class of its room, not a function of the maths,
+    and not allowed by the user. A class_path that names a function would be called with the recipe's own arguments."""
     waiting = [settings]
     while waiting:
         value = waiting.pop()

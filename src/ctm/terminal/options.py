@@ -1,4 +1,4 @@
-"""Texts of the command line as values: classes, seeds, grids, devices. Each raises ValueError in a sentence."""
+"""Texts of the command line as values: classes, seeds, grids, devices. Each function raises ValueError with a sentence."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ def _ranges(text: str) -> list[int] | None:
 
 
 def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list[int]:
-    """'0-9', '3,3,7', 'Flags,Food', mixed, −1 for no class, or 'all' of so many classes.
+    """Class numbers of '0-9', '3,3,7', 'Flags,Food', a mixture of these, −1 for no class, or 'all'.
 
-    names: of the model's classes, empty where it keeps none. A name is written as it is, in double quotes where it has a comma or
-    could be a number; other capitals are taken where only one class is meant, and the log says so. Raises ValueError for an
-    unknown class, listing the known ones, and for a number that is the name of a class of another number."""
+    classes: number of the model's classes. names: of these classes, empty if unknown. A name is written as it is; it stands
+    in double quotes if it has a comma or could be a number. Other capitals are accepted if they fit one class only, and the
+    log says so. Raises ValueError for an unknown class, with a list of the known ones, and for a number that is also the
+    name of another class."""
     text = unicodedata.normalize("NFC", text.strip())
     names = [unicodedata.normalize("NFC", name) for name in names]
     if text in names and "," in text:
@@ -73,7 +74,7 @@ def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list
 
 
 def _parts(text: str) -> list[tuple[str, bool]]:
-    """The parts between commas, and whether each stood in double quotes (within which two quotes are one)."""
+    """The parts between commas, each with whether it stood in double quotes. Two quotes inside quotes are one quote."""
     parts, place = [], 0
     while place <= len(text):
         match = _PART.match(text, place)
@@ -88,7 +89,7 @@ def _parts(text: str) -> list[tuple[str, bool]]:
 
 
 def _labels_of(part: str, quoted: bool, classes: int, names: Sequence[str]) -> list[int]:
-    """The classes that one part of --labels means."""
+    """Class numbers that one part of --labels means."""
     numbers = None if quoted else [-1] if part == "-1" else _ranges(part)
     if numbers is None or (part in names and min(numbers) >= classes):
         return _named(part, names)
@@ -103,7 +104,7 @@ def _labels_of(part: str, quoted: bool, classes: int, names: Sequence[str]) -> l
 
 
 def _named(part: str, names: Sequence[str]) -> list[int]:
-    """The class of that name."""
+    """Number of the class with that name."""
     if not names:
         raise ValueError(
             f"--labels takes classes such as 0-9 or 3,3,7, got {part!r}: this model keeps no names of classes"
@@ -122,7 +123,7 @@ def _named(part: str, names: Sequence[str]) -> list[int]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-9' or '3,5,8'."""
+    """The seeds of '0-9' or '3,5,8'."""
     seeds = _ranges(text)
     if seeds is None:
         raise ValueError(f"--seeds takes numbers such as 0-9 or 3,5,8, got {text!r}")
@@ -130,7 +131,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_grid(text: str, steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """steps + 1 float64 levels by name, or the levels given (then steps is not asked). See GRID_HELP."""
+    """A grid of steps + 1 float64 levels by name, or the levels that the text gives (then `steps` is not used). See
+    GRID_HELP."""
     name, colon, number = text.strip().partition(":")
     ends = {"sigma_min": sigma_min, "sigma_max": sigma_max, "dtype": torch.float64}
     try:
@@ -151,7 +153,7 @@ def parse_grid(text: str, steps: int, sigma_min: float, sigma_max: float) -> Ten
 
 
 def explicit_levels(text: str | None) -> list[float] | None:
-    """The levels of '80,2.5,0.002', None for anything else."""
+    """The levels of '80,2.5,0.002'; None for any other text."""
     try:
         levels = [float(part) for part in (text or "").split(",")]
     except ValueError:
@@ -160,7 +162,8 @@ def explicit_levels(text: str | None) -> list[float] | None:
 
 
 def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["class"] | None:
-    """How many columns a grid of samples has, or "class" for one a class; None: not said. classes: of the model."""
+    """Number of columns of a sample grid, "class" for one column a class, or None if nothing was given. classes: number of
+    the model's classes."""
     if text is None:
         return None
     if suffix_of(out) != ".png":
@@ -177,7 +180,7 @@ def parse_columns(text: str | None, out: Path, classes: int) -> int | Literal["c
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is. Raises ValueError for one that cannot be used."""
+    """The device of that name, or the best device there is. Raises ValueError for a device that cannot be used."""
     return common.usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")
 
 
@@ -195,7 +198,7 @@ def jumper(model: AnyModel, name: str, instead: str) -> ConsistencyModel | Traje
 
 
 def add_data_options(parser: Parser) -> None:
-    """What a file of --data may need, as `data.image` … of a recipe."""
+    """Add the options that say how a file of --data is read, like `data.image` … of a recipe."""
     add = parser.add_argument
     add("--data_image", type=str, default=None, help="name of the array or column of images (default: the known names)")
     add("--data_label", type=str, default=None, help="name of the array or column of labels (default: the known names)")
@@ -214,14 +217,14 @@ def add_data_options(parser: Parser) -> None:
 
 
 def data_options(settings: Namespace) -> dict[str, Any]:
-    """Those of `add_data_options`, as `ctm.data.load_images` takes them."""
+    """The options of `add_data_options` as arguments of `ctm.data.load_images`."""
     condition = settings["data_condition"]
     fields = None if condition is None else [name.strip() for name in condition.split(",")]
     return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")} | {"condition": fields}
 
 
 def numbers(text: str, kind: type[_T], option: str) -> list[_T]:
-    """'1,2,4' as a list. Raises ValueError, naming the option, for anything else."""
+    """The numbers of '1,2,4'. Raises ValueError naming the option for any other text."""
     try:
         found = [kind(part) for part in text.split(",")]
     except ValueError as error:

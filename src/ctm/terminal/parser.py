@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""The parser that all commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST, _LONGEST_VALUE = 800, 120  # characters of a message, and of the value
 
 
 class Parser(ArgumentParser):
-    """A parser whose mistakes are one sentence on stderr and exit code 2."""
+    """An argument parser. A mistake is one sentence on stderr and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # of an entry's settings, inside the parser of the command
@@ -28,12 +28,12 @@ class Parser(ArgumentParser):
 
 
 def _shortened(message: str) -> str:
-    """A message of jsonargparse without most of a long value in it: what is wrong stands before the value."""
+    """A message of jsonargparse with a long value cut: what is wrong stands before the value."""
     before, mark, value = message.partition("Got value: ")
     value = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}…"
     return before[:_LONGEST] + ("…" if len(before) > _LONGEST else mark + value)
 
 
 def command_parser(name: str, description: str, example: str, **options: Any) -> Parser:
-    """The parser of one command, its example shown under --help."""
+    """The parser of one command. Its help ends with the example."""
     return Parser(prog=f"ctm {name}", description=description, epilog=f"Example: {example}", **options)

@@ -1,4 +1,4 @@
-"""Paths as they are given: none is empty, ~ is the home directory, and what is to be written can be."""
+"""Paths as the user gives them: no path is empty, ~ is the home directory, and a place to write can be written."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _POSITIONAL = ("checkpoint", "first", "image", "model", "results", "second")
 
 
 def settle_paths(settings: Namespace) -> None:
-    """Expand ~ in the paths of a command's settings, in place. Raises ValueError for an empty text, and for a path with a
-    space at its end where nothing of that name is there."""
+    """Expand ~ in the paths of a command's settings, in place. Raises ValueError for an empty path, and for a path that ends
+    in a space where no such file exists."""
     for name, value in list(vars(settings).items()):
         if name in _OTHERS:
             continue
@@ -47,8 +47,8 @@ def settle_paths(settings: Namespace) -> None:
 
 
 def check_place(out: Path) -> None:
-    """Raises OSError or ValueError, naming `out`, where that file or directory cannot be made: for a command to call before it
-    computes anything. Leaves nothing behind."""
+    """Raises OSError or ValueError, naming `out`, if that file or directory cannot be made. A command calls it before it
+    computes anything. It leaves nothing behind."""
     absolute = out.absolute()
     if absolute.parent == absolute:
         raise ValueError(f"{out} is the root of the file system: give a name in a folder")

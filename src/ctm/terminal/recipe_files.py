@@ -15,7 +15,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_recipe(name: str) -> Path | None:
-    """The file of a shipped recipe by its name, with or without `recipes/` before it and `.yaml` after it."""
+    """The file of a shipped recipe, by its name with or without `recipes/` before it and `.yaml` after it."""
     plain = Path(name.removeprefix("recipes/"))
     stem = plain.stem if suffix_of(plain) in _SUFFIXES else plain.name
     path = RECIPES / f"{stem}.yaml"
@@ -23,9 +23,9 @@ def shipped_recipe(name: str) -> Path | None:
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe's file: of your own by its path, or a shipped one by its name; of your own goes first.
+    """The file of a recipe: your own by its path, or a shipped one by its name. Your own file goes first.
 
-    Raises FileNotFoundError that names those with a similar name."""
+    Raises FileNotFoundError that names recipes with a similar name."""
     own = [Path(name)] + [Path(name + suffix) for suffix in _SUFFIXES]
     path = next((path for path in own if path.is_file()), None) or shipped_recipe(name)
     if path is not None:

@@ -41,8 +41,9 @@ class _RecipeFile(ActionConfigFile):
 
 
 def _check(text: str, name: str, parser: Any) -> None:
-    """Raises ValueError for a recipe with more than plain settings of bounded size, before the library reads it: it would take
-    a `config:` and a text for a group of settings as names of files to include, and read a text for a setting as YAML."""
+    """Raises ValueError for a recipe that has more than plain settings of bounded size, before the library reads it. The
+    library would take a `config:`, or a text in place of a group of settings, as the name of a file to include, and it would
+    read a text in place of a setting as YAML."""
     check_yaml(text, name)
     settings = yaml.safe_load(text)
     if not isinstance(settings, dict):
@@ -71,7 +72,7 @@ def _check_texts(value: Any, name: str) -> None:
 
 
 class _TrainParser(Parser):
-    """Takes settings of a list's entries, such as --objectives.0.grid_points 10, beside all others."""
+    """The parser of `ctm train`. It also takes a setting of one entry of a list, such as --objectives.0.grid_points 10."""
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
         return super().parse_args(as_settings(sys.argv[1:] if args is None else args), *others, **options)
@@ -104,7 +105,7 @@ def train_parser() -> Parser:
 
 
 def settings_text(arguments: ArgumentParser, settings: Namespace) -> str:
-    """The recipe alone as YAML: what config.yaml keeps."""
+    """The recipe as YAML, without other options: the text of config.yaml."""
     kept = settings.clone()
     for name in (*_OWN, "__default_config__"):
         kept.pop(name, None)
@@ -112,15 +113,15 @@ def settings_text(arguments: ArgumentParser, settings: Namespace) -> str:
 
 
 def parse_recipe(arguments: list[str]) -> tuple[Recipe, str]:
-    """A recipe and its text from the arguments of `ctm train`."""
+    """(recipe, its text) from the arguments of `ctm train`."""
     own = train_parser()
     settings = own.parse_args(arguments)
     return recipe_of(own, settings), settings_text(own, settings)
 
 
 def recipe_of(own: Parser, settings: Namespace) -> Recipe:
-    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand there, and for a value of a
-    wrong kind, which the parser lets through where it is null."""
+    """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand in its place, and for a
+    value of a wrong kind, which the parser accepts if it is null."""
     check_entries(settings)
     try:
         built = own.instantiate(settings)

@@ -1,4 +1,5 @@
-"""`ctm train --help`: what is used most, in words; `--help all`: every setting; `--help CLASS`: the settings of one class."""
+"""`ctm train --help`: the settings used most, in words. `--help all`: every setting. `--help CLASS`: the settings of one
+class."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ Example: {EXAMPLE}
 
 
 class TrainHelp(argparse.Action):
-    """--help [all | CLASS]: prints and exits. Raises ValueError for a class that is not there."""
+    """The option --help [all | CLASS]: prints and exits. Raises ValueError for an unknown class."""
 
     def __init__(self, option_strings: list[str], dest: str = argparse.SUPPRESS, **options: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, **options)
@@ -83,7 +84,8 @@ class TrainHelp(argparse.Action):
 
 
 def _full(parser: Parser) -> str:
-    """Every setting. Where jsonargparse lists all subclasses that happen to be imported, those of our rooms stand at the end."""
+    """The help of every setting. Where jsonargparse lists the subclasses that happen to be imported, our classes are listed
+    at the end."""
     rooms = [f"  {room}: {', '.join(sorted(_classes(room)))}" for room in _ROOMS]
     return "\n".join(
         [_without_classes(parser), "classes (ctm train --help CLASS shows the settings of one):", *rooms, ""]
@@ -98,7 +100,7 @@ def _classes(room: str) -> dict[str, type]:
 
 
 def _class(name: str) -> type:
-    """The class called so, alone or with its module. Only modules of ctm, torch and schedulefree are imported."""
+    """The class of that name, alone or with its module. Only modules of ctm, torch and schedulefree are imported."""
     room, _, last = name.rpartition(".")
     rooms = [room] if room else list(_ROOMS)
     if rooms[0].split(".")[0] not in _PACKAGES:
@@ -115,7 +117,7 @@ def _class(name: str) -> type:
 
 
 def _class_help(shown: type) -> str:
-    """What the class is, and its settings with type and default."""
+    """The description of a class, and its settings with type and default."""
     path = f"{shown.__module__}.{shown.__qualname__}"
     documentation = (inspect.getdoc(shown) or "").partition("\nArgs:")[0].strip()
     if not path.startswith("ctm."):
@@ -128,8 +130,8 @@ def _class_help(shown: type) -> str:
 
 
 def _without_classes(parser: Parser) -> str:
-    """jsonargparse's help, without its lists of all subclasses that happen to be imported, the options that show one of
-    them, and addresses of functions."""
+    """jsonargparse's help without its lists of subclasses that happen to be imported, without the options that show one of
+    them, and without addresses of functions."""
     for action in parser._actions:
         if action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS

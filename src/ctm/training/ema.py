@@ -71,7 +71,7 @@ class Decay(Average):
 
 @dataclass(frozen=True)
 class PowerFunction(Average):
-    """The profile of EDM2 (arXiv 2312.02696, §3.1): after t steps the weights of step τ count as τ^γ, whatever t, so that
+    """The profile of EDM2 (arXiv 2312.02696, section 3.1): after t steps the weights of step τ count as τ^γ, whatever t, so that
     the average always spans the same share of the run.
 
     β(t) = (1 − 1/t)^(γ+1) in the t-th step, from 1. sigma_rel: the profile's standard deviation as a share of the run,

@@ -23,7 +23,7 @@ __all__ = ["arrange", "parser", "run"]
 
 @dataclass(frozen=True)
 class _Task:
-    """parser: its options; edit: model and settings -> pictures; aliases: other names of it."""
+    """One kind of edit. parser: its options; edit: (model, settings) -> pictures; aliases: its other names."""
 
     parser: Callable[[], Parser]
     edit: Callable[[Any, Namespace], Edited]
@@ -51,7 +51,7 @@ def parser() -> Parser:
 
 
 def add_subcommands(own: Parser) -> None:
-    """The kinds of edits, once the command itself has its place."""
+    """Add one subcommand for each kind of edit. It is called after the command itself has its place."""
     kinds = own.add_subcommands(required=True, dest="task")
     for name, task in _TASKS.items():
         kind = task.parser()
@@ -59,7 +59,8 @@ def add_subcommands(own: Parser) -> None:
 
 
 def arrange(arguments: list[str]) -> list[str]:
-    """`ctm edit MODEL inpaint …` as `ctm edit inpaint MODEL …`, and other spellings as the one known."""
+    """The arguments in the order `ctm edit inpaint MODEL …`. `ctm edit MODEL inpaint …` and other names of the edits are
+    accepted."""
     at = arguments.index("edit") + 1
     words = arguments[at : at + 2]
     if words and words[0] not in _NAMES and len(words) == 2 and words[1] in _NAMES:
@@ -68,7 +69,7 @@ def arrange(arguments: list[str]) -> list[str]:
 
 
 def run(settings: Namespace) -> None:
-    """Read, edit, write; nothing is written where any of it fails."""
+    """Read the pictures, edit them and write the results. Nothing is written if any part fails."""
     task, own = settings.task, settings[settings.task]
     own.task = task
     model = load_model(own.model)

@@ -1,4 +1,4 @@
-"""Stroke to image, denoising, interpolation and variations: the whole picture is changed."""
+"""Edits that change the whole picture: stroke to image, denoising, interpolation and variations."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def varied_parser() -> Parser:
 
 
 def stroked(model: AnyModel, settings: Namespace) -> Edited:
-    """Raises ValueError for unfitting pictures and options, as the other three."""
+    """Results of stroke to image. Raises ValueError for unfitting pictures and options; so do the other three."""
     jumper(model, settings.model, "stroke to image needs a CTM")
     count, labels = labels_of(model, settings, settings.num)
     image = for_model(read(settings.image), settings.image, model)
@@ -114,7 +114,7 @@ def stroked(model: AnyModel, settings: Namespace) -> Edited:
 
 
 def denoised(model: AnyModel, settings: Namespace) -> Edited:
-    """The mean, then the draws."""
+    """Results of denoising: the posterior mean, then draws."""
     needs_denoiser(model, settings)
     if settings.num < 0:
         raise ValueError(f"--num must be at least 0, got {settings.num}")
@@ -138,7 +138,7 @@ def denoised(model: AnyModel, settings: Namespace) -> Edited:
 
 
 def interpolated(model: AnyModel, settings: Namespace) -> Edited:
-    """From the first picture to the second."""
+    """Pictures on the way from the first picture to the second."""
     needs_denoiser(model, settings)
     given, labels = _one_class(model, settings, 2)
     first = for_model(read(settings.first), settings.first, model)
@@ -170,7 +170,7 @@ def varied(model: AnyModel, settings: Namespace) -> Edited:
 
 
 def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
-    """One class for each picture that is given, as a list and int64 (pictures,); None where --labels is left out."""
+    """One class for each given picture: a list, and int64 (pictures,). None where --labels is not given."""
     if settings.labels is None:
         return None, None
     given = parse_labels(settings.labels, model.num_classes, model.class_names)
@@ -181,5 +181,5 @@ def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[lis
 
 
 def _on(model: AnyModel, x: Any) -> Any:
-    """On the model's device; None stays None."""
+    """The tensor on the model's device; None stays None."""
     return None if x is None else x.to(next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""What every kind of edit shares: its options, its labels, its bar, and what it hands to the files."""
+"""What every kind of edit shares: options, labels, progress bar, and the results for the files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PICTURE = "a picture file of any size and mode"
 
 @dataclass(frozen=True)
 class Edited:
-    """before, after: names and pictures (C, h, w) shown beside the results (N, C, H, W); captions: one for each result; facts:
-    what edit.json keeps of how they were made. All pictures in [-1, 1]."""
+    """Results of an edit, with all pictures in [-1, 1]. before, after: names and pictures (C, h, w) shown beside the results
+    (N, C, H, W). captions: one for each result. facts: how the results were made, for edit.json."""
 
     before: list[tuple[str, Tensor]]
     results: Tensor
@@ -45,7 +45,7 @@ class Edited:
 
 
 def edit_parser(name: str, description: str, example: str, *images: str, labels: str | None = None) -> Parser:
-    """A parser with the options that all edits have. labels: the help of --labels where it differs."""
+    """A parser with the options that all edits have. labels: the help text of --labels, where it differs."""
     result = command_parser(f"edit {name}", description, f"ctm edit {name} {example}")
     add = result.add_argument
     add("model", type=str, help="model directory, run directory or hub id")
@@ -65,8 +65,8 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
 
 
 def labels_of(model: AnyModel, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
-    """The number of results, and their classes: int64 (num,), None where none are asked for. Raises ValueError for classes that
-    the model does not know and a number below 1."""
+    """(number of results, their classes int64 (num,) or None). Raises ValueError for a class that the model does not know
+    and for a number below 1."""
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     count = num if num is not None else len(cycle or [0] * default)
     if count < 1:
@@ -77,19 +77,19 @@ def labels_of(model: AnyModel, settings: Namespace, num: int | None, default: in
 
 
 def expected(model: AnyModel, settings: Namespace) -> int:
-    """How many results there will be."""
+    """The number of results there will be."""
     if settings.task == "denoise":
         return 1 + settings.num
     return labels_of(model, settings, None)[0] if settings.num is None else settings.num
 
 
 def reports(labels: Tensor | None, count: int) -> list[str]:
-    """The caption of each result: its number, or its class."""
+    """One caption for each result: its number, or its class."""
     return [str(i + 1) for i in range(count)] if labels is None else [f"class {label}" for label in labels.tolist()]
 
 
 def needs_denoiser(model: AnyModel, settings: Namespace) -> None:
-    """Raises ValueError for a consistency model, whose `denoise` is the end of the trajectory."""
+    """Raises ValueError for a consistency model: its `denoise` gives the end of the trajectory, not the denoised image."""
     if isinstance(model, ConsistencyModel):
         raise ValueError(
             f"{settings.model} is a consistency model, which knows no flow between its ends: use a CTM or a diffusion model"
@@ -98,11 +98,12 @@ def needs_denoiser(model: AnyModel, settings: Namespace) -> None:
 
 @contextmanager
 def bar(words: str) -> Iterator[Callable[[float], None]]:
-    """A bar on the terminal, a line now and then elsewhere; the function given takes the share that is done, in [0, 1]."""
+    """A progress bar on a terminal, a line now and then elsewhere. The function that it gives takes the share done, in [0,
+    1]."""
     with JobBar(words, 100, unit="%") as progress:
         yield lambda share: progress.reach(round(100 * share))
 
 
 def of_steps(advance: Callable[[float], None], total: int) -> Callable[[Step], None]:
-    """The callback of a sampler of so many steps that advances a bar."""
+    """A sampler's callback that advances a bar over so many steps."""
     return lambda step: advance((step.index + 1) / total)

@@ -1,4 +1,4 @@
-"""Picture and mask files as what a model takes, by the rules that docs/sampling.md states."""
+"""Picture and mask files as a model's input, by the rules in docs/sampling.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRACE = 0.5  # of 255: the share of a filled pixel that counts in a resized one
 
 
 def read(file: str, *, masks: bool = False) -> Image.Image:
-    """The picture, upright; prints what was done to it. masks: its transparency says what is to be filled. Raises as
+    """The picture, upright. Prints what was done to it. masks: its transparent part will be filled. Raises as
     `open_picture`."""
     picture = open_picture(Path(file))
     for trait in sorted(picture.traits - ({"transparent"} if masks else set())):
@@ -30,8 +30,8 @@ def read(file: str, *, masks: bool = False) -> Image.Image:
 
 
 def for_model(image: Image.Image, file: str, model: AnyModel, *, grey: bool = False) -> Tensor:
-    """(C, H, W) in [-1, 1] of the model's shape: 8 bits, alpha over white, resized and cropped to the centre (`ctm.data.resize`);
-    a grey model takes the luma. grey: luma in all channels. Prints what was changed."""
+    """The picture as (C, H, W) in [-1, 1], in the model's shape: 8 bits, alpha over white, resized and cropped to the centre
+    (`ctm.data.resize`). A grey model takes the luma. grey: the luma in all channels. Prints what was changed."""
     channels, side, _ = model.shape
     if image.size != (side, side):
         print(f"{file}: {image.width}×{image.height} resized and centre-cropped to the model's {side}×{side}")
@@ -39,8 +39,8 @@ def for_model(image: Image.Image, file: str, model: AnyModel, *, grey: bool = Fa
 
 
 def small_picture(image: Image.Image, file: str, model: AnyModel) -> Tensor:
-    """(C, h, w) in [-1, 1] with the model's channels and the file's own size. Raises ValueError for one not smaller than the
-    model's pictures."""
+    """The picture as (C, h, w) in [-1, 1], with the model's channels and the file's own size. Raises ValueError unless it is
+    smaller than the model's pictures."""
     channels, side, _ = model.shape
     sizes = f"{file} is {image.width}×{image.height} and the model's pictures {side}×{side}"
     if max(image.size) > side:
@@ -53,10 +53,11 @@ def small_picture(image: Image.Image, file: str, model: AnyModel) -> Tensor:
 
 
 def to_fill(image: Image.Image, file: str, mask_file: str | None, side: int) -> Tensor:
-    """bool (1, side, side), true where the picture is to be filled: where the mask is white (at least 128 of 255), or without a
-    mask where the picture is transparent (alpha under 128). It is resized and cropped like the picture, and a pixel that takes in
-    any of what is to be filled is to be filled too. Raises ValueError for a mask of another size, without one where the
-    picture has no alpha, and where nothing or everything is to be filled."""
+    """bool (1, side, side), true for pixels to fill: where the mask is white (at least 128 of 255), or, without a mask,
+    where the picture is transparent (alpha under 128).
+
+    The mask is resized and cropped like the picture. A pixel that covers any part to fill is filled. Raises ValueError for a
+    mask of another size, for a picture with neither mask nor alpha, and where nothing or everything is to fill."""
     if mask_file is not None:
         mask = read(mask_file, masks=True)
         if mask.size != image.size:
@@ -87,20 +88,20 @@ def _nothing(everything: bool) -> str:
 
 
 def _has_alpha(image: Image.Image) -> bool:
-    """Whether the file stores transparency: an alpha channel, or a colour or palette entry that is transparent."""
+    """Whether the file stores transparency: an alpha channel, or a transparent colour or palette entry."""
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
         "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
     )
 
 
 def _mode(image: Image.Image, file: str, channels: int) -> Image.Image:
-    """As L for one channel, as RGB for three."""
+    """The picture in mode L for one channel, in mode RGB for three."""
     if channels == 1 and is_colour(image):
         print(f"{file}: colours are taken as grey (luma)")
     return normal_mode(image, colour=channels == 3)
 
 
 def _tensor(image: Image.Image, channels: int) -> Tensor:
-    """(channels, H, W); one channel is repeated."""
+    """The picture as (channels, H, W). One channel is repeated."""
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     return to_model_range(torch.tensor(pixels)[None])[0].expand(channels, -1, -1)

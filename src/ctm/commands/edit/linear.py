@@ -1,4 +1,4 @@
-"""Inpainting, super-resolution and colourisation: part of the picture is known, the model fills in the rest."""
+"""Inpainting, super-resolution and colourisation: a part of the picture is known, and the model fills in the rest."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def colourise_parser() -> Parser:
 
 
 def inpaint(model: AnyModel, settings: Namespace) -> Edited:
-    """Raises ValueError for unfitting pictures, masks and options, as the other two."""
+    """Results of inpainting. Raises ValueError for unfitting pictures, masks and options; so do the other two."""
     image = read(settings.image, masks=settings.mask is None)
     fill = to_fill(image, settings.image, settings.mask, model.shape[1])
     whole = for_model(image, settings.image, model)
@@ -94,7 +94,7 @@ def inpaint(model: AnyModel, settings: Namespace) -> Edited:
 
 
 def superresolve(model: AnyModel, settings: Namespace) -> Edited:
-    """Of a small picture, or of one that is reduced first."""
+    """Enlargements of a small picture, or of a picture that is reduced first."""
     image, side = read(settings.image), model.shape[1]
     if settings.factor is None:
         small = small_picture(image, settings.image, model)
@@ -108,7 +108,7 @@ def superresolve(model: AnyModel, settings: Namespace) -> Edited:
 
 
 def colourise(model: AnyModel, settings: Namespace) -> Edited:
-    """Of a picture's luma."""
+    """Colourings of a picture's luma."""
     if model.shape[0] != 3:
         raise ValueError(f"{settings.model} makes grey pictures: colourising needs a model of 3 channels")
     grey = for_model(read(settings.image), settings.image, model, grey=True)
@@ -125,7 +125,7 @@ def _solve(
     *,
     guess: Tensor | None = None,
 ) -> Edited:
-    """Results x with A·x = y, their values in range. y (1, …); guess (1, …) for replacement, None for A⁺y."""
+    """Results x with A·x = y and values in range. y (1, …). guess (1, …): the first guess of replacement; None: A⁺y."""
     method = settings.method or ("guided" if isinstance(model, DiffusionModel) else "replace")
     if method not in _METHODS:
         raise ValueError(f"--method must be replace or guided, got {method!r}")
@@ -160,5 +160,5 @@ def _solve(
 
 
 def _deviation(operator: LinearOperator, y: Tensor, made: Tensor) -> float:
-    """The largest |A·x − y| over the results as they are written, rounded and clamped, in levels of 255."""
+    """The largest |A·x − y| over the results as they are written (rounded and clamped), in levels of 255."""
     return round(float((operator.A(as_saved(made).double()) - y.double()).abs().max()) * 127.5, 4)

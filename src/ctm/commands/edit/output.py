@@ -1,4 +1,4 @@
-"""Edited pictures into files: a captioned strip, or a directory of PNG files."""
+"""Edited pictures into files: a strip with captions, or a directory of PNG files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GROUND, _INK = 32, 224
 
 
 def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[str]) -> None:
-    """Raises ValueError for a target that cannot hold the results or would write over a picture that is read."""
+    """Raises ValueError for a target that cannot hold the results, or that would overwrite an input picture."""
     if suffix_of(out) == ".npz":
         raise ValueError(f"--out {out}: edits are written to FILE.png or to a directory")
     check_output(out, shape, num)
@@ -36,7 +36,8 @@ def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[s
 
 
 def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
-    """FILE.png: one strip. A directory: input.png, known.png and the like, the results as 000000.png … and edit.json."""
+    """Write the results. FILE.png is one strip. A directory gets input.png, known.png and so on, the results as 000000.png
+    …, and edit.json."""
     if suffix_of(out) == ".png":
         save_picture(strip(edited), out)
         return
@@ -48,8 +49,8 @@ def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
 
 
 def strip(edited: Edited) -> Image.Image:
-    """All pictures in rows of up to ten, enlarged by whole pixels to about 128 (smaller ones stretched to the same square), the
-    name of each above it."""
+    """All pictures in rows of up to ten, each with its name above it. Pictures are enlarged by whole pixels to about 128;
+    smaller ones are stretched to the same square."""
     results = zip(edited.captions, edited.results, strict=True)
     panels = [*edited.before, *results, *edited.after]
     side = edited.results.shape[-1]
@@ -72,6 +73,6 @@ def strip(edited: Edited) -> Image.Image:
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """(C, h, w) in [-1, 1] as L or RGB."""
+    """(C, h, w) in [-1, 1] as a picture of mode L or RGB."""
     values = to_uint8(pixels[None].detach().cpu()).numpy()[0]
     return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
