@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ctm
 from ctm.cli import main
+from ctm.conditioner import Labels
 from ctm.objectives import DenoisingScoreMatching, Matching
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import Recipe
@@ -71,7 +72,7 @@ def operations(stage: str) -> float:
         if isinstance(objective, DenoisingScoreMatching):
             forwards += 3
         elif isinstance(objective, Matching):
-            model = made.model.build(made.network, SHAPE, CLASSES)
+            model = made.model.build(made.network, SHAPE, Labels(CLASSES))
             walk = expected_teacher_evaluations(made, model, SHAPE)
             forwards += 3 + 2 + 1 + 1 + walk  # estimate and its last jump, target and its last jump, the teacher
     return forwards * counter.get_total_flops() * made.data.batch_size * made.steps

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ctm.backbones import FunctionBackbone, deit, efficientnet, lpips
 from ctm.backbones.base import Backbone
 from ctm.cli import main
+from ctm.conditioner import Labels
 from ctm.discriminators import ProjectedDiscriminator
 from ctm.objectives import Adversarial, DenoisingScoreMatching, FeatureDistance, Matching, Squared, TargetJump
 from ctm.teachers import GaussianMixture
@@ -84,7 +85,7 @@ def test_a_large_recipe_at_reduced_width(capsys, name):
     arguments = ["--config", str(RECIPES / name), *data, "--network.init_args.channels", "32", "--teacher", "null"]
     printed = run(capsys, *arguments)
     made, _ = parse_recipe(arguments)
-    count = sum(p.numel() for p in made.model.build(made.network, (3, 16, 16), 10).parameters())
+    count = sum(p.numel() for p in made.model.build(made.network, (3, 16, 16), Labels(10)).parameters())
     assert 1_000_000 < count < 3_000_000
     assert f"parameters: student {count:,}" in printed
     assert "peak" in printed
@@ -243,5 +244,5 @@ def test_every_shipped_recipe_tells_a_fresh_machine_what_its_data_look_like(path
     narrow = {"width": 16} if recipe.network.class_path.endswith("MLP") else {"channels": 32, "blocks": 1}
     narrow |= {"head_channels": 16} if "head_channels" in recipe.network.init_args else {}
     network = NetworkDescription(recipe.network.class_path, {**recipe.network.init_args, **narrow})
-    model = recipe.model.build(network, images.shape, images.num_classes)
+    model = recipe.model.build(network, images.shape, images.conditioner)
     assert model.num_classes == (1000 if "imagenet" in path.stem else 10)

@@ -163,8 +163,8 @@ def test_a_spike_in_a_real_run_is_skipped(tmp_path, monkeypatch, caplog):
         class Glaring:
             shape, num_classes, __len__ = images.shape, images.num_classes, lambda self: len(images)
 
-            def batch(self, indices):
-                x0, labels = images.batch(indices)
+            def rows(self, indices):
+                x0, labels = images.rows(indices)
                 return 1000 * x0, labels
 
         run.images = Glaring()

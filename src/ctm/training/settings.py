@@ -54,6 +54,7 @@ COMPUTED = frozenset(
         "discriminator_optimizer",
         "ema",
         "engine",
+        "label_dropout",  # the older name of condition_dropout
         "loss_factors",
         "model",
         "network",
