@@ -19,7 +19,7 @@ FLOORS = [
         "solvers",
         "version",
     },
-    {"backbones", "discriminators", "files", "foreign", "networks", "models", "teachers", "tuned"},
+    {"backbones", "discriminators", "files", "foreign", "lock", "networks", "models", "teachers", "tuned"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},
     {"cli", "bench", "commands", "demo", "terminal", "__main__"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from ctm import __version__, sampling
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
+from ctm.lock import place_locked
 from ctm.models import load_model
 from ctm.noise import to_zero
 from ctm.progress import tracked
@@ -116,29 +117,43 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
+    with place_locked(out):
+        _sample(
+            model, settings, out, about, labels, {"num": num, "seed": seed, "grid": grid, "sampler": sampler}, columns
+        )
+    if tuned is not None:
+        levels = ", ".join(f"{level:g}" for level in tuned.levels)
+        print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
+    print(f"{num} samples in {out}")
+
+
+def _sample(
+    model: Any,
+    settings: Namespace,
+    out: Path,
+    about: dict[str, Any],
+    labels: Tensor | None,
+    asked: dict[str, Any],
+    columns: int | Literal["class"] | None,
+) -> None:
+    """Make the samples that are not there yet, and write each batch as it is made."""
+    num = asked["num"]
     done = finished_samples(out, about)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
     device = usable_device(settings.device)
     batches = sampling.stream(
         model.to(device) if settings.cfg is None else at_scale(model.to(device), settings.cfg),
-        num,
         condition=labels,
-        seed=seed,
         batch_size=settings.batch_size,
         device=device,
-        grid=grid,
-        sampler=sampler,
         dtype=_DTYPES[settings.dtype],
         start=start,
+        **asked,
     )
     total = -(-(num - start) // settings.batch_size)
     shown = tracked(batches, "sampling", total, unit="batches")
     write_samples(out, shown, labels, about, start, columns)
-    if tuned is not None:
-        levels = ", ".join(f"{level:g}" for level in tuned.levels)
-        print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
-    print(f"{num} samples in {out}")
 
 
 def _tuned(model: Any, name: str, settings: Namespace) -> TunedGrid | None:

@@ -20,6 +20,7 @@ from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.number import Number
 from ctm.evaluation.tuning import FrechetMeasure
 from ctm.files import whole_directory, write_whole
+from ctm.lock import run_locked
 from ctm.models import load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.progress import JobBar
@@ -28,7 +29,6 @@ from ctm.teachers import load_teacher
 from ctm.terminal.options import add_data_options, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
-from ctm.training.lock import run_locked
 from ctm.tuned import TunedGrid, grids_as_json
 
 __all__ = ["parser", "run"]
