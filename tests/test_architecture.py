@@ -19,7 +19,7 @@ FLOORS = [
         "solvers",
         "version",
     },
-    {"backbones", "discriminators", "files", "foreign", "networks", "models", "teachers"},
+    {"backbones", "discriminators", "files", "foreign", "lock", "networks", "models", "teachers"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
     {"console", "data", "evaluation", "pictures", "progress", "training"},
     {"cli", "bench", "commands", "demo", "terminal", "__main__"},

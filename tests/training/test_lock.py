@@ -12,10 +12,10 @@ import time
 
 import pytest
 
+from ctm import lock
 from ctm.cli import main
+from ctm.lock import LOCK, DirectoryInUse, DirectoryLock, run_locked
 from ctm.terminal.failures import sentence_of
-from ctm.training import lock
-from ctm.training.lock import LOCK, DirectoryInUse, DirectoryLock, run_locked
 
 from .runs import start, teacher_arguments, trained, wait_for
 
@@ -95,7 +95,7 @@ def test_where_no_lock_is_to_be_had_a_warning_says_so(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     DirectoryLock(tmp_path).take()
-    assert "cannot be locked (No locks available): two trainings in it would not notice each other" in caplog.text
+    assert "cannot be locked (No locks available): two processes writing it would not notice each other" in caplog.text
 
 
 def test_case_13_training_where_another_process_does(tmp_path, holder, capsys):

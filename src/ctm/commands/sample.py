@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ctm.data.conditions import load_fields
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
+from ctm.lock import place_locked
 from ctm.models import AnyModel, DiffusionModel, load_model
 from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
@@ -132,29 +133,41 @@ def run(settings: Namespace) -> None:
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
     about |= {} if settings.condition is None else {"condition": _named(settings, fields)}
+    with place_locked(out):
+        options = {"num": num, "seed": seed, "grid": grid, "sampler": sampler, "condition": condition}
+        _sample(model, settings, out, about, labels, options, columns)
+    if tuned is not None:
+        levels = ", ".join(f"{level:g}" for level in tuned.levels)
+        print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
+    print(f"{num} samples in {out}")
+
+
+def _sample(
+    model: AnyModel,
+    settings: Namespace,
+    out: Path,
+    about: dict[str, Any],
+    labels: Tensor | None,
+    asked: dict[str, Any],
+    columns: int | Literal["class"] | None,
+) -> None:
+    """Make the samples that are not there yet, and write each batch as it is made."""
+    num = asked["num"]
     done = finished_samples(out, about)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
     device = usable_device(settings.device)
     batches = sampling.stream(
         model.to(device) if settings.cfg is None else at_scale(model.to(device), settings.cfg),
-        num,
-        condition=condition,
-        seed=seed,
         batch_size=settings.batch_size,
         device=device,
-        grid=grid,
-        sampler=sampler,
         dtype=_DTYPES[settings.dtype],
         start=start,
+        **asked,
     )
     total = -(-(num - start) // settings.batch_size)
     shown = tracked(batches, "sampling", total, unit="batches")
     write_samples(out, shown, labels, about, start, columns)
-    if tuned is not None:
-        levels = ", ".join(f"{level:g}" for level in tuned.levels)
-        print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
-    print(f"{num} samples in {out}")
 
 
 def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:

@@ -19,6 +19,7 @@ from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.frechet_measure import FrechetMeasure
 from ctm.evaluation.number import Number
 from ctm.files import whole_directory, write_whole
+from ctm.lock import run_locked
 from ctm.models import AnyModel, load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.models.grids import TunedGrid, grids_as_json
@@ -28,7 +29,6 @@ from ctm.teachers import load_teacher
 from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
-from ctm.training.lock import run_locked
 
 __all__ = ["parser", "run"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ctm.data.archive import Archive, Header
-from ctm.data.classes import could_be_labels, read_labels
+from ctm.data.classes import could_be_labels, read_labels, text_of
 from ctm.data.conditions import read_field
 from ctm.data.files import Picture
 from ctm.data.images import Images
@@ -87,7 +87,7 @@ def _check_images(path: Path, name: str, header: Header) -> int:
 def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
     """The labels, read if their header allows it."""
     header = archive.headers[name]
-    if not could_be_labels(header.shape, header.dtype.kind, count):
+    if not could_be_labels(header.shape, "i" if header.dtype.kind == "f" else header.dtype.kind, count):
         raise ValueError(
             f"{archive.path}: labels must be {count} whole numbers, got {header.dtype} {header.shape} ({name})"
         )
@@ -101,7 +101,7 @@ def _class_names(archive: Archive, largest: int) -> list[str]:
         raise ValueError(
             f"{archive.path}: class_names must be texts, one for each class 0 … {largest}, got {header.dtype} {header.shape}"
         )
-    return [str(name.decode() if isinstance(name, bytes) else name) for name in archive.read(_NAMES)]
+    return [text_of(name, f"{archive.path}: class_names[{row}]") for row, name in enumerate(archive.read(_NAMES))]
 
 
 def _others(archive: Archive, used: set[str | None], count: int, unlabelled: bool) -> list[str]:

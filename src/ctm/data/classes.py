@@ -10,10 +10,10 @@ import numpy as np
 from ctm.data.notes import printable, tell
 from ctm.data.tree import natural
 
-__all__ = ["compare_classes", "could_be_labels", "listed_classes", "match_classes", "read_labels"]
+__all__ = ["compare_classes", "could_be_labels", "listed_classes", "match_classes", "read_labels", "text_of"]
 
 _MOST_CLASSES = 1_000_000
-_SHOWN = 12
+_SHOWN, _LINE = 12, 80  # classes, and characters of one
 
 
 def listed_classes(names: Sequence[str]) -> str:
@@ -21,7 +21,7 @@ def listed_classes(names: Sequence[str]) -> str:
     and the last."""
     if list(names) == [str(number) for number in range(len(names))] and len(names) > 1:
         return f"0 … {len(names) - 1}"
-    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+    numbered = [f"{number} {name if len(name) <= _LINE else name[:_LINE] + '…'}" for number, name in enumerate(names)]
     shown = numbered if len(numbered) <= _SHOWN else [*numbered[: _SHOWN - 1], "…", numbered[-1]]
     return printable(", ".join(shown))
 
@@ -34,8 +34,8 @@ def could_be_labels(shape: Sequence[int], kind: str, count: int) -> bool:
 def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray | None, list[str], list[str]]:
     """(labels int64 (count,), class names, notes). −1 is no label. The names are empty unless the values are texts.
 
-    Whole numbers are taken as they are; −1 or a missing value is no label. Texts become classes in natural order; an empty
-    text is no label. None if no image has a label. Raises ValueError, calling the values `name`, for other values."""
+    Whole numbers, also as floats, are taken as they are; −1 or a missing value (NaN) is no label. Texts become classes in natural
+    order; an empty text is no label. None if no image has a label. Raises ValueError, calling the values `name`, for other values."""
     values = np.asarray(values)
     values = values.reshape(count) if values.shape == (count, 1) else values
     if values.shape != (count,):
@@ -43,15 +43,17 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
     names: list[str] = []
     textual = values.dtype.kind in "US"
     if values.dtype.kind == "O":  # an array of texts would give each of them the room of the longest
+        _check_single(values, name)
         textual = any(isinstance(value, str | bytes) for value in values)
         values = values if textual else np.array([-1 if _missing(value) else value for value in values])
     if textual:
-        texts = [_text(value) for value in values]
+        texts = [text_of(value, f"{name}: the label of image {row}") for row, value in enumerate(values)]
         known = {text for text in texts if text and text != "-1"}
         names = sorted(known, key=lambda text: (natural(text), text))
         number = {text: index for index, text in enumerate(names)}
         labels = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
-    elif values.dtype.kind in "iu":
+    elif values.dtype.kind in "iuf":
+        values = _whole(values, name)
         if int(values.max()) >= _MOST_CLASSES or int(values.min()) < -1:
             wrong = int(values.max()) if int(values.max()) >= _MOST_CLASSES else int(values.min())
             raise ValueError(
@@ -68,10 +70,36 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
     return labels, names, notes
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return "" if _missing(value) else str(value)
+def _check_single(values: np.ndarray, name: str) -> None:
+    """Raises ValueError where a label is a list or the like."""
+    for row, value in enumerate(values):
+        if hasattr(value, "__len__") and not isinstance(value, str | bytes):
+            raise ValueError(
+                f"{name}: the label of image {row} is a {type(value).__name__}: labels are one whole number or text for each "
+                "image"
+            )
+
+
+def _whole(values: np.ndarray, name: str) -> np.ndarray:
+    """Floats that are whole numbers as int64, NaN being −1; whole numbers as they are."""
+    if values.dtype.kind != "f":
+        return values
+    known = np.where(np.isnan(values), -1, values)
+    wrong = np.flatnonzero((known != np.floor(known)) | (np.abs(known) > 1e15))
+    if len(wrong):
+        raise ValueError(
+            f"{name}: labels must be whole numbers, or texts, and that of image {wrong[0]} is {known[wrong[0]]:g}: number the "
+            "classes 0, 1, 2 …"
+        )
+    return known.astype(np.int64)
+
+
+def text_of(value: Any, name: str) -> str:
+    """Raises ValueError, calling the value `name`, for bytes that are no text."""
+    try:
+        return value.decode() if isinstance(value, bytes) else "" if _missing(value) else str(value)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no text in UTF-8: save it as text, or number the classes 0, 1, 2 …") from error
 
 
 def _missing(value: Any) -> bool:

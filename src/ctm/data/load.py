@@ -13,6 +13,7 @@ import numpy as np
 from ctm.data.arrays import fit_arrays, load_npz
 from ctm.data.folder import load_folder
 from ctm.data.images import Images
+from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
 from ctm.data.table import load_table
 from ctm.files import suffix_of
@@ -73,8 +74,10 @@ def load_images(
         if suffix_of(path) != ".npz" or not path.is_file():
             raise ValueError(f"{option('condition')} names arrays of an .npz file, and {name} is none: leave it out")
         options["condition"] = list(condition)  # type: ignore[assignment]
+    if max_gb is not None:
+        memory_limit(0, max_gb)  # also for sets that ask for little
     images = _load(name, path, size, channels, split, options)
-    tell(images.notes, name)
+    tell((*_overlooked(name, path, split), *images.notes), name)
     return images
 
 
@@ -92,6 +95,17 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
     raise ValueError(
         f"{name} is neither a folder, an .npz nor a .parquet file: give one of those, a hub id, or {_names()}"
     )
+
+
+def _overlooked(name: str, path: Path, split: str) -> list[str]:
+    """Lines of what the name could have meant, and of a split that the set does not have."""
+    lines = []
+    if name in _NAMED and path.exists():
+        lines.append(f"this is the set of that name; what is called {name} in this directory is ./{name}")
+    table = name not in _NAMED and not path.exists()  # of the hub, which refuses a split that it lacks
+    if split != "train" and name != "fashion-mnist" and not table:
+        lines.append(f"it has no splits, so that split {split} is all of it")
+    return lines
 
 
 def _names() -> str:
@@ -128,6 +142,8 @@ def _idx(file: Path) -> np.ndarray:
 
 
 def _fashion_mnist(split: str) -> Images:
+    if split not in ("train", "test"):
+        raise ValueError(f"{option('split', split)}: fashion-mnist has train and test")
     prefix = "t10k" if split == "test" else "train"
     if not FASHION_DIRECTORY.is_dir():
         try:

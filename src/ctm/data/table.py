@@ -197,6 +197,11 @@ def _labels(table: _Table, column: str | None) -> tuple[np.ndarray | None, list[
     values[:] = list(table.read(column))
     labels, names, notes = read_labels(values, table.rows, f"{table.name} ({column})")
     own = getattr(table.features[column], "names", None)
+    if own and labels is not None and not names and int(labels.max()) >= len(own):
+        raise ValueError(
+            f"{table.name} ({column}): image {int(labels.argmax())} has the class number {int(labels.max())}, and the column "
+            f"names only 0 … {len(own) - 1}: mend its names, or leave such rows out"
+        )
     return labels, list(own) if own and labels is not None else names, notes
 
 

@@ -18,7 +18,7 @@ from ctm.terminal.parser import Parser
 from ctm.terminal.recipe_files import recipe_path
 from ctm.terminal.train_help import EXAMPLE, TrainHelp
 from ctm.training import Recipe
-from ctm.training.recipe import NetworkDescription
+from ctm.training.recipe import NetworkDescription, check_finite
 
 __all__ = ["parse_recipe", "recipe_of", "settings_text", "train_parser"]
 
@@ -123,6 +123,7 @@ def recipe_of(own: Parser, settings: Namespace) -> Recipe:
     """The recipe that parsed settings describe. Raises ValueError for an entry that may not stand in its place, and for a
     value of a wrong kind, which the parser accepts if it is null."""
     check_entries(settings)
+    check_finite({name: value for name, value in settings.as_dict().items() if name not in _OWN})
     try:
         built = own.instantiate(settings)
         values: dict[str, Any] = {

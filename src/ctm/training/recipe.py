@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,15 @@ from ctm.training.schedules import Schedule
 from ctm.training.self_evaluation import EvaluationSettings
 from ctm.training.trackers import Tracker
 
-__all__ = ["OLDER_NAMES", "DataSettings", "ModelSettings", "NetworkBuilder", "NetworkDescription", "Recipe"]
+__all__ = [
+    "OLDER_NAMES",
+    "DataSettings",
+    "ModelSettings",
+    "NetworkBuilder",
+    "NetworkDescription",
+    "Recipe",
+    "check_finite",
+]
 
 NetworkBuilder = Callable[[Sequence[int], int], torch.nn.Module]
 OLDER_NAMES = {"label_dropout": "condition_dropout"}
@@ -117,6 +126,21 @@ class NetworkDescription:
         return build({"class_path": self.class_path, "init_args": arguments})
 
 
+def check_finite(value: Any, name: str = "") -> None:
+    """Raises ValueError, naming the setting, where a number in it is NaN or infinite: in a dataclass, mapping or list."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    inner: Iterable[tuple[Any, Any]] = ()
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = [(each.name, getattr(value, each.name)) for each in fields(value)]
+    elif isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    for key, each in inner:
+        check_finite(each, f"{name}.{key}" if name else str(key))
+
+
 @dataclass(kw_only=True)
 class Recipe:
     """A training run.
@@ -197,6 +221,7 @@ class Recipe:
             if getattr(self, older) is not None:
                 setattr(self, name, getattr(self, older))
                 setattr(self, older, None)
+        check_finite(self)
         for name, low in (
             ("steps", 1),
             ("log_every", 1),

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
 from ctm.foreign.text import plain, read_json, read_yaml
+from ctm.lock import LOCK, DirectoryLock
 from ctm.models.grids import TunedGrid, read_grids
 from ctm.teachers.torch_files import read_torch
 from ctm.training.forms import is_number, recipe_damage
-from ctm.training.lock import LOCK, DirectoryLock
 from ctm.training.rows import read_rows
 from ctm.training.storage import clear_leftovers, damage, remove, replace_directory, sync_files, write_directory
 

@@ -14,6 +14,7 @@ from ctm import __version__
 from ctm.commands.edit import changes, linear
 from ctm.commands.edit.common import Edited, expected
 from ctm.commands.edit.output import check_target, write_edit
+from ctm.lock import place_locked
 from ctm.models import load_model
 from ctm.terminal.options import usable_device
 from ctm.terminal.parser import Parser, command_parser
@@ -81,8 +82,9 @@ def run(settings: Namespace) -> None:
     inputs = {name: own[name] for name in names if own.get(name) is not None}
     out = Path(own.out)
     check_target(out, model.shape, expected(model, own), list(inputs.values()))
-    edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
-    about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
-    write_edit(out, edited, about | edited.facts | {"version": __version__})
+    with place_locked(out):
+        edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
+        about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
+        write_edit(out, edited, about | edited.facts | {"version": __version__})
     count = len(edited.results)
     print(f"{count} result{'s' if count > 1 else ''} in {out}")

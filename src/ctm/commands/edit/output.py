@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ctm.commands.edit.common import Edited
 from ctm.commands.output import check_output
-from ctm.files import suffix_of, write_whole
+from ctm.files import named_failures, suffix_of, whole_directory, write_whole
 from ctm.pictures import save_picture, to_uint8
 
 __all__ = ["check_target", "strip", "write_edit"]
@@ -37,15 +39,26 @@ def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[s
 
 def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
     """Write the results. FILE.png is one strip. A directory gets input.png, known.png and so on, the results as 000000.png
-    …, and edit.json."""
+    …, and edit.json: all of them or none."""
     if suffix_of(out) == ".png":
         save_picture(strip(edited), out)
         return
+    if not out.is_dir():
+        with whole_directory(out) as made:
+            _fill(made, edited, about)
+        return
+    with named_failures(out), tempfile.TemporaryDirectory(prefix=".edit.", dir=out) as made:
+        _fill(Path(made), edited, about)  # all of it, before anything in the directory is replaced
+        for path in sorted(Path(made).iterdir()):
+            os.replace(path, out / path.name)
+
+
+def _fill(folder: Path, edited: Edited, about: dict[str, Any]) -> None:
     for name, pixels in (*edited.before, *edited.after):
-        save_picture(_picture(pixels), out / f"{name}.png")
+        save_picture(_picture(pixels), folder / f"{name}.png")
     for index, pixels in enumerate(edited.results):
-        save_picture(_picture(pixels), out / f"{index:06d}.png")
-    write_whole(out / "edit.json", (json.dumps(about, indent=2) + "\n").encode())
+        save_picture(_picture(pixels), folder / f"{index:06d}.png")
+    write_whole(folder / "edit.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def strip(edited: Edited) -> Image.Image:

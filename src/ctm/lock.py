@@ -1,18 +1,20 @@
-"""One process at a time writes a run directory: a lock that the system takes back from a process that ends in any way."""
+"""One process at a time writes a run directory, or a place of results: a lock that the system takes back from a process that
+ends in any way."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOCK", "DirectoryInUse", "DirectoryLock", "run_locked"]
+__all__ = ["LOCK", "DirectoryInUse", "DirectoryLock", "place_locked", "run_locked"]
 
 LOCK = ".lock"
 _LOG = logging.getLogger(__name__)
@@ -29,8 +31,9 @@ class DirectoryLock:
     of one machine, and among machines only where the file system passes flock on (NFS on Linux and most cluster file systems
     do). Where locks are not to be had at all, a warning says so."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.file = directory, directory / LOCK
+    def __init__(self, directory: Path, file: Path | None = None) -> None:
+        """file: the lock's, where it is not in the directory."""
+        self.directory, self.file = directory, file or directory / LOCK
         self._descriptor: int | None = None
 
     def take(self) -> None:
@@ -40,7 +43,7 @@ class DirectoryLock:
             import fcntl
         except ImportError:  # Windows
             _LOG.warning(
-                "%s: this system has no file locks, so that two trainings in it would not notice", self.directory
+                "%s: this system has no file locks, so that two processes writing it would not notice", self.directory
             )
             return
         if self._descriptor is not None:
@@ -57,7 +60,7 @@ class DirectoryLock:
         except OSError as error:
             os.close(descriptor)
             _LOG.warning(
-                "%s cannot be locked (%s): two trainings in it would not notice each other",
+                "%s cannot be locked (%s): two processes writing it would not notice each other",
                 self.directory,
                 error.strerror,
             )
@@ -66,6 +69,15 @@ class DirectoryLock:
         os.ftruncate(descriptor, 0)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         os.write(descriptor, json.dumps(about).encode())
+
+    def is_current(self) -> bool:
+        """Whether the file that is held still has its name: a process that ended may have removed it meanwhile."""
+        if self._descriptor is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.file, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Give the lock back. The empty file stays: removing it could take away another's."""
@@ -89,6 +101,34 @@ def run_locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        lock.release()
+
+
+@contextmanager
+def place_locked(out: Path) -> Iterator[None]:
+    """Meanwhile this process alone writes `out`, a file or a directory of results that may not be there yet. The lock is a hidden
+    file beside it (in it, where its parent cannot be written to), and is removed at the end.
+
+    Makes the parent. Raises DirectoryInUse, naming the holder, where another process writes there."""
+    place = out.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    inside = place.is_dir() and (place == place.parent or not os.access(place.parent, os.W_OK))
+    name = (
+        hashlib.sha256(os.fsencode(place.name)).hexdigest()[:32] if len(os.fsencode(place.name)) > 200 else place.name
+    )
+    file = place / LOCK if inside else place.parent / f".{name}{LOCK}"
+    lock = DirectoryLock(out, file)
+    lock.take()
+    while not lock.is_current():  # removed by its holder between our opening and our locking it
+        lock.release()
+        lock.take()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink(
+                missing_ok=True
+            )  # while it is held: a process that waits for this file sees that it lost its name
         lock.release()
 
 
