@@ -35,7 +35,9 @@ def read_labels(values: np.ndarray, count: int, name: str) -> tuple[np.ndarray |
     """(labels int64 (count,), class names, notes). −1 is no label. The names are empty unless the values are texts.
 
     Whole numbers, also as floats, are taken as they are; −1 or a missing value (NaN) is no label. Texts become classes in natural
-    order; an empty text is no label. None if no image has a label. Raises ValueError, calling the values `name`, for other values."""
+    order; an empty text is no label. None if no image has a label.
+
+    Raises ValueError, calling the values `name`, for other values."""
     values = np.asarray(values)
     values = values.reshape(count) if values.shape == (count, 1) else values
     if values.shape != (count,):
