@@ -16,7 +16,7 @@ from ctm.data.images import Images
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
 from ctm.data.table import load_table
-from ctm.files import suffix_of
+from ctm.files import as_source, suffix_of
 
 __all__ = ["NAMES", "load_images"]
 
@@ -63,6 +63,7 @@ def load_images(
         raise ValueError(f"data.size must be at least 1, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 (grey) or 3 (colour), got {channels}")
+    name = str(as_source(name, "a data set"))
     path = Path(name)
     columns = image is not None or label is not None
     if columns and (name in _NAMED or path.is_dir()):
