@@ -60,10 +60,12 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
     chosen = None
     try:
         try:
-            from ctm.foreign.allowed import take_allowed
+            from ctm.foreign.allowed import allowed_modules, take_allowed
 
             arguments = take_allowed(arguments)  # a module may have a command's name
             chosen = next((argument for argument in arguments if argument in _COMMANDS), None)
+            if chosen is not None and not {"-h", "--help"} & set(arguments):
+                allowed_modules()  # says so here if CTM_ALLOW is no list of names
             _run(arguments, chosen, own_process)
         finally:
             _flush()
