@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,21 @@ from ctm import sampling, generate
 assert sampling.generate is generate is ctm.generate
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_ctrl_c_is_guarded_before_anything_else_is_imported():
+    """Python without its site directory has few modules; `ctm` brings none but its own until the handler stands."""
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+import ctm.cli
+ctm.cli._handle(lambda *_: None)
+print(*sorted(set(sys.modules) - before))
+"""
+    place = str(Path(ctm.__file__).parents[1])
+    made = subprocess.run([sys.executable, "-S", "-c", code, place], check=True, capture_output=True, text=True)
+    assert made.stdout.split() == ["ctm", "ctm.cli", "ctm.version"]
 
 
 def test_every_public_name_is_there_and_no_other():

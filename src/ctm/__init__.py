@@ -1,11 +1,11 @@
 """Consistency Trajectory Models: one network that jumps anywhere along the probability-flow ODE."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from ctm.version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing's, which would be imported before the command can heed Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from ctm import editing, guidance, likelihood, objectives, sampling, teachers
     from ctm.conditioner import Arrays, Labels
     from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel, load_model
@@ -48,10 +48,12 @@ _HOME = {  # the module of each name that is not a module itself
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """A public name, imported when it is first asked for: torch takes seconds, and `ctm --help` needs none of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     home = importlib.import_module(f"ctm.{_HOME.get(name, name)}")
     value = getattr(home, name) if name in _HOME else home
     globals()[name] = value

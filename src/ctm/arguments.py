@@ -66,6 +66,8 @@ def as_state(x: Any, name: str = "x") -> Tensor:
         return x
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor (B, …), got {words_for(x)}: torch.as_tensor makes one")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {x.layout}: x.to_dense() makes one")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {x.dtype}: images are in [-1, 1]")
     if x.dim() < 1:

@@ -1,19 +1,19 @@
 """The command `ctm`. Exit codes: 0 for success; 2 for a user's mistake, or a disk, path or device that refuses, with one
 sentence; 1 for a fault of ctm; 130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal, 141 for a pipe that nobody reads.
 
-Nothing heavy is imported before `main` guards it. Importing torch takes seconds, and Ctrl-C must work in that time too."""
+Before `main` guards it, only modules are imported that Python has when it starts: typing and signal take milliseconds, in
+which Ctrl-C shows Python's own words. Importing torch takes seconds, and Ctrl-C must work in that time too."""
 
-from __future__ import annotations
-
-import importlib
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import Any
+
     from jsonargparse import ArgumentParser
 
 __all__ = ["main"]
@@ -32,7 +32,11 @@ _COMMANDS = {
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 _GOES_ON = ("train", "demo", "evaluate")
-_STOPPED = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "the end of its terminal"}
+_STOPPED = {  # Windows has no SIGHUP
+    getattr(signal, name): words
+    for name, words in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "the end of its terminal"))
+    if hasattr(signal, name)
+}
 
 
 class _Stopped(SystemExit):
@@ -43,14 +47,14 @@ class _Stopped(SystemExit):
         self.number = number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "Sequence[str] | None" = None) -> int:
     """The exit code of one command. Mistakes in the arguments exit with 2.
 
     arguments: None takes the arguments of the process, and prepares the process for what a terminal can do to it."""
     if arguments is not None:
         return _main(list(arguments))
-    _prepare_streams()
     _stop_at_once()  # until everything is imported
+    _prepare_streams()
     return _main(sys.argv[1:], own_process=True)
 
 
@@ -60,10 +64,12 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
     chosen = None
     try:
         try:
-            from ctm.foreign.allowed import take_allowed
+            from ctm.foreign.allowed import allowed_modules, take_allowed
 
             arguments = take_allowed(arguments)  # a module may have a command's name
             chosen = next((argument for argument in arguments if argument in _COMMANDS), None)
+            if chosen is not None and not {"-h", "--help"} & set(arguments):
+                allowed_modules()  # says so here if CTM_ALLOW is no list of names
             _run(arguments, chosen, own_process)
         finally:
             _flush()
@@ -101,12 +107,14 @@ def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
     run(settings[settings.command])
 
 
-def _command(name: str) -> Any:
+def _command(name: str) -> "Any":
     """The module of a command. Only the command that runs is imported: training needs much that sampling does not."""
+    import importlib
+
     return importlib.import_module(f"ctm.commands.{name}")
 
 
-def _parser(chosen: str | None) -> ArgumentParser:
+def _parser(chosen: str | None) -> "ArgumentParser":
     from ctm.terminal.parser import Parser
     from ctm.version import __version__
 
@@ -129,14 +137,14 @@ def _parser(chosen: str | None) -> ArgumentParser:
 
 def _words_of_stop(number: int, chosen: str | None) -> str:
     more = " The same command goes on from here." if chosen in _GOES_ON else ""
-    return f"ctm: stopped by {_STOPPED[signal.Signals(number).name]}.{more}"
+    return f"ctm: stopped by {_STOPPED[number]}.{more}"
 
 
 def _stop_at_once() -> None:
     """While modules are imported, signals end the process with one line. Nothing is open yet, and an exception inside a C
     extension's initialisation would appear as another error, or as none. A signal that is ignored stays ignored."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: "FrameType | None") -> None:
         _say(_words_of_stop(number, None))
         os._exit(128 + number)
 
@@ -146,7 +154,7 @@ def _stop_at_once() -> None:
 def _stop_in_order() -> None:
     """From now on signals raise exceptions, so a command can keep or tidy up what it has begun."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: "FrameType | None") -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise _Stopped(number)
@@ -154,10 +162,9 @@ def _stop_in_order() -> None:
     _handle(stop)
 
 
-def _handle(handler: Any) -> None:
-    for name in _STOPPED:
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+def _handle(handler: "Any") -> None:
+    for number in _STOPPED:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
@@ -188,7 +195,7 @@ def _flush() -> None:
         raise OSError(error.errno, error.strerror, "the output") from None
 
 
-def _discard(stream: Any) -> None:
+def _discard(stream: "Any") -> None:
     """Point a stream that cannot be written to at nothing. Else the interpreter would write to it again when it ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -11,10 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "as_source",
     "disk_failure",
     "mapped_array",
     "named_failures",
@@ -37,6 +39,18 @@ _TORCH_WRITER = (
 def suffix_of(path: Path) -> str:
     """The ending of a file's name in lower case: .png for x.PNG."""
     return path.suffix.lower()
+
+
+def as_source(value: Any, wanted: str) -> str | Path:
+    """A path or name as it was given. wanted: what it is, for the sentence. Raises TypeError for anything but a text or a path,
+    and ValueError for an empty one and for one with a zero byte."""
+    if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
+        shown = repr(value) if value is None or isinstance(value, bytes | int | float) else f"a {type(value).__name__}"
+        raise TypeError(f"{wanted} is given as a text or a path, got {shown[:60]}")
+    text = os.fspath(value)
+    if isinstance(text, bytes) or not text.strip() or "\0" in text:
+        raise ValueError(f"{wanted} cannot be named {text!r}: give a path or a name")
+    return value if isinstance(value, str) else Path(text)
 
 
 def write_file(path: Path, content: bytes) -> None:

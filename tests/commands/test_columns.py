@@ -88,3 +88,22 @@ def test_a_model_without_classes_has_no_columns_by_class(capsys, tmp_path):
     DiffusionModel(network, shape=(1, 8, 8)).save_pretrained(tmp_path / "plain")
     err = sentence(capsys, "sample", tmp_path / "plain", "--columns", "class", "--out", tmp_path / "x.png")
     assert "--columns class: this model has no classes, give a number" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--labels", "3", "--columns", "class"],
+            "--columns class: all samples are of class 3, so the picture has one column",
+        ),
+        (["--num", "1", "--columns", "class"], "--columns class: all samples are of class 0"),
+        (["--num", "3", "--columns", "9"], "--columns 9: there are 3 samples, so the picture has 3 columns"),
+        (["--labels", "3,4", "--columns", "class"], None),
+        (["--num", "9", "--columns", "9"], None),
+    ],
+)
+def test_columns_that_change_nothing_are_said(model, capsys, caplog, tmp_path, arguments, line):  # noqa: F811
+    assert run(capsys, "sample", model, *arguments, "--out", tmp_path / "x.png")[0] == 0
+    said = [message for message in caplog.messages if "--columns" in message]
+    assert said == [] if line is None else line in said[0]

@@ -66,7 +66,7 @@ def test_print_config_shows_it(capsys):
         (["--objectives.0.grid_points=null"], "a setting of the recipe has a value of a wrong kind, such as null: '<'"),
         (["--objectives.0.grid_points="], "--objectives.0.grid_points= needs a value after it, got none"),
         (["--objectives.0.grid_points", ""], "--objectives.0.grid_points needs a value after it, got none"),
-        (["--objectives.0.grid_points", "many"], '--objectives.0.grid_points many: "grid_points": Expected'),
+        (["--objectives.0.grid_points", "many"], "--objectives.0.grid_points must be a whole number, got many"),
         (["--objectives.0.grid_points", "1"], "grid_points must be at least 2, got 1"),
         (["--objectives.0.kind", "["], "--objectives.0.kind [: while parsing"),
         (["--objectives.0.class_path", "os.system"], "class_path comes with all of an entry"),

@@ -56,8 +56,8 @@ def test_no_setting_is_left_out_of_the_full_help(capsys):
     ("name", "words"),
     [
         ("Matching", ["ctm.objectives.matching.Matching", "  grid_points", "  max_solver_steps", "default: 18"]),
-        ("ctm.objectives.Matching", ["compared in data space", "  kind {soft,local,global}", "step':", "heun_step"]),
-        ("torch.optim.AdamW", ["AdamW algorithm", "  lr", "  weight_decay", "default: 0.01"]),
+        ("ctm.objectives.Matching", ["compared in data space", "  kind {soft,local,global}", "step\n", "heun_step"]),
+        ("torch.optim.AdamW", ["AdamW algorithm", "  lr", "  weight_decay", "default: 1e-2"]),
         ("ctm.networks.DDPMpp", ["channels of one attention head", "  channels", "  patch"]),
         ("ctm.training.PowerFunction", ["  sigma_rel"]),
     ],

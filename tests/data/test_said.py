@@ -46,6 +46,11 @@ def test_a_split_that_the_set_lacks_is_said_or_refused(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"--data.split validation .*: fashion-mnist has train and test"):
         load_images("fashion-mnist", split="validation")
     caplog.clear()
+    caplog.clear()
+    load_images("digits")
+    assert caplog.text == ""
+    load_images("digits", split="train")
+    assert "digits: it has no splits, so that split train is all of it" in caplog.text
     load_images(npz(tmp_path), split="test")
     assert "set.npz: it has no splits" in caplog.text
     caplog.clear()

@@ -6,6 +6,7 @@ import pytest
 
 from ctm.cli import main
 from ctm.evaluation.form import check_result
+from ctm.evaluation.report import notes_on
 
 ROW = {"role": "model", "sampler": "jumps", "steps": 1, "gamma": 0.0, "seconds_per_image": 0.1, "evaluations": 1}
 ROW |= {"guidance": None, "grid": {"kind": "karras"}, "teacher": None}
@@ -48,3 +49,19 @@ def test_what_evaluate_writes_is_taken(capsys, tmp_path):
     file.write_text(json.dumps({"protocol": {}, "rows": [ROW]}))
     assert main(["compare", str(file), str(file)]) == 0
     assert "1.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("resize", "words"),
+    [
+        ("none", "over the features of classifier (images at their own size) and compare"),
+        (
+            "bicubic to 224×224, antialiased",
+            "of classifier (images resized bicubic to 224×224, antialiased) and compare",
+        ),
+    ],
+)
+def test_the_notes_say_how_images_were_resized(resize, words):
+    facts = {"images": 10, "features": {"name": "classifier", "resize": resize}}
+    about = {"halves": None, "classifier_accuracy": None}
+    assert words in notes_on({"reference": about, "protocol": facts, "rows": []})

@@ -74,7 +74,9 @@ def parser() -> Parser:
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
     result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
-    result.add_argument("--split", type=str, default="train", help="train or test, where the data have both")
+    result.add_argument(
+        "--split", type=str, default=None, help="train or test, where the data have both (default: train)"
+    )
     result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
     add_device_option(result)

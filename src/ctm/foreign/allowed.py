@@ -93,7 +93,9 @@ def _names(text: str, source: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     wrong = [name for name in names if not _PATH.fullmatch(name) or len(name) > _LONGEST]
     if wrong or (not names and source == "--allow"):
-        raise ValueError(f"{source} takes modules such as mynets or mypackage.nets, got {text!r}")
+        raise ValueError(
+            f"{source} takes modules such as mynets or mypackage.nets, with commas between them, got {text!r}"
+        )
     return names
 
 

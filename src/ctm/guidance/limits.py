@@ -20,11 +20,16 @@ class Limited(Guided):
     """Guidance only at levels low ≤ t ≤ high (arXiv 2404.07724): elsewhere what the guided model guides, which spares the
     guidance's evaluations where no sample of the batch is inside. In a jump the level is the one it starts from.
 
-    guided: a Guided. Raises ValueError unless 0 ≤ low < high."""
+    guided: a Guided. Raises ValueError for another model, where there is nothing to switch off, and unless 0 ≤ low < high."""
 
     model: Guided
 
     def __init__(self, guided: Guided, low: float, high: float) -> None:
+        if not isinstance(guided, Guided):
+            raise ValueError(
+                f"Limited switches guidance on and off, and this {type(guided).__name__} is no guided model: put a guided one "
+                "in, e.g. ClassifierFree(model, 2.0)"
+            )
         super().__init__(guided)
         low, high = as_number(low, "low"), high if high == math.inf else as_number(high, "high")
         if not 0 <= low < high:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_number, words_for
+from ctm.arguments import as_number, whole_numbers, words_for
 from ctm.conditions import LABELS, Condition, cat, labels_of, with_field
 from ctm.models.guided import Guided, image_of
 from ctm.models.protocol import Model, can_jump
@@ -43,7 +43,9 @@ class BetweenLabels(Guided):
             raise ValueError(f"other and share are tensors (B,), got {words_for(other)} and {words_for(share)}")
         if other.shape != share.shape or other.dim() != 1:
             raise ValueError(f"other and share are one number for each sample, got {other.shape} and {share.shape}")
-        self.other, self.share = other, share
+        if not bool(((share >= 0) & (share <= 1)).all()):  # so that NaN is refused too
+            raise ValueError(f"share must be in [0, 1], got {[round(value, 6) for value in share.tolist()[:8]]}")
+        self.other, self.share = whole_numbers(other, len(other)), share
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         labels = labels_of(condition)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ctm.arguments import as_levels, as_state, checked
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, Condition, takes_labels
-from ctm.files import whole_file
+from ctm.files import as_source, whole_file
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
 from ctm.models.grids import TunedGrid, grids_as_json, read_grids
@@ -121,6 +121,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
             return as_levels(t, x).to(x.dtype), condition
         if as_state(x).shape[1:] != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        place = next((weights.device for weights in self.parameters()), x.device)
+        if place.type != x.device.type:
+            raise ValueError(f"x is on {x.device} and the model on {place}: bring x there by x.to({str(place)!r})")
         condition = self.conditioner.check(condition, x)
         return as_levels(t, x).to(x.dtype), condition
 
@@ -165,6 +168,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
     def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """The model in a directory or at the hub, in eval mode; options as of PyTorchModelHubMixin. Both files are checked before
         anything is built (docs/security.md). Raises FileNotFoundError, and ValueError where they are not a model of this kind."""
+        pretrained_model_name_or_path = as_source(pretrained_model_name_or_path, "a model's directory or hub id")
         place = Path(pretrained_model_name_or_path)
         if (place / CONFIG).is_file():
             read_config(place / CONFIG)

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 
-from ctm.files import suffix_of
+from ctm.files import as_source, suffix_of
 from ctm.foreign.kinds import foreign_directory, what_file
 from ctm.foreign.text import plain
 from ctm.models.consistency import ConsistencyModel
@@ -30,8 +30,10 @@ MODELS: dict[str, type[AnyModel]] = {
 def load_model(source: str | Path) -> AnyModel:
     """The model, of any kind, in a model directory, a run directory (its model/) or a hub repository; eval mode.
 
-    Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit.
+    Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit, and TypeError for
+    anything but a text or a path.
     """
+    source = as_source(source, "a model's directory or hub id")
     directory = Path(source)
     if directory.is_file():
         raise ValueError(f"{source} is a file and no model directory: {_what_to_do(directory)}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_levels, as_number, as_state
+from ctm.arguments import as_levels, as_number, as_state, words_for
 from ctm.conditions import (
     GUIDANCE,
     LABELS,
@@ -55,6 +55,26 @@ def at_scale(model: Model, scale: float) -> AtGuidance | ClassifierFree:
     return ClassifierFree(model, scale)
 
 
+def _as_scale(scale: float | Tensor, name: str) -> float | Tensor:
+    """A number, or a tensor (B,) of numbers. Raises ValueError for anything else, and for what is not finite."""
+    if not isinstance(scale, Tensor) or scale.dim() == 0:
+        return as_number(scale, name)
+    if scale.dim() != 1 or scale.is_complex() or scale.dtype == torch.bool:
+        raise ValueError(f"{name} is one number, or a tensor (B,) with one for each sample, got {words_for(scale)}")
+    if not bool(scale.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {scale.tolist()[:8]}")
+    return scale
+
+
+def _scale_for(x: Tensor, scale: Tensor) -> Tensor:
+    """Scales (B,) for the B samples of x. Raises ValueError for another number of them."""
+    if len(scale) != len(x):
+        raise ValueError(
+            f"the guidance has scales for {len(scale)} samples, and the call is on {len(x)}: give one number"
+        )
+    return scale.to(x)
+
+
 class AtGuidance(Wrapper):
     """A model that takes the guidance scale as an input, at one: a model with `denoise` and `jump` as samplers call them.
 
@@ -70,7 +90,7 @@ class AtGuidance(Wrapper):
                 "guidance_embedding: true, as in the recipe digits-ctm-guided"
             )
         super().__init__(model)
-        self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "the guidance scale")
+        self.scale = _as_scale(scale, "the guidance scale")
 
     @takes_labels
     def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
@@ -90,7 +110,7 @@ class AtGuidance(Wrapper):
     def _scaled(self, condition: Condition, x: Tensor) -> Condition:
         """The condition with the scale as its field."""
         known = as_condition(condition, as_state(x))
-        scale = self.scale.to(x) if isinstance(self.scale, Tensor) else x.new_full((len(x),), self.scale)
+        scale = _scale_for(x, self.scale) if isinstance(self.scale, Tensor) else x.new_full((len(x),), self.scale)
         return with_field(known, GUIDANCE, scale)
 
 
@@ -149,7 +169,7 @@ class ClassifierFree(Guided):
             takes = "" if known is None else f": it can go without {', '.join(known)}"
             raise ValueError(f"fields are names in the model's condition, got {unknown or fields!r}{takes}")
         super().__init__(model)
-        self.scale = scale if isinstance(scale, Tensor) and scale.dim() == 1 else as_number(scale, "scale")
+        self.scale = _as_scale(scale, "scale")
         self.fields = known if fields is None else tuple(fields)
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
@@ -167,7 +187,7 @@ class ClassifierFree(Guided):
         pair = cat([condition, none], [len(x), len(x)])
         both = image_of(self.model, torch.cat([x, x]), torch.cat([t, t]), twice, pair)
         conditional, unconditional = both.chunk(2)
-        scale = match_dims(self.scale.to(x), x) if isinstance(self.scale, Tensor) else self.scale
+        scale = match_dims(_scale_for(x, self.scale), x) if isinstance(self.scale, Tensor) else self.scale
         return unconditional + scale * (conditional - unconditional)
 
 

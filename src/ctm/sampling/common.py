@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_state
+from ctm.arguments import as_state, words_for
 
 __all__ = [
     "Callback",
     "Cancelled",
     "Noise",
     "Step",
+    "beyond_range",
     "check_start",
     "device_of",
     "fresh_noise",
@@ -51,7 +52,8 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
     if not isinstance(grid, Tensor) or grid.dim() != 1 or len(grid) < 2:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
         raise ValueError(f"grid must be a tensor of at least two noise levels, e.g. karras_grid(4), got {shape}")
-    as_state(x)
+    if as_state(x).is_meta:
+        raise ValueError("x is on the device meta, which holds shapes and no numbers: give it on cpu or a GPU")
     if not grid.is_floating_point():
         raise ValueError(f"grid must be a tensor of floating-point noise levels, got {grid.dtype}")
     if not bool(grid.isfinite().all()) or bool((grid[1:] >= grid[:-1]).any()):
@@ -62,6 +64,25 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
         allowed = "or 0" if zero_end else "(jumps end at sigma_min, not at 0)"
         raise ValueError(f"the last level of the grid must be positive {allowed}, got {float(grid[-1])}")
     return grid.to(x)
+
+
+def beyond_range(model: object, grid: Tensor) -> list[str]:
+    """A line for each end of the grid that lies outside the noise levels which the model says it knows; none for a final 0,
+    and none for a grid that `check_start` refuses."""
+    if grid.dim() != 1 or len(grid) == 0 or not grid.is_floating_point() or not bool(grid.isfinite().all()):
+        return []
+    levels = [level for level in grid.tolist() if level > 0]
+    low, high = getattr(model, "sigma_min", None), getattr(model, "sigma_max", None)
+    lines = []
+    if high is not None and levels and max(levels) > high * (1 + 1e-6):  # a grid may be rounded to float32
+        lines.append(
+            f"the grid starts at {max(levels):g}, above the model's sigma_max = {high:g}: it was not made for that"
+        )
+    if low is not None and levels and min(levels) < low * (1 - 1e-6):
+        lines.append(
+            f"the grid goes down to {min(levels):g}, below the model's sigma_min = {low:g}: it was not made for that"
+        )
+    return lines
 
 
 def level_values(x: Tensor, grid: Tensor) -> list[float]:
@@ -100,5 +121,22 @@ def usable_device(device: torch.device | str, name: str = "device") -> torch.dev
 
 
 def fresh_noise(noise: Noise | None) -> Noise:
-    """The caller's source of standard normal noise, or torch's."""
-    return noise or torch.randn_like
+    """The caller's source of standard normal noise, or torch's. What a caller's gives is looked at, but for its numbers.
+
+    Raises ValueError for what cannot be called, and in a call for anything but a tensor of x's shape, dtype and device."""
+    if noise is None:
+        return torch.randn_like
+    if not callable(noise):
+        raise ValueError(f"noise is a function, noise(x) -> standard normal like x, got {words_for(noise)}")
+
+    def drawn(x: Tensor) -> Tensor:
+        fresh = noise(x)
+        wanted = (x.shape, x.dtype, x.device)
+        if not isinstance(fresh, Tensor) or (fresh.shape, fresh.dtype, fresh.device) != wanted:
+            got = f"{words_for(fresh)}{f' on {fresh.device}' if isinstance(fresh, Tensor) else ''}"
+            raise ValueError(
+                f"noise(x) must give a tensor like x, {x.dtype} of shape {tuple(x.shape)} on {x.device}, got {got}"
+            )
+        return fresh
+
+    return drawn

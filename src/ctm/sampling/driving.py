@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Concatenate, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
 
-from ctm.arguments import inside
+from ctm.arguments import as_count, inside, words_for
 from ctm.conditions import cat, rows, takes_labels
 from ctm.models.protocol import Model, can_jump, denoiser_of, jumper
 from ctm.requests import Denoise, Jump, Request, Steps, run
@@ -95,7 +95,10 @@ def drive_together(model: Model, plans: Sequence[Steps], *, batch_size: int = 64
 
     Generators may be of different samplers, lengths and numbers of rows. Where one has no condition, or lacks
     a field that another one has, it is absent. A result equals the result of `drive` alone up to the rounding of the network
-    on another batch. An error of one generator or call is raised at once."""
+    on another batch. An error of one generator or call is raised at once.
+
+    plans: fresh generators, `sampler.steps(x, grid, …)`, each once. Raises ValueError for anything else, before any has begun."""
+    batch_size, plans = as_count(batch_size, "batch_size"), _fresh(plans)
     results: list[Tensor | None] = [None] * len(plans)
     waiting: dict[int, Request] = {}
 
@@ -113,6 +116,27 @@ def drive_together(model: Model, plans: Sequence[Steps], *, batch_size: int = 64
             for index, given in zip(group, _answers(model, [asked[i] for i in group], batch_size), strict=True):
                 move(index, given)
     return [result for result in results if result is not None]
+
+
+def _fresh(plans: Sequence[Steps]) -> list[Steps]:
+    """The plans as a list. Raises ValueError unless each is a generator that has not begun, and none stands there twice."""
+    if inspect.isgenerator(plans) or not isinstance(plans, Iterable):
+        raise ValueError(f"plans is a list of generators, such as [heun.steps(x, grid)], got {words_for(plans)}")
+    listed = list(plans)
+    first: dict[int, int] = {}
+    for index, plan in enumerate(listed):
+        if not inspect.isgenerator(plan):
+            raise ValueError(
+                f"plan {index} is no generator of requests, such as heun.steps(x, grid), but {words_for(plan)}"
+            )
+        if id(plan) in first:
+            raise ValueError(f"plans {first[id(plan)]} and {index} are the same generator: make one for each")
+        first[id(plan)] = index
+        state = inspect.getgeneratorstate(plan)
+        if state != inspect.GEN_CREATED:
+            done = "has ended" if state == inspect.GEN_CLOSED else "has begun"
+            raise ValueError(f"plan {index} {done} already, and a generator runs once: make a new one")
+    return listed
 
 
 def _alike(asked: dict[int, Request]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_seed, whole_numbers
+from ctm.arguments import as_count, as_seed, whole_numbers, words_for
 from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
 from ctm.models.grids import tuned_for
 from ctm.models.protocol import Denoiser, can_jump
 from ctm.noise import karras_grid
-from ctm.sampling.common import device_of, tensors_of, usable_device
+from ctm.sampling.common import beyond_range, device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
 
@@ -34,12 +35,13 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
 
 
 def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
-    """The CPU generator of image number `image` under `seed`, for one purpose: T = TypeVar("T")
-    NOISE, LABEL, DEQUANTISATION or PROBE."""
+    """The CPU generator of image number `image` under `seed`, for one purpose: NOISE, LABEL, DEQUANTISATION or
+    PROBE."""
     state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
@@ -158,6 +160,40 @@ def draw(
         return sampler(model, x, levels, condition=to(condition, device), noise=noise).to(dtype)
 
 
+def _check_shape(model: object) -> None:
+    """Raises ValueError for a model that does not say which shape a sample of it has."""
+    try:
+        shape = tuple(model.shape)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        shape = None
+    if shape is None or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(
+            f"{words_for(model)} does not say the shape of a sample: give it shape, a tuple such as (3, 32, 32), besides "
+            "denoise(x, t, condition), or call a sampler with noise of your own"
+        )
+
+
+def _levels(
+    model: object, steps: int, gamma: float | None, grid: Tensor | None, dtype: torch.dtype, *, tunable: bool
+) -> tuple[Tensor, float]:
+    """(levels, γ): the given grid, else the one tuned for the model and `steps`, else Karras'. tunable: whether the sampler is
+    the one that grids are tuned for. Raises ValueError for steps, γ or a grid that cannot be."""
+    if grid is not None and not isinstance(grid, Tensor):
+        raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
+    if grid is not None:
+        if grid.dim() != 1 or len(grid) < 2:
+            raise ValueError(f"grid must hold at least two noise levels, (N + 1,), got shape {tuple(grid.shape)}")
+        for line in beyond_range(model, grid):
+            _LOG.warning("%s", line)
+        return grid, as_gamma(0.0 if gamma is None else gamma)
+    steps = as_count(steps, "steps", why="a grid needs one interval or more")
+    tuned = tuned_for(model, steps, gamma) if tunable else None
+    if tuned is not None:
+        return tuned.grid(dtype), tuned.gamma
+    low, high = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
+    return karras_grid(steps, low, high, dtype=dtype), as_gamma(0.0 if gamma is None else gamma)
+
+
 @takes_labels
 def stream(
     model: Denoiser,
@@ -185,19 +221,9 @@ def stream(
         raise ValueError(f"start must be in 0 … num = {num}, got {start}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
-    if grid is not None and not isinstance(grid, Tensor):
-        raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
+    _check_shape(model)
     chosen = conditions_for(model, num, condition, seed)
-    sigma_min, sigma_max = (
-        getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
-    )
-    steps = as_count(steps, "steps", why="a grid needs one interval or more") if grid is None else steps
-    tuned = tuned_for(model, steps, gamma) if grid is None and sampler is None else None
-    gamma = as_gamma(gamma if gamma is not None else 0.0 if tuned is None else tuned.gamma)
-    if tuned is not None:
-        levels = tuned.grid(dtype)
-    else:
-        levels = karras_grid(steps, sigma_min, sigma_max, dtype=dtype) if grid is None else grid
+    levels, gamma = _levels(model, steps, gamma, grid, dtype, tunable=sampler is None)
     if sampler is None and not can_jump(model):
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"

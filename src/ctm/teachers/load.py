@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctm.files import suffix_of
+from ctm.files import as_source, suffix_of
 from ctm.models import AnyModel, ConsistencyModel, load_model
 from ctm.teachers.checkpoints import read_checkpoint
 
@@ -28,6 +28,7 @@ def load_teacher(
     shapes do not tell comes from a preset or settings (docs/checkpoints.md); what is assumed goes to the log as a warning.
     Raises FileNotFoundError and ValueError as `ctm.load_model`, and ValueError for a checkpoint that is damaged, refused, of
     no known kind, or that needs a setting that is not given."""
+    source = as_source(source, "a teacher's directory, file or hub id")
     path = Path(source)
     if path.is_file() or (suffix_of(path) in _FILES and not path.is_dir()):
         checkpoint = read_checkpoint(path, preset=preset, settings=settings)

@@ -65,7 +65,10 @@ def _words_of(error: Exception) -> str | None:
 
 def _module_that_failed(error: Exception) -> str | None:
     """The name of the user's own module whose import ended with this error; None if no import did."""
-    allowed = allowed_modules()
+    try:
+        allowed = allowed_modules()
+    except ValueError:  # CTM_ALLOW is no list of names, and every command says so before it imports anything
+        return None
     if isinstance(error, SyntaxError) and allowed:
         return f"{error.filename or 'a module'}"
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]

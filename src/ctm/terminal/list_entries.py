@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import re
-import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["LISTS", "SetEntry", "as_settings"]
+from ctm.terminal.known_classes import settings_of
+from ctm.terminal.wording import LISTS, value_mistake
 
-LISTS = ("objectives", "ema", "trackers", "loss_factors")
+__all__ = ["SetEntry", "as_settings"]
+
 _OPTION = "--list_entry"
 _ENTRY = re.compile(rf"--(?P<path>(?:{'|'.join(LISTS)})\.(?:\d+|[A-Z]\w*)(?:\.[^=]+)?)(?:=(?P<value>.*))?", re.DOTALL)
 
@@ -61,7 +61,7 @@ class SetEntry(argparse.Action):
             parser._option_string_actions[f"--{field}"](parser, namespace, json.dumps(entries), f"--{field}")
         except (TypeError, argparse.ArgumentError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split()).rpartition("Parser key ")[2]
-            raise ValueError(f"--{path} {text}: {reason}") from error
+            raise ValueError(value_mistake(str(error), option=f"--{path}") or f"--{path} {text}: {reason}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +102,7 @@ def _holder(node: Any, key: str, option: str) -> tuple[Any, Any]:
     name = _class_name(node)
     if key in ("class_path", "init_args"):
         raise ValueError(f"{option}: {key} comes with all of an entry: '{{class_path: …, init_args: …}}'")
-    known = _settings_of(node["class_path"])
+    known = settings_of(node["class_path"])
     if known is not None and key not in known:
         near = get_close_matches(key, known, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -127,15 +127,3 @@ def _index(entries: list[Any], key: str, option: str) -> int:
 
 def _class_name(entry: dict[str, Any]) -> str:
     return str(entry["class_path"]).rpartition(".")[2]
-
-
-def _settings_of(class_path: str) -> list[str] | None:
-    """Names of a class's settings; None where it takes any. The recipe has been read, so the class is imported already."""
-    module, _, name = class_path.rpartition(".")
-    made = getattr(sys.modules.get(module), name, None)
-    if made is None:
-        return None
-    parameters = inspect.signature(made).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]

@@ -90,7 +90,7 @@ def _parts(text: str) -> list[tuple[str, bool]]:
 
 def _labels_of(part: str, quoted: bool, classes: int, names: Sequence[str]) -> list[int]:
     """Class numbers that one part of --labels means."""
-    numbers = None if quoted else [-1] if part == "-1" else _ranges(part)
+    numbers = None if quoted else [-1] if part in ("-1", "−1") else _ranges(part)
     if numbers is None or (part in names and min(numbers) >= classes):
         return _named(part, names)
     named = [number for number, name in enumerate(names) if name == part]

@@ -4,18 +4,17 @@ class."""
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import re
 from difflib import get_close_matches
 from typing import Any
 
+from ctm.terminal.known_classes import ROOMS, classes_of
 from ctm.terminal.parser import Parser
 
 __all__ = ["EXAMPLE", "TrainHelp"]
 
 EXAMPLE = "ctm train --config pictures-small-teacher --data.name path/to/folder --out runs/teacher"
-_ROOMS = ("ctm.objectives", "ctm.networks", "ctm.discriminators", "ctm.backbones", "ctm.training", "torch.optim")
 _PACKAGES = ("ctm", "torch", "schedulefree")
 _FILLED_IN = {"params", "shape", "num_classes"}  # a run gives these to optimisers and networks itself
 _SHORT = f"""\
@@ -71,7 +70,9 @@ class TrainHelp(argparse.Action):
     """The option --help [all | CLASS]: prints and exits. Raises ValueError for an unknown class."""
 
     def __init__(self, option_strings: list[str], dest: str = argparse.SUPPRESS, **options: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, **options)
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, metavar="all | CLASS", **options
+        )
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if values is None:
@@ -86,27 +87,20 @@ class TrainHelp(argparse.Action):
 def _full(parser: Parser) -> str:
     """The help of every setting. Where jsonargparse lists the subclasses that happen to be imported, our classes are listed
     at the end."""
-    rooms = [f"  {room}: {', '.join(sorted(_classes(room)))}" for room in _ROOMS]
+    rooms = [f"  {room}: {', '.join(sorted(classes_of(room)))}" for room in ROOMS]
     return "\n".join(
         [_without_classes(parser), "classes (ctm train --help CLASS shows the settings of one):", *rooms, ""]
     )
 
 
-def _classes(room: str) -> dict[str, type]:
-    """The classes of a module by name."""
-    module = importlib.import_module(room)
-    made = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
-    return {name: value for name, value in made.items() if inspect.isclass(value) and not name.startswith("_")}
-
-
 def _class(name: str) -> type:
     """The class of that name, alone or with its module. Only modules of ctm, torch and schedulefree are imported."""
     room, _, last = name.rpartition(".")
-    rooms = [room] if room else list(_ROOMS)
+    rooms = [room] if room else list(ROOMS)
     if rooms[0].split(".")[0] not in _PACKAGES:
         raise ValueError(f"--help {name}: classes of {', '.join(_PACKAGES)} can be shown, such as ctm.networks.DDPMpp")
     try:
-        known = {key: value for each in rooms for key, value in _classes(each).items()}
+        known = {key: value for each in rooms for key, value in classes_of(each).items()}
     except ImportError as error:
         raise ValueError(f"--help {name}: there is no module {room} here ({error})") from error
     if last not in known:
@@ -133,7 +127,9 @@ def _without_classes(parser: Parser) -> str:
     """jsonargparse's help without its lists of subclasses that happen to be imported, without the options that show one of
     them, and without addresses of functions."""
     for action in parser._actions:
-        if action.dest.endswith(".help"):
+        if (
+            action.dest.endswith(".help") or action.metavar == "CONFIG"
+        ):  # a group of settings, which no file is read for
             action.help = argparse.SUPPRESS
     text = re.sub(r",?\s+known\s+subclasses:[^)]*\)", ")", parser.format_help())
     return re.sub(r"<function (\w+) at\s+0x[0-9a-f]+>", r"\1", text)

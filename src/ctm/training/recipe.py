@@ -42,7 +42,7 @@ class DataSettings:
         name: digits, mnist5k, fashion-mnist, the path of an image folder, .npz or .parquet file, or a hub id.
         size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
         channels: 1 (grey) or 3 (colour) converts; unset: colour if any picture is in colour.
-        split: train or test, where the set has both.
+        split: train or test, where the set has both; unset: train.
         batch_size: images in a step, over all processes together.
         image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
@@ -55,7 +55,7 @@ class DataSettings:
     name: str
     size: int | None = None
     channels: int | None = None
-    split: str = "train"
+    split: str | None = None
     batch_size: int = 128
     image: str | None = None
     label: str | None = None
@@ -165,7 +165,7 @@ class Recipe:
             ctm.training.Progressive or ctm.training.Doubling.
         ema: decay of the published weights, lowered to (1 + n)/(10 + n) in the first steps n; or a list of averages
             (ctm.training.Decay, ctm.training.PowerFunction), the first published as model/, the others as model-NAME/.
-        condition_dropout: share of samples whose condition (labels and all fields) is left out; unset: 0.1.
+        condition_dropout: share of samples whose condition (labels and all fields) is left out.
         label_dropout: the older name of condition_dropout, accepted for one release.
         warmup_steps: the learning rate rises linearly over these first steps.
         decay_fraction: share of the steps, at the end, over which the learning rate falls linearly to 0.

@@ -149,6 +149,8 @@ def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[
             found[field.name] = field.default
         if kind is Recipe and field.name in _PARTS and isinstance(found.get(field.name), Mapping):
             found[field.name] = _with_defaults(found[field.name], _PARTS[field.name])
+    if kind is DataSettings:
+        found["split"] = found["split"] or "train"
     return found
 
 

@@ -1,0 +1,161 @@
+"""What the parser says: whole names of settings, what was given and what could be given, and no words of a library."""
+
+import re
+
+import pytest
+
+from ctm.cli import main
+
+from .test_cli import run, sentence
+
+MODEL = "models/digits-ctm"  # no file is read before the arguments are
+TRAIN = ("train", "--config", "digits-ctm")
+LIBRARY = re.compile(
+    r"class '|typing|Namespace|NestedArg|Union|Parser key|subclass|import path|\[options\]|SUPPRESS|null\)"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", MODEL, "--steps", "x"], "ctm sample: --steps must be a whole number, got x"),
+        (["sample", MODEL, "--gamma", "x"], "--gamma must be a number, got x"),
+        (["sample", MODEL, "--steps"], "--steps needs a value after it: --steps VALUE"),
+        (["sample", MODEL, "--stpes", "3"], "there is no option --stpes: did you mean --steps?"),
+        (["sample", MODEL, "extra"], "extra is one argument too many"),
+        (["sample"], "ctm: sample needs MODEL (see ctm sample --help)"),
+        (["likelihood"], "likelihood needs MODEL and --data DATA (see ctm likelihood --help)"),
+        (["edit"], "edit needs a task after it: inpaint, superresolve,"),
+        (["edit", "inpaint", MODEL], "edit inpaint needs IMAGE (see ctm edit inpaint --help)"),
+        (["edit", "inpaint", MODEL, "a.png", "--num", "x"], "ctm edit inpaint: --num must be a whole number, got x"),
+        (["bench", "matchin"], "there is no benchmark matchin: did you mean matching?"),
+        (["sampel"], "there is no command sampel: did you mean sample?"),
+        (["zzz"], "there is no command zzz: there are demo, train,"),
+        ([], "there is no command: give one of demo, train,"),
+        (["train"], "train needs a recipe: --config RECIPE, a file or a name that ctm recipes lists"),
+        ([*TRAIN, "--data.size", "x"], "--data.size must be a whole number or null, got x"),
+        (
+            [*TRAIN, "--data", "digits"],
+            "--data is a group of settings: give each by its own name, as --data.name digits",
+        ),
+        ([*TRAIN, "--data.flip", "maybe"], "--data.flip must be true or false, got maybe"),
+        ([*TRAIN, "--dry-run=3"], "--dry-run takes no value, got 3"),
+        ([*TRAIN, "--engine.precision", "fp8"], "--engine.precision must be one of fp32, bf16, fp16, got fp8"),
+        ([*TRAIN, "--ema", "x"], "--ema must be a number or a list such as [a, b], got x"),
+        ([*TRAIN, "--loss_factors", "[x]"], "an entry of --loss_factors must be a number, got x"),
+        ([*TRAIN, "--trackers", "[foo]"], "an entry of --trackers must be one of wandb, trackio, got foo"),
+        ([*TRAIN, "--target_ema", "null"], "--target_ema must be a number, got null"),
+        ([*TRAIN, "--network", "null"], "--network must be a class with its settings, got null"),
+        ([*TRAIN, "--optimizer", "Adm"], "--optimizer Adm: there is no such class: did you mean Adam or RAdam?"),
+        ([*TRAIN, "--network", "Foo"], "there is no such class: there are ADM, DDPMpp, DhariwalUNet, MLP, NCSNpp"),
+        ([*TRAIN, "--schedule", "3"], "--schedule 3: there is no such class: there are Doubling, Progressive"),
+        (
+            [*TRAIN, "--network.class_path", "ctm.networks.MPL"],
+            "ctm.networks.MPL: there is no such class: did you mean MLP?",
+        ),
+        ([*TRAIN, "--optimizer.init_args.lr", "x"], "--optimizer.init_args.lr must be a number, got x"),
+        (
+            [*TRAIN, "--optimizer.init_args.betas", "3"],
+            "--optimizer.init_args.betas must be a list such as [a, b], got 3",
+        ),
+        ([*TRAIN, "--network.init_args.widht", "3"], "MLP has no setting widht: did you mean width?"),
+        (
+            [*TRAIN, "--evaluation", "3"],
+            "--evaluation must be given by its settings, as --evaluation.NAME VALUE, got 3",
+        ),
+        ([*TRAIN, "--evaluation.every", "x"], "--evaluation.every must be a whole number, got x"),
+        (
+            [*TRAIN, "--evaluation.evry", "3"],
+            "--evaluation.evry: EvaluationSettings has no setting evry: did you mean every?",
+        ),
+        (
+            [*TRAIN, "--objectives", "[{class_path: Matchin}]"],
+            "--objectives Matchin: there is no such class: did you mean Match",
+        ),
+        (
+            [*TRAIN, "--objectives", "[{class_path: Matching, init_args: {kind: nope}}]"],
+            "--objectives.Matching.kind must be one of soft, local, global, got nope",
+        ),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_a_mistake_names_the_setting_what_came_and_what_could_come(capsys, arguments, words):
+    said = sentence(capsys, *arguments)
+    assert words in said
+    assert not LIBRARY.search(said)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("steps: many\n", "--steps must be a whole number, got many"),
+        ("stps: 3\n", "the recipe sets stps, which is no setting: did you mean steps?"),
+        ("data: {name: digits, siez: 3}\n", "the recipe sets data.siez, which is no setting: did you mean data.size?"),
+        ("hello\n", "the recipe holds no settings, such as steps: 1000, but hello"),
+        ("", "the recipe holds no settings, such as steps: 1000, but nothing"),
+    ],
+)
+def test_a_mistake_in_a_recipes_file(capsys, tmp_path, recipe, words):
+    (tmp_path / "own.yaml").write_text(recipe)
+    assert words in sentence(capsys, "train", "--config", str(tmp_path / "own.yaml"))
+
+
+def test_a_recipe_that_lacks_a_part(capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "data: {name: digits}\nnetwork: {class_path: ctm.networks.MLP}\nobjectives: [{class_path: DenoisingScoreMatching}]\n"
+    )
+    said = sentence(capsys, "train", "--config", str(tmp_path / "own.yaml"))
+    assert "the recipe lacks optimizer: set it in the file, or give --optimizer VALUE" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--help", "all"],
+        ["train", "--help", "Matching"],
+        ["sample", "--help"],
+        ["edit", "--help"],
+        ["edit", "vary", "--help"],
+        ["bench", "matching", "--help"],
+        ["evaluate", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_no_help_has_words_of_a_library(capsys, arguments):
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert not LIBRARY.search(out)
+    assert not re.search(r"\(type:|type: |default: (null|None)\b|CONFIG\s+Path|=flags|\+ \[", out)
+
+
+def test_the_help_says_defaults_in_words(capsys):
+    _, out, _ = run(capsys, "train", "--help", "Matching")
+    assert "solver SOLVER       (default: ctm.objectives.TeacherWalk with step" in out
+    _, out, _ = run(capsys, "train", "--help", "all")
+    assert re.search(r"--steps N +optimiser steps of the whole run \(default: 10000\)", out)
+    assert re.search(r"--data.size N +side of the square images", out)
+    assert "--data.name NAME" in out
+
+
+def test_a_text_that_begins_with_a_negative_number_is_a_value(capsys, small_ctm, tmp_path):
+    small_ctm.save_pretrained(tmp_path / "model")
+    for number, text in enumerate(("-1,0", "-1", "0,-1", "−1,0")):
+        out = tmp_path / f"{number}.npz"
+        assert main(["sample", str(tmp_path / "model"), "--labels", text, "--out", str(out)]) == 0
+        assert out.is_file()
+    for option, words in (("--seeds", "--seeds takes numbers such as 0-9"), ("--grid", "finite levels that decrease")):
+        assert words in sentence(capsys, "sample", str(tmp_path / "model"), option, "-1,0")
+
+
+@pytest.mark.parametrize(
+    "command", [["recipes"], ["sample", MODEL], ["compare", "a", "b"], ["convert", "a", "b"], ["demo"]]
+)
+def test_every_command_looks_at_ctm_allow(capsys, monkeypatch, command):
+    monkeypatch.setenv("CTM_ALLOW", "a b;c")
+    said = sentence(capsys, *command)
+    assert (
+        said == "ctm: CTM_ALLOW takes modules such as mynets or mypackage.nets, with commas between them, got 'a b;c'\n"
+    )
+    assert run(capsys, *command, "--help")[0] == 0
