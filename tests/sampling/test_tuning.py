@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -125,6 +126,20 @@ def test_what_helps_on_the_tuning_noise_alone_is_no_gain(mixture_2d):
     assert found.before == pytest.approx(1)
     assert found.gain < 0
     assert not found.better
+
+
+def test_levels_without_a_finite_value_are_passed_by(mixture_2d):
+    """A model may make samples that are not finite below some level; the search goes on above it, without a warning."""
+
+    class Cliff(Valley):
+        def __call__(self, levels, gamma, *, held_out):
+            value = super().__call__(levels, gamma, held_out=held_out)
+            return torch.full_like(value, torch.nan) if levels[1] < 0.3 else value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tune_grid(mixture_2d, 2, measure=Cliff((0.5,)))
+    assert found.levels[1] == pytest.approx(0.5, rel=0.1)
 
 
 def test_the_plain_grid_stays_where_it_is_best(mixture_2d):

@@ -21,9 +21,9 @@ from ctm.sampling.ode import heun
 __all__ = ["FlowDistance", "GridMeasure", "tune_grid"]
 
 _SPACING = 1.2  # of the levels at which a new one is tried, in ln σ
-_NARROWING = 4  # evaluations of each golden-section search
+_NARROWING = 4  # evaluations of each search along one level
 _SWEEPS = 3
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_NOT_FINITE = 1e100  # for scipy, which takes differences of the values
 
 
 class GridMeasure(Protocol):
@@ -101,7 +101,7 @@ def tune_grid(
     measure: "flow" for `FlowDistance(model)`, or any `GridMeasure`, e.g. `ctm.evaluation.frechet_measure.FrechetMeasure`.
     gammas: tried in turn, each with levels of its own. progress(evaluations, best) after each evaluation of the measure.
 
-    A level is added at a time, at the best of places even in ln σ, and all levels are then moved in turn by golden-section
+    A level is added at a time, at the best of places even in ln σ, and all levels are then moved in turn by Brent's
     search, until a round gains less than 0.3 %: some 20 evaluations for 2 steps and 90 for 4, for each γ. The grid is
     the Karras grid itself where nothing better was found. Before, after and gain are of the held-out repeats.
     To use it: model.grids[steps] = the result, and save_pretrained; or `ctm tune`. Raises ValueError for steps < 2, a
@@ -186,22 +186,19 @@ class _Search:
         return inner
 
     def _narrowed(self, inner: list[float], place: int, gamma: float, reach: float) -> list[float]:
-        """Golden-section search of one level in ln σ, within `reach` of it and half-way to its neighbours."""
+        """Brent's search along one level in ln σ, within `reach` of it and half-way to its neighbours."""
+        from scipy.optimize import minimize_scalar  # here, because no sampler needs scipy
+
         whole = [math.log(level) for level in (self.high, *inner, self.low)]
         here = whole[place + 1]
-        left, right = max(here - reach, (here + whole[place + 2]) / 2), min(here + reach, (here + whole[place]) / 2)
-
-        def at(position: float) -> list[float]:
-            return [*inner[:place], math.exp(position), *inner[place + 1 :]]
-
+        bounds = max(here - reach, (here + whole[place + 2]) / 2), min(here + reach, (here + whole[place]) / 2)
         tried = [inner]
-        for _ in range(_NARROWING // 2 + 1):
-            first, second = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
-            tried += [at(first), at(second)]
-            if self(at(first), gamma) < self(at(second), gamma):
-                right = second
-            else:
-                left = first
+
+        def measured(position: float) -> float:
+            tried.append([*inner[:place], math.exp(position), *inner[place + 1 :]])
+            return min(self(tried[-1], gamma), _NOT_FINITE)
+
+        minimize_scalar(measured, bounds=bounds, method="bounded", options={"maxiter": _NARROWING})
         return min(tried, key=lambda levels: self(levels, gamma))
 
 

@@ -134,16 +134,16 @@ class ScaledOptimizer:
     def step(self, allows: Callable[[Tensor], bool] = lambda norm: True) -> tuple[Tensor, bool]:
         """Move the weights, where `allows` says so of the gradients' total norm before clipping. Returns that norm, and
         whether the weights moved."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = self.scale
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not allows(norm):
             self.scaler.update()
             return norm, False
         if self.clip is not None:
-            torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm, self.scale >= before

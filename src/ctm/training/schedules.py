@@ -6,8 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ctm.training.ema import ema_scales
-
 __all__ = ["Doubling", "Progressive", "Schedule"]
 
 
@@ -20,8 +18,9 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Progressive(Schedule):
-    """Consistency training's (arXiv 2303.01469, appendix C): from `start` intervals to `end`, their square growing evenly, the
-    decay exp(start·ln(start_decay)/intervals)."""
+    """Consistency training's (arXiv 2303.01469, appendix C): from `start` intervals to `end`, their square growing evenly,
+    max(1, ⌈√(k/K·((end + 1)² − start²) + start²) − 1⌉) in step k of K; the decay exp(start·ln(start_decay)/intervals), nearer
+    1 on finer grids."""
 
     start: int = 2
     end: int = 150
@@ -33,15 +32,9 @@ class Progressive(Schedule):
             raise ValueError(f"start_decay must be between 0 and 1, got {self.start_decay}")
 
     def __call__(self, step: int, steps: int) -> tuple[float, int]:
-        return ema_scales(
-            step,
-            decay_mode="adaptive",
-            points_mode="progressive",
-            start_decay=self.start_decay,
-            start_points=self.start,
-            end_points=self.end,
-            total_steps=steps,
-        )
+        grown = step / steps * ((self.end + 1) ** 2 - self.start**2) + self.start**2
+        intervals = max(1, math.ceil(math.sqrt(grown) - 1))
+        return math.exp(self.start * math.log(self.start_decay) / intervals), intervals + 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ctm.training.engine import EngineSettings
 from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
 from ctm.training.self_evaluation import EvaluationSettings
 
-__all__ = ["COMPUTED", "FREE", "SOURCES", "check_settings", "decided", "source_differences"]
+__all__ = ["FREE", "SOURCES", "check_settings", "decided", "source_differences"]
 
 _PARTS = {"data": DataSettings, "engine": EngineSettings, "evaluation": EvaluationSettings, "model": ModelSettings}
 
@@ -43,35 +43,10 @@ SOURCES = {
     "teacher": "teacher",
 }
 
-# What every step or every draw depends on.
-COMPUTED = frozenset(
-    {
-        "adaptive_balance",
-        "condition_dropout",
-        "data.batch_size",
-        "data.flip",
-        "decay_fraction",
-        "discriminator_optimizer",
-        "ema",
-        "engine",
-        "label_dropout",  # the older name of condition_dropout
-        "loss_factors",
-        "model",
-        "network",
-        "objectives",
-        "optimizer",
-        "schedule",
-        "seed",
-        "spike_factor",
-        "start_from",
-        "target_ema",
-        "warmup_steps",
-    }
-)
-
 
 def decided(path: str) -> str:
-    """What becomes of a setting that differs: "free", "computed", "steps", or the source whose digest decides."""
+    """What becomes of a setting that differs: "free", "steps", the source whose digest decides, or "computed" for any that is
+    not named here: a step or a draw may depend on it."""
     plain = path.split("[")[0]
     names = [plain.rsplit(".", cut)[0] for cut in range(plain.count(".") + 1)]
     for name in names:

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
 
 __all__ = ["WholeModule", "WholeOptimizer", "reshard", "shard_networks"]
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process; the others get an empty dict
 
 
 def shard_networks(models: Iterable[Any], last_layers: Iterable[nn.Module], device: torch.device) -> None:
@@ -38,17 +40,13 @@ def reshard(models: Iterable[Any]) -> None:
         model.network.reshard()
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
-
-
 class WholeModule:
-    """A sharded module as a checkpoint sees it. Every process makes one at the same moment, for its tensors are gathered then
-    where `gather`; loading is a common step too."""
+    """A sharded module as a checkpoint sees it. Every process makes one at the same moment: where `gather`, its tensors are
+    then brought together in the main process, and the other processes keep none. Each process loads a whole state by itself."""
 
     def __init__(self, module: nn.Module, *, gather: bool) -> None:
         self.module = module
-        self._state = {name: _whole(value) for name, value in module.state_dict().items()} if gather else {}
+        self._state: dict[str, Any] = get_model_state_dict(module, options=_WHOLE) if gather else {}
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._state
@@ -63,7 +61,7 @@ class WholeOptimizer:
 
     def __init__(self, optimizer: Any, *, gather: bool) -> None:
         self.optimizer = optimizer
-        self._state = tree_map(_whole, optimizer.state_dict()) if gather else {}
+        self._state = _gathered(optimizer) if gather else {}
 
     def state_dict(self) -> dict[str, Any]:
         return self._state
@@ -75,6 +73,17 @@ class WholeOptimizer:
             for index, kept in state["state"].items()
         }
         self.optimizer.load_state_dict({**state, "state": shares})
+
+
+def _gathered(optimizer: Any) -> dict[str, Any]:
+    """The whole state in the main process, {} in the others. torch names parameters by their module; here this is a list of
+    them, so that the names are the numbers that an unsharded optimiser's state has."""
+    numbered = nn.ParameterList(p for group in optimizer.param_groups for p in group["params"])
+    state: dict[str, Any] = get_optimizer_state_dict(numbered, [optimizer], options=_WHOLE)
+    groups = [{**group, "params": [int(name) for name in group["params"]]} for group in state.get("param_groups", [])]
+    return (
+        {"state": {int(name): kept for name, kept in state["state"].items()}, "param_groups": groups} if state else {}
+    )
 
 
 def _share(value: Any, like: Any) -> Any:
