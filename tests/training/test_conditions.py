@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from ctm import Arrays, Labels, karras_grid, sampling
 from ctm.commands import sample
@@ -25,6 +26,7 @@ from .runs import (
     everything,
     finish,
     kill_at_random,
+    rows,
     start,
     student_arguments,
     teacher_arguments,
@@ -199,6 +201,62 @@ def test_a_student_learns_from_a_conditional_teacher(teacher, data, tmp_path, ca
         )
 
 
+def with_discriminator(name: str, **arguments) -> list[str]:
+    """The objectives of a run with a discriminator from the second step on."""
+    discriminator = {"class_path": f"ctm.discriminators.{name}", "init_args": arguments}
+    adversarial = {"discriminator": discriminator, "augmentation": ["colour"], "start": 1, "alternate": False}
+    objectives = [
+        {"class_path": "ctm.objectives.Matching", "init_args": {"grid_points": 10, "kind": "local"}},
+        {"class_path": "ctm.objectives.Adversarial", "init_args": adversarial},
+    ]
+    return ["--objectives", json.dumps(objectives)]
+
+
+PROJECTED = {"backbones": [{"class_path": "ctm.backbones.TeacherEncoder"}], "mixed_channels": 8, "width": 8}
+DISCRIMINATORS = [
+    ("MLPDiscriminator", {"width": 16}, list(BOTH)),
+    ("ProjectedDiscriminator", PROJECTED, ["observation"]),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "names"), DISCRIMINATORS, ids=["plain", "projected"])
+def test_a_discriminator_learns_from_the_fields(data, tmp_path, name, arguments, names):
+    """In a run without labels: its weights for the fields move, those of their absence too."""
+    with np.load(data) as stored:
+        np.savez(tmp_path / "plain.npz", **{key: stored[key] for key in stored.files if key != "labels"})
+    place = on(tmp_path / "plain.npz", *names, steps=6)
+    teacher = trained(tmp_path / "teacher", teacher_arguments(*place))
+    more = [*with_discriminator(name, **arguments), "--condition_dropout", "0.5", "--checkpoint_every", "1"]
+    run = trained(
+        tmp_path / "run", student_arguments(teacher, *place, *more, "--log_every", "1", "--keep_checkpoints", "9")
+    )
+    states = [load_file(next((run / "checkpoints" / f"{step:08d}").glob("discriminator*"))) for step in (1, 6)]
+    fields = [key for key in states[0] if "fields.vectors.observation" in key and "_u" not in key and "_v" not in key]
+    assert any(key.endswith("absent") for key in fields)
+    moved = [key for key in fields if not torch.equal(states[0][key], states[1][key])]
+    assert any("first" in key for key in moved)
+    assert any(key.endswith("absent") for key in moved)
+    assert all(row["skipped"] == 0 for row in rows(run) if "skipped" in row)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "more", "message"),
+    [
+        ("ProjectedDiscriminator", PROJECTED, [], "which take no map beside them, and the data have map: use ctm"),
+        (
+            "MLPDiscriminator",
+            {},
+            ["--objectives.Adversarial.augmentation", '["colour", "translation"]'],
+            "augmentation translates the images and not the map 'map' beside them: leave translation out",
+        ),
+    ],
+)
+def test_a_discriminator_that_cannot_take_a_field_is_refused(teacher, data, tmp_path, name, arguments, more, message):
+    asked = [*on(data, *BOTH), *with_discriminator(name, **arguments), *more]
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path / "run", student_arguments(teacher, *asked))
+
+
 def test_mirrored_pictures_do_not_go_with_maps(data, tmp_path):
     with pytest.raises(ValueError, match=r"not the field 'map' of their condition: set data\.flip to false"):
         trained(tmp_path / "run", teacher_arguments(*on(data, "map"), "--data.flip", "true"))
@@ -219,10 +277,10 @@ def test_each_column_of_a_grid_has_one_condition(data, tmp_path, monkeypatch):
     with np.load(data) as stored:
         expected = {name: torch.from_numpy(stored[name][classes]) for name in BOTH} | {"labels": torch.tensor(classes)}
     assert len(drawn) == 1 + 4
-    for rows, condition in zip([2, 1, 1, 1, 1], drawn, strict=True):
+    for times, condition in zip([2, 1, 1, 1, 1], drawn, strict=True):
         assert condition.keys() == expected.keys()
         for name, values in expected.items():
-            assert torch.equal(condition[name], torch.cat([values] * rows))
+            assert torch.equal(condition[name], torch.cat([values] * times))
 
 
 # Against a truth
