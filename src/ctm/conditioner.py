@@ -69,9 +69,14 @@ class Conditioner:
         return bool(self.num_classes or self.fields)
 
     @property
+    def given_fields(self) -> dict[str, tuple[int, ...]]:
+        """The fields that a caller gives, names to shapes: all but those of `always`."""
+        return {name: shape for name, shape in self.fields.items() if name not in self.always}
+
+    @property
     def may_be_absent(self) -> tuple[str, ...]:
         """The names that guidance and dropout may leave out: labels and all fields but those of `always`."""
-        own = tuple(name for name in self.fields if name not in self.always)
+        own = tuple(self.given_fields)
         return (LABELS, *own) if self.num_classes else own
 
     def as_json(self) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def test_the_whole_result(capsys, model, teacher, data, tmp_path):
 
 def test_likelihood_is_bits_per_dim_of_the_first_images(data):
     """A Gaussian model, whose density is known: its bits per dimension of the reference's first two images."""
-    from ctm.evaluation.run import likelihood_number, make_judge
+    from ctm.evaluation.likelihood import likelihood_number
+    from ctm.evaluation.run import make_judge
     from ctm.likelihood import bits_per_dim
     from ctm.teachers import GaussianMixture
 

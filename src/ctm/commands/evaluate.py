@@ -15,13 +15,15 @@ from ctm.commands.output import sampling_record
 from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.evaluation.classes import shared_classes
+from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES
+from ctm.evaluation.likelihood import likelihood_number
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
-from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, likelihood_number, make_judge
+from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, make_judge
 from ctm.evaluation.table import rows_table
 from ctm.models import load_model
 from ctm.progress import Progress, silent, tracked_parts
@@ -73,6 +75,12 @@ def parser() -> Parser:
     result.add_argument(
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
+    result.add_argument(
+        "--condition",
+        type=str,
+        default="data",
+        help="fields of the samples' conditions: data, those of its rows by number; none; or an .npz, whose rows are repeated",
+    )
     result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
     result.add_argument(
         "--split", type=str, default=None, help="train or test, where the data have both (default: train)"
@@ -96,6 +104,7 @@ def run(settings: Namespace) -> None:
     check_place(out / "result.json")
     processes = _processes(settings.device)
     plans = _plans(settings)
+    fields, reading = _fields(settings, plans)
     made = {} if settings.samples is None else sampling_record(Path(settings.samples))
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
@@ -112,8 +121,9 @@ def run(settings: Namespace) -> None:
         labels=settings.labels,
         processes=processes,
         progress=progress,
-        reading=data_options(settings),
-        check=lambda images: _check_classes(images, plans, settings),
+        reading=reading,
+        fields=fields,
+        check=lambda images: _check(images, plans, settings, fields),
     )
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
     if samples is not None:
@@ -143,13 +153,29 @@ def _plans(settings: Namespace) -> list[Plan]:
     return plans
 
 
-def _check_classes(images: Images, plans: Sequence[Plan], settings: Namespace) -> None:
-    """Raises ValueError if labels are drawn from the data and a model does not know one of these classes."""
+def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, Any]]:
+    """Where the fields of the samples' conditions come from, and how --data is read. Raises ValueError where they do not fit the
+    models, or the likelihood of the data."""
+    models = [plan.subject.model for plan in plans]
+    takes = {name: shape for model in reversed(models) for name, shape in model.conditioner.given_fields.items()}
+    fields, reading = fields_from(settings.condition, takes), data_options(settings, models)
+    if settings.likelihood and settings.condition not in ("data", "none"):
+        raise ValueError(
+            f"--likelihood is of the data's images under their own fields, and --condition {settings.condition} gives others: "
+            "leave one out"
+        )
+    return fields, reading
+
+
+def _check(images: Images, plans: Sequence[Plan], settings: Namespace, fields: FieldsFrom) -> None:
+    """Raises ValueError if labels are drawn from the data and a model does not know one of these classes, and for fields that do
+    not fit a model."""
     for plan in plans:
         who = f"the {plan.record['role']}"
         shared_classes(
             images, plan.subject.model, who=who, strict=settings.labels == "data", quiet=True, remedy=UNIFORM
         )
+        check_fields(fields, images, plan.subject.model, who, settings.labels)
 
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:

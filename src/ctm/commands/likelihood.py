@@ -12,7 +12,10 @@ import torch
 from jsonargparse import Namespace
 
 from ctm import __version__
+from ctm.conditions import Condition, labels_of, rows
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
+from ctm.data.conditions import fields_for
+from ctm.evaluation.conditions import with_labels
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.evaluation.number import mean_with_error
 from ctm.files import suffix_of, write_whole
@@ -43,6 +46,12 @@ def parser() -> Parser:
         type=str,
         default="own",
         help="own: the images' classes; none; or one class for all, by name or number",
+    )
+    add(
+        "--condition",
+        type=str,
+        default="own",
+        help="own: the images' fields, as --data_condition names them; none: the model's fields are left out",
     )
     add(
         "--trace",
@@ -79,17 +88,24 @@ def run(settings: Namespace) -> None:
         check_place(Path(settings.out))
     model = model.to(usable_device(settings.device))
     channels, size, _ = model.shape
+    if settings.condition not in ("own", "none"):
+        raise ValueError(
+            f"--condition must be own or none, got {settings.condition!r}: an image's likelihood is under its own fields"
+        )
     every = _labels_for_all(settings.labels, model)
-    images = load_images(settings.data, size, channels, settings.split, **data_options(settings))
+    images = load_images(settings.data, size, channels, settings.split, **data_options(settings, [model]))
     drawn = epoch_order(len(images), 0, min(settings.num, len(images)), settings.seed)
     pixels = np.array(images.pixels[drawn])  # a copy: the set may be read-only
     labels = _own_labels(model, images) if settings.labels == "own" else every
     labels = labels if labels is None else np.broadcast_to(labels, len(images))[drawn]
-    result = _measure(model, pixels, labels, settings) | {"drawn": drawn.tolist()}
+    fields = {name: values[drawn] for name, values in _own_fields(model, images, settings).items()}
+    condition = with_labels(fields, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)))
+    result = _measure(model, pixels, condition, settings) | {"drawn": drawn.tolist(), "fields": list(fields)}
     result |= {"png": float(png_bits(pixels).mean()), "histogram": _histogram(images.pixels, drawn)}
     if settings.out is not None:
         write_whole(Path(settings.out), (json.dumps(result, indent=2) + "\n").encode())
     kind = "with their classes" if result["labels"] else "without classes"
+    kind += f" and with their {', '.join(fields)}" if fields else ""
     share = (
         f"all {len(pixels)} images" if len(pixels) == len(images) else _drawn_in_words(len(pixels), images, settings)
     )
@@ -128,12 +144,21 @@ def _own_labels(model: AnyModel, images: Images) -> np.ndarray | None:
     return images.labels if numbers is None else images.renumbered(numbers, model.class_names).labels
 
 
+def _own_fields(model: AnyModel, images: Images, settings: Namespace) -> dict[str, np.ndarray]:
+    """The images' fields that the model takes, (N, …) each. Lines say which are left out."""
+    if settings.condition == "none":
+        return {}
+    fields, lines = fields_for(model.conditioner, images.fields, data=images.name)
+    tell(lines, images.name)
+    return fields
+
+
 def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
     """The histogram baseline of the drawn images. Its histograms come from the whole set."""
     return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
-def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, settings: Namespace) -> dict[str, Any]:
+def _measure(model: AnyModel, pixels: np.ndarray, condition: Condition, settings: Namespace) -> dict[str, Any]:
     """The model's numbers over the images, as --out keeps them."""
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []
@@ -142,7 +167,7 @@ def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, set
         found = estimate_bits_per_dim(
             model,
             torch.from_numpy(pixels[part]).permute(0, 3, 1, 2),
-            None if labels is None else torch.from_numpy(labels[part]),
+            rows(condition, part),
             trace=settings.trace,
             probes=settings.probes,
             probe=settings.probe,
@@ -159,7 +184,7 @@ def _measure(model: AnyModel, pixels: np.ndarray, labels: np.ndarray | None, set
         "model": str(settings.model),
         "data": settings.data,
         "num": len(values),
-        "labels": labels is not None,
+        "labels": labels_of(condition) is not None,
         "trace": settings.trace,
         "probes": settings.probes if settings.trace == "hutchinson" else None,
         "rtol": settings.rtol,

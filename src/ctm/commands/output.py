@@ -168,6 +168,7 @@ def sampling_record(source: Path) -> dict[str, Any]:
         known = {name: about[name] for name in ("sampler", "steps", "gamma", "form", "seed")}
         made_by = {"model": about["model"], "checksum": about["weights"], "version": about["version"]}
         grid = {"kind": "list", "levels": about["grid"]}
+        known |= {"fields": about["condition"]} if "condition" in about else {}
         return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
     except KeyError:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from ctm import __version__, sampling
 from ctm.commands.output import check_output, finished_samples, write_samples
 from ctm.conditions import LABELS, Condition
-from ctm.data.conditions import load_fields
+from ctm.data.conditions import fields_digest, load_fields
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.guidance import at_scale
@@ -202,7 +201,7 @@ def _about(
 
 def _fields(settings: Namespace, model: AnyModel) -> dict[str, np.ndarray]:
     """The fields of the condition that --condition names, (N, …) each. Lines say what is left out."""
-    known = {name: sides for name, sides in model.conditioner.fields.items() if name not in model.conditioner.always}
+    known = model.conditioner.given_fields
     if settings.condition is None:
         if known:
             tell([f"the model is conditioned on {', '.join(known)}: drawn without (--condition FILE.npz gives it)"])
@@ -236,10 +235,7 @@ def _condition(labels: Tensor | None, fields: dict[str, np.ndarray], num: int) -
 
 def _named(settings: Namespace, fields: dict[str, np.ndarray]) -> dict[str, str]:
     """What the record of the samples keeps of their fields: the file's name and the content's digest."""
-    digest = hashlib.sha256()
-    for name, values in sorted(fields.items()):
-        digest.update(f"{name} {values.shape}".encode() + values.tobytes())
-    return {"file": Path(settings.condition).name, "sha256": digest.hexdigest()}
+    return {"file": Path(settings.condition).name, "sha256": fields_digest(fields)}
 
 
 def _number(

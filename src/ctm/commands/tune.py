@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from huggingface_hub import hf_hub_download
 from jsonargparse import Namespace
 from rich.box import SIMPLE
@@ -14,7 +15,9 @@ from rich.table import Table
 
 from ctm import sampling
 from ctm.console import text_console
-from ctm.data import load_images
+from ctm.data import load_images, tell
+from ctm.data.conditions import fields_for
+from ctm.evaluation.conditions import FieldsFrom, FileFields, fields_from
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.frechet_measure import FrechetMeasure
 from ctm.evaluation.number import Number
@@ -51,6 +54,13 @@ def parser() -> Parser:
     add("--data", type=str, default=None, help="frechet: images as for evaluate; one half tunes, the other judges")
     add_data_options(result)
     add("--features", type=str, default="efficientnet", help=f"frechet: feature network, {', '.join(NAMES)}")
+    add(
+        "--condition",
+        type=str,
+        default=None,
+        help="fields of the samples' conditions: none, or an .npz whose rows are taken in turn; frechet: also data, those of its "
+        "rows (default: none; frechet: data)",
+    )
     add(
         "--gamma",
         type=str,
@@ -104,6 +114,10 @@ def _check(settings: Namespace, gammas: list[float]) -> None:
         raise ValueError(f"--seed must be at least 0, got {settings.seed}")
     if settings.measure == "flow" and settings.data is not None:
         raise ValueError("--data belongs to --measure frechet: the distance to the flow needs no images")
+    if settings.measure == "flow" and (settings.condition == "data" or settings.data_condition is not None):
+        raise ValueError(
+            "the distance to the flow needs no images, so there are no fields of data: give --condition FILE.npz"
+        )
     if settings.measure == "flow" and gammas != [0.0]:
         raise ValueError("--gamma belongs to --measure frechet: samples with added noise are not on the flow")
     if settings.measure == "frechet" and settings.data is None:
@@ -113,22 +127,37 @@ def _check(settings: Namespace, gammas: list[float]) -> None:
 
 
 def _measure(model: AnyModel, settings: Namespace) -> GridMeasure:
+    fields = fields_from(settings.condition, model.conditioner.given_fields)
     if settings.measure == "flow":
         num = 256 if settings.num is None else settings.num
         teacher = None if settings.teacher is None else load_teacher(settings.teacher)
         if teacher is not None:
             teacher.to(next(model.parameters()).device)
-        return FlowDistance(model, teacher, num=num, held_out=4 * num, seed=settings.seed)
+        given = _of_file(model, teacher, fields)
+        return FlowDistance(model, teacher, num=num, held_out=4 * num, seed=settings.seed, fields=given)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(f"--measure frechet looks at square pictures of 1 or 3 channels, and these are {model.shape}")
     return FrechetMeasure(
         model,
-        load_images(settings.data, model.shape[1], model.shape[0], **data_options(settings)),
+        load_images(settings.data, model.shape[1], model.shape[0], **data_options(settings, [model])),
         features=settings.features,
         num=1000 if settings.num is None else settings.num,
         seed=settings.seed,
         device=next(model.parameters()).device,
+        fields=fields,
     )
+
+
+def _of_file(model: AnyModel, teacher: AnyModel | None, fields: FieldsFrom) -> dict[str, torch.Tensor]:
+    """The fields of a file, (N, …) each, for the distance to the flow. Lines say what a model or its teacher goes without."""
+    takes = model.conditioner.given_fields
+    if not isinstance(fields, FileFields):
+        names = ", ".join(takes) if fields == "data" else ""
+        tell([f"the model is conditioned on {names}: tuned without (--condition FILE.npz gives it)"] if names else [])
+        return {}
+    if teacher is not None:
+        tell(fields_for(teacher.conditioner, fields.values, data=fields.name, who="the teacher")[1], fields.name)
+    return {name: torch.from_numpy(values) for name, values in fields.values.items()}
 
 
 def _directory(model: str) -> Path:

@@ -1,16 +1,18 @@
-"""The fields of a condition in an .npz file: for data that are trained on, and for samples that are asked for."""
+"""The fields of a condition in an .npz file: for data that are trained on or measured, and for samples that are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ctm.conditioner import Conditioner
 from ctm.data.archive import Archive
 from ctm.files import suffix_of
 
-__all__ = ["load_fields", "read_field"]
+__all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "read_field"]
 
 
 def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -58,3 +60,40 @@ def read_field(archive: Archive, name: str, count: int) -> np.ndarray:
         beyond = "beyond float32's range" if np.isfinite(values[row]).all() else "not finite"
         raise ValueError(f"{archive.path}: {name} of item {row} is {beyond}: leave such items out, or scale them")
     return narrowed
+
+
+def fields_in(path: str | Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that an .npz holds as arrays; none for data that are no .npz file."""
+    place = Path(path)
+    if suffix_of(place) != ".npz" or not place.is_file():
+        return []
+    held = Archive(place).headers
+    return [name for name in names if name in held]
+
+
+def fields_for(
+    conditioner: Conditioner, held: Mapping[str, np.ndarray], *, data: str, who: str = "the model"
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The fields of some data, (N, …) each, that a model takes, and lines that say which of its fields the data lack and which
+    of theirs it does not know.
+
+    Raises ValueError for a field of another shape than the model's."""
+    takes = conditioner.given_fields
+    used = {name: held[name] for name in takes if name in held}
+    for name, values in used.items():
+        if values.shape[1:] != takes[name]:
+            raise ValueError(
+                f"{who} takes the condition {name!r} as {list(takes[name])}, {data} has it as {list(values.shape[1:])}: make "
+                "it of that shape, or leave the condition out by --condition none"
+            )
+    lacking, unknown = [name for name in takes if name not in held], [name for name in held if name not in takes]
+    lines = [f"{who} is conditioned on {', '.join(lacking)}, of which {data} has nothing: left out"] if lacking else []
+    return used, lines + ([f"{who} does not know {', '.join(unknown)}: left out for it"] if unknown else [])
+
+
+def fields_digest(fields: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the names, shapes and values of fields, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, values in sorted(fields.items()):
+        digest.update(f"{name} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()

@@ -15,7 +15,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ctm.backbones import Backbone, EfficientNetLite0
 from ctm.conditions import Condition, labels_of
-from ctm.discriminators.base import Discriminator, label_term
+from ctm.discriminators.base import Discriminator, label_term, row_term
+from ctm.networks.fields import Fields, Shapes
 
 __all__ = ["LogitHead", "ProjectedDiscriminator", "ProjectedDiscriminatorNetwork", "RandomMixing"]
 
@@ -44,22 +45,35 @@ class ProjectedDiscriminator(Discriminator):
             if getattr(self, name) < _GROUP or getattr(self, name) % _GROUP:
                 raise ValueError(f"{name} must be a multiple of {_GROUP}, got {getattr(self, name)}")
 
-    def build(self, shape: Sequence[int], num_classes: int, networks: Any = None) -> ProjectedDiscriminatorNetwork:
+    def build(
+        self, shape: Sequence[int], num_classes: int, networks: Any = None, arrays: Shapes | None = None
+    ) -> ProjectedDiscriminatorNetwork:
         """The module. One image is passed through the feature networks to find the sizes of their maps. Raises ValueError
-        for data that are not images."""
+        for data that are not images, and for fields that are maps."""
         if len(shape) != 3:
             raise ValueError(
                 f"a projected discriminator sees images (C, H, W), the data have shape {tuple(shape)}: "
                 "use ctm.discriminators.MLPDiscriminator"
             )
-        return ProjectedDiscriminatorNetwork(self, shape, num_classes, networks)
+        maps = [name for name, sides in (arrays or {}).items() if len(sides) > 1]
+        if maps:
+            raise ValueError(
+                f"a projected discriminator sees images through frozen feature networks, which take no map beside them, and the "
+                f"data have {', '.join(maps)}: use ctm.discriminators.MLPDiscriminator, or train without Adversarial"
+            )
+        return ProjectedDiscriminatorNetwork(self, shape, num_classes, networks, arrays)
 
 
 class ProjectedDiscriminatorNetwork(nn.Module):
     """The module that `ProjectedDiscriminator` builds. The feature networks are not part of its state."""
 
     def __init__(
-        self, settings: ProjectedDiscriminator, shape: Sequence[int], num_classes: int, networks: Any = None
+        self,
+        settings: ProjectedDiscriminator,
+        shape: Sequence[int],
+        num_classes: int,
+        networks: Any = None,
+        arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         self.backbones = tuple(settings.backbones)
@@ -71,7 +85,7 @@ class ProjectedDiscriminatorNetwork(nn.Module):
             generator = torch.Generator().manual_seed(settings.seed + number)
             mixing = RandomMixing([found.shape[1] for found in maps], settings.mixed_channels, generator)
             heads = [
-                LogitHead(channels, found.shape[-2:], settings.width, num_classes)
+                LogitHead(channels, found.shape[-2:], settings.width, num_classes, arrays)
                 for channels, found in zip(mixing.out_channels, maps, strict=True)
             ]
             self.mixings.append(mixing)
@@ -79,10 +93,10 @@ class ProjectedDiscriminatorNetwork(nn.Module):
 
     def forward(self, images: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
         """A logit map (B, 1, h, w) from each head, finest first for each backbone. images (B, C, H, W) in [−1, 1]."""
-        logits, labels = [], labels_of(condition)
+        logits: list[Tensor] = []
         for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):
             mixed = mixing(backbone.maps(networks, images))
-            logits += [head(found, labels) for head, found in zip(heads, mixed, strict=True)]  # type: ignore[call-overload]
+            logits += [head(found, condition) for head, found in zip(heads, mixed, strict=True)]  # type: ignore[call-overload]
         return logits
 
 
@@ -119,9 +133,17 @@ def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 class LogitHead(nn.Module):
     """A map of logits from a map (B, C, h, w). Convolutions with spectral norm, each followed by GroupNorm and leaky ReLU,
-    halve the map to 4×4; then each position gets one logit. With classes, ⟨e(y), hidden⟩/√width is added at each position."""
+    halve the map to 4×4; then each position gets one logit. With classes, ⟨e(y), hidden⟩/√width is added at each position, and
+    with vectors as fields of the condition the same of their rows."""
 
-    def __init__(self, channels: int, size: Sequence[int], width: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: Sequence[int],
+        width: int,
+        num_classes: int,
+        arrays: Shapes | None = None,
+    ) -> None:
         super().__init__()
         halvings = max(0, math.ceil(math.log2(max(size) / _SMALLEST)))
         layers: list[nn.Module] = []
@@ -133,11 +155,19 @@ class LogitHead(nn.Module):
         self.body = nn.Sequential(*layers)
         self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
         self.labels: Any = spectral_norm(nn.Embedding(num_classes, width)) if num_classes else None
+        self.fields = Fields(arrays, (1,), width) if arrays else None
+        for module in [] if self.fields is None else list(self.fields.modules()):
+            if isinstance(module, nn.Linear):
+                spectral_norm(module)
 
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, 1, h', w') of features (B, C, h, w) and labels (B,) or None."""
+    def forward(self, features: Tensor, condition: Condition = None) -> Tensor:
+        """Logits (B, 1, h', w') of features (B, C, h, w) under the condition of the B samples."""
+        labels = labels_of(condition)
         hidden = self.body(features)
         logits = self.logit(hidden)
         if self.labels is not None and labels is not None:
             logits = logits + label_term(self.labels, hidden, labels) / hidden.shape[1] ** 0.5
+        row = None if self.fields is None else self.fields.row(condition, len(features))
+        if row is not None:
+            logits = logits + row_term(row, hidden) / hidden.shape[1] ** 0.5
         return logits

@@ -13,7 +13,7 @@ from ctm.data import Images, tell
 from ctm.data.classes import compare_classes
 from ctm.evaluation.sources import Source
 
-__all__ = ["Renumbered", "SharedClasses", "shared_classes"]
+__all__ = ["Renumbered", "SharedClasses", "Unlabelled", "shared_classes"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,17 @@ class Renumbered:
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         x, labels = self.inner.batch(indices)
         return x, None if labels is None else torch.where(labels < 0, -1, self.numbers[labels.clamp(min=0)])
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """A source whose labels say nothing about the data's classes."""
+
+    inner: Source
+
+    @property
+    def count(self) -> int:
+        return self.inner.count
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return self.inner.batch(indices)[0], None

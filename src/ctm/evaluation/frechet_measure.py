@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.data import Images, epoch_order
+from ctm.data import Images, epoch_order, tell
 from ctm.evaluation.classes import shared_classes
+from ctm.evaluation.conditions import FieldsFrom, check_fields, sample_fields, with_labels
 from ctm.evaluation.extractors import data_extractor
 from ctm.evaluation.frechet import frechet
 from ctm.evaluation.moments import Gaussian
@@ -32,7 +34,8 @@ class FrechetMeasure:
     images: split once at random. One half (at most 5,000 of it) tunes. The other half judges, with samples from other seeds.
     Samples are looked at as a picture file holds them. features: "classifier" (trained on the labels of all images) or
     "efficientnet"; side: its pixels, as in `ctm evaluate`. num: samples for a distance. Classes are as frequent as in the
-    half, if the model and the images share them. Distances of few samples are biased upwards, all in the same way. Raises
+    half, if the model and the images share them. fields: where the fields of the samples' conditions come from: the half's rows,
+    nowhere, or a file. Distances of few samples are biased upwards, all in the same way. Raises
     ValueError for images of another shape or of a class that the model does not know by name, for fewer than 4 images, and
     for num or repeats too small."""
 
@@ -47,6 +50,7 @@ class FrechetMeasure:
         repeats: int = 4,
         seed: int = 0,
         device: torch.device | None = None,
+        fields: FieldsFrom = "data",
     ) -> None:
         if tuple(images.shape) != tuple(model.shape):
             raise ValueError(f"the images are {tuple(images.shape)} and the model's samples {tuple(model.shape)}")
@@ -58,7 +62,8 @@ class FrechetMeasure:
         self.name = f"Fréchet distance, {features} features"
         self.model, self._num, self._repeats, self._seed = model, num, repeats, seed
         self._device = device or torch.device("cpu")
-        self._shared = shared_classes(images, model, strict=True)
+        self._fields, self._shared = fields, shared_classes(images, model, strict=True)
+        tell(check_fields(fields, images, model, "the model", "data"), images.name)
         classifier = None
         if features == "classifier":
             classifier = classifier_of(images, images_checksum(images), Processes(device=self._device))
@@ -81,7 +86,11 @@ class FrechetMeasure:
         drawn = None if self._shared is None else data_labels(half, self._num, seed)
         chosen = None if drawn is None or self._shared is None else self._shared.of_model(drawn)
         labels = class_labels(self.model, self._num, chosen, seed)
-        return generate(self.model, self._num, grid=levels, gamma=gamma, condition=labels, seed=seed, batch_size=250)
+        fields = sample_fields(self._fields, half, self.model, self._num, seed)
+        if fields and self._fields == "data" and labels is not None and chosen is None:
+            labels = torch.full_like(labels, -1)  # the classes that belong to the rows are not known
+        options: dict[str, Any] = {"condition": with_labels(fields, labels), "seed": seed, "batch_size": 250}
+        return generate(self.model, self._num, grid=levels, gamma=gamma, **options)
 
     def _gaussian(self, x: Tensor) -> Gaussian:
         seen = [self._look(as_saved(part).to(self._device))[0].cpu() for part in x.split(250)]
@@ -90,4 +99,5 @@ class FrechetMeasure:
 
 def _part(images: Images, chosen: np.ndarray) -> Images:
     labels = None if images.labels is None else images.labels[chosen]
-    return replace(images, pixels=images.pixels[chosen], labels=labels)
+    fields = {name: values[chosen] for name, values in images.fields.items()}
+    return replace(images, pixels=images.pixels[chosen], labels=labels, fields=fields)

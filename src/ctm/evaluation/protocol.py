@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ctm.evaluation.conditions import PAIRED
 from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.moments import BLOCKS
 from ctm.evaluation.neighbours import NEIGHBOURS
@@ -15,14 +16,22 @@ from ctm.version import __version__
 
 __all__ = ["differences", "environment", "protocol"]
 
+_ABSENT = {"condition": PAIRED}  # what an entry means where it is missing: samples without fields compare with these
 _VERSION = 1  # of the metrics' definitions: raised when a number would come out otherwise
 
 
 def protocol(
-    extractor: Extractor, classifier: str | None, reference: Reference, *, images: int, rows: int, labels: str
+    extractor: Extractor,
+    classifier: str | None,
+    reference: Reference,
+    *,
+    images: int,
+    rows: int,
+    labels: str,
+    condition: str | dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy. labels: how the
-    samples' classes were chosen."""
+    samples' classes were chosen. condition: how the fields of their conditions were (`rule_of`), None where there are none."""
     return {
         "metrics": _VERSION,
         "features": extractor.record(),
@@ -35,6 +44,7 @@ def protocol(
         "blocks": BLOCKS,
         "pixels": "uint8",
         "labels": labels,
+        **({} if condition is None else {"condition": condition}),
     }
 
 
@@ -62,7 +72,8 @@ def _flat(record: Any, path: str = "") -> dict[str, Any]:
 def differences(a: dict[str, Any], b: dict[str, Any], *, ignore: tuple[str, ...] = ("reference.name",)) -> list[str]:
     """Each entry in which two protocols differ, such as 'images: 5000 and 10000'. For a reference the content counts, not
     the name."""
-    first, second = _flat(a), _flat(b)
+    absent = {name: value for name, value in _ABSENT.items() if name in a or name in b}
+    first, second = _flat(absent | a), _flat(absent | b)
     names = sorted((first.keys() | second.keys()) - set(ignore))
     return [
         f"{name}: {first.get(name)} and {second.get(name)}" for name in names if first.get(name) != second.get(name)

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition
 from ctm.data import Images, load_images
-from ctm.evaluation.classes import Renumbered, SharedClasses, shared_classes
+from ctm.data.conditions import fields_digest
+from ctm.data.notes import tell
+from ctm.evaluation.classes import Renumbered, SharedClasses, Unlabelled, shared_classes
 from ctm.evaluation.classifier import Classifier
+from ctm.evaluation.conditions import FieldsFrom, check_fields, rule_of, sample_fields, with_labels
 from ctm.evaluation.extractors import Extractor, checksum_of, data_extractor, make_extractor
 from ctm.evaluation.measure import compare_images, measure
-from ctm.evaluation.number import Number, mean_with_error
 from ctm.evaluation.passes import Processes, forget, run_pass
 from ctm.evaluation.plans import Plan
 from ctm.evaluation.protocol import environment, protocol
@@ -34,13 +36,21 @@ from ctm.evaluation.reference import (
 from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
-from ctm.likelihood import bits_per_dim
 from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
 from ctm.sampling.generation import copy_on
 
-__all__ = ["Judge", "evaluate_images", "evaluate_plans", "judge_of", "labels_of", "likelihood_number", "make_judge"]
+__all__ = [
+    "Judge",
+    "condition_of",
+    "evaluate_images",
+    "evaluate_plans",
+    "judge_of",
+    "labels_of",
+    "make_judge",
+    "shared_with",
+]
 
 UNIFORM = "; --labels uniform draws the classes equally often and compares no labels"
 _SHOWN_COPIES = 10
@@ -59,6 +69,12 @@ class Judge:
     rows: int
     labels: str
     processes: Processes
+    fields: FieldsFrom = "data"
+
+    @property
+    def data(self) -> Images | None:
+        """The reference's images, None for a file of statistics."""
+        return None if self.reference.source is None else self.reference.source.images
 
     def key(self, record: dict[str, Any]) -> str:
         """A name for one set of samples under this protocol."""
@@ -80,13 +96,15 @@ def make_judge(
     processes: Processes | None = None,
     progress: Progress = silent,
     reading: Mapping[str, Any] | None = None,
+    fields: FieldsFrom = "data",
     check: Callable[[Images], object] | None = None,
 ) -> Judge:
     """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
 
     size, channels: of the samples; the data are brought to them. rows: features kept on both sides for KID, CMMD and
     neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. reading:
-    image, label and max_gb of ctm.data.load_images. check: called with the images before anything is computed; it raises for
+    image, label, condition and max_gb of ctm.data.load_images. fields: where the fields of the samples' conditions come from: the
+    rows of the data, nowhere, or a file. check: called with the images before anything is computed; it raises for
     images that do not fit a model.
 
     Raises ValueError for data, a feature network or a choice that does not fit."""
@@ -99,8 +117,13 @@ def make_judge(
         if is_statistics(data, extractor.features):
             processes, rows = processes or Processes(), min(rows, images)
             reference = statistics_file(Path(data), rows)
-            about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform")
-            return Judge(extractor, None, reference, about, images, rows, "uniform", processes)
+            if (reading or {}).get("condition"):
+                raise ValueError(
+                    f"{data} is a file of statistics, whose rows have no fields: give --condition FILE.npz"
+                )
+            rule = rule_of(fields, None)
+            about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform", condition=rule)
+            return Judge(extractor, None, reference, about, images, rows, "uniform", processes, fields)
     found = load_images(data, size, channels, split, **(reading or {}))
     if check is not None:
         check(found)
@@ -111,6 +134,7 @@ def make_judge(
         images=images,
         rows=rows,
         labels=labels,
+        fields=fields,
         processes=processes,
         progress=progress,
     )
@@ -124,6 +148,7 @@ def judge_of(
     images: int,
     rows: int = 2000,
     labels: str = "data",
+    fields: FieldsFrom = "data",
     processes: Processes | None = None,
     progress: Progress = silent,
 ) -> Judge:
@@ -134,8 +159,9 @@ def judge_of(
     reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
     reference.prepare(rows)
     weights = None if classifier is None else checksum_of(classifier)
-    about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels)
-    return Judge(extractor, classifier, reference, about, images, rows, labels, processes)
+    rule = rule_of(fields, data)
+    about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels, condition=rule)
+    return Judge(extractor, classifier, reference, about, images, rows, labels, processes, fields)
 
 
 def evaluate_plans(
@@ -150,30 +176,34 @@ def evaluate_plans(
     """One row for each plan, the teacher's first. Rows that `out` already holds are read.
 
     Samples of every plan start from the same noise. If a teacher is among the plans, the models' images are compared with
-    its images. quiet: no lines on classes."""
+    its images. quiet: no lines on classes and fields."""
     rows: list[Row] = []
     models = {id(plan.subject.model): plan for plan in plans}
     classes = {
-        key: _shared(judge, plan.subject.model, f"the {plan.record['role']}", quiet) for key, plan in models.items()
+        key: shared_with(judge, plan.subject.model, f"the {plan.record['role']}", quiet) for key, plan in models.items()
     }
+    for plan in models.values():
+        who = f"the {plan.record['role']}"
+        lines = check_fields(judge.fields, judge.data, plan.subject.model, who, judge.labels)
+        tell([] if quiet else lines, plan.subject.name)
     there: dict[int, Any] = {}  # the model of the newest plan, where it computes; the caller's stays as it is
     for plan in sorted(plans, key=lambda plan: plan.record["role"] != "teacher"):
         if id(plan.subject.model) not in there:
             there = {id(plan.subject.model): copy_on(plan.subject.model, judge.processes.device)}
         shared = classes[id(plan.subject.model)]
-        labels = labels_of(judge, plan.subject.model, plan.record["seed"])
+        condition, drawn = condition_of(judge, plan.subject.model, plan.record["seed"])
         source = ModelSource(
             there[id(plan.subject.model)],
             judge.images,
             plan.levels,
             plan.method,
-            labels,
+            condition,
             plan.record["seed"],
             judge.processes.device,
         )
         teacher = next((row for row in rows if row.record["role"] == "teacher"), None)
         against = teacher if plan.record["role"] == "model" and _same_start(teacher, plan) else None
-        record = plan.record | {"teacher": None if against is None else _about(against)} | _numbers(shared)
+        record = plan.record | {"teacher": None if against is None else _about(against)} | _numbers(shared) | drawn
         rows.append(
             _row(
                 judge,
@@ -222,17 +252,16 @@ def evaluate_images(
     )
     record |= made or {}
     record |= {"teacher": None, "role": "samples", "name": name, "checksum": images_checksum(images)}
-    shared = None if images.labels is None else _shared(judge, images, "the samples", quiet=False)
+    shared = None if images.labels is None else shared_with(judge, images, "the samples", quiet=False)
     record |= _numbers(shared)
     source = ImageSource(images, judge.images, seed=1)  # another order than the reference's
     return _row(judge, source, record, images.shape, out, shared, batch_size, None, progress, name)
 
 
-def _shared(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
+def shared_with(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
     """The classes that the data share with a model or with samples."""
-    data = None if judge.reference.source is None else judge.reference.source.images
     return shared_classes(
-        data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
+        judge.data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
     )
 
 
@@ -257,12 +286,25 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
 def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
     """The classes of a model's samples, in its numbers: as often as in the data if they share classes, or equally often.
     None for an unconditional model."""
-    data, chosen = judge.reference.source, None
-    shared = _shared(judge, model, "the model", quiet=True)
+    data, chosen = judge.data, None
+    shared = shared_with(judge, model, "the model", quiet=True)
     if judge.labels == "data" and data is not None and shared is not None:
-        drawn = data_labels(data.images, judge.images, seed)
+        drawn = data_labels(data, judge.images, seed)
         chosen = None if drawn is None else shared.of_model(drawn)
     return class_labels(model, judge.images, chosen, seed)
+
+
+def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, dict[str, Any]]:
+    """The condition of a model's samples, classes as in `labels_of`, and what a row's record says of its fields; nothing without
+    fields. Where the fields are those of the data's rows and the rows' classes are not known to the model, it gets no class."""
+    labels = labels_of(judge, model, seed)
+    fields = sample_fields(judge.fields, judge.data, model, judge.images, seed)
+    if not fields:
+        return labels, {}
+    paired = judge.fields == "data"
+    if paired and labels is not None and shared_with(judge, model, "the model", quiet=True) is None:
+        labels = torch.full_like(labels, -1)
+    return with_labels(fields, labels), {"fields": {"names": list(fields), "sha256": fields_digest(fields)}}
 
 
 def _row(
@@ -296,7 +338,7 @@ def _row(
     )
     passing = out / "rows" / f"{key}.statistics.safetensors"
     seen = run_pass(
-        _Unlabelled(source) if shared is None else Renumbered(source, shared.to_data),
+        Unlabelled(source) if shared is None else Renumbered(source, shared.to_data),
         judge.extractor,
         judge.classifier,
         layout,
@@ -318,20 +360,6 @@ def _row(
     return row
 
 
-@dataclass(frozen=True)
-class _Unlabelled:
-    """A source whose labels say nothing about the data's classes."""
-
-    inner: Source
-
-    @property
-    def count(self) -> int:
-        return self.inner.count
-
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        return self.inner.batch(indices)[0], None
-
-
 def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: bool, teacher: Row | None) -> Row:
     """The row of the samples, with the numbers from their statistics."""
     started = time.perf_counter()
@@ -346,23 +374,3 @@ def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: 
         originals = copies.neighbours[shown]
     where = environment(judge.processes.device, judge.processes.count)
     return Row(record, numbers, seconds, seen.count, seen.pixels, shown, originals, where)
-
-
-def likelihood_number(
-    judge: Judge, model: Denoiser, count: int, seed: int = 0, batch_size: int = 50, progress: Progress = silent
-) -> Number:
-    """Bits per dimension of `count` reference images, drawn at random, under the model. Raises ValueError if the reference
-    holds no images."""
-    data = judge.reference.source
-    if data is None:
-        raise ValueError("--likelihood needs the data's images, and --data is a file of statistics")
-    found, model = [], copy_on(model, judge.processes.device)
-    shared = _shared(judge, model, "the model", quiet=True)
-    for start in progress(range(0, min(count, data.count), batch_size), "bits per dimension"):
-        numbers = data.numbers[start : min(start + batch_size, count)]
-        pixels = torch.from_numpy(np.ascontiguousarray(data.images.pixels[numbers])).permute(0, 3, 1, 2)
-        labels = None
-        if data.images.labels is not None and shared is not None:
-            labels = shared.of_model(torch.from_numpy(data.images.labels[numbers].astype(np.int64)))
-        found.append(bits_per_dim(model, pixels, labels, seed=seed + start))
-    return mean_with_error(torch.cat(found))

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctm.conditions import Condition, labels_of, rows
 from ctm.data import Images, epoch_order
 from ctm.models.protocol import Denoiser
 from ctm.sampling import draw
 
-__all__ = ["ImageSource", "ModelSource", "Source", "data_labels"]
+__all__ = ["ImageSource", "ModelSource", "Source", "data_labels", "label_rows"]
 
 
 _LABELS = 2**32  # added to the seed of the order of labels
@@ -57,22 +58,22 @@ class ModelSource:
     count: int
     levels: Tensor
     sampler: Callable[..., Tensor]
-    labels: Tensor | None
+    condition: Condition
     seed: int
     device: torch.device
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        rows = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        condition = rows(self.condition, torch.from_numpy(indices))
         x = draw(
             self.model,
             indices.tolist(),
             levels=self.levels,
             sampler=self.sampler,
-            condition=rows,
+            condition=condition,
             seed=self.seed,
             device=self.device,
         )
-        return x, rows
+        return x, labels_of(condition)
 
 
 def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
@@ -80,4 +81,9 @@ def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
     many images in a drawn order, which is not the order in which the data are looked at."""
     if images.labels is None:
         return None
-    return torch.from_numpy(images.labels[epoch_order(len(images), 0, count, _LABELS + seed)].astype(np.int64))
+    return torch.from_numpy(images.labels[label_rows(images, count, seed)].astype(np.int64))
+
+
+def label_rows(images: Images, count: int, seed: int) -> np.ndarray:
+    """The number of the image whose label, and whose fields of a condition, each of `count` samples has: int64 (count,)."""
+    return epoch_order(len(images), 0, count, _LABELS + seed)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, words_for
+from ctm.conditions import Condition, with_field
 from ctm.models.grids import TunedGrid
-from ctm.models.protocol import Diffusion, can_jump
+from ctm.models.protocol import Diffusion, can_jump, taken_by
 from ctm.noise import karras_grid
 from ctm.sampling.generation import class_labels, generate
 from ctm.sampling.jumps import as_gamma
@@ -42,7 +43,9 @@ class FlowDistance:
     """Mean squared distance, a value, of γ = 0 samples to the flow of a denoiser from the same noise: (k,), one for each sample.
 
     The flow is Heun's method on 40 Karras levels of the model's own denoiser, or of the teacher's. Noise and classes of
-    tuning are those of `seed`, of the held-out samples those of seed + 1. Raises ValueError for a teacher of another shape."""
+    tuning are those of `seed`, of the held-out samples those of seed + 1. fields: of the samples' conditions, (N, …) each: tuning
+    takes the rows in turn, the held-out samples those after. A teacher gets what it knows of them. Raises ValueError for a
+    teacher of another shape."""
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class FlowDistance:
         held_out: int = 1024,
         seed: int = 0,
         levels: int = 40,
+        fields: Mapping[str, Tensor] | None = None,
     ) -> None:
         if teacher is not None and tuple(teacher.shape) != tuple(model.shape):
             raise ValueError(
@@ -61,7 +65,7 @@ class FlowDistance:
         why = "a distance to the flow needs two samples"
         num, held_out = as_count(num, "num", 2, why=why), as_count(held_out, "held_out", 2, why=why)
         seed, levels = as_seed(seed), as_count(levels, "levels", 2)
-        self.model, self.teacher = model, teacher
+        self.model, self.teacher, self._fields = model, teacher, fields or {}
         self.name = f"mean squared distance to the {'model' if teacher is None else 'teacher'}'s flow"
         self._counts, self._seed, self._levels = (num, held_out), seed, levels
         self._flows: dict[bool, Tensor] = {}
@@ -83,9 +87,11 @@ class FlowDistance:
 
     def _generate(self, source: Diffusion, held_out: bool, **options: Any) -> Tensor:
         num, seed = self._counts[held_out], self._seed + held_out
-        labels = class_labels(self.model, num, None, seed)
-        knows_none = getattr(source, "num_classes", None) == 0
-        return generate(source, num, condition=None if knows_none else labels, seed=seed, batch_size=256, **options)
+        condition: Condition = class_labels(self.model, num, None, seed)
+        for name, values in self._fields.items():
+            rows = (torch.arange(num) + self._counts[0] * held_out) % len(values)
+            condition = with_field(condition, name, values[rows])
+        return generate(source, num, condition=taken_by(source, condition), seed=seed, batch_size=256, **options)
 
 
 def tune_grid(

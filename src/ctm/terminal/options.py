@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm.data import listed_classes, tell
+from ctm.data.conditions import fields_in
 from ctm.files import suffix_of
 from ctm.models import AnyModel, ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.noise import index_grid, karras_grid, log_linear_grid
@@ -206,7 +207,7 @@ def add_data_options(parser: Parser) -> None:
         "--data_condition",
         type=str,
         default=None,
-        help="names of the arrays in an .npz that are fields of the condition, e.g. observation,goal",
+        help="arrays in the .npz that are fields of the condition, e.g. observation,goal (default: those of the model's names)",
     )
     add(
         "--data_max_gb",
@@ -216,11 +217,26 @@ def add_data_options(parser: Parser) -> None:
     )
 
 
-def data_options(settings: Namespace) -> dict[str, Any]:
-    """The options of `add_data_options` as arguments of `ctm.data.load_images`."""
-    condition = settings["data_condition"]
-    fields = None if condition is None else [name.strip() for name in condition.split(",")]
-    return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")} | {"condition": fields}
+def data_options(settings: Namespace, models: Sequence[AnyModel] = ()) -> dict[str, Any]:
+    """The options of `add_data_options` as arguments of `ctm.data.load_images`.
+
+    models: those that are measured. Where --data_condition names no fields, the arrays in the .npz of --data that are named like
+    a field of theirs are read; none where --condition (if the command has it) says none or names a file. Raises ValueError for a
+    name that no model takes, and for names beside such a --condition."""
+    takes = list(dict.fromkeys(name for model in models for name in model.conditioner.given_fields))
+    named, other = settings["data_condition"], settings.get("condition")
+    away = other not in (None, "own", "data")
+    if named is None:
+        fields = [] if away else fields_in(settings["data"], takes)
+    else:
+        fields = [name.strip() for name in named.split(",")]
+        unknown = [name for name in fields if name not in takes]
+        if unknown:
+            known = f"the fields here are {', '.join(takes)}" if takes else "there is no model with fields here"
+            raise ValueError(f"--data_condition {unknown[0]}: no model here takes it; {known}")
+        if away:
+            raise ValueError(f"--data_condition {named} names fields of the data, --condition {other} others: give one")
+    return {name: settings[f"data_{name}"] for name in ("image", "label", "max_gb")} | {"condition": fields or None}
 
 
 def numbers(text: str, kind: type[_T], option: str) -> list[_T]:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ctm.discriminators import built_for
 from ctm.objectives import Adversarial, Networks, Objective
 from ctm.training.engine import fitting_optimizer
 from ctm.training.reading import read_back
@@ -63,7 +64,8 @@ class Adversary:
         assert isinstance(objective, Adversarial)
         self.objective, self.index, self.accelerator = objective, index, accelerator
         student = networks.student
-        module = objective.discriminator.build(student.shape, getattr(student, "num_classes", 0), networks)
+        moves = "translation" in objective.augmentation
+        module = built_for(objective.discriminator, student, networks, moves=moves)
         self.network: nn.Module = module.to(accelerator.device).eval()
         self.optimizer = fitting_optimizer(optimizer(self.network.parameters()))
         self.watch = Watch()

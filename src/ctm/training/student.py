@@ -81,8 +81,7 @@ def fields_left_out(teacher: Any, data: Conditioner) -> list[str]:
 
 def _fields_of(teacher: Any) -> dict[str, tuple[int, ...]]:
     """The fields that a teacher cannot do without being told: those of its condition that can be absent."""
-    conditioner = getattr(teacher, "conditioner", None) or Conditioner()
-    return {name: sides for name, sides in conditioner.fields.items() if name not in conditioner.always}
+    return (getattr(teacher, "conditioner", None) or Conditioner()).given_fields
 
 
 def start_from_teacher(student: Any, teacher: Any) -> Start:
