@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
-from ctm.objectives import Adversarial
+from ctm.objectives.player import student_learns
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
 from ctm.training.processes import check_launch
@@ -129,7 +129,7 @@ def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, .
     total = 0
     for step in (draw * recipe.steps // _DRAWS for draw in range(_DRAWS)):
         objectives = recipe.objectives_at(step)
-        if all(o.trains_student(step) for o in objectives if isinstance(o, Adversarial)):
+        if student_learns(objectives, step):
             active = (o for o in objectives if o.active(step))
             total += sum(o.teacher_evaluations(o.draw(model, like, generator)) for o in active)
     return total / _DRAWS
