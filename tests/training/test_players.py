@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,42 +83,54 @@ def copies(module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+class Sampler(torch.nn.Module):
+    """A student whose samples are the mixture's: the component's mean and the noise it is given, at the component's width."""
+
+    def __init__(self, truth):
+        super().__init__()
+        self.truth, self.network, self.shape = truth, torch.nn.Linear(1, 1), truth.shape
+        self.sigma_min, self.sigma_max, self.sigma_data = truth.sigma_min, truth.sigma_max, truth.sigma_data
+
+    def jump(self, x, t, s, labels):
+        return self.truth.means[labels] + self.truth.std * x / self.sigma_max
+
+
 def test_the_fake_score_learns_the_denoiser_of_the_students_samples():
-    """The student is a mixture, whose denoiser is known. The fake score starts far from that denoiser and comes near it, with
-    samples as the trainer makes them."""
+    """The student's samples are a mixture's, whose denoiser under a label is known. The fake score starts from a network that has
+    learned nothing. Its error falls to under 0.4 and 0.3 of that (measured with three seeds: 0.24 to 0.26, 0.17 to 0.19), on
+    samples that the step's own code makes; the data, all 0, would leave it above."""
     torch.manual_seed(0)
-    truth = mixture(2).float()
-    start_at = DiffusionModel(
-        MLP((2,), 0, width=64, blocks=2, embedding=32, s_embedding=False), shape=(2,), sigma_data=truth.sigma_data
-    )
-    networks = Networks(truth, None, start_at)
-    objectives = [MatchDistributions()]
-    player = players_in_training(objectives, networks, Accelerator(cpu=True), EngineSettings(), {})["fake_score"]
-    module, networks = LossModule(truth, objectives), Networks(truth, None, start_at, {"fake_score": player.network})
-    x0 = torch.zeros(512, 2)
+    truth, labels, steps = mixture(2).float(), torch.arange(4000) % 4, 250
+    student, objectives = Sampler(truth), [MatchDistributions()]
+    network = MLP((2,), 4, width=64, blocks=1, embedding=32, s_embedding=False)
+    teacher = DiffusionModel(network, shape=(2,), num_classes=4, sigma_data=truth.sigma_data)
+    networks, own = Networks(student, None, teacher), {"fake_score": lambda p: torch.optim.Adam(p, lr=2e-2)}
+    player = players_in_training(objectives, networks, Accelerator(cpu=True), EngineSettings(), own)["fake_score"]
+    networks, module = replace(networks, players={"fake_score": player.network}), LossModule(student, objectives)
 
-    def missed(model: DiffusionModel) -> list[float]:
-        clean, errors = truth.sample(4000, seed=1), []
-        for level in (0.1, 0.3, 1.0, 3.0):
-            sigma = torch.full((4000,), level)
-            x = clean + level * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
-            with torch.no_grad():
-                exact, found = truth.denoise(x, sigma), model.denoise(x, sigma)
-            errors.append(float((found - exact).square().mean() / (x - exact).square().mean()))
-        return errors
+    def missed(level: float) -> float:
+        generator, sigma = torch.Generator().manual_seed(1), torch.full((len(labels),), level)
+        clean = truth.means[labels] + truth.std * torch.randn(len(labels), 2, generator=generator)
+        x = clean + level * torch.randn(clean.shape, generator=generator)
+        with torch.no_grad():
+            return float(
+                (truth.denoise(x, sigma, labels) - player.network.denoise(x, sigma, labels)).square().mean().sqrt()
+            )
 
-    assert max(missed(player.network)) > 0.5
-    for step in range(600):
+    before = missed(0.3), missed(1.0)
+    for step in range(steps):
+        player.optimizer.param_groups[0]["lr"] = 2e-2 * (1 - step / steps)
         batch = draw_batch(
-            objectives, truth, x0, None, total=512, part=slice(0, 512), condition_dropout=0.0,
+            objectives, student, torch.zeros(256, 2), labels[:256], total=256, part=slice(0, 256), condition_dropout=0.0,
             generator=step_generator(0, step), step=step,
         )  # fmt: skip
         player.begin()
         with torch.no_grad():
-            module(batch, None, start_at, networks.players, make_for=[0])
+            module(batch, None, teacher, networks.players, make_for=[0])
         player.learn(batch, module.made[0], networks, step)
         player.move()
-    assert max(missed(player.network)) < 0.05
+    assert missed(0.3) < 0.4 * before[0]
+    assert missed(1.0) < 0.3 * before[1]
 
 
 def test_who_moves_in_which_step(teacher):
