@@ -62,3 +62,6 @@ class MatchDistributions(Objective):
             scale = (sample - real).abs().flatten(1).mean(1)
             target = sample - (fake - real) / match_dims(scale, sample)
         return (sample - target).square().flatten(1).mean(1) / 2
+
+    def teacher_evaluations(self, draw):
+        return 1

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from ctm import DiffusionModel, TrajectoryModel
 from ctm.networks import MLP
-from ctm.objectives import Networks, Rhythm
+from ctm.objectives import Matching, Networks
 from ctm.terminal.recipe_parser import parse_recipe
-from ctm.training import assembly, trainer
+from ctm.training import assembly, dry_run, trainer
+from ctm.training.dry_run import kinds_of_steps
 from ctm.training.engine import EngineSettings
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.step import Batch, LossModule, draw_batch, step_generator
@@ -376,14 +377,30 @@ def test_a_watch_is_asked_for_the_numbers_it_reads(caplog):
     assert "the loss is 3.0" in caplog.text
 
 
-def test_rhythms_of_a_run_decide_its_teachers_evaluations(teacher):
-    """The dry run counts the teacher in the student's steps alone: one of five."""
-    from ctm.training.dry_run import expected_teacher_evaluations
+def test_a_dry_run_measures_each_kind_of_step(teacher):
+    """The student learns in one of five steps, and the teacher is evaluated in these alone. Two solver steps of Heun are four
+    evaluations, and the fake score's loss is one more."""
+    matching = {**MATCHING, "init_args": {"grid_points": 10, "solver_steps": 2}}
+    recipe, _ = parse_recipe(arguments(teacher, "--steps", "100", objectives=[matching, MADE_UP]))
+    found = dry_run(recipe)
+    assert [(kind.learners, kind.share) for kind in found.kinds] == [
+        (("student", "fake_score"), 0.2),
+        (("fake_score",), 0.8),
+    ]
+    assert [kind.evaluations["teacher"] for kind in found.kinds] == [5, 0]
+    assert (found.evaluations, found.seconds) == (found.kinds[0].evaluations, found.kinds[0].seconds)
+    assert found.expected_teacher == pytest.approx(5 / 5)
+    assert 0 < found.expected_seconds < max(kind.seconds for kind in found.kinds)
+    assert "who learns: student and fake_score in 20% of the steps" in " ".join(found.lines())
+    assert {"student", "fake_score", "teacher"} <= found.parameters.keys()
 
-    fixed = {**MATCHING, "init_args": {"grid_points": 10, "solver_steps": 2}}
-    run = prepared(arguments(teacher, "--steps", "4000", objectives=[fixed, MADE_UP]))
-    assert Rhythm.ahead(5) == FakeScore.rhythm
-    assert expected_teacher_evaluations(run.recipe, run.student, (1, 8, 8)) == pytest.approx(4 / 5)
+
+def test_a_dry_run_of_an_alternating_recipe_tells_the_students_step(teacher):
+    recipe, _ = parse_recipe(arguments(teacher, "--steps", "10", objectives=[MATCHING, adversarial(start=3)]))
+    found = dry_run(recipe)
+    assert [kind.learners for kind in found.kinds] == [("student",), ("discriminator",)]
+    assert found.evaluations["teacher"] > 0
+    assert [kind.learners for kind in kinds_of_steps([Matching()], 5)] == [("student",)]
 
 
 def test_averages_of_the_student_move_in_its_own_steps_alone(teacher, tmp_path):
