@@ -8,8 +8,9 @@ from ctm.networks import MLP
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching, Networks, balance
 from ctm.objectives.adversarial import gradient_penalty
 from ctm.objectives.adversarial_losses import hinge_generator, log_generator
+from ctm.objectives.discriminator_player import fake_maker
 from ctm.training.ema import frozen_copy
-from ctm.training.step import Batch, LossModule, backward, draw_batch, fake_maker, step_generator
+from ctm.training.step import Batch, LossModule, backward, draw_batch, step_generator
 from tests.conftest import mixture, random_weights
 
 PLAIN = Adversarial(discriminator=MLPDiscriminator(width=16, layers=1), augmentation=())
@@ -18,7 +19,7 @@ PLAIN = Adversarial(discriminator=MLPDiscriminator(width=16, layers=1), augmenta
 def vector_networks(num_classes: int = 0) -> Networks:
     student = random_weights(TrajectoryModel(MLP((2,), num_classes, width=16, blocks=1, embedding=8), shape=(2,)))
     discriminator = PLAIN.discriminator.build((2,), num_classes)
-    return Networks(student, frozen_copy(student), mixture(2).float(), discriminator)
+    return Networks(student, frozen_copy(student), mixture(2).float(), {"discriminator": discriminator})
 
 
 class Linear(torch.nn.Module):
@@ -45,7 +46,7 @@ def test_the_penalty_of_a_linear_discriminator_is_its_squared_weight():
 def test_the_penalty_enters_the_loss_with_its_weight_and_period():
     objective = Adversarial(discriminator=PLAIN.discriminator, augmentation=(), r1_weight=0.3, r1_every=4)
     network = Linear(torch.tensor([3.0, 4.0]))
-    networks, x0, fake = Networks(None, discriminator=network), torch.randn(6, 2), torch.randn(6, 2)
+    networks, x0, fake = Networks(None, players={"discriminator": network}), torch.randn(6, 2), torch.randn(6, 2)
     draw = objective.draw(None, x0, torch.Generator())
     without, _ = objective.discriminator_loss(networks, x0, fake, None, draw)
     with_it, numbers = objective.discriminator_loss(networks, x0, fake, None, draw, penalise=True)
@@ -76,10 +77,13 @@ def test_the_generators_loss_is_that_of_the_estimate(loss, reference):
     networks.made["estimate"] = estimate
     losses = objective(networks, estimate, None, objective.draw(None, estimate, torch.Generator()))
     assert losses.shape == (6,)
-    torch.testing.assert_close(losses.mean(), reference(networks.discriminator(estimate)))
+    torch.testing.assert_close(losses.mean(), reference(networks.players["discriminator"](estimate)))
     losses.mean().backward()
     assert float(estimate.grad.abs().min()) > 0
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in networks.discriminator.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad
+        for parameter in networks.players["discriminator"].parameters()
+    )
 
 
 def test_the_discriminators_loss_moves_it_and_not_the_student():
@@ -87,13 +91,13 @@ def test_the_discriminators_loss_moves_it_and_not_the_student():
     fake = networks.student.jump(x0, torch.ones(6), torch.full((6,), 0.5))
     loss, numbers = PLAIN.discriminator_loss(networks, x0, fake, None, PLAIN.draw(None, x0, torch.Generator()))
     loss.backward()
-    assert all(parameter.grad is not None for parameter in networks.discriminator.parameters())
+    assert all(parameter.grad is not None for parameter in networks.players["discriminator"].parameters())
     assert all(parameter.grad is None for parameter in networks.student.parameters())
     torch.testing.assert_close(numbers["logit_gap"], numbers["logit_real"] - numbers["logit_fake"])
 
 
 def test_accuracy_is_the_share_told_rightly():
-    networks = Networks(None, discriminator=Linear(torch.tensor([1.0])))
+    networks = Networks(None, players={"discriminator": Linear(torch.tensor([1.0]))})
     real, fake = torch.tensor([[1.0], [2.0], [-1.0], [3.0]]), torch.tensor([[-1.0], [1.0], [1.0], [-2.0]])
     _, numbers = PLAIN.discriminator_loss(networks, real, fake, None, PLAIN.draw(None, real, torch.Generator()))
     assert float(numbers["accuracy"]) == pytest.approx((3 / 4 + 2 / 4) / 2)
@@ -121,10 +125,10 @@ def test_vectors_with_augmentation_and_wrong_settings_are_sentences():
     with pytest.raises(ValueError, match="r1_every at least 1"):
         Adversarial(r1_every=0)
     with pytest.raises(ValueError, match="give a Matching before it"):
-        fake_maker([DenoisingScoreMatching(), Adversarial(), Matching()])
+        fake_maker([DenoisingScoreMatching(), Adversarial(), Matching()], 1)
     with pytest.raises(ValueError, match="starts at step 5, Matching, whose estimate it judges, at 6"):
-        fake_maker([Matching(start=6), Adversarial(start=5)])
-    assert fake_maker([Matching(start=6), Adversarial(start=6)]) == 0
+        fake_maker([Matching(start=6), Adversarial(start=5)], 1)
+    assert fake_maker([Matching(start=6), Adversarial(start=6)], 1) == 0
 
 
 def test_the_fake_is_the_estimate_of_the_same_draw_made_once():
@@ -136,12 +140,12 @@ def test_the_fake_is_the_estimate_of_the_same_draw_made_once():
         generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
-    module(batch, networks.target, networks.teacher, networks.discriminator)
+    module(batch, networks.target, networks.teacher, networks.players)
     assert len(module.outputs) == 1
-    made = module.fake.clone()
+    made = module.made[1]["estimate"].clone()
     with torch.no_grad():
-        assert module(batch, networks.target, networks.teacher, fake_only=True) == []
-    torch.testing.assert_close(module.fake, made)
+        assert module(batch, networks.target, networks.teacher, make_for=[1]) == []
+    torch.testing.assert_close(module.made[1]["estimate"], made)
 
 
 def test_a_step_with_the_adversarial_loss_is_the_gradient_of_the_weighted_sum():
@@ -153,7 +157,7 @@ def test_a_step_with_the_adversarial_loss_is_the_gradient_of_the_weighted_sum():
         generator=step_generator(0, 0),
     )  # fmt: skip
     module = LossModule(networks.student, objectives)
-    call = (batch, networks.target, networks.teacher, networks.discriminator)
+    call = (batch, networks.target, networks.teacher, networks.players)
     weights = backward(module, module(*call), ranges=[objective.weight_range for objective in objectives])
     found = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
     module.zero_grad()
@@ -191,7 +195,7 @@ def test_images_are_judged_with_the_batchs_labels():
         discriminator=ProjectedDiscriminator((EfficientNetLite0(side=32),), mixed_channels=8, width=8), augmentation=()
     )
     network = objective.discriminator.build((1, 8, 8), 2).eval()
-    networks, x0 = Networks(None, discriminator=network), torch.rand(4, 1, 8, 8)
+    networks, x0 = Networks(None, players={"discriminator": network}), torch.rand(4, 1, 8, 8)
     draw = objective.draw(None, x0, torch.Generator())
     some, none = (
         objective.discriminator_loss(networks, x0, x0, labels, draw)[0]

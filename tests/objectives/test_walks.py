@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ctm.noise import karras_grid
-from ctm.objectives import Matching, MultistepWalk, Networks, Squared, TargetJump, TargetJumps, TeacherWalk
+from ctm.objectives import Adversarial, Matching, MultistepWalk, Networks, Squared, TargetJump, TargetJumps, TeacherWalk
+from ctm.objectives.discriminator_player import fake_maker
 from ctm.sampling import dpmpp_2m
 from ctm.solvers import dpmpp_2m_walk, euler_step, heun_step, midpoint_step
-from ctm.training.step import fake_maker
 
 from ..conftest import mixture
 from .test_objectives import Exact, student
@@ -161,8 +161,8 @@ def test_comparison_at_s_has_no_last_jumps():
 
 def test_a_discriminator_is_given_no_estimate_at_s():
     with pytest.raises(ValueError, match="Adversarial judges data, but with compare: s"):
-        fake_maker([Matching(compare="s")])
-    assert fake_maker([Matching(compare="s", s="end")]) == 0
+        fake_maker([Matching(compare="s"), Adversarial()], 1)
+    assert fake_maker([Matching(compare="s", s="end"), Adversarial()], 1) == 0
 
 
 @pytest.mark.parametrize(

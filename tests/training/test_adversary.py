@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ctm.objectives import Adversarial, DenoisingScoreMatching, Matching
+from ctm.objectives.discriminator_player import WinningWatch
+from ctm.objectives.player import players_of
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import assembly, train, trainer
-from ctm.training.adversary import Watch, adversary
 
 from .runs import finish, start
 
@@ -92,7 +93,12 @@ def moved(before, module) -> bool:
 
 def test_even_steps_move_the_student_and_its_averages_odd_ones_the_discriminator(teacher):
     run = prepared(arguments(teacher, start=2))
-    who = {"student": run.student, "average": run.published, "target": run.target, "opponent": run.adversary.network}
+    who = {
+        "student": run.student,
+        "average": run.published,
+        "target": run.target,
+        "opponent": run.players["discriminator"].network,
+    }
     seen = []
     for step in range(5):
         before = {name: copies(module) for name, module in who.items()}
@@ -104,12 +110,12 @@ def test_even_steps_move_the_student_and_its_averages_odd_ones_the_discriminator
 
 def test_without_alternation_a_step_moves_both(teacher):
     run = prepared(arguments(teacher, start=1, alternate=False))
-    before = copies(run.adversary.network), copies(run.student)
+    before = copies(run.players["discriminator"].network), copies(run.student)
     trainer._step(run, 0)
-    assert [moved(before[0], run.adversary.network), moved(before[1], run.student)] == [False, True]
-    before = copies(run.adversary.network), copies(run.student)
+    assert [moved(before[0], run.players["discriminator"].network), moved(before[1], run.student)] == [False, True]
+    before = copies(run.players["discriminator"].network), copies(run.student)
     numbers = trainer._step(run, 1)
-    assert [moved(before[0], run.adversary.network), moved(before[1], run.student)] == [True, True]
+    assert [moved(before[0], run.players["discriminator"].network), moved(before[1], run.student)] == [True, True]
     assert {"loss/Adversarial", "discriminator/accuracy"} <= numbers.keys()
 
 
@@ -119,7 +125,7 @@ def test_pieces_of_a_batch_give_the_discriminators_gradient_of_the_whole(teacher
     for pieces in ("1", "2"):
         run = prepared(arguments(teacher, "--engine.accumulate", pieces))
         trainer._step(run, 1)
-        gradients.append([parameter.grad for parameter in run.adversary.network.parameters()])
+        gradients.append([parameter.grad for parameter in run.players["discriminator"].network.parameters()])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
 
@@ -184,14 +190,14 @@ def test_the_shipped_recipe_is_the_second_stage_of_the_shipped_ctm():
 
 def test_recipes_that_cannot_be_are_sentences():
     with pytest.raises(ValueError, match="at most one Adversarial"):
-        adversary([Matching(), Adversarial(), Adversarial()], None, None)
+        players_of([Matching(), Adversarial(), Adversarial()])
     with pytest.raises(ValueError, match="give a Matching before it"):
-        adversary([Adversarial(), Matching()], None, None)
-    assert adversary([Matching()], None, None) is None
+        players_of([Adversarial(), Matching()])
+    assert players_of([Matching()]) == {}
 
 
 def test_a_long_win_is_told_once_and_again_after_a_recovery():
-    watch = Watch(steps=4, limit=0.9)
+    watch = WinningWatch(steps=4, limit=0.9)
     told = [watch.tell(accuracy, 2.0) for accuracy in (1, 1, 1, 1, 1, 0.2, 0.5, 1, 1, 1, 1)]
     assert [sentence is not None for sentence in told] == [False] * 3 + [True] + [False] * 6 + [True]
     assert "told 100% of data and samples apart" in told[3]

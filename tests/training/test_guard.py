@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ctm.training import TrainingDiverged, assembly, trainer
-from ctm.training.adversary import Adversary
 from ctm.training.guard import StepGuard, check_weights
+from ctm.training.players import PlayerInTraining
 
 from .runs import (
     assert_same,
@@ -202,12 +202,13 @@ def test_settings_out_of_range_are_refused(tmp_path, setting, value, words):
 
 def test_a_discriminator_whose_loss_is_not_finite_stays_as_it_is(teacher, tmp_path, monkeypatch, caplog):
     """In step 4 its loss is nan, once: its weights stay, the step counts as skipped."""
-    original = Adversary.learn
+    original = PlayerInTraining.learn
 
-    def learn(self, batch, fake, networks, step, **options):
-        return original(self, batch, fake * math.nan if step == 3 else fake, networks, step, **options)
+    def learn(self, batch, made, networks, step, **options):
+        seen = {name: value * math.nan if step == 3 else value for name, value in made.items()}
+        return original(self, batch, seen, networks, step, **options)
 
-    monkeypatch.setattr(Adversary, "learn", learn)
+    monkeypatch.setattr(PlayerInTraining, "learn", learn)
     discriminator = {"class_path": "ctm.discriminators.MLPDiscriminator"}
     objectives = [
         {"class_path": "ctm.objectives.Matching", "init_args": {"grid_points": 10}},

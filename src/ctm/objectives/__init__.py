@@ -13,6 +13,7 @@ from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.matching import Matching
+from ctm.objectives.player import Lesson, Player, Rhythm, fixed, trainable_copy
 from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
@@ -21,20 +22,25 @@ __all__ = [
     "DenoisingScoreMatching",
     "Distance",
     "FeatureDistance",
+    "Lesson",
     "Matching",
     "MultistepWalk",
     "Networks",
     "Objective",
     "PerceptualDistance",
+    "Player",
     "PseudoHuber",
+    "Rhythm",
     "SameNoise",
     "Squared",
     "TargetJump",
     "TargetJumps",
     "TeacherWalk",
     "balance",
+    "fixed",
     "hinge_discriminator",
     "hinge_generator",
     "log_discriminator",
     "log_generator",
+    "trainable_copy",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +16,8 @@ from ctm.objectives import augmentation as diffaugment
 from ctm.objectives.adversarial_losses import generator_rows, hinge_discriminator, log_discriminator, mean_logits
 from ctm.objectives.augmentation import POLICY, Augmentation, AugmentationDraw
 from ctm.objectives.base import Draw, Networks, Objective
+from ctm.objectives.discriminator_player import DiscriminatorPlayer
+from ctm.objectives.player import Rhythm, fixed
 
 __all__ = ["Adversarial", "AdversarialDraw", "gradient_penalty"]
 
@@ -71,18 +72,25 @@ class Adversarial(Objective):
     def active(self, step: int) -> bool:
         return step >= self.start
 
+    @property
+    def rhythm(self) -> Rhythm:
+        """When the discriminator learns, and when the student does."""
+        return Rhythm.alternating(self.start) if self.alternate else Rhythm(self.start)
+
+    def player(self) -> DiscriminatorPlayer:
+        return DiscriminatorPlayer(self)
+
     def trains_student(self, step: int) -> bool:
         """Whether the student learns in this step (from 0), from whatever losses are active."""
-        return not (self.alternate and self.trains_discriminator(step))
+        return self.rhythm.student_learns(step)
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator learns in this step."""
-        return self.active(step) and (not self.alternate or step % 2 == 1)
+        return self.rhythm.player_learns(step)
 
     def penalises(self, step: int) -> bool:
         """Whether a step of the discriminator has the gradient penalty."""
-        count = (step - self.start) // (2 if self.alternate else 1)
-        return self.r1_weight > 0 and count % self.r1_every == 0
+        return self.r1_weight > 0 and self.rhythm.count(step) % self.r1_every == 0
 
     def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> AdversarialDraw:
         """The augmentations of a batch like `like` (B, …). Raises ValueError where it is to be augmented and is no images."""
@@ -98,8 +106,9 @@ class Adversarial(Objective):
         """The generator's loss of each estimate -> (B,). No gradient is kept for the discriminator."""
         if "estimate" not in networks.made:
             raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
-        with _fixed(networks.discriminator):
-            logits = networks.discriminator(self._seen(networks.made["estimate"], draw.fake), condition, networks)
+        discriminator = networks.player("discriminator")
+        with fixed(discriminator):
+            logits = discriminator(self._seen(networks.made["estimate"], draw.fake), condition, networks)
         return generator_rows(logits, self.loss)
 
     def discriminator_loss(
@@ -116,9 +125,10 @@ class Adversarial(Objective):
         does: the mean logit of each, their gap, and the share of samples told rightly (mean logit above 0 for data).
 
         Data and fakes are seen in one pass. penalise: adds the gradient penalty, which sees the data once more."""
+        discriminator = networks.player("discriminator")
         both = torch.cat([self._seen(x0, draw.real), self._seen(fake.detach(), draw.fake)])
         twice = repeat(condition, 2)
-        logits = networks.discriminator(both, twice, networks)
+        logits = discriminator(both, twice, networks)
         real, fakes = ([entry.chunk(2)[half] for entry in logits] for half in (0, 1))
         loss = _DISCRIMINATOR[self.loss](real, fakes)
         for_real, for_fake = mean_logits(real).detach(), mean_logits(fakes).detach()
@@ -130,9 +140,7 @@ class Adversarial(Objective):
             "loss": loss.detach(),
         }
         if penalise:
-            penalty = gradient_penalty(
-                lambda x: networks.discriminator(self._seen(x, draw.real), condition, networks), x0
-            )
+            penalty = gradient_penalty(lambda x: discriminator(self._seen(x, draw.real), condition, networks), x0)
             numbers["r1"] = penalty.detach()
             loss = loss + self.r1_every * self.r1_weight / 2 * penalty
         return loss, numbers
@@ -147,16 +155,3 @@ def gradient_penalty(discriminator: Callable[[Tensor], list[Tensor]], x: Tensor)
     total = mean_logits(discriminator(x)).sum()
     (gradient,) = torch.autograd.grad(total, x, create_graph=True)
     return gradient.square().flatten(1).sum(dim=1).mean()
-
-
-@contextmanager
-def _fixed(network: torch.nn.Module) -> Iterator[None]:
-    """Weights without gradient, while the generator learns."""
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)

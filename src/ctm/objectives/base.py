@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,20 +13,32 @@ from torch import Tensor
 from ctm.conditions import Condition
 from ctm.models.protocol import Denoiser, Diffusion
 
+if TYPE_CHECKING:
+    from ctm.objectives.player import Player
+
 __all__ = ["Draw", "Networks", "Objective"]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Who takes part: the student (trained), the target (its EMA, frozen), the teacher (anything with denoise) and the
-    discriminator, called (x, condition, networks) -> logits. `made`: what objectives of this step made for those after them;
-    `Matching` leaves its "estimate" there, the fake of `Adversarial`."""
+    """Who takes part: the student (trained), the target (its EMA, frozen), the teacher (anything with denoise) and the networks
+    of players by their names, such as "discriminator". `made`: what objectives of this step made for others; `Matching` leaves
+    its "estimate" there, the fake of `Adversarial`."""
 
     student: Diffusion
     target: Diffusion | None = None
     teacher: Denoiser | None = None
-    discriminator: Any = None
+    players: Mapping[str, Any] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
+
+    def player(self, name: str) -> Any:
+        """The network of the player of that name. Raises ValueError where there is none."""
+        if name not in self.players:
+            there = ", ".join(self.players) or "none"
+            raise ValueError(
+                f"there is no network of a player {name!r} here (there are: {there}): give it in `players`"
+            )
+        return self.players[name]
 
 
 class Draw(ABC):
@@ -43,6 +56,7 @@ class Objective(ABC):
     needs_target = False
     needs_teacher = False
     chains_student = False  # whether the student's output goes through the student again, with gradient
+    makes: tuple[str, ...] = ()  # what it leaves in `Networks.made` and makes alone by `make`
     weight_range = (0.0, 1e4)  # of its adaptive weight (VQGAN's, arXiv 2012.09841)
 
     def active(self, step: int) -> bool:
@@ -57,6 +71,14 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: Any) -> Tensor:
         """x0 (B, …) in data space, condition: of the B samples, or None, draw from `draw` -> losses (B,)."""
+
+    def make(self, networks: Networks, x0: Tensor, condition: Condition, draw: Any) -> None:  # noqa: B027
+        """Leave in `networks.made` what `makes` names, as the call does, and no more: what players learn from in a step without
+        the student. Called without gradient, with the arguments of the call."""
+
+    def player(self) -> Player | None:
+        """The network that learns beside the student for this objective, None where it has none of its own."""
+        return None
 
     def on_grid(self, points: int) -> Objective:
         """This objective in a step whose grid has that many levels; itself where it has no grid."""

@@ -74,6 +74,7 @@ class Matching(Objective):
     """
 
     needs_target = True
+    makes = ("estimate",)
 
     kind: Literal["soft", "local", "global"] = "soft"
     grid_points: int = 18
@@ -201,6 +202,9 @@ class Matching(Objective):
         """The estimate alone, without its target: what the discriminator learns from."""
         x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
         return self.estimate(_guided(networks, draw.guidance), x_t, draw.times, condition)
+
+    def make(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> None:
+        networks.made["estimate"] = self.fake(networks, x0, condition, draw)
 
     def estimate(self, networks: Networks, x_t: Tensor, times: Times, condition: Condition) -> Tensor:
         """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from ctm.data import Images, load_images
 from ctm.models import load_model
 from ctm.objectives import Matching, Networks
+from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
-from ctm.training.adversary import Adversary, adversary
 from ctm.training.classes import in_classes_of, name_classes
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
 from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
+from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
 from ctm.training.stand_in import found_or_none, with_usable_features
@@ -67,7 +68,7 @@ class Run:
     sharded: bool
     guards: dict[str, StepGuard]
     begun: Beginning
-    adversary: Adversary | None = None
+    players: dict[str, PlayerInTraining] = field(default_factory=dict)
 
     @property
     def student(self) -> Any:
@@ -81,17 +82,22 @@ class Run:
         """What a checkpoint holds."""
         kept = {"student": self.student, "ema": self.published, "target": self.target}
         kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
-        kept["discriminator"] = self.adversary and self.adversary.network
+        kept |= self.player_networks
         return {name: module for name, module in kept.items() if module is not None}
 
     @property
     def optimizers(self) -> dict[str, Any]:
         """What a checkpoint holds of optimisers."""
-        return {"student": self.optimizer} | ({"discriminator": self.adversary.optimizer} if self.adversary else {})
+        return {"student": self.optimizer} | {name: player.optimizer for name, player in self.players.items()}
+
+    @property
+    def player_networks(self) -> dict[str, torch.nn.Module]:
+        """The networks of players by name."""
+        return {name: player.network for name, player in self.players.items()}
 
     @property
     def skipping(self) -> bool:
-        """Whether the student's or the discriminator's last step was skipped."""
+        """Whether the student's last step, or that of a player, was skipped."""
         return any(guard.in_a_row > 0 for guard in self.guards.values())
 
     def others(self) -> list[tuple[Average, Any]]:
@@ -150,6 +156,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     if needs_teacher and recipe.teacher is None and stand_in is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
     recipe = with_usable_features(recipe, stand_in)
+    players_of(recipe.objectives)  # what cannot be is said before anything is read
     begun = _beginning(recipe, images, stand_in)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
@@ -170,9 +177,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     target = frozen_copy(student) if needs_target else None
     working = (student, target, teacher)
     set_precision(working, recipe.engine.precision)
-    opponent = adversary(recipe.objectives, Networks(*working), accelerator, recipe.discriminator_optimizer)
-    if sharded and opponent is not None:
-        raise ValueError("engine.sharding fsdp2 does not go with an Adversarial objective: set it to none")
+    players = _players(recipe, Networks(*working), accelerator, begun.lines)
     plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
     run = Run(
         recipe=recipe,
@@ -186,12 +191,29 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         teacher=teacher,
         plain=plain,
         sharded=sharded,
-        guards=step_guards(recipe, opponent is not None),
-        adversary=opponent,
+        guards=step_guards(recipe, players),
+        players=players,
         begun=begun,
     )
     _put_in_place(run)
     return run
+
+
+def _players(
+    recipe: Recipe, networks: Networks, accelerator: Accelerator, lines: list[str]
+) -> dict[str, PlayerInTraining]:
+    """The players of the recipe's objectives. Raises ValueError where the engine cannot train them."""
+    found = players_of(recipe.objectives)
+    if found and recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1:
+        owners = ", ".join(type(recipe.objectives[index]).__name__ for index in found)
+        raise ValueError(
+            f"engine.sharding fsdp2 does not go with {owners}, which trains a network of its own (a player): players stay whole "
+            "in each process, and that is not built beside divided weights. Set engine.sharding to none"
+        )
+    own = {"discriminator": recipe.discriminator_optimizer}
+    if recipe.discriminator_optimizer is not None and "discriminator" not in {p.name for p in found.values()}:
+        lines.append("discriminator_optimizer is not used: no objective trains a discriminator")
+    return players_in_training(recipe.objectives, networks, accelerator, recipe.engine, own)
 
 
 def _put_in_place(run: Run) -> None:
@@ -201,7 +223,8 @@ def _put_in_place(run: Run) -> None:
     if parallel:
         run.begun.lines += fit_to_processes(run)
     if recipe.engine.compile is not None:
-        compile_networks((student, target, run.teacher), recipe.engine.compile, eager=run.module.last_layer)
+        models = (student, target, run.teacher, *run.player_networks.values())
+        compile_networks(models, recipe.engine.compile, eager=run.module.last_layer)
     if run.sharded:
         divided = [student, *run.averages, *([] if target is None else [target])]
         shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)

@@ -36,13 +36,18 @@ class Observed:
 
 
 def first_bad_value(
-    forward: Callable[[Any, Any], Any], models: Mapping[str, Any], accelerator: Accelerator, seed: int
+    forward: Callable[[Any, Any], Any],
+    models: Mapping[str, Any],
+    accelerator: Accelerator,
+    seed: int,
+    learner: str = "student",
 ) -> str:
     """A sentence on where the first value that is not finite appears in this step.
 
-    forward: computes the step's losses again, given target and teacher. models: student, target, teacher; None where there
-    is none. Computed without gradient, from `seed`; buffers are as before afterwards. The student's weights are looked at
-    first, and its gradients where every output is finite. Collective: all processes call it and get the first finding of all.
+    forward: computes the step's losses again, given target and teacher. models: student, target, teacher and players; None where
+    there is none. Computed without gradient, from `seed`; buffers are as before afterwards. The weights of the learner (the
+    student, or a player) are looked at first, and its gradients where every output is finite. Collective: all processes call it
+    and get the first finding of all.
     """
     seen: list[str] = []
 
@@ -55,7 +60,8 @@ def first_bad_value(
     with torch.no_grad(), torch.random.fork_rng(), _as_before(modules), _watched(modules, note):
         torch.manual_seed(seed)
         forward(observed["target"], observed["teacher"])
-    finding = _first_bad_weight(models["student"]) or (seen[0] if seen else _first_bad_gradient(models["student"]))
+    network = models[learner]
+    finding = _first_bad_weight(learner, network) or (seen[0] if seen else _first_bad_gradient(learner, network))
     if accelerator.num_processes == 1:
         return finding
     findings = gather_object([finding])
@@ -68,20 +74,20 @@ def _all_finite(tensor: Tensor) -> bool:
     return not own.is_floating_point() or bool(own.isfinite().all())
 
 
-def _first_bad_weight(student: nn.Module) -> str:
+def _first_bad_weight(learner: str, network: nn.Module) -> str:
     """A weight that is not finite since an earlier step."""
-    bad = (name for name, p in student.named_parameters() if not _all_finite(p))
+    bad = (name for name, p in network.named_parameters() if not _all_finite(p))
     name = next(bad, None)
-    return "" if name is None else f"the weight student.{name} itself is not finite, from an earlier step"
+    return "" if name is None else f"the weight {learner}.{name} itself is not finite, from an earlier step"
 
 
-def _first_bad_gradient(student: nn.Module) -> str:
+def _first_bad_gradient(learner: str, network: nn.Module) -> str:
     """The parameter nearest to the loss whose gradient is not finite: from there it spread towards the input."""
-    bad = [name for name, p in student.named_parameters() if p.grad is not None and not _all_finite(p.grad)]
+    bad = [name for name, p in network.named_parameters() if p.grad is not None and not _all_finite(p.grad)]
     if not bad:
         return ""
     others = f", as are those of {len(bad) - 1} parameters before it" if len(bad) > 1 else ""
-    return f"every output is finite, but the gradient of student.{bad[-1]} is not{others}"
+    return f"every output is finite, but the gradient of {learner}.{bad[-1]} is not{others}"
 
 
 @contextmanager

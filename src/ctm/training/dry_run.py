@@ -1,11 +1,12 @@
-"""What a recipe would cost: everything is built, a step is taken and measured, nothing is written."""
+"""What a recipe would cost: everything is built, steps are taken and measured, nothing is written."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
-from ctm.objectives import Adversarial
+from ctm.objectives import Objective
+from ctm.objectives.player import players_of, student_learns
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
 from ctm.training.processes import check_launch
@@ -29,13 +31,32 @@ _AVERAGES = ("ema", "target")
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Steps in which the same networks learn. learners: their names. steps: those of one common period of all rhythms. share: of
+    all steps. seconds, teacher_seconds: of a step, and those inside the teacher. evaluations: of each network for each image."""
+
+    learners: tuple[str, ...]
+    steps: list[int]
+    share: float
+    first_seconds: float = 0.0
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    evaluations: dict[str, int] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """Who learns, how often, and how long it takes."""
+        return f"{' and '.join(self.learners)} in {self.share:.0%} of the steps, {self.seconds:.3g} s each"
+
+
+@dataclass(frozen=True)
 class DryRun:
     """The measurements of one process.
 
     parameters: of each network that computes, by name. parameter_bytes: of all that are held, averages too; gradient_bytes,
     optimizer_bytes: after a step. peak_bytes: largest memory of the GPU's tensors, or of the process where there is none.
-    evaluations: of each network for each image in the measured step. expected_teacher: the teacher's, in the mean over
-    steps. first_seconds, seconds: the step that warms up, and the one after it. expected_seconds: of a step in the mean.
+    evaluations: of each network for each image in the student's measured step. expected_teacher: the teacher's, in the mean over
+    steps. first_seconds, seconds: the student's step that warms up, and its next one. expected_seconds: of a step in the mean.
+    kinds: of steps, by who learns, the student's first.
     stand_ins: a line for each thing that is not on this machine and what was taken in its place. start: lines on where the
     student's weights and noise levels come from."""
 
@@ -52,6 +73,7 @@ class DryRun:
     first_seconds: float
     seconds: float
     expected_seconds: float
+    kinds: list[Kind]
     stand_ins: list[str]
     start: list[str]
 
@@ -62,23 +84,25 @@ class DryRun:
         calls = ", ".join(f"{name} {count}" for name, count in self.evaluations.items())
         place = f"{self.device}, {self.processes} process{'es' if self.processes > 1 else ''}"
         held = f"parameters with averages {_size(self.parameter_bytes)}, gradients {_size(self.gradient_bytes)}"
-        taught = "teacher" in self.evaluations
+        taught, which = "teacher" in self.evaluations, "this" if len(self.kinds) == 1 else "the student's"
         mean = f"; of the teacher about {self.expected_teacher:.1f} in the mean over steps" if taught else ""
         result = [
             f"dry run on {place}: nothing is written",
             f"parameters: {networks}; total {sum(self.parameters.values()):,}",
             f"memory: {held}, optimiser {_size(self.optimizer_bytes)}; peak {_size(self.peak_bytes)}"
             + ("" if self.device.startswith("cuda") else " (of the process)"),
-            f"evaluations for each image in this step: {calls}{mean}",
+            f"evaluations for each image in {which} step: {calls}{mean}",
             f"time: {self.seconds:.3g} s a step of {recipe.data.batch_size} images (the first {self.first_seconds:.3g} s), "
             f"about {self.expected_seconds:.3g} s in the mean over steps",
+            *([f"who learns: {'; '.join(kind.words() for kind in self.kinds)}"] if len(self.kinds) > 1 else []),
             f"whole run: {recipe.steps:,} steps, about {_duration(whole)} without sample grids and checkpoints",
         ]
         return [result[0], *self.stand_ins, *self.start, *result[1:]]
 
 
 def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
-    """Build everything, take a step to warm up and a measured one; writes nothing. What is not on this machine is stood in for:
+    """Build everything, take a step to warm up and a measured one for each kind of step (who learns in it); writes nothing. What
+    is not on this machine is stood in for:
     data by random pictures of the recipe's shape, a teacher (also one that is needed and not named) by a copy of the student,
     a starting student by random weights; an adversarial objective without any of its feature networks is left out. Raises
     ValueError as `train`, and FileNotFoundError where the shape of missing data is not to be told from the recipe."""
@@ -99,9 +123,9 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     begin = recipe.steps // 2  # where an objective that starts late takes part
-    first, _, _ = _measured(run, begin)
-    seconds, teacher_seconds, evaluations = _measured(run, begin + 1)
-    each = teacher_seconds / max(evaluations.get("teacher", 0), 1)
+    kinds = [_taken(run, kind) for kind in kinds_of_steps(recipe.objectives, begin)]
+    student, evaluations = kinds[0], kinds[0].evaluations
+    each = student.teacher_seconds / max(evaluations.get("teacher", 0), 1)
     held = {**run.modules(), **({"teacher": run.teacher} if run.teacher is not None else {})}
     return DryRun(
         recipe=recipe,
@@ -114,11 +138,39 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
         peak_bytes=int(peak_memory(accelerator.device) * 2**20),
         evaluations=evaluations,
         expected_teacher=expected,
-        first_seconds=first,
-        seconds=seconds,
-        expected_seconds=seconds - teacher_seconds + expected * each,
+        first_seconds=student.first_seconds,
+        seconds=student.seconds,
+        expected_seconds=sum(kind.share * (kind.seconds - kind.teacher_seconds) for kind in kinds) + expected * each,
+        kinds=kinds,
         stand_ins=stand_ins,
         start=run.begun.lines,
+    )
+
+
+def kinds_of_steps(objectives: Sequence[Objective], begin: int) -> list[Kind]:
+    """The kinds of steps from step `begin` on, by who learns: those in which the student does first."""
+    players = list(players_of(objectives).values())
+    period = math.lcm(*(player.rhythm.period for player in players))
+    found: dict[tuple[str, ...], list[int]] = {}
+    for step in range(begin, begin + period):
+        learners = ["student"] if student_learns(objectives, step) else []
+        learners += [player.name for player in players if player.rhythm.player_learns(step)]
+        found.setdefault(tuple(learners), []).append(step)
+    kinds = [Kind(learners, steps, len(steps) / period) for learners, steps in found.items()]
+    return sorted(kinds, key=lambda kind: "student" not in kind.learners)
+
+
+def _taken(run: Run, kind: Kind) -> Kind:
+    """The kind with the measurements of its second step; the first warms up."""
+    step, period = kind.steps[0], round(len(kind.steps) / kind.share)
+    first, _, _ = _measured(run, step)
+    seconds, teacher_seconds, evaluations = _measured(run, step + period)
+    return replace(
+        kind,
+        first_seconds=first,
+        seconds=seconds,
+        teacher_seconds=teacher_seconds,
+        evaluations=evaluations,
     )
 
 
@@ -129,7 +181,7 @@ def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, .
     total = 0
     for step in (draw * recipe.steps // _DRAWS for draw in range(_DRAWS)):
         objectives = recipe.objectives_at(step)
-        if all(o.trains_student(step) for o in objectives if isinstance(o, Adversarial)):
+        if student_learns(objectives, step):
             active = (o for o in objectives if o.active(step))
             total += sum(o.teacher_evaluations(o.draw(model, like, generator)) for o in active)
     return total / _DRAWS

@@ -160,6 +160,7 @@ class RunDirectory:
         """Load the checkpoint of a step in place. Raises ValueError where it does not hold these modules and optimisers."""
         checkpoint = self.checkpoint(step)
         with self.fitting(step):
+            _check_names(checkpoint, {f"{name}.safetensors" for name in modules})
             for name, module in modules.items():
                 module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
             for name, optimizer in optimizers.items():
@@ -249,6 +250,19 @@ def _files(
         torch.save(optimizer.state_dict(), content)
         yield f"{name}.optimizer.pt", content.getvalue()
     yield "state.json", (json.dumps(state) + "\n").encode()
+
+
+def _check_names(checkpoint: Path, expected: set[str]) -> None:
+    """Raises ValueError where a checkpoint has not the weights of just these files, such as those of a player of an objective."""
+    there = {file.name for file in checkpoint.glob("*.safetensors")}
+    for name in sorted(expected - there):
+        raise ValueError(
+            f"it has no {name}, the weights of the {name.removesuffix('.safetensors')} that this recipe trains"
+        )
+    for name in sorted(there - expected):
+        raise ValueError(
+            f"its {name} are weights of a {name.removesuffix('.safetensors')} that this recipe does not train"
+        )
 
 
 def _reason(error: OSError | SafetensorError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from ctm.arguments import inside
 from ctm.conditions import Condition, dropped
-from ctm.objectives import Adversarial, Matching, Networks, Objective, balance
+from ctm.objectives import Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
+from ctm.objectives.player import makers
 
 __all__ = [
     "Batch",
     "LossModule",
     "backward",
     "draw_batch",
-    "fake_maker",
     "last_layer",
     "rows_of_process",
     "step_generator",
@@ -50,7 +50,9 @@ class LossModule(nn.Module):
     """The student and the objectives as one module, so that a data-parallel wrapper sees each step as one forward call.
 
     `outputs` holds what the student's last layer returned with gradient in the last forward. sharded: what its network
-    returned instead, because FSDP2 gathers the weights for a backward pass that comes through there."""
+    returned instead, because FSDP2 gathers the weights for a backward pass that comes through there. `made` holds, by the index
+    of each objective with a player, what the last forward made for the player, without gradient. Raises ValueError as
+    `ctm.objectives.player.makers`."""
 
     def __init__(self, student: Any, objectives: Sequence[Objective], *, sharded: bool = False) -> None:
         super().__init__()
@@ -58,7 +60,8 @@ class LossModule(nn.Module):
         self.student = student
         self.objectives = list(objectives)
         self.outputs: list[Tensor] = []
-        self.fake: Tensor | None = None
+        self.makers = {index: makers(objectives, index) for index, o in enumerate(objectives) if o.player() is not None}
+        self.made: dict[int, dict[str, Tensor]] = {}
 
     @property
     def last_layer(self) -> nn.Module:
@@ -74,28 +77,45 @@ class LossModule(nn.Module):
         return [index for index, draw in enumerate(batch.draws) if draw is not None]
 
     def forward(
-        self, batch: Batch, target: Any, teacher: Any, discriminator: Any = None, *, fake_only: bool = False
+        self,
+        batch: Batch,
+        target: Any,
+        teacher: Any,
+        players: Mapping[str, Any] | None = None,
+        *,
+        make_for: Collection[int] | None = None,
     ) -> list[Tensor]:
-        """The mean of each active objective over the batch, and in `fake` the samples that the discriminator is to judge.
+        """The mean of each active objective over the batch, and in `made` what players learn from.
 
-        fake_only: makes just these, without the targets of matching; to be called without gradient."""
+        players: the networks of players by name. make_for: indices of objectives with a player: makes just what these players
+        learn from, without losses; to be called without gradient."""
         self.outputs.clear()
+        self.made = {}
+        networks = Networks(self.student, target, teacher, players or {})
         with inside():  # the run's data and teacher were checked when it was prepared
-            return self._losses(batch, Networks(self.student, target, teacher, discriminator), fake_only)
+            return self._losses(batch, networks) if make_for is None else self._make(batch, networks, make_for)
 
-    def _losses(self, batch: Batch, networks: Networks, fake_only: bool) -> list[Tensor]:
-        if fake_only:
-            index = fake_maker(self.objectives)
-            matching: Any = self.objectives[index]
-            self.fake = matching.fake(networks, batch.x0, batch.condition, batch.draws[index]).detach()
-            return []
+    def _losses(self, batch: Batch, networks: Networks) -> list[Tensor]:
+        losses = []
         with self.watching():
-            losses = [
-                self.objectives[index](networks, batch.x0, batch.condition, batch.draws[index]).mean()
-                for index in self.active(batch)
-            ]
-        self.fake = networks.made["estimate"].detach() if "estimate" in networks.made else None
+            for index in self.active(batch):
+                losses.append(self.objectives[index](networks, batch.x0, batch.condition, batch.draws[index]).mean())
+                self._note(index, networks)
         return losses
+
+    def _make(self, batch: Batch, networks: Networks, owners: Collection[int]) -> list[Tensor]:
+        making = {maker for owner in owners for maker in self.makers[owner]}
+        for index in sorted({*making, *owners}):
+            if index in making:
+                self.objectives[index].make(networks, batch.x0, batch.condition, batch.draws[index])
+            if index in owners:
+                self._note(index, networks)
+        return []
+
+    def _note(self, index: int, networks: Networks) -> None:
+        """Keep what objectives have made so far, where objective `index` has a player."""
+        if index in self.makers:
+            self.made[index] = {name: value.detach() for name, value in networks.made.items()}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -107,29 +127,6 @@ class LossModule(nn.Module):
             yield
         finally:
             hook.remove()
-
-
-def fake_maker(objectives: Sequence[Objective]) -> int:
-    """The index of the matching objective whose estimate the adversarial one judges: the last before it.
-
-    Raises ValueError where there is none, where it starts after the adversarial one, or where its estimate is not in data
-    space."""
-    end = next((i for i, objective in enumerate(objectives) if isinstance(objective, Adversarial)), len(objectives))
-    found = [i for i, objective in enumerate(objectives[:end]) if isinstance(objective, Matching)]
-    if not found:
-        raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
-    chosen: Any = objectives[found[-1]]
-    if chosen.compare == "s" and chosen.s == "drawn":
-        raise ValueError(
-            "Adversarial judges data, but with compare: s the estimate of Matching stays at s: use compare: data"
-        )
-    for opponent in objectives[end : end + 1]:
-        if isinstance(opponent, Adversarial) and opponent.start < chosen.start:
-            raise ValueError(
-                f"Adversarial starts at step {opponent.start}, Matching, whose estimate it judges, at {chosen.start}: "
-                "let it start no earlier"
-            )
-    return found[-1]
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -18,10 +18,12 @@ from ctm.conditions import to
 from ctm.console import text_console
 from ctm.data import Images, epoch_order, random_flips
 from ctm.objectives import Networks
+from ctm.objectives.player import student_learns
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.ema import move_average
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
+from ctm.training.players import PlayerInTraining
 from ctm.training.processes import check_launch, largest
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
@@ -122,9 +124,10 @@ def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, tracker
 
 
 def _step(run: Run, step: int) -> dict[str, float | Tensor]:
-    """One step of the student, of the discriminator, or of both. Returns its numbers: each loss, each weight, gradient norms,
-    the teacher's evaluations, how the discriminator does."""
-    recipe, accelerator, opponent = run.recipe, run.accelerator, run.adversary
+    """One step of the student, of players, or of both. Returns its numbers: each loss, each weight, gradient norms, the teacher's
+    evaluations, how players do."""
+    recipe, accelerator = run.recipe, run.accelerator
+    learning = [player for player in run.players.values() if player.learns(step)]
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
     seed = step_generator(recipe.seed, step).initial_seed()
@@ -133,19 +136,19 @@ def _step(run: Run, step: int) -> dict[str, float | Tensor]:
     numbers: dict[str, float | Tensor] = {}
     verdict = Verdict(run, step, lambda: [_batch(run, step, part) for part in _parts(run)])
     skipped_before = run.guards["student"].skipped
-    if opponent is not None and opponent.objective.trains_discriminator(step):
-        opponent.begin()
-    if opponent is None or opponent.objective.trains_student(step):
-        numbers |= _student_step(run, step, verdict)
+    for player in learning:
+        player.begin()
+    if student_learns(recipe.objectives, step):
+        numbers |= _student_step(run, step, verdict, learning)
     else:
         for part in _parts(run):
-            batch = _batch(run, step, part)
+            batch, owners = _batch(run, step, part), [player.index for player in learning]
             with torch.no_grad():  # a data-parallel wrapper expects no backward pass then
-                run.wrapped(batch, run.target, run.teacher, fake_only=True)
-            _teach_adversary(run, batch, step)
-    skipped = run.guards["student"].skipped > skipped_before
-    if opponent is not None and opponent.objective.trains_discriminator(step) and not skipped:
-        numbers |= opponent.move(verdict.on_discriminator)
+                run.wrapped(batch, run.target, run.teacher, run.player_networks, make_for=owners)
+            _teach(run, batch, step, learning)
+    if run.guards["student"].skipped == skipped_before:
+        for player in learning:
+            numbers |= player.move(partial(verdict.on_player, player))
     return numbers
 
 
@@ -156,23 +159,23 @@ def _parts(run: Run) -> list[slice]:
     return rows_of_process(run.recipe.data.batch_size, accelerator.num_processes, accelerator.process_index, pieces)
 
 
-def _teach_adversary(run: Run, batch: Batch, step: int) -> None:
-    """Gradients of the discriminator on a piece of the batch and the student's last fakes."""
-    opponent, fake = run.adversary, run.module.fake
-    assert opponent is not None
-    assert fake is not None
-    networks = Networks(run.student, run.target, run.teacher, opponent.network)
-    opponent.learn(batch, fake, networks, step, pieces=run.recipe.engine.accumulate)
+def _teach(run: Run, batch: Batch, step: int, learning: Sequence[PlayerInTraining]) -> None:
+    """Gradients of the players that learn in this step, on a piece of the batch and what objectives made of it."""
+    networks = Networks(run.student, run.target, run.teacher, run.player_networks)
+    for player in learning:
+        player.learn(batch, run.module.made[player.index], networks, step, pieces=run.recipe.engine.accumulate)
 
 
-def _student_step(run: Run, step: int, verdict: Verdict) -> dict[str, float | Tensor]:
-    """One step of the student's optimiser."""
+def _student_step(
+    run: Run, step: int, verdict: Verdict, learning: Sequence[PlayerInTraining]
+) -> dict[str, float | Tensor]:
+    """One step of the student's optimiser, and the gradients of the players that learn in it."""
     recipe, accelerator, pieces = run.recipe, run.accelerator, run.recipe.engine.accumulate
     run.optimizer.zero_grad()
     numbers: dict[str, float | Tensor] = {}
     for index, part in enumerate(_parts(run)):
         with run.together(last=index + 1 == pieces):
-            for name, value in _piece(run, _batch(run, step, part), step).items():
+            for name, value in _piece(run, _batch(run, step, part), step, learning).items():
                 numbers[name] = numbers.get(name, 0.0) + value / pieces
     for name in [name for name in numbers if name.startswith("loss/")]:
         numbers[name] = accelerator.reduce(numbers[name], "mean")
@@ -211,7 +214,7 @@ def _batch(run: Run, step: int, part: slice) -> Batch:
     )
 
 
-def _piece(run: Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
+def _piece(run: Run, batch: Batch, step: int, learning: Sequence[PlayerInTraining]) -> dict[str, float | Tensor]:
     """Forward and backward through one piece of a batch: its gradients are added to the others'. Returns its numbers.
 
     The adaptive weights are found for each piece from its own gradients, over all processes (as in the official code)."""
@@ -224,7 +227,7 @@ def _piece(run: Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
         norms.append(gradient.norm())
         return gradient
 
-    losses = run.wrapped(batch, run.target, run.teacher, run.adversary and run.adversary.network)
+    losses = run.wrapped(batch, run.target, run.teacher, run.player_networks)
     weights = backward(
         run.module,
         losses,
@@ -242,6 +245,5 @@ def _piece(run: Run, batch: Batch, step: int) -> dict[str, float | Tensor]:
     numbers["teacher_evaluations_per_image"] = sum(
         recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
     )
-    if run.adversary is not None and run.adversary.objective.trains_discriminator(step):
-        _teach_adversary(run, batch, step)
+    _teach(run, batch, step, learning)
     return numbers

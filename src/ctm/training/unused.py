@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
 
 from ctm.conditions import to
 from ctm.objectives import Networks
@@ -54,8 +53,7 @@ def unused_parameters(run: Any, step: int) -> set[str]:
     )
     parameters = dict(run.student.named_parameters())
     buffers = [(buffer, buffer.clone()) for buffer in run.student.buffers()]
-    discriminator: nn.Module | None = run.adversary and run.adversary.network
-    networks = Networks(run.student, run.target, run.teacher, discriminator)
+    networks = Networks(run.student, run.target, run.teacher, run.player_networks)
     with torch.random.fork_rng(), torch.enable_grad():
         losses = [
             objective(networks, batch.x0, batch.condition, draw).mean()
