@@ -166,17 +166,17 @@ def test_limits_of_guidance_need_guidance(model):
         guidance.Limited(model, 0.1, 10)
 
 
-@pytest.mark.parametrize("name", ["denoise", "jump", "heun", "generate"])
+@pytest.mark.parametrize("name", ["denoise", "jump", "heun", "gamma"])
 def test_tensors_without_plain_numbers(name):
     call = {
         "denoise": lambda x: CTM.denoise(x, 1.0),
         "jump": lambda x: CTM.jump(x, 1.0, 0.5),
         "heun": lambda x: sampling.heun(CTM, x, GRID),
-        "generate": lambda x: sampling.gamma(mixture(2), x, GRID),
+        "gamma": lambda x: sampling.gamma(CTM, x, GRID),
     }[name]
     with pytest.raises(ValueError, match=r"x must be a dense tensor, got torch.sparse_coo: x.to_dense"):
         call(X.to_sparse())
-    with pytest.raises(ValueError, match=r"x is on (the device )?meta"):
+    with pytest.raises(ValueError, match="x is on meta and the model on cpu: bring x there by"):
         call(X.to("meta"))
 
 
@@ -211,3 +211,46 @@ def test_shares_between_labels(share):
 def test_labels_between_labels_are_whole():
     with pytest.raises(ValueError, match="labels must be whole numbers"):
         guidance.BetweenLabels(CTM, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("wrong", ["heun", 3])
+def test_a_sampler_is_a_function(wrong):
+    with pytest.raises(ValueError, match=r"sampler is a function such as ctm.sampling.heun"):
+        ctm.generate(CTM, 2, sampler=wrong, grid=GRID)
+
+
+@pytest.mark.parametrize("made", [None, 3, torch.ones(1, 2), torch.ones(2)])
+def test_what_a_sampler_gives_is_looked_at(made):
+    with pytest.raises(ValueError, match=r"the sampler must give the state at the end, of shape \(2, 2\)"):
+        ctm.generate(CTM, 2, sampler=lambda *_, **__: made, grid=GRID)
+
+
+def test_a_gamma_that_is_not_used_is_said(caplog):
+    ctm.generate(CTM, 2, sampler=sampling.heun, grid=GRID, gamma=0.5)
+    assert caplog.messages == ["gamma 0.5 is not used: it belongs to γ-sampling, and another sampler is given"]
+
+
+def test_a_callback_is_a_function():
+    with pytest.raises(ValueError, match="callback is a function of a Step, got 3"):
+        sampling.heun(CTM, X, GRID, callback=3)
+
+
+def test_no_guidance_of_no_model():
+    with pytest.raises(ValueError, match=r"a model has denoise\(x, t, condition\) or is callable"):
+        guidance.ClassifierFree(None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("guided", "sentence"),
+    [
+        (lambda: guidance.LossGuided(CTM, lambda x: torch.zeros(2)), "do not depend on the image"),
+        (lambda: guidance.LossGuided(CTM, lambda x: None), "a loss gives one number for each of 2 samples, got None"),
+        (lambda: guidance.LossDescent(CTM, lambda x: torch.zeros(2), rate=1.0), "do not depend on the image"),
+        (lambda: guidance.ClassifierGuided(CTM, lambda x: torch.zeros(2, 3)), "do not depend on the image"),
+        (lambda: guidance.ClassifierGuided(CTM, lambda x: x[:, :1]), r"gives logits of shape \(2, 1\)"),
+        (lambda: guidance.ClassifierGuided(CTM, lambda x: x[:, 0]), r"gives logits of shape \(2,\)"),
+    ],
+)
+def test_losses_and_classifiers_that_guide_nothing(guided, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        guided().denoise(X, 1.0, torch.tensor([0, 2]))

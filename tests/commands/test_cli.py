@@ -188,7 +188,7 @@ def test_case_05_labels_are_parsed_by_name(caplog):
         "FLAGS": r"could be 4 Flags and 5 flags: give the number",
         "2": r"--labels 2: is it the class number 2, or the class named 2, whose number is 3\? Give '\"2\"' in quotes",
         '"Food': r"a quote in text that does not end",
-        "Food,": r"this model has no class ''",
+        "Food,": r"--labels has nothing between two commas, or at an end: 'Food,'",
     }
     for text, message in wrong.items():
         with pytest.raises(ValueError, match=message):

@@ -19,7 +19,7 @@ LIBRARY = re.compile(
     ("arguments", "words"),
     [
         (["sample", MODEL, "--steps", "x"], "ctm sample: --steps must be a whole number, got x"),
-        (["sample", MODEL, "--gamma", "x"], "--gamma must be a number, got x"),
+        (["sample", MODEL, "--gamma", "x"], "--gamma must be a finite number, got x"),
         (["sample", MODEL, "--steps"], "--steps needs a value after it: --steps VALUE"),
         (["sample", MODEL, "--stpes", "3"], "there is no option --stpes: did you mean --steps?"),
         (["sample", MODEL, "extra"], "extra is one argument too many"),
@@ -41,10 +41,10 @@ LIBRARY = re.compile(
         ([*TRAIN, "--data.flip", "maybe"], "--data.flip must be true or false, got maybe"),
         ([*TRAIN, "--dry-run=3"], "--dry-run takes no value, got 3"),
         ([*TRAIN, "--engine.precision", "fp8"], "--engine.precision must be one of fp32, bf16, fp16, got fp8"),
-        ([*TRAIN, "--ema", "x"], "--ema must be a number or a list such as [a, b], got x"),
-        ([*TRAIN, "--loss_factors", "[x]"], "an entry of --loss_factors must be a number, got x"),
+        ([*TRAIN, "--ema", "x"], "--ema must be a finite number or a list such as [a, b], got x"),
+        ([*TRAIN, "--loss_factors", "[x]"], "an entry of --loss_factors must be a finite number, got x"),
         ([*TRAIN, "--trackers", "[foo]"], "an entry of --trackers must be one of wandb, trackio, got foo"),
-        ([*TRAIN, "--target_ema", "null"], "--target_ema must be a number, got null"),
+        ([*TRAIN, "--target_ema", "null"], "--target_ema must be a finite number, got null"),
         ([*TRAIN, "--network", "null"], "--network must be a class with its settings, got null"),
         ([*TRAIN, "--optimizer", "Adm"], "--optimizer Adm: there is no such class: did you mean Adam or RAdam?"),
         ([*TRAIN, "--network", "Foo"], "there is no such class: there are ADM, DDPMpp, DhariwalUNet, MLP, NCSNpp"),
@@ -53,7 +53,7 @@ LIBRARY = re.compile(
             [*TRAIN, "--network.class_path", "ctm.networks.MPL"],
             "ctm.networks.MPL: there is no such class: did you mean MLP?",
         ),
-        ([*TRAIN, "--optimizer.init_args.lr", "x"], "--optimizer.init_args.lr must be a number, got x"),
+        ([*TRAIN, "--optimizer.init_args.lr", "x"], "--optimizer.init_args.lr must be a finite number, got x"),
         (
             [*TRAIN, "--optimizer.init_args.betas", "3"],
             "--optimizer.init_args.betas must be a list such as [a, b], got 3",
@@ -159,3 +159,29 @@ def test_every_command_looks_at_ctm_allow(capsys, monkeypatch, command):
         said == "ctm: CTM_ALLOW takes modules such as mynets or mypackage.nets, with commas between them, got 'a b;c'\n"
     )
     assert run(capsys, *command, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "1-100000000000"], "1-100000000000 is a range of more than 10,000,000 numbers"),
+        (["--labels", "0-100000000000"], "0-100000000000 is a range of more than 10,000,000 numbers"),
+        (["--labels", "1,,2"], "--labels has nothing between two commas, or at an end"),
+        (["--labels", "1,"], "--labels has nothing between two commas, or at an end"),
+        (["--grid", "index:10000000000"], "a discrete model has at most 10,000,000 levels"),
+        (
+            ["--form", "code", "--sampler", "heun"],
+            "--form belongs to γ-sampling, and the sampler here is heun: leave it out",
+        ),
+        (["--sampler", "ancestral", "--eta", "2"], "--eta must be in [0, 1], got 2"),
+        (["--sampler", "heun", "--churn", "-1"], "--churn must be at least 0, got -1"),
+        (["--out", "MODEL"], "is the directory of a model or a run (it has config.json): give another for the samples"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_odd_values_of_sample(capsys, small_ctm, tmp_path, monkeypatch, arguments, words):
+    small_ctm.save_pretrained(tmp_path / "MODEL")
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--out" in arguments else ["--out", "x.png"]
+    assert words in sentence(capsys, "sample", "MODEL", "--num", "2", *arguments, *out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL"]

@@ -35,6 +35,11 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a directory: give another name for the file")
     if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
         raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
+    owner = next((name for name in ("config.json", "config.yaml") if (out / name).is_file()), None)
+    if owner is not None:
+        raise ValueError(
+            f"--out {out} is the directory of a model or a run (it has {owner}): give another for the samples"
+        )
     check_place(out)
     if suffix_of(out) == ".npz":
         return

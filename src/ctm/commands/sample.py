@@ -264,6 +264,8 @@ def _sampler(
         raise ValueError(f"--sampler must be one of {', '.join(_SAMPLERS)}, got {name!r}")
     if name != "gamma" and settings.gamma != 0:
         raise ValueError(f"--gamma belongs to γ-sampling, and the sampler here is {name}: leave it out")
+    if name != "gamma" and settings.form != "paper":
+        raise ValueError(f"--form belongs to γ-sampling, and the sampler here is {name}: leave it out")
     noise = {option: settings[option] for option, none in _NOISE.items() if settings[option] != none}
     unfitting = [option for option in noise if option not in _TAKES.get(name, ())]
     if unfitting:
@@ -295,6 +297,8 @@ def _sampler(
         raise ValueError(f"--sampler {name} needs at least 2 --steps (noise levels), got {steps}")
     levels = parse_grid(settings.grid or "karras", steps - 1, *ends)
     levels = levels if grid is not None else to_zero(levels)
-    if ("eta" in noise and not 0 <= noise["eta"] <= 1) or any(value < 0 for value in noise.values()):
-        raise ValueError(f"--eta must be in [0, 1] and churn's options at least 0, got {noise}")
+    for option, value in noise.items():
+        if value < 0 or (option == "eta" and value > 1):
+            allowed = "in [0, 1]" if option == "eta" else "at least 0"
+            raise ValueError(f"--{option} must be {allowed}, got {value:g}")
     return check_start(levels[:1], levels, zero_end=True), partial(getattr(sampling, name), **noise)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_number
+from ctm.arguments import as_count, as_number, checked, words_for
 from ctm.conditions import Condition, labels_of
 from ctm.models.guided import Guided
 from ctm.models.protocol import Model, denoiser_of
@@ -41,6 +41,11 @@ class ClassifierGuided(Guided):
 
         def log_probability(at: Tensor, denoised: Callable[[Tensor], Tensor]) -> Tensor:
             logits = self.classifier(at, t) if self.noisy else self.classifier(denoised(at))
+            if logits.dim() != 2 or (checked() and int(labels.max()) >= logits.shape[1]):
+                raise ValueError(
+                    f"the classifier gives logits of shape {tuple(logits.shape)}, and (B, K) with a column for each of the "
+                    "labels given is needed"
+                )
             chosen = logits.log_softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
             return torch.where(labels >= 0, chosen, torch.zeros_like(chosen))
 
@@ -84,7 +89,7 @@ class LossDescent(Guided):
         for _ in range(self.steps):
             with torch.enable_grad():
                 at = image.detach().requires_grad_()
-                gradient = torch.autograd.grad(_checked(self.loss(at), at).sum(), at)[0]
+                gradient = _gradient(_checked(self.loss(at), at), at)
             image = image - self.rate * gradient
         return image
 
@@ -96,12 +101,23 @@ def likelihood_gain(
     denoise = denoiser_of(model, condition)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
-        gradient = torch.autograd.grad(likelihood(at, lambda y: denoise(y, t)).sum(), at)[0]
+        gradient = _gradient(likelihood(at, lambda y: denoise(y, t)), at)
     return match_dims(t, x) ** 2 * gradient
+
+
+def _gradient(values: Tensor, at: Tensor) -> Tensor:
+    """∇ of the sum of values. Raises ValueError where they do not depend on `at`."""
+    if not values.requires_grad:
+        raise ValueError(
+            "guidance needs a gradient, and the loss or classifier gives values that do not depend on the image"
+        )
+    return torch.autograd.grad(values.sum(), at)[0]
 
 
 def _checked(loss: Tensor, x: Tensor) -> Tensor:
     """Raises ValueError for a loss that is not one number for each sample."""
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"a loss gives one number for each of {len(x)} samples, got {words_for(loss)}")
     if loss.shape != (len(x),):
         raise ValueError(f"a loss gives one number for each of {len(x)} samples, got shape {tuple(loss.shape)}")
     return loss

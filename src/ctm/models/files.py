@@ -54,9 +54,10 @@ def load_model(source: str | Path) -> AnyModel:
             hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
             config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
         except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
+            near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
             raise FileNotFoundError(
                 f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
-                "Give a model or run directory, or a hub id."
+                + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
             ) from error
     kind = read_config(config_file).get("model", "TrajectoryModel")
     if not isinstance(kind, str) or kind not in MODELS:

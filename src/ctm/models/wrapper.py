@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ctm.arguments import as_levels, as_state
 from ctm.conditions import Condition, takes_labels
 from ctm.models.grids import TunedGrid
-from ctm.models.protocol import Model, score_of
+from ctm.models.protocol import Model, denoiser_of, score_of
 
 __all__ = ["Wrapper"]
 
@@ -29,6 +29,7 @@ class Wrapper(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
+        denoiser_of(model, None)  # refuses what is no model
         self.model = model
 
     def __getattr__(self, name: str) -> Any:

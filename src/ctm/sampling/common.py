@@ -52,8 +52,7 @@ def check_start(x: Tensor, grid: Tensor, *, zero_end: bool) -> Tensor:
     if not isinstance(grid, Tensor) or grid.dim() != 1 or len(grid) < 2:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
         raise ValueError(f"grid must be a tensor of at least two noise levels, e.g. karras_grid(4), got {shape}")
-    if as_state(x).is_meta:
-        raise ValueError("x is on the device meta, which holds shapes and no numbers: give it on cpu or a GPU")
+    as_state(x)
     if not grid.is_floating_point():
         raise ValueError(f"grid must be a tensor of floating-point noise levels, got {grid.dtype}")
     if not bool(grid.isfinite().all()) or bool((grid[1:] >= grid[:-1]).any()):

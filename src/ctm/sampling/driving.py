@@ -36,6 +36,9 @@ def sampler(steps: Callable[Concatenate[Tensor, Tensor, P], Steps]) -> Sampler[P
     @takes_labels
     @functools.wraps(steps)
     def sample(model: Model, x: Tensor, grid: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+        callback = options.get("callback")
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback is a function of a Step, got {words_for(callback)}")
         return drive(model, steps(x, grid, *args, **options))
 
     own = inspect.signature(steps, eval_str=False)

@@ -157,7 +157,12 @@ def draw(
     with torch.no_grad():
         like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
         x = levels[0].to(like) * noise(like)
-        return sampler(model, x, levels, condition=to(condition, device), noise=noise).to(dtype)
+        made = sampler(model, x, levels, condition=to(condition, device), noise=noise)
+    if not isinstance(made, Tensor) or made.shape != x.shape:
+        raise ValueError(
+            f"the sampler must give the state at the end, of shape {tuple(x.shape)}, got {words_for(made)}"
+        )
+    return made.to(dtype)
 
 
 def _check_shape(model: object) -> None:
@@ -222,12 +227,16 @@ def stream(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
     _check_shape(model)
+    if sampler is not None and gamma is not None:
+        _LOG.warning("gamma %g is not used: it belongs to γ-sampling, and another sampler is given", as_gamma(gamma))
     chosen = conditions_for(model, num, condition, seed)
     levels, gamma = _levels(model, steps, gamma, grid, dtype, tunable=sampler is None)
     if sampler is None and not can_jump(model):
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
         )
+    if sampler is not None and not callable(sampler):
+        raise ValueError(f"sampler is a function such as ctm.sampling.heun, got {words_for(sampler)}")
     place = usable_device(device_of(model) if device is None else device)
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)

@@ -38,6 +38,8 @@ _T = TypeVar("_T", int, float)
 
 GRID_HELP = "karras or karras:RHO, log, index:POINTS (of a discrete model's levels), or levels such as 80,2.5,0.002"
 
+_LONGEST_RANGE = 10_000_000  # numbers, each of which takes memory
+
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(,|$)')
 
 
@@ -48,6 +50,8 @@ def _ranges(text: str) -> list[int] | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             return None
+        if dash and int(last) - int(first) >= _LONGEST_RANGE:
+            raise ValueError(f"{part.strip()} is a range of more than {_LONGEST_RANGE:,} numbers: give a shorter one")
         chosen += range(int(first), int(last) + 1) if dash else [int(first)]
     return chosen
 
@@ -71,6 +75,8 @@ def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list
         if classes == 0:
             raise ValueError("--labels all: this model has no classes, leave --labels out")
         return list(range(classes))
+    if "," in text and ("", False) in _parts(text):
+        raise ValueError(f"--labels has nothing between two commas, or at an end: {text!r}: take the comma out")
     return [label for part, quoted in _parts(text) for label in _labels_of(part, quoted, classes, names)]
 
 
@@ -139,6 +145,8 @@ def parse_grid(text: str, steps: int, sigma_min: float, sigma_max: float) -> Ten
     try:
         if name == "karras":
             return karras_grid(steps, rho=float(number) if colon else 7.0, **ends)  # type: ignore[arg-type]
+        if name == "index" and colon and int(number) > _LONGEST_RANGE:
+            raise ValueError(f"--grid {text}: a discrete model has at most {_LONGEST_RANGE:,} levels")
         if name == "index" and colon:
             return index_grid(steps, int(number), **ends)  # type: ignore[arg-type]
     except ValueError as error:

@@ -15,7 +15,7 @@ __all__ = ["LISTS", "mistake", "value_mistake"]
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _TYPES = {
     "int": "a whole number",
-    "float": "a number",
+    "float": "a finite number",
     "bool": "true or false",
     "str": "a text",
     "list": "a list such as [a, b]",

@@ -14,6 +14,7 @@ import torch
 
 from ctm.data import Images
 from ctm.files import write_whole
+from ctm.models.protocol import can_jump
 from ctm.training.rows import read_rows
 from ctm.training.run_directory import RunDirectory
 
@@ -72,7 +73,7 @@ class SelfEvaluation:
         from ctm.evaluation.run import evaluate_plans
 
         subject = subject_of("model", str(self._directory.path), model)
-        steps = self.settings.steps or (1 if hasattr(model, "jump") else 18)
+        steps = self.settings.steps or (1 if can_jump(model) else 18)
         with tempfile.TemporaryDirectory() as folder:
             (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder), quiet=True)
         numbers = {name: number.value for name, number in row.numbers.items()}
