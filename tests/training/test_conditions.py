@@ -19,6 +19,7 @@ from ctm.commands import sample
 from ctm.conditioner import conditioner_from
 from ctm.data import load_images
 from ctm.data.images import to_model_range
+from ctm.evaluation import sources
 from ctm.models import load_model
 from ctm.teachers import ConditionalGaussian
 from ctm.terminal.recipe_parser import parse_recipe
@@ -325,6 +326,24 @@ def test_each_column_of_a_grid_has_one_condition(data, tmp_path, monkeypatch):
         assert condition.keys() == expected.keys()
         for name, values in expected.items():
             assert torch.equal(condition[name], torch.cat([values] * times))
+
+
+def test_a_runs_own_evaluation_is_under_the_fields_of_its_rows(data, tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("CTM_CACHE", str(session_cache))
+    drawn, draw = [], sources.draw
+
+    def noted(model, indices, **options):
+        drawn.append(options["condition"])
+        return draw(model, indices, **options)
+
+    monkeypatch.setattr(sources, "draw", noted)
+    evaluation = {"every": 2, "num": 16, "steps": 2, "features": "classifier"}
+    trained(tmp_path / "run", teacher_arguments(*on(data, *BOTH), "--evaluation", json.dumps(evaluation)))
+    rows = sources.label_rows(load_images(str(data)), 16, 0)
+    with np.load(data) as stored:
+        for name in BOTH:
+            assert torch.equal(drawn[0][name], torch.from_numpy(stored[name][rows]))
+    assert drawn[0]["labels"].tolist() == CLASSES[rows].tolist()
 
 
 def test_the_pages_commands_and_code_run(tmp_path, monkeypatch):
