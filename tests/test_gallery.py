@@ -42,7 +42,8 @@ def test_an_unknown_picture_is_a_sentence(gallery):
         gallery.main(["portrait"])
 
 
-@pytest.mark.parametrize("name", ["stroke", "steps"])
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+@pytest.mark.parametrize("name", ["stroke", "steps", "teacher"])
 def test_a_picture_is_drawn_again_as_it_is(gallery, name, tmp_path, monkeypatch):
     """To the rounding of another machine: at most 1 % of the pixels are off by more than 8 of 255."""
     monkeypatch.chdir(ROOT)

@@ -58,12 +58,12 @@ def emoji(rows: int) -> tuple[Any, Tensor]:
 
 
 def by_heun(model: Any, labels: Tensor) -> Tensor:
-    return generate(model, len(labels), labels=labels, sampler=heun, grid=karras_grid(18))
+    return generate(model, len(labels), condition=labels, sampler=heun, grid=karras_grid(18))
 
 
 def teacher_and_student() -> Sheet:
     labels = torch.arange(10)
-    return ["teacher, 35", "CTM, 1"], [by_heun(teacher(), labels), generate(student(), 10, labels=labels)]
+    return ["teacher, 35", "CTM, 1"], [by_heun(teacher(), labels), generate(student(), 10, condition=labels)]
 
 
 def steps() -> Sheet:
@@ -157,7 +157,7 @@ def varied() -> Sheet:
 def guidance() -> Sheet:
     labels = torch.arange(10)
     scales = (0.0, 1.0, 2.0, 4.0)
-    guided = [generate(ClassifierFree(student(), scale), 10, steps=2, labels=labels) for scale in scales]
+    guided = [generate(ClassifierFree(student(), scale), 10, steps=2, condition=labels) for scale in scales]
     heuns = [by_heun(ClassifierFree(teacher(), scale), labels) for scale in scales]
     titles = [f"{name} {scale:g}" for name in ("CTM", "teacher") for scale in scales]
     return titles, guided + heuns

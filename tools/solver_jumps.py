@@ -14,6 +14,7 @@ from torch import Tensor
 from ctm import load_model
 from ctm.bench.cells import Cell
 from ctm.bench.samplers import measure
+from ctm.conditions import Condition
 from ctm.evaluation.run import make_judge
 from ctm.noise import karras_grid
 from ctm.sampling import gamma as gamma_sampler
@@ -29,14 +30,14 @@ class SolverJumps(torch.nn.Module):
         self.shape, self.num_classes = model.shape, model.num_classes
         self.sigma_min, self.sigma_max = model.sigma_min, model.sigma_max
 
-    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """The teacher's."""
-        return self.model.denoise(x, t, labels)
+        return self.model.denoise(x, t, condition)
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = None) -> Tensor:
         """All samples of a batch from t[0] to s[0]."""
         levels = karras_grid(self.points - 1, float(s[0]), float(t[0]), dtype=x.dtype)
-        return heun(self.model, x, levels, labels=labels)
+        return heun(self.model, x, levels, condition=condition)
 
 
 def main() -> None:

@@ -152,6 +152,17 @@ def test_labels_and_fields_of_a_sample_are_those_of_one_row(data, fields_ctm):
     assert judge.protocol["condition"] == PAIRED
 
 
+def test_a_row_without_a_field_gives_a_sample_without_it(data, fields_ctm, judge_on):
+    images = load_images(str(data), condition=list(FIELDS))
+    present = np.arange(120) % 3 > 0
+    partly = replace(images, fields={**images.fields, "ink_present": present})
+    condition, record = condition_of(judge_on(partly), fields_ctm, 0)
+    assert np.array_equal(condition["ink_present"], present[label_rows(images, 30, 0)])
+    assert record["fields"]["names"] == ["ink", "half"]
+    with pytest.raises(ValueError, match="ink_present must be bool"):
+        replace(images, fields={**images.fields, "ink_present": present[:3]})
+
+
 def test_a_model_of_classes_gets_none_where_the_rows_have_none(data, fields_ctm, judge_on):
     images = load_images(str(data), condition=list(FIELDS))
     unlabelled = Images(images.pixels, fields=images.fields, name="unlabelled")
@@ -201,7 +212,7 @@ def test_evaluate_takes_the_rows_of_a_file_in_turn(capsys, model, fields_ctm, da
     out = tmp_path / "out"
     result = result_of(capsys, out, model, "--data", data, "--steps", "1", "--condition", asked)
     rule = result["protocol"]["condition"]
-    assert (rule["file"], rule["rows"]) == ("asked.npz", 3)
+    assert rule.startswith("the 3 rows of a file in turn, sha256 ")
     assert result["rows"][0]["fields"]["names"] == ["ink", "half"]
     images = load_images(str(data), condition=list(FIELDS))
     with np.load(asked) as stored:

@@ -3,6 +3,8 @@ learns the conditional flow of a Gaussian that is known in closed form."""
 
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ctm import Arrays, Labels, karras_grid, sampling
+from ctm.cli import main
 from ctm.commands import sample
 from ctm.conditioner import conditioner_from
+from ctm.data import load_images
 from ctm.data.images import to_model_range
+from ctm.evaluation import sources
 from ctm.models import load_model
 from ctm.teachers import ConditionalGaussian
 from ctm.terminal.recipe_parser import parse_recipe
@@ -23,6 +28,7 @@ from ctm.training.assembly import load_data, prepare
 
 from .runs import (
     OFTEN,
+    RECIPES,
     everything,
     finish,
     kill_at_random,
@@ -154,6 +160,45 @@ def test_a_broken_run_on_fields_goes_on_to_the_bits_of_an_unbroken_one(teacher, 
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+def test_rows_without_a_field_are_trained_on_without_it(data, tmp_path, caplog):
+    """Of the 24 rows 6 have no observation: what stands there is nothing. Dropout adds to this."""
+    with np.load(data) as stored:
+        observation = stored["observation"].copy()
+    present = np.arange(24) % 4 != 1
+    observation[~present] = np.nan
+    write_set(data, observation=observation, observation_present=present)
+    arguments = teacher_arguments(*on(data, *BOTH), "--condition_dropout", "0.5")
+    out = trained(tmp_path / "run", arguments)
+    assert "observation is absent in 6 of 24 rows" in caplog.text
+    assert load_model(out).conditioner == Labels(3) | Arrays(BOTH)
+    recipe, _ = parse_recipe([*arguments, "--data.batch_size", "240"])
+    images = load_data(recipe)
+    found = trainer._batch(prepare(recipe, Accelerator(cpu=True), images), 0, slice(0, 240)).condition
+    with np.load(data) as stored:
+        absent = {tuple(row.flatten().tolist()) for row in stored["map"][~present]}
+    rows_without = torch.tensor([tuple(row.flatten().tolist()) in absent for row in found["map"]])
+    assert rows_without.sum() == 60
+    assert not found["observation_present"][rows_without].any()
+    assert torch.equal(found["observation_present"], found["map_present"] & ~rows_without)
+    assert 60 < found["map_present"].sum() < 180
+    write_set(data, observation=observation, observation_present=~present)
+    with pytest.raises(
+        ValueError, match=r"observation of item 1 is not finite: leave such items out, scale them, or say False"
+    ):
+        load_data(recipe)
+    write_set(data, observation_present=present[:5])
+    with pytest.raises(ValueError, match="observation_present must be 24 times true or false, got bool"):
+        load_data(recipe)
+
+
+def test_a_run_does_not_go_on_with_other_rows_absent(data, tmp_path):
+    write_set(data, observation_present=np.arange(24) < 12)
+    trained(tmp_path / "run", teacher_arguments(*on(data, *BOTH)))
+    write_set(data, observation_present=np.arange(24) < 13)
+    with pytest.raises(ValueError, match=r"changed since is the data \("):
+        trained(tmp_path / "run", teacher_arguments(*on(data, *BOTH, steps=4)))
+
+
 @pytest.mark.slow
 def test_a_killed_run_on_fields_ends_with_the_bits_of_an_unbroken_one(teacher, data, tmp_path):
     arguments = fields_student(teacher, data, 60)
@@ -281,6 +326,42 @@ def test_each_column_of_a_grid_has_one_condition(data, tmp_path, monkeypatch):
         assert condition.keys() == expected.keys()
         for name, values in expected.items():
             assert torch.equal(condition[name], torch.cat([values] * times))
+
+
+def test_a_runs_own_evaluation_is_under_the_fields_of_its_rows(data, tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("CTM_CACHE", str(session_cache))
+    drawn, draw = [], sources.draw
+
+    def noted(model, indices, **options):
+        drawn.append(options["condition"])
+        return draw(model, indices, **options)
+
+    monkeypatch.setattr(sources, "draw", noted)
+    evaluation = {"every": 2, "num": 16, "steps": 2, "features": "classifier"}
+    trained(tmp_path / "run", teacher_arguments(*on(data, *BOTH), "--evaluation", json.dumps(evaluation)))
+    rows = sources.label_rows(load_images(str(data)), 16, 0)
+    with np.load(data) as stored:
+        for name in BOTH:
+            assert torch.equal(drawn[0][name], torch.from_numpy(stored[name][rows]))
+    assert drawn[0]["labels"].tolist() == CLASSES[rows].tolist()
+
+
+def test_the_pages_commands_and_code_run(tmp_path, monkeypatch):
+    """The section on conditions in docs/training.md, with few steps; all but its evaluation, which tests/evaluation runs."""
+    page = (RECIPES.parent / "docs" / "training.md").read_text()
+    section = page[page.index("## Conditions") : page.index("## A run directory")]
+    make, use, some = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    commands = [line.split("ctm ", 1)[1] for line in section.splitlines() if line.startswith("ctm ")]
+    assert [command.split()[0] for command in commands] == ["train", "train", "sample", "evaluate"]
+    monkeypatch.chdir(tmp_path)
+    exec(make, {})
+    for command in commands[:3]:
+        few = ["--steps", "3"] if command.startswith("train") else []
+        assert main([*shlex.split(command), *few]) == 0
+    exec(use, {})
+    exec(some, {})
+    images = load_images("digits-some.npz", condition=["ink", "half"])
+    assert 0.85 < images.fields["half_present"].mean() < 0.95
 
 
 # Against a truth

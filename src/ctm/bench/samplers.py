@@ -14,13 +14,15 @@ from ctm.bench.cells import NAMES, Cell, cells
 from ctm.bench.curves import curves, picture, table
 from ctm.bench.results import Results
 from ctm.console import text_console
+from ctm.data import tell
+from ctm.evaluation.conditions import check_fields
 from ctm.evaluation.extractors import NAMES as FEATURES
 from ctm.evaluation.extractors import checksum_of
 from ctm.evaluation.frechet import frechet_numbers
 from ctm.evaluation.moments import BlockMoments
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.protocol import differences
-from ctm.evaluation.run import Judge, labels_of, make_judge
+from ctm.evaluation.run import Judge, condition_of, make_judge
 from ctm.evaluation.sources import ModelSource
 from ctm.files import write_whole
 from ctm.models import AnyModel, load_model
@@ -84,6 +86,7 @@ def run(settings: Namespace) -> None:
         images=settings.count,
         processes=Processes(),
     )
+    tell(check_fields(judge.fields, judge.data, model, "the model", judge.labels), settings.model)
     _start(results, settings.model, model, judge)
     model.to(judge.processes.device)
     console = text_console()
@@ -122,9 +125,9 @@ def _start(results: Results, name: str, model: AnyModel, judge: Judge) -> None:
 def measure(judge: Judge, model: AnyModel, cell: Cell, seed: int) -> dict[str, Any]:
     """The Fréchet distance of a cell's samples, as `ctm evaluate` computes it, its error bar by blocks, its limit for many
     samples if there is one, and milliseconds of the sampler for an image."""
-    labels = labels_of(judge, model, seed)
+    condition, _ = condition_of(judge, model, seed)
     device = judge.processes.device
-    source = ModelSource(model, judge.images, cell.levels, cell.method, labels, seed, device)
+    source = ModelSource(model, judge.images, cell.levels, cell.method, condition, seed, device)
     moments, seconds = BlockMoments(judge.extractor.features), 0.0
     for first in range(0, judge.images, _BATCH):
         indices = np.arange(first, min(first + _BATCH, judge.images))

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from ctm import __version__
 from ctm.conditions import Condition, labels_of, rows
 from ctm.data import Images, epoch_order, load_images, match_classes, tell
-from ctm.data.conditions import fields_for
+from ctm.data.conditions import fields_for, names_of
 from ctm.evaluation.conditions import with_labels
 from ctm.evaluation.lossless import histogram_bits, png_bits
 from ctm.evaluation.number import mean_with_error
@@ -100,12 +100,12 @@ def run(settings: Namespace) -> None:
     labels = labels if labels is None else np.broadcast_to(labels, len(images))[drawn]
     fields = {name: values[drawn] for name, values in _own_fields(model, images, settings).items()}
     condition = with_labels(fields, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)))
-    result = _measure(model, pixels, condition, settings) | {"drawn": drawn.tolist(), "fields": list(fields)}
+    result = _measure(model, pixels, condition, settings) | {"drawn": drawn.tolist(), "fields": names_of(fields)}
     result |= {"png": float(png_bits(pixels).mean()), "histogram": _histogram(images.pixels, drawn)}
     if settings.out is not None:
         write_whole(Path(settings.out), (json.dumps(result, indent=2) + "\n").encode())
     kind = "with their classes" if result["labels"] else "without classes"
-    kind += f" and with their {', '.join(fields)}" if fields else ""
+    kind += f" and with their {', '.join(names_of(fields))}" if fields else ""
     share = (
         f"all {len(pixels)} images" if len(pixels) == len(images) else _drawn_in_words(len(pixels), images, settings)
     )

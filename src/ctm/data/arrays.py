@@ -12,7 +12,7 @@ from PIL import Image
 
 from ctm.data.archive import Archive, Header
 from ctm.data.classes import could_be_labels, read_labels, text_of
-from ctm.data.conditions import read_field
+from ctm.data.conditions import read_fields
 from ctm.data.files import Picture
 from ctm.data.images import Images
 from ctm.data.limits import check_size
@@ -35,8 +35,8 @@ def load_npz(
 
     image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
     class_names are the names of the classes. condition: names of arrays of real numbers (N, …) that are fields of the
-    condition. max_gb: as in `ctm.data.limits`. Raises as `Archive`, and ValueError for arrays
-    that are not there or no images or labels."""
+    condition; NAME_present, true or false (N,), says in which rows NAME is there. max_gb: as in `ctm.data.limits`. Raises as
+    `Archive`, and ValueError for arrays that are not there or no images or labels."""
     archive = Archive(path, max_gb)
     image_name = _chosen(archive, "image", image, _IMAGES)
     if image_name is None:
@@ -52,7 +52,9 @@ def load_npz(
     notes: list[str] = []
     if label_name is not None:
         labels, names, notes = read_labels(_read_small(archive, label_name, count), count, f"{path} ({label_name})")
-    fields = {str(_chosen(archive, "condition", name, ())): read_field(archive, name, count) for name in condition}
+    asked = [str(_chosen(archive, "condition", name, ())) for name in condition]
+    fields, absences = read_fields(archive, asked, count)
+    notes += absences
     used = {image_name, label_name, *fields}
     if labels is not None and not names and _NAMES in archive.headers:
         names, used = _class_names(archive, int(labels.max())), used | {_NAMES}

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ctm.conditioner import Conditioner
+from ctm.conditions import PRESENT, is_flag_of
 from ctm.data.archive import Archive
 from ctm.files import suffix_of
 
-__all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "read_field"]
+__all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "names_of", "read_fields"]
 
 
 def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, and
-    lines that say what the file lacks or has besides.
+    """The arrays of an .npz that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, with
+    their NAME_present, bool (N,), where the file has them, and lines that say what the file lacks or has besides.
 
     Raises FileNotFoundError, and ValueError for a file that is none, holds none of the fields, or one of another shape."""
     place = Path(path)
@@ -31,20 +32,48 @@ def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tupl
         held = ", ".join([*archive.headers, *archive.objects]) or "none"
         raise ValueError(f"{path} holds the arrays {held}: the model's condition is {', '.join(fields)}")
     count = archive.headers[there[0]].shape[:1]
-    read = {name: read_field(archive, name, count[0] if count else 0) for name in there}
-    for name, values in read.items():
-        if values.shape[1:] != tuple(fields[name]):
+    read, notes = read_fields(archive, there, count[0] if count else 0)
+    for name in there:
+        if (values := read[name]).shape[1:] != tuple(fields[name]):
             raise ValueError(
                 f"{path}: {name} must be (N, {', '.join(map(str, fields[name])) or 'one number each'}), got {values.shape}"
             )
-    others = [name for name in [*archive.headers, *archive.objects] if name not in fields]
-    lines = [f"{name} is not in the file and left out" for name in fields if name not in there]
+    others = [name for name in [*archive.headers, *archive.objects] if name not in read]
+    lines = notes + [f"{name} is not in the file and left out" for name in fields if name not in there]
     return read, lines + ([f"not read: {', '.join(others)}"] if others else [])
 
 
-def read_field(archive: Archive, name: str, count: int) -> np.ndarray:
-    """A field of the condition, float32 (count, …). Raises ValueError for an array of another length, or of values that are no
-    finite numbers."""
+def read_fields(archive: Archive, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Fields of the condition, float32 (count, …) each, and under NAME_present, bool (count,), in which rows a field is there,
+    where the file says so; 0 stands where it is not. With lines that say how many rows lack one.
+
+    Raises ValueError for an array of another length or type, and for values of rows that are there and no finite numbers."""
+    fields: dict[str, np.ndarray] = {}
+    lines = []
+    for name in names:
+        present = _present(archive, name, count)
+        fields[name] = _field(archive, name, count, present)
+        if present is not None:
+            fields[name + PRESENT] = present
+            lines.append(f"{name} is absent in {count - int(present.sum())} of {count} rows")
+    return fields, lines
+
+
+def _present(archive: Archive, name: str, count: int) -> np.ndarray | None:
+    """bool (count,): in which rows a field is there; None where the file does not say."""
+    flag = name + PRESENT
+    if flag not in archive.headers:
+        return None
+    header = archive.headers[flag]
+    if header.dtype.kind not in "biu" or header.shape != (count,):
+        raise ValueError(
+            f"{archive.path}: {flag} must be {count} times true or false, got {header.dtype} {header.shape}"
+        )
+    return archive.read(flag) != 0
+
+
+def _field(archive: Archive, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
+    """A field of the condition, float32 (count, …), 0 in the rows where it is not present."""
     header = archive.headers[name]
     if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
         raise ValueError(
@@ -54,11 +83,16 @@ def read_field(archive: Archive, name: str, count: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = archive.read(name)
         narrowed = values.astype(np.float32)
+    if present is not None:
+        narrowed[~present] = 0
     fine = np.isfinite(narrowed.reshape(count, -1)).all(axis=1)
     if not fine.all():
         row = int(np.argmin(fine))
         beyond = "beyond float32's range" if np.isfinite(values[row]).all() else "not finite"
-        raise ValueError(f"{archive.path}: {name} of item {row} is {beyond}: leave such items out, or scale them")
+        raise ValueError(
+            f"{archive.path}: {name} of item {row} is {beyond}: leave such items out, scale them, or "
+            f"say False for them in an array {name}{PRESENT}"
+        )
     return narrowed
 
 
@@ -74,21 +108,30 @@ def fields_in(path: str | Path, names: Iterable[str]) -> list[str]:
 def fields_for(
     conditioner: Conditioner, held: Mapping[str, np.ndarray], *, data: str, who: str = "the model"
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The fields of some data, (N, …) each, that a model takes, and lines that say which of its fields the data lack and which
-    of theirs it does not know.
+    """The fields of some data, (N, …) each with its NAME_present, that a model takes, and lines that say which of its fields the
+    data lack and which of theirs it does not know.
 
     Raises ValueError for a field of another shape than the model's."""
     takes = conditioner.given_fields
-    used = {name: held[name] for name in takes if name in held}
-    for name, values in used.items():
-        if values.shape[1:] != takes[name]:
+    used = {name: held[name] for name in held if name in takes or is_flag_of(name, takes)}
+    for name in takes:
+        if (values := used.get(name)) is not None and values.shape[1:] != takes[name]:
             raise ValueError(
                 f"{who} takes the condition {name!r} as {list(takes[name])}, {data} has it as {list(values.shape[1:])}: make "
                 "it of that shape, or leave the condition out by --condition none"
             )
-    lacking, unknown = [name for name in takes if name not in held], [name for name in held if name not in takes]
+    lacking, unknown = (
+        [name for name in takes if name not in held],
+        [name for name in held if name not in used and not is_flag_of(name, held)],
+    )
     lines = [f"{who} is conditioned on {', '.join(lacking)}, of which {data} has nothing: left out"] if lacking else []
     return used, lines + ([f"{who} does not know {', '.join(unknown)}: left out for it"] if unknown else [])
+
+
+def names_of(fields: Iterable[str]) -> list[str]:
+    """The names of fields without those of their flags."""
+    names = list(fields)
+    return [name for name in names if not is_flag_of(name, names)]
 
 
 def fields_digest(fields: Mapping[str, np.ndarray]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.conditioner import Arrays, Conditioner, Labels
-from ctm.conditions import LABELS, Condition
+from ctm.conditions import LABELS, Condition, is_flag_of
 
 __all__ = ["Images", "epoch_order", "random_flips", "to_model_range"]
 
@@ -23,7 +23,7 @@ class Images:
     """pixels uint8 (N, H, W, C), an array or a memory map; labels int64 (N,), −1 for an image without one, or None; class_names
     one for each class, empty where the data have none; name: how the set was asked for; source: where it came from, in words;
     notes: what was left out or changed on the way, a line each; fields: the arrays of the condition beside labels, float32
-    (N, …) each."""
+    (N, …) each, and under NAME_present, bool (N,), in which rows a field is there, where not in all."""
 
     pixels: np.ndarray
     labels: np.ndarray | None = None
@@ -41,7 +41,10 @@ class Images:
                 f"labels must be {len(self.pixels)} whole numbers ≥ 0, or −1 for none, got shape {self.labels.shape}"
             )
         for name, values in self.fields.items():
-            if values.dtype != np.float32 or values.shape[:1] != (len(self.pixels),):
+            if is_flag_of(name, self.fields):
+                if values.dtype != bool or values.shape != (len(self.pixels),):
+                    raise ValueError(f"{name} must be bool ({len(self.pixels)},), got {values.dtype} {values.shape}")
+            elif values.dtype != np.float32 or values.shape[:1] != (len(self.pixels),):
                 raise ValueError(
                     f"the field {name!r} must be float32 ({len(self.pixels)}, …), got {values.dtype} {values.shape}"
                 )
@@ -68,7 +71,8 @@ class Images:
     @property
     def conditioner(self) -> Conditioner:
         """What the data are conditioned on: their labels and fields."""
-        fields = {name: values.shape[1:] for name, values in self.fields.items()}
+        own = {name: values for name, values in self.fields.items() if not is_flag_of(name, self.fields)}
+        fields = {name: values.shape[1:] for name, values in own.items()}
         return (Labels(self.num_classes) if self.num_classes else Conditioner()) | Arrays(fields)
 
     def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> Images:

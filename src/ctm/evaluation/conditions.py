@@ -14,7 +14,7 @@ from torch import Tensor
 from ctm.conditioner import Conditioner
 from ctm.conditions import LABELS, Condition
 from ctm.data import Images
-from ctm.data.conditions import fields_digest, fields_for, load_fields
+from ctm.data.conditions import fields_digest, fields_for, load_fields, names_of
 from ctm.data.notes import tell
 from ctm.evaluation.sources import label_rows
 
@@ -63,10 +63,10 @@ def fields_from(text: str | None, takes: Mapping[str, tuple[int, ...]]) -> Field
     return FileFields(values, Path(str(text)).name)
 
 
-def rule_of(given: FieldsFrom, images: Images | None) -> str | dict[str, Any] | None:
+def rule_of(given: FieldsFrom, images: Images | None) -> str | None:
     """What a protocol says of the fields; None where samples have none and nothing was asked for."""
     if isinstance(given, FileFields):
-        return {"file": given.name, "rows": given.count, "sha256": fields_digest(given.values)}
+        return f"the {given.count} rows of a file in turn, sha256 {fields_digest(given.values)[:16]}"
     if given == "none":
         return _NONE
     return PAIRED if images is not None and images.fields else None
@@ -85,8 +85,8 @@ def check_fields(given: FieldsFrom, images: Images | None, model: Any, who: str,
     )
     if given == "data" and used and labels == "uniform" and _conditioner(model).num_classes:
         raise ValueError(
-            f"--labels uniform draws classes apart from the rows that {', '.join(used)} come from: leave it out, or give "
-            "--condition none or FILE.npz"
+            f"--labels uniform draws classes apart from the rows that {', '.join(names_of(used))} come from: leave it out, or "
+            "give --condition none or FILE.npz"
         )
     return lines
 

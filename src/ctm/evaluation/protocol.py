@@ -28,7 +28,7 @@ def protocol(
     images: int,
     rows: int,
     labels: str,
-    condition: str | dict[str, Any] | None = None,
+    condition: str | None = None,
 ) -> dict[str, Any]:
     """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy. labels: how the
     samples' classes were chosen. condition: how the fields of their conditions were (`rule_of`), None where there are none."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctm.conditions import Condition
 from ctm.data import Images, load_images
-from ctm.data.conditions import fields_digest
+from ctm.data.conditions import fields_digest, names_of
 from ctm.data.notes import tell
 from ctm.evaluation.classes import Renumbered, SharedClasses, Unlabelled, shared_classes
 from ctm.evaluation.classifier import Classifier
@@ -304,7 +304,7 @@ def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, d
     paired = judge.fields == "data"
     if paired and labels is not None and shared_with(judge, model, "the model", quiet=True) is None:
         labels = torch.full_like(labels, -1)
-    return with_labels(fields, labels), {"fields": {"names": list(fields), "sha256": fields_digest(fields)}}
+    return with_labels(fields, labels), {"fields": {"names": names_of(fields), "sha256": fields_digest(fields)}}
 
 
 def _row(
