@@ -189,11 +189,11 @@ def test_a_run_with_two_players_killed_at_a_random_moment_ends_with_the_same_bit
 
 def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """To rounding: sums over other rows."""
-    given = arguments(teacher, "--steps", "6", "--log_every", "1", "--checkpoint_every", "6")
+    given = arguments(teacher, "--steps", "5", "--log_every", "1", "--checkpoint_every", "5")
     finish(start(given, tmp_path / "two", 2))
     trained(tmp_path / "one", given)
     for name in ("student", "fake_score", "discriminator"):
-        one, two = (checkpoint(tmp_path / run, 6, name) for run in ("one", "two"))
+        one, two = (checkpoint(tmp_path / run, 5, name) for run in ("one", "two"))
         for key, value in one.items():
             torch.testing.assert_close(
                 two[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
