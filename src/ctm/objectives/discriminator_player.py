@@ -37,8 +37,8 @@ class DiscriminatorPlayer(Player):
         return self.objective.rhythm
 
     def build(self, networks: Networks) -> nn.Module:
-        student: Any = networks.student
-        return self.objective.discriminator.build(student.shape, getattr(student, "num_classes", 0), networks)
+        classes = getattr(networks.student, "num_classes", 0)
+        return self.objective.discriminator.build(networks.student.shape, classes, networks)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.RAdam(parameters, lr=2e-3, betas=(0.5, 0.9))
