@@ -41,6 +41,7 @@ from .runs import (
 MATCHING = {"class_path": "ctm.objectives.Matching", "init_args": {"grid_points": 10}}
 DISCRIMINATOR = {"class_path": "ctm.discriminators.MLPDiscriminator", "init_args": {"width": 16}}
 MADE_UP = {"class_path": "tests.training.fake_score.MatchDistributions"}
+CRITICISED = {"class_path": "tests.training.normed_critic.Criticised"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,7 +51,7 @@ def adversarial(**settings) -> dict:
 
 @pytest.fixture(autouse=True)
 def _allowed(monkeypatch):
-    monkeypatch.setenv("CTM_ALLOW", "tests.training.fake_score")
+    monkeypatch.setenv("CTM_ALLOW", "tests.training.fake_score,tests.training.normed_critic")
 
 
 @pytest.fixture(scope="module")
@@ -189,17 +190,38 @@ def test_a_run_with_two_players_killed_at_a_random_moment_ends_with_the_same_bit
 
 def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """To rounding: sums over other rows."""
-    given = arguments(teacher, "--steps", "6", "--log_every", "1", "--checkpoint_every", "6")
+    given = arguments(teacher, "--steps", "5", "--log_every", "1", "--checkpoint_every", "5")
     finish(start(given, tmp_path / "two", 2))
     trained(tmp_path / "one", given)
     for name in ("student", "fake_score", "discriminator"):
-        one, two = (checkpoint(tmp_path / run, 6, name) for run in ("one", "two"))
+        one, two = (checkpoint(tmp_path / run, 5, name) for run in ("one", "two"))
         for key, value in one.items():
             torch.testing.assert_close(
                 two[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
             )
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert b["fake_score/loss"] == pytest.approx(a["fake_score/loss"], rel=1e-3)
+
+
+def test_buffers_that_training_moves_are_kept_with_a_player(teacher, tmp_path):
+    """Running means move in the two calls of the critic's own loss, in each of two steps. The student's pass through it, in eval
+    mode, moves none."""
+    out = trained(tmp_path / "run", arguments(teacher, "--steps", "2", objectives=[MATCHING, CRITICISED]))
+    assert int(checkpoint(out, 2, "critic")["1.num_batches_tracked"]) == 2 * 2
+
+
+@pytest.mark.slow
+def test_buffers_of_a_player_are_the_same_in_all_processes(teacher, tmp_path):
+    """A run that goes on takes them from the main process's checkpoint: it has the bits of an unbroken one only if the processes
+    had them equal before."""
+    objectives = [MATCHING, CRITICISED]
+    given = arguments(teacher, "--steps", "6", "--checkpoint_every", "3", "--log_every", "1", objectives=objectives)
+    out = tmp_path / "run"
+    finish(start(given, out, 2))
+    whole = everything(out)
+    shutil.rmtree(out / "checkpoints" / "00000006")
+    finish(start(given, out, 2))
+    assert everything(out) == whole
 
 
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(teacher):

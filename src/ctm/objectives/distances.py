@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
+
+from ctm.objectives.base import Networks
 
 __all__ = ["Distance", "PseudoHuber", "Squared"]
 
@@ -17,7 +18,7 @@ class Distance(ABC):
     @abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
 
-    def between(self, networks: Any, a: Tensor, b: Tensor) -> Tensor:
+    def between(self, networks: Networks | None, a: Tensor, b: Tensor) -> Tensor:
         """The same with an objective's `Networks` at hand, for distances that look through one of these."""
         return self(a, b)
 

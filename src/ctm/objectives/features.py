@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.backbones.base import Backbone, resized
 from ctm.backbones.lpips import ShiftTolerant, Trunk
+from ctm.objectives.base import Networks
 from ctm.objectives.distances import Distance
 
 __all__ = ["LPIPS", "FeatureDistance", "PerceptualDistance"]
@@ -44,7 +44,7 @@ class FeatureDistance(Distance):
         """(B, …) twice, as the backbones take them -> (B,)."""
         return self.between(None, a, b)
 
-    def between(self, networks: Any, a: Tensor, b: Tensor) -> Tensor:
+    def between(self, networks: Networks | None, a: Tensor, b: Tensor) -> Tensor:
         total = a.new_zeros(len(a))
         for network in self.backbones:
             for x, y in zip(_unit(network.maps(networks, a)), _unit(network.maps(networks, b)), strict=True):

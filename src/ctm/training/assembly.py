@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ctm.data import Images, load_images
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.objectives import Matching, Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
@@ -44,11 +44,11 @@ class Beginning:
     the model."""
 
     images: Images
-    student: Any
-    teacher: Any
+    student: AnyModel
+    teacher: AnyModel | None
     levels: Levels
     lines: list[str]
-    sources: dict[str, tuple[str, Any]]
+    sources: dict[str, tuple[str, AnyModel]]
 
 
 @dataclass
@@ -59,34 +59,38 @@ class Run:
     accelerator: Accelerator
     images: Images
     module: LossModule
-    wrapped: Any
-    optimizer: Any  # a ScaledOptimizer, once all is in place
-    averages: list[Any]
-    target: Any
-    teacher: Any
-    plain: Any  # where the weights are sharded, a whole model in the main process, else None
+    wrapped: Any  # the module, or accelerate's wrapper around it
+    averages: list[AnyModel]
+    target: AnyModel | None
+    teacher: AnyModel | None
+    plain: AnyModel | None  # where the weights are sharded, a whole model in the main process, else None
     sharded: bool
     guards: dict[str, StepGuard]
     begun: Beginning
     players: dict[str, PlayerInTraining] = field(default_factory=dict)
+    optimizer: ScaledOptimizer = field(init=False)  # there once all is in place
 
     @property
-    def student(self) -> Any:
+    def student(self) -> AnyModel:
         return self.module.student
 
     @property
-    def published(self) -> Any:
+    def published(self) -> AnyModel:
         return self.averages[0]
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds."""
-        kept = {"student": self.student, "ema": self.published, "target": self.target}
+        kept: dict[str, torch.nn.Module | None] = {
+            "student": self.student,
+            "ema": self.published,
+            "target": self.target,
+        }
         kept |= {f"ema-{profile.name}": model for profile, model in self.others()}
         kept |= self.player_networks
         return {name: module for name, module in kept.items() if module is not None}
 
     @property
-    def optimizers(self) -> dict[str, Any]:
+    def optimizers(self) -> dict[str, ScaledOptimizer]:
         """What a checkpoint holds of optimisers."""
         return {"student": self.optimizer} | {name: player.optimizer for name, player in self.players.items()}
 
@@ -100,7 +104,7 @@ class Run:
         """Whether the student's last step, or that of a player, was skipped."""
         return any(guard.in_a_row > 0 for guard in self.guards.values())
 
-    def others(self) -> list[tuple[Average, Any]]:
+    def others(self) -> list[tuple[Average, AnyModel]]:
         """The averages besides the published one."""
         return list(zip(self.recipe.averages, self.averages, strict=True))[1:]
 
@@ -113,7 +117,7 @@ class Run:
         modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
         return modules, {name: WholeOptimizer(held, gather=gather) for name, held in self.optimizers.items()}
 
-    def whole_averages(self) -> dict[str, Any]:
+    def whole_averages(self) -> dict[str, AnyModel]:
         """The averages by the names of their directories, to sample from and publish in the main process. All processes call
         this at the same moment."""
         names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
@@ -128,7 +132,8 @@ class Run:
     def together(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
         if self.sharded:
-            self.student.network.set_requires_gradient_sync(last)
+            network: Any = self.student.network  # an FSDPModule now
+            network.set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
@@ -185,7 +190,6 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         images=begun.images,
         module=module,
         wrapped=module,
-        optimizer=None,
         averages=averages,
         target=target,
         teacher=teacher,
@@ -203,15 +207,15 @@ def _players(
     recipe: Recipe, networks: Networks, accelerator: Accelerator, lines: list[str]
 ) -> dict[str, PlayerInTraining]:
     """The players of the recipe's objectives. Raises ValueError where the engine cannot train them."""
-    found = players_of(recipe.objectives)
-    if found and recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1:
-        owners = ", ".join(type(recipe.objectives[index]).__name__ for index in found)
+    owned = players_of(recipe.objectives)
+    if owned and recipe.engine.sharding == "fsdp2" and accelerator.num_processes > 1:
+        owners = ", ".join(type(recipe.objectives[index]).__name__ for index in owned)
         raise ValueError(
             f"engine.sharding fsdp2 does not go with {owners}, which trains a network of its own (a player): players stay whole "
             "in each process, and that is not built beside divided weights. Set engine.sharding to none"
         )
     own = {"discriminator": recipe.discriminator_optimizer}
-    if recipe.discriminator_optimizer is not None and "discriminator" not in {p.name for p in found.values()}:
+    if recipe.discriminator_optimizer is not None and "discriminator" not in {p.name for p in owned.values()}:
         lines.append("discriminator_optimizer is not used: no objective trains a discriminator")
     return players_in_training(recipe.objectives, networks, accelerator, recipe.engine, own)
 
@@ -241,7 +245,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     torch.manual_seed(recipe.seed)
     network, made_for = built_for(recipe.network, images.shape, images.conditioner), images.num_classes
     teacher = started = None
-    sources: dict[str, tuple[str, Any]] = {}
+    sources: dict[str, tuple[str, AnyModel]] = {}
     if recipe.teacher is not None:
         name = recipe.teacher
         teacher = found_or_none(lambda: load_teacher(name), "teacher", _COPY, stand_in)

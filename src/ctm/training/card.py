@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ctm.foreign.text import read_yaml
+from ctm.models import AnyModel
 from ctm.models.card import card
+from ctm.training.assembly import Run
 from ctm.training.origin import read_origin
 from ctm.training.rows import read_rows
+from ctm.training.run_directory import RunDirectory
 from ctm.version import __version__
 
 __all__ = ["published_card", "run_card"]
 
 
-def run_card(directory: Any, run: Any, data: Mapping[str, Any], step: int, seconds: float, model: Any) -> str:
+def run_card(
+    directory: RunDirectory, run: Run, data: Mapping[str, Any], step: int, seconds: float, model: AnyModel
+) -> str:
     """The card of a run's model after `step` steps and so many seconds. directory: the RunDirectory. data: what made_of.json
     says of the data."""
     recipe, images = run.recipe, run.images
@@ -32,7 +37,7 @@ def run_card(directory: Any, run: Any, data: Mapping[str, Any], step: int, secon
     return card(model, facts, classes=images.class_names, numbers=numbers, license=recipe.license)
 
 
-def published_card(folder: Path, model: Any, *, license: str | None = None) -> str:
+def published_card(folder: Path, model: AnyModel, *, license: str | None = None) -> str:
     """The card of a model that is kept with the files of its run: recipe.yaml, metrics.jsonl, provenance.json (commit, steps,
     seconds, machine), and made_of.json and evaluations.jsonl where it has them. Without evaluations its numbers are the last
     losses. license: None for the recipe's, which may name none."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ctm.data import Images, listed_classes, match_classes
+from ctm.models import AnyModel
 
 __all__ = ["in_classes_of", "name_classes"]
 
 
-def in_classes_of(model: Any, who: str, images: Images, *, settled: bool = False) -> Images:
+def in_classes_of(model: AnyModel, who: str, images: Images, *, settled: bool = False) -> Images:
     """The images with their classes numbered as the model numbers them, by name; as they are where either has no classes, or no
     names. who: the model in words. settled: another model has settled the numbers already.
 
@@ -30,7 +29,7 @@ def in_classes_of(model: Any, who: str, images: Images, *, settled: bool = False
     return images.renumbered(numbers, list(model.class_names))
 
 
-def name_classes(student: Any, images: Images) -> list[str]:
+def name_classes(student: AnyModel, images: Images) -> list[str]:
     """Give the student the data's names of classes. Returns the line that tells them with their numbers; none without classes."""
     if images.labels is None:
         return []

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
+from ctm.models.protocol import Diffusion
 from ctm.objectives import Objective
 from ctm.objectives.player import players_of, student_learns
 from ctm.training.assembly import Run, load_data, prepare
@@ -174,7 +175,7 @@ def _taken(run: Run, kind: Kind) -> Kind:
     )
 
 
-def expected_teacher_evaluations(recipe: Recipe, model: Any, shape: tuple[int, ...]) -> float:
+def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[int, ...]) -> float:
     """E[evaluations of the teacher for each image of a step], the mean of 4,000 draws spread over the run."""
     like = torch.empty(1, *shape)
     generator = step_generator(0, 0)

@@ -54,17 +54,17 @@ class EngineSettings:
                 raise ValueError(f"engine.compile must be one of {', '.join(known)}, got {self.compile!r}")
 
 
-def set_precision(models: Iterable[Any], precision: Literal["fp32", "bf16", "fp16"]) -> None:
+def set_precision(models: Iterable[object], precision: Literal["fp32", "bf16", "fp16"]) -> None:
     """Let the models' networks compute so. A teacher that is no network of ours (a mixture) computes as it always does."""
     for model in models:
         if hasattr(model, "autocast"):
             model.autocast = _AUTOCAST[precision]
 
 
-def set_layout(models: Iterable[Any]) -> None:
+def set_layout(models: Iterable[nn.Module]) -> None:
     """Bring the weights of convolutions to channels_last; numbers and names stay."""
     for model in models:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compile_networks(models: Iterable[Any], backend: str, *, eager: nn.Module | None = None) -> None:

@@ -4,11 +4,12 @@ from, else measured."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ctm.data import Images
+from ctm.models.protocol import Diffusion, RangedDenoiser
+from ctm.training.recipe import ModelSettings
 
 __all__ = ["Levels", "measured_deviation", "settle_levels"]
 
@@ -55,7 +56,12 @@ def measured_deviation(images: Images, most: int = _MOST) -> tuple[float, int]:
 
 
 def settle_levels(
-    settings: Any, images: Images, *, teacher: Any = None, student: Any = None, copies: bool = True
+    settings: ModelSettings,
+    images: Images,
+    *,
+    teacher: Diffusion | None = None,
+    student: Diffusion | None = None,
+    copies: bool = True,
 ) -> tuple[Levels, list[str]]:
     """The levels of the model that is to be trained, and lines that say where those not given come from.
 
@@ -63,48 +69,48 @@ def settle_levels(
     weights it starts from; its levels are kept. teacher: may have a wider range of levels, not a narrower one. copies: whether
     the teacher's weights start the student, which then must have the teacher's sigma_data, or it would be another function.
     Raises ValueError naming both values where they do not go together."""
-    given = {name: getattr(settings, name) for name in _NAMES if getattr(settings, name) is not None}
+    stated = {name: getattr(settings, name) for name in _NAMES if getattr(settings, name) is not None}
     lines: list[str] = []
     source, words = (student, "the starting student") if student is not None else (teacher, "the teacher")
     if source is not None:
         own = {name: float(getattr(source, name)) for name in _NAMES}
-        taken = [name for name in _NAMES if name not in given]
+        taken = [name for name in _NAMES if name not in stated]
         if taken:
             lines.append(f"{', '.join(f'{name} {own[name]:g}' for name in taken)}: {words}'s")
         for name in _NAMES if student is not None else (("sigma_data",) if copies else ()):
-            _refuse_other(name, given, own, words)
-        found = own | given
+            _refuse_other(name, stated, own, words)
+        levels = own | stated
     else:
-        found = _DEFAULT | given
-        if "sigma_data" not in found:
-            found["sigma_data"], count = measured_deviation(images)
+        levels = _DEFAULT | stated
+        if "sigma_data" not in levels:
+            levels["sigma_data"], count = measured_deviation(images)
             of = f"all {count}" if count == len(images) else f"{count} (drawn with seed 0) of the {len(images)}"
             lines.append(
-                f"sigma_data {found['sigma_data']:g}: measured, the standard deviation of {of} images in [-1, 1]"
+                f"sigma_data {levels['sigma_data']:g}: measured, the standard deviation of {of} images in [-1, 1]"
             )
     if teacher is not None:
-        _refuse_outside(found, teacher)
-    return Levels(**{name: float(found[name]) for name in _NAMES}), lines
+        _refuse_outside(levels, teacher)
+    return Levels(**{name: float(levels[name]) for name in _NAMES}), lines
 
 
 def _differ(a: float, b: float) -> bool:
     return abs(a - b) > _SLACK * abs(b)
 
 
-def _refuse_other(name: str, given: dict[str, float], own: dict[str, float], words: str) -> None:
-    if name in given and _differ(given[name], own[name]):
+def _refuse_other(name: str, stated: dict[str, float], own: dict[str, float], words: str) -> None:
+    if name in stated and _differ(stated[name], own[name]):
         raise ValueError(
-            f"model.{name} is {given[name]:g}, and {words}'s is {own[name]:g}: with another {name} its weights are another "
+            f"model.{name} is {stated[name]:g}, and {words}'s is {own[name]:g}: with another {name} its weights are another "
             f"function. Leave model.{name} unset to take {words}'s"
             + (", or start from random weights: --start_from random" if words == "the teacher" else "")
         )
 
 
-def _refuse_outside(found: dict[str, float], teacher: Any) -> None:
+def _refuse_outside(levels: dict[str, float], teacher: RangedDenoiser) -> None:
     low, high = float(teacher.sigma_min), float(teacher.sigma_max)
-    if found["sigma_min"] < low * (1 - _SLACK) or found["sigma_max"] > high * (1 + _SLACK):
+    if levels["sigma_min"] < low * (1 - _SLACK) or levels["sigma_max"] > high * (1 + _SLACK):
         raise ValueError(
-            f"the student's noise levels, {found['sigma_min']:g} to {found['sigma_max']:g}, go beyond those that the teacher has "
-            f"learned, {low:g} to {high:g}: set model.sigma_min and model.sigma_max within them, or leave them unset to take "
+            f"the student's noise levels, {levels['sigma_min']:g} to {levels['sigma_max']:g}, go beyond those that the teacher "
+            f"has learned, {low:g} to {high:g}: set model.sigma_min and model.sigma_max within them, or leave them unset to take "
             "the teacher's"
         )

@@ -15,6 +15,7 @@ import torch
 from ctm.data import Images
 from ctm.data.digest import digest_of
 from ctm.foreign.text import read_json
+from ctm.models import AnyModel
 from ctm.networks.description import describe
 
 __all__ = ["MADE_OF", "Origin", "compare_origins", "model_digest", "origin_of", "read_origin"]
@@ -34,7 +35,7 @@ class Origin:
         return json.dumps(self.sources, indent=2, ensure_ascii=False) + "\n"
 
 
-def origin_of(images: Images, models: Mapping[str, tuple[str, Any]]) -> Origin:
+def origin_of(images: Images, models: Mapping[str, tuple[str, AnyModel]]) -> Origin:
     """The origin of a run on these images. models: under teacher and student, the name it was given by and the model."""
     digest = digest_of(images)
     data: dict[str, Any] = {"name": images.name, "source": images.source, "images": len(images)}
@@ -45,7 +46,7 @@ def origin_of(images: Images, models: Mapping[str, tuple[str, Any]]) -> Origin:
     return Origin(sources)
 
 
-def model_digest(model: Any) -> str:
+def model_digest(model: AnyModel) -> str:
     """SHA-256 of a model's kind, settings, network and weights, equal on all machines. Tuned grids do not count: training does
     not use them."""
     settings = {"model": type(model).__name__, **getattr(model, "_settings", dict)()}

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-__all__ = ["check_launch", "largest", "on_main"]
+__all__ = ["all_reduce_max", "check_launch", "on_main"]
 
 
 def check_launch(processes: int, command: str) -> None:
@@ -44,7 +44,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], int | None]) -> int:
     return result
 
 
-def largest(accelerator: Accelerator, number: int) -> int:
+def all_reduce_max(accelerator: Accelerator, number: int) -> int:
     """The largest over all processes."""
     if accelerator.num_processes == 1:
         return number

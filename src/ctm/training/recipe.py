@@ -91,14 +91,14 @@ class ModelSettings:
         """The model around a network made for this data, conditioned on what the data have. Levels that are unset are the model's
         own defaults."""
         settings: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
-        about: dict[str, Any] = {"shape": shape, "num_classes": conditioner.num_classes}
-        about |= {"conditioner": conditioner} if conditioner.fields else {}
+        of_data: dict[str, Any] = {"shape": shape, "num_classes": conditioner.num_classes}
+        of_data |= {"conditioner": conditioner} if conditioner.fields else {}
         kind, built = settings.pop("kind"), built_for(network, shape, conditioner)
         if kind == "trajectory":
-            return TrajectoryModel(built, **about, **settings)
+            return TrajectoryModel(built, **of_data, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
         model = DiffusionModel if kind == "diffusion" else ConsistencyModel
-        return model(built, **about, **levels)
+        return model(built, **of_data, **levels)
 
 
 def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Conditioner) -> torch.nn.Module:

@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from ctm.files import write_whole
+from ctm.models import AnyModel
+from ctm.training.assembly import Run
 from ctm.training.card import run_card
 from ctm.training.forms import is_number
 from ctm.training.guard import check_weights
-from ctm.training.log import peak_memory
+from ctm.training.log import MetricsLog, peak_memory
 from ctm.training.origin import MADE_OF, compare_origins, origin_of, read_origin
 from ctm.training.processes import on_main
 from ctm.training.progress import TrainingBar
@@ -37,7 +39,7 @@ class TakenUp:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def take_up(run: Any, directory: RunDirectory, settings: str) -> TakenUp:
+def take_up(run: Run, directory: RunDirectory, settings: str) -> TakenUp:
     """Claim the directory and go on from its newest whole checkpoint. All processes call this together."""
     taken, recipe, place = TakenUp(), run.recipe, str(directory.path)
 
@@ -97,9 +99,9 @@ def _sums(kept: Any) -> dict[str, list[float]]:
 class Recorder:
     """Writes what is due after each step. log and judge are the main process's, None in the others."""
 
-    run: Any
+    run: Run
     directory: RunDirectory
-    log: Any
+    log: MetricsLog | None
     bar: TrainingBar
     clock: GridClock
     judge: SelfEvaluation | None
@@ -119,6 +121,7 @@ class Recorder:
         modules, optimizers = run.parts(gather=True) if kept else ({}, {})
 
         def write() -> None:
+            assert self.log is not None  # in the main process
             for guard in run.guards.values():
                 guard.check(step, directory.steps)
             closed = last and step % recipe.log_every != 0
@@ -140,13 +143,13 @@ class Recorder:
 
         on_main(run.accelerator, write)
 
-    def _draw(self, model: Any, step: int) -> None:
+    def _draw(self, model: AnyModel, step: int) -> None:
         started = time.monotonic()
         save_sample_grid(model, self.directory.samples / f"{step:06d}.png", column_condition(self.run.images))
         self.clock.drawn(time.monotonic() - started)
 
 
-def _state(run: Any) -> dict[str, float]:
+def _state(run: Run) -> dict[str, float]:
     """Numbers that are logged as they stand, not as means over steps."""
     rate = run.optimizer.param_groups[0]["lr"]
     skipped = sum(guard.skipped for guard in run.guards.values())

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save
 from ctm.files import write_whole
 from ctm.foreign.text import plain, read_json, read_yaml
 from ctm.lock import LOCK, DirectoryLock
+from ctm.models import AnyModel
 from ctm.models.grids import TunedGrid, read_grids
+from ctm.models.protocol import RangedDenoiser
 from ctm.teachers.torch_files import read_torch
 from ctm.training.forms import is_number, recipe_damage
 from ctm.training.rows import read_rows
@@ -185,7 +187,7 @@ class RunDirectory:
                 "one, or another --out"
             ) from error
 
-    def publish(self, model: Any, name: str = "model", card: str | None = None) -> None:
+    def publish(self, model: AnyModel, name: str = "model", card: str | None = None) -> None:
         """Write a model directory of that name, replacing the one before as a whole. card: its README.md."""
         temporary = self.path / f".writing-{name}"
         with self.writing():
@@ -199,7 +201,7 @@ class RunDirectory:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def tuned_grids(self, name: str, model: Any) -> dict[int, TunedGrid]:
+    def tuned_grids(self, name: str, model: RangedDenoiser) -> dict[int, TunedGrid]:
         """The grids that `ctm tune` has put into the model directory of that name; none where it is not there or not readable."""
         try:
             kept = read_json(self.path / name / "config.json").get("grids", {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ctm.conditions import LABELS, Condition, repeat, with_field
 from ctm.data import Images
-from ctm.models import ConsistencyModel
+from ctm.models import AnyModel, ConsistencyModel
 from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
@@ -64,7 +63,7 @@ def column_condition(images: Images, columns: int = _COLUMNS) -> Condition:
     return condition if labels is None else with_field(condition, LABELS, labels)
 
 
-def save_sample_grid(model: Any, path: Path, condition: Condition = None) -> None:
+def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -> None:
     """Ten samples a row from the same noise, each column under one condition (`column_condition`): for a CTM a row each of 1, 2,
     4 and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
     Nothing for data that is no picture."""

@@ -14,6 +14,7 @@ import torch
 
 from ctm.data import Images
 from ctm.files import write_whole
+from ctm.models import AnyModel
 from ctm.models.protocol import can_jump
 from ctm.training.rows import read_rows
 from ctm.training.run_directory import RunDirectory
@@ -67,7 +68,7 @@ class SelfEvaluation:
         self._file, self._best = directory.path / _FILE, directory.path / "best.json"
         self._rows: list[dict[str, Any]] = [row for row in read_rows(self._file) if row["step"] <= step]
 
-    def __call__(self, model: Any, step: int, card: Callable[[], str | None] = lambda: None) -> dict[str, float]:
+    def __call__(self, model: AnyModel, step: int, card: Callable[[], str | None] = lambda: None) -> dict[str, float]:
         """Evaluate; keep the model if it is the best, with the card that `card` then makes. Returns the numbers."""
         from ctm.evaluation.plans import make_plans, subject_of
         from ctm.evaluation.run import evaluate_plans

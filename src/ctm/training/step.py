@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ctm.arguments import inside
 from ctm.conditions import Condition, dropped
+from ctm.models import AnyModel
+from ctm.models.protocol import Denoiser, Diffusion
 from ctm.objectives import Networks, Objective, balance
 from ctm.objectives.balance import balance_chained
 from ctm.objectives.player import makers
@@ -54,7 +56,7 @@ class LossModule(nn.Module):
     of each objective with a player, what the last forward made for the player, without gradient. Raises ValueError as
     `ctm.objectives.player.makers`."""
 
-    def __init__(self, student: Any, objectives: Sequence[Objective], *, sharded: bool = False) -> None:
+    def __init__(self, student: AnyModel, objectives: Sequence[Objective], *, sharded: bool = False) -> None:
         super().__init__()
         self.sharded = sharded
         self.student = student
@@ -79,9 +81,9 @@ class LossModule(nn.Module):
     def forward(
         self,
         batch: Batch,
-        target: Any,
-        teacher: Any,
-        players: Mapping[str, Any] | None = None,
+        target: Diffusion | None,
+        teacher: Denoiser | None,
+        players: Mapping[str, nn.Module] | None = None,
         *,
         make_for: Collection[int] | None = None,
     ) -> list[Tensor]:
@@ -154,7 +156,7 @@ def rows_of_process(total: int, processes: int, process: int, pieces: int = 1) -
 
 def draw_batch(
     objectives: Sequence[Objective],
-    model: Any,
+    model: Diffusion,
     x0: Tensor,
     condition: Condition,
     *,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ctm.conditioner import Conditioner
+from ctm.models import AnyModel
 
 __all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
 
@@ -53,7 +53,7 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def check_teacher(teacher: Any, shape: tuple[int, ...], data: Conditioner) -> None:
+def check_teacher(teacher: AnyModel, shape: tuple[int, ...], data: Conditioner) -> None:
     """Raises ValueError where a teacher cannot teach on these data: other image shape, other classes, fields of its condition
     that the data have not or in another shape."""
     if tuple(teacher.shape) != tuple(shape):
@@ -73,42 +73,42 @@ def check_teacher(teacher: Any, shape: tuple[int, ...], data: Conditioner) -> No
             )
 
 
-def fields_left_out(teacher: Any, data: Conditioner) -> list[str]:
+def fields_left_out(teacher: AnyModel, data: Conditioner) -> list[str]:
     """A line for the fields of the data's condition that the teacher does not know: its walks go without them."""
     left = [name for name in data.fields if name not in _fields_of(teacher)]
     return [f"the teacher does not know {', '.join(left)}: it teaches without"] if left else []
 
 
-def _fields_of(teacher: Any) -> dict[str, tuple[int, ...]]:
+def _fields_of(teacher: AnyModel) -> dict[str, tuple[int, ...]]:
     """The fields that a teacher cannot do without being told: those of its condition that can be absent."""
     return (getattr(teacher, "conditioner", None) or Conditioner()).given_fields
 
 
-def start_from_teacher(student: Any, teacher: Any) -> Start:
+def start_from_teacher(student: AnyModel, teacher: AnyModel) -> Start:
     """Copy every tensor of the teacher's network that the student's network has under the same name and in the same shape.
 
     Raises ValueError where there is none."""
     own = student.network.state_dict()
     network = getattr(teacher, "network", None)
-    given = {} if network is None else network.state_dict()
-    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    teachers = {} if network is None else network.state_dict()
+    fitting = {name: value for name, value in teachers.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(
-            f"nothing of the teacher's network ({type(network).__name__}, {len(given)} tensors) fits the student's "
+            f"nothing of the teacher's network ({type(network).__name__}, {len(teachers)} tensors) fits the student's "
             f"({type(student.network).__name__}, {len(own)} tensors) in name and shape: give the network the teacher's class and "
             "sizes, or start from random weights: --start_from random"
         )
     student.network.load_state_dict(fitting, strict=False)
-    unfit = [name for name in own if name in given and name not in fitting]
+    unfit = [name for name in own if name in teachers and name not in fitting]
     return Start(
         copied=list(fitting),
-        new=[name for name in own if name not in given],
-        unfit=[f"{name} {tuple(own[name].shape)} for {tuple(given[name].shape)}" for name in unfit],
-        left=[name for name in given if name not in own],
+        new=[name for name in own if name not in teachers],
+        unfit=[f"{name} {tuple(own[name].shape)} for {tuple(teachers[name].shape)}" for name in unfit],
+        left=[name for name in teachers if name not in own],
     )
 
 
-def check_student(student: Any, started: Any, name: str) -> None:
+def check_student(student: AnyModel, started: AnyModel, name: str) -> None:
     """Raises ValueError where `started`, the model called `name`, is of another kind than the student, or has other scalings."""
     kinds = type(started).__name__, type(student).__name__
     if kinds[0] != kinds[1]:
@@ -125,15 +125,15 @@ def check_student(student: Any, started: Any, name: str) -> None:
             )
 
 
-def start_from_student(student: Any, started: Any, name: str) -> None:
+def start_from_student(student: AnyModel, started: AnyModel, name: str) -> None:
     """Copy all weights of the model `started`, which is called `name`, into the student.
 
     Raises ValueError where the two networks are not the same, naming what differs."""
-    given, own = started.network.state_dict(), student.network.state_dict()
+    weights, own = started.network.state_dict(), student.network.state_dict()
     other = sorted(
         key
-        for key in own.keys() | given.keys()
-        if getattr(own.get(key), "shape", 0) != getattr(given.get(key), "shape", 0)
+        for key in own.keys() | weights.keys()
+        if getattr(own.get(key), "shape", 0) != getattr(weights.get(key), "shape", 0)
     )
     if other:
         raise ValueError(
@@ -141,4 +141,4 @@ def start_from_student(student: Any, started: Any, name: str) -> None:
             "network of that model (its config.json names it)"
         )
     check_student(student, started, name)
-    student.network.load_state_dict(given)
+    student.network.load_state_dict(weights)

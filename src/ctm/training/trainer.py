@@ -24,7 +24,7 @@ from ctm.training.ema import move_average
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
 from ctm.training.players import PlayerInTraining
-from ctm.training.processes import check_launch, largest
+from ctm.training.processes import all_reduce_max, check_launch
 from ctm.training.progress import TrainingBar
 from ctm.training.recipe import Recipe
 from ctm.training.recording import Recorder, TakenUp, take_up
@@ -77,11 +77,11 @@ def train(
 def _with_levels(settings: str, run: Run) -> str:
     """The recipe's text with the noise levels that it left open, as they were found: the run is to go on with these."""
     levels, recipe = vars(run.begun.levels), run.recipe.model
-    found = {name: value for name, value in levels.items() if getattr(recipe, name) is None}
-    if not found:
+    settled = {name: value for name, value in levels.items() if getattr(recipe, name) is None}
+    if not settled:
         return settings
     whole = yaml.safe_load(settings)
-    whole["model"] = {**(whole.get("model") or {}), **found}
+    whole["model"] = {**(whole.get("model") or {}), **settled}
     return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
 
 
@@ -113,7 +113,7 @@ def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, tracker
             bar.advance()
             if log is not None and not run.skipping:
                 log.add(numbers)
-            asked = largest(run.accelerator, interrupt.requested + (_GRID if main and clock.due else 0))
+            asked = all_reduce_max(run.accelerator, interrupt.requested + (_GRID if main and clock.due else 0))
             grid, stop = divmod(asked, _GRID)
             recorder.record(step, time.monotonic() - started, stop=stop != 0, grid=grid > 0)
             if stop == signal.SIGINT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
@@ -11,12 +11,15 @@ from ctm.conditions import to
 from ctm.objectives import Networks
 from ctm.training.step import draw_batch, step_generator
 
+if TYPE_CHECKING:
+    from ctm.training.assembly import Run
+
 __all__ = ["fit_to_processes", "unused_parameters"]
 
 _SHOWN = 3
 
 
-def fit_to_processes(run: Any) -> list[str]:
+def fit_to_processes(run: Run) -> list[str]:
     """Get a run's student ready for the wrapper that averages gradients over processes, which waits for a gradient of every
     parameter in every step. Parameters that no objective reaches are frozen: without a gradient they would not have moved
     either. Where objectives start later and reach more, the wrapper is told to look in each step. Returns lines that say so."""
@@ -34,7 +37,7 @@ def fit_to_processes(run: Any) -> list[str]:
     return [f"{len(never)} of the student's tensors take part in no objective and stay as they start: {shown}"]
 
 
-def unused_parameters(run: Any, step: int) -> set[str]:
+def unused_parameters(run: Run, step: int) -> set[str]:
     """The names of the student's parameters to which no objective of step `step` has a gradient: by one image, forward and
     backward. Weights, gradients, buffers and torch's random numbers are as before afterwards."""
     device, recipe = run.accelerator.device, run.recipe

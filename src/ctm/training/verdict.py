@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ctm.models.protocol import Denoiser, Diffusion
 from ctm.objectives import Networks
 from ctm.training.diagnosis import first_bad_value
 from ctm.training.guard import StepGuard
 from ctm.training.players import PlayerInTraining
 from ctm.training.reading import read_back
 from ctm.training.recipe import Recipe
-from ctm.training.step import step_generator
+from ctm.training.step import Batch, step_generator
+
+if TYPE_CHECKING:
+    from ctm.training.assembly import Run
 
 __all__ = ["Verdict", "step_guards"]
 
@@ -36,7 +40,7 @@ class Verdict:
 
     batches: makes the step's batches again, for that search."""
 
-    def __init__(self, run: Any, step: int, batches: Callable[[], list[Any]]) -> None:
+    def __init__(self, run: Run, step: int, batches: Callable[[], list[Batch]]) -> None:
         self.run, self.step, self.batches = run, step, batches
 
     def on_student(self, numbers: Mapping[str, float | Tensor], norm: Tensor) -> bool:
@@ -74,7 +78,7 @@ class Verdict:
         models = {"student": run.student, "target": run.target, "teacher": run.teacher, **run.player_networks}
         seed = step_generator(run.recipe.seed, self.step).initial_seed()
 
-        def forward(target: Any, teacher: Any) -> None:
+        def forward(target: Diffusion | None, teacher: Denoiser | None) -> None:
             for batch in self.batches():
                 run.module(batch, target, teacher, run.player_networks)
                 networks = Networks(run.student, target, teacher, run.player_networks)
