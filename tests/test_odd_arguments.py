@@ -139,7 +139,9 @@ def test_no_plans_are_driven_to_no_results():
 
 
 @pytest.mark.parametrize(
-    "load", [ctm.load_model, ctm.load_teacher, ctm.TrajectoryModel.from_pretrained, load_images], ids=str
+    "load",
+    [ctm.load_model, ctm.load_teacher, ctm.TrajectoryModel.from_pretrained, load_images],
+    ids=lambda load: load.__qualname__,
 )
 def test_what_names_no_model_and_no_data(load):
     for wrong in (None, b"models/digits-ctm", 3, ["models/digits-ctm"], CTM):
