@@ -7,10 +7,12 @@ share calls, and a new request joins at the next call.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +36,8 @@ def shares(left: Sequence[int], most: int) -> list[int]:
     """How many rows of a call of at most `most` rows each request gets, with `left` rows waiting each, the one that has waited
     longest first.
 
-    Each gets an equal share, at least one row while there are any, and what small ones leave goes to the first. So a small request
-    is not kept waiting by a large one, nor a large one by many small ones."""
+    Each gets an equal share, at least one row while there are any, and what small ones leave goes to the first. So a small
+    request is not kept waiting by a large one, nor a large one by many small ones."""
     fair = max(1, most // max(1, len(left)))
     found, free = [], most
     for rows in left:
@@ -123,6 +125,7 @@ class Scheduler:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="ctm-network", daemon=True)
                 self._thread.start()
+                atexit.register(self.stop, finish=False, timeout=10)
             self._changed.notify()
         return ticket
 
@@ -132,6 +135,7 @@ class Scheduler:
         with self._changed:
             self._stopping, self._finishing = True, self._finishing or not finish
             self._changed.notify()
+        atexit.unregister(self.stop)
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
@@ -199,7 +203,7 @@ class Scheduler:
                 return {some[0][0]}
             return set().union(*(self._answer([one]) for one in some))
         pairs = [(job, given) for (job, _), given in zip(some, answers, strict=True)]
-        ended = {job for job, given in pairs if not self._guarded(job, lambda job=job, given=given: job.put(given))}
+        ended = {job for job, given in pairs if not self._guarded(job, partial(job.put, given))}
         for job in ended:
             self._evaluations = _MEMORY * self._evaluations + (1 - _MEMORY) * max(1.0, job.evaluations)
         return ended

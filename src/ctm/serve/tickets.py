@@ -50,8 +50,8 @@ class Ticket:
 class Job:
     """A ticket's plan between two calls: the request that it waits with, and how many of its rows are answered.
 
-    seen: whether its first request was answered, which is checked; turn: number of the call that answered it last; evaluations: of
-    the network, a row."""
+    seen: whether its first request was answered, which is checked; turn: number of the call that answered it last; evaluations:
+    of the network, a row."""
 
     def __init__(self, ticket: Ticket, steps: Steps, deadline: float | None, turn: int) -> None:
         self.ticket, self.steps, self.deadline, self.turn = ticket, steps, deadline, turn
