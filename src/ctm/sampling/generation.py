@@ -20,6 +20,7 @@ from ctm.noise import karras_grid
 from ctm.sampling.common import device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
+from ctm.sampling.marking import Marks
 
 __all__ = [
     "ImageNoise",
@@ -58,15 +59,20 @@ def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[i
 
 class ImageNoise:
     """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
-    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument."""
+    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument.
 
-    def __init__(self, seed: int | Sequence[int], indices: Sequence[int]) -> None:
+    marks: the watermarks of all images; the first draw, from which x_T is made, then has their signs."""
+
+    def __init__(self, seed: int | Sequence[int], indices: Sequence[int], marks: Marks | None = None) -> None:
         self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
+        self._indices, self._marks = indices, marks
 
     def __call__(self, like: Tensor) -> Tensor:
         drawn = torch.empty(len(self._generators), *like.shape[1:])
         for row, generator in zip(drawn, self._generators, strict=True):
             row.normal_(generator=generator)
+        if self._marks is not None:
+            drawn, self._marks = self._marks.put(drawn, self._indices), None
         return drawn.to(like)
 
 
@@ -145,12 +151,13 @@ def draw(
     seed: int | Sequence[int],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    marks: Marks | None = None,
 ) -> Tensor:
     """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
     levels: the grid; sampler: f(model, x, grid, condition=, noise=) -> x; condition: of those images, or None; the model on
-    `device` already."""
-    noise = ImageNoise(seed, indices)
+    `device` already. marks: the watermarks of all images."""
+    noise = ImageNoise(seed, indices, marks)
     sampler = condition_named(sampler)
     with torch.no_grad():
         like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
@@ -172,6 +179,7 @@ def stream(
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
     start: int = 0,
 ) -> Iterator[Tensor]:
     """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
@@ -187,7 +195,7 @@ def stream(
         raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
-    chosen = conditions_for(model, num, condition, seed)
+    chosen, marks = conditions_for(model, num, condition, seed), Marks.of(watermark, num)
     sigma_min, sigma_max = (
         getattr(model, name, default) for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0))
     )
@@ -205,13 +213,13 @@ def stream(
     place = usable_device(device_of(model) if device is None else device)
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)
+    make = partial(draw, model, levels=levels, sampler=method, seed=seed, device=place, dtype=dtype, marks=marks)
 
     def batches() -> Iterator[Tensor]:
         for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             own = rows(chosen, slice(first, first + batch_size))
-            x = draw(model, indices, levels=levels, sampler=method, condition=own, seed=seed, device=place, dtype=dtype)
-            yield x.cpu()
+            yield make(indices, condition=own).cpu()
 
     return batches()
 
@@ -230,6 +238,7 @@ def generate(
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
 
@@ -243,6 +252,8 @@ def generate(
     neither grid nor another γ is given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes
     image i number 0 of the i-th seed.
     dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
+    watermark: (key, nonces), to take the signs of x_T from `ctm.keystream` and only the magnitudes from (seed, i): see
+    `ctm.provenance`. nonces: one for each image, or one alone for a single image.
     Raises ValueError for arguments out of range.
     """
     return torch.cat(
@@ -259,6 +270,7 @@ def generate(
                 grid=grid,
                 sampler=sampler,
                 dtype=dtype,
+                watermark=watermark,
             )
         )
     )
