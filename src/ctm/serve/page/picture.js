@@ -1,0 +1,73 @@
+// A picture that came: shown, described, downloaded as it was signed, taken to the drawing board, reported.
+import { json } from "./api.js";
+import { complain, make, say } from "./say.js";
+
+const shown = new WeakMap(); // a container -> the addresses of its pictures
+
+export function bytes(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
+/** Fill a container with figures of these items; what was in it is let go. */
+export function fill(container, items, { draw = null, label = (item) => item.label } = {}) {
+  for (const address of shown.get(container) ?? []) URL.revokeObjectURL(address);
+  const addresses = [];
+  const list = container.tagName === "OL";
+  const figures = items.map((item, index) => {
+    const one = item.b64_json ? figure(item, label(item, index), addresses, draw) : kept(item);
+    return list ? make("li", {}, one) : one;
+  });
+  container.classList.toggle("alone", figures.length === 1);
+  container.replaceChildren(...figures);
+  shown.set(container, addresses);
+}
+
+function figure(item, label, addresses, draw) {
+  const blob = new Blob([bytes(item.b64_json)], { type: "image/png" });
+  const address = URL.createObjectURL(blob);
+  addresses.push(address);
+  const image = make("img", { src: address, alt: label, "data-picture": item.id });
+  const download = make("a", { class: "button", href: address, download: `ctm-${item.id}.png` }, "Download");
+  download.setAttribute("aria-label", `Download ${label}, signed`);
+  const actions = [download];
+  if (draw) actions.push(action("To the board", `Take ${label} to the drawing board`, () => draw(blob)));
+  actions.push(action("Report", `Report this picture: ${label}`, () => report(item.id)));
+  const caption = make("figcaption", {}, label);
+  return make("figure", {}, image, caption, make("div", { class: "actions" }, ...actions), provenance(item));
+}
+
+function action(text, label, act) {
+  return make("button", { type: "button", "aria-label": label, onclick: act }, text);
+}
+
+function provenance(item) {
+  const facts = { id: item.id, seed: item.seed, ...item.claim };
+  const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const list = rows.flatMap(([name, value]) => [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, text(value))]);
+  return make("details", {}, make("summary", {}, "Where it comes from"), make("dl", {}, ...list));
+}
+
+/** In place of a picture that is held or blocked. */
+function kept(item) {
+  return make("p", { class: "held" }, item.message);
+}
+
+function report(id) {
+  const dialog = document.getElementById("report-dialog");
+  const words = document.getElementById("report-words");
+  words.value = "";
+  document.getElementById("report-form").onsubmit = async (event) => {
+    event.preventDefault();
+    try {
+      await json("v1/reports", { body: { picture: id, words: words.value } });
+      say("The report was sent. A moderator will look at the picture.");
+    } catch (error) {
+      complain(error.message);
+    }
+    dialog.close();
+  };
+  document.getElementById("report-cancel").onclick = () => dialog.close();
+  dialog.showModal();
+  words.focus();
+}
