@@ -21,7 +21,7 @@ FLOORS = [
     },
     {"backbones", "discriminators", "files", "foreign", "lock", "networks", "models", "teachers"},
     {"objectives", "sampling", "likelihood", "guidance", "editing"},
-    {"console", "data", "evaluation", "pictures", "progress", "training"},
+    {"console", "data", "evaluation", "pictures", "progress", "safety", "training"},
     {"cli", "bench", "commands", "demo", "terminal", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
