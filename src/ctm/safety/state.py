@@ -1,0 +1,60 @@
+"""The state of a service: one directory with its policy, its keys and its database."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctm.safety.api_keys import ApiKeys
+from ctm.safety.policy import Policy, write_default
+from ctm.safety.signing import Signer, secret_file
+from ctm.safety.store import Store
+
+__all__ = ["DEFAULT_STATE", "State"]
+
+DEFAULT_STATE = "runs/serve"
+
+
+@dataclass(frozen=True)
+class State:
+    """An open state: `folder` with policy.yaml, service.sqlite3 and keys/ (record.pem, record.pub.pem, api.secret …), which only
+    its owner reads."""
+
+    folder: Path
+    policy: Policy
+    store: Store
+    keys: ApiKeys
+
+    @classmethod
+    def open(cls, folder: Path, policy: Path | None = None, url: str | None = None) -> State:
+        """The state in a directory, which is made at first, with the default policy in policy.yaml.
+
+        policy: another file than the state's policy.yaml. url: of the database, None for service.sqlite3. Raises ValueError and
+        OSError, with a sentence, for a file that cannot be used."""
+        secret_folder(folder / "keys")
+        own = folder / "policy.yaml"
+        if policy is None and not own.exists():
+            write_default(own)
+        settings = Policy.load(policy or own)
+        signer = Signer.load_or_create(folder / "keys")
+        secret = secret_file(folder / "keys" / "api.secret", secrets.token_bytes(32))
+        if len(secret) < 32:
+            name = folder / "keys" / "api.secret"
+            raise ValueError(f"{name} is shorter than 32 bytes: put the service's own back from a backup")
+        head = None if settings.head is None else folder / os.path.expanduser(settings.head)
+        store = Store(url or database_url(folder), signer, head, settings.retention)
+        return cls(folder, settings, store, ApiKeys(store, secret))
+
+
+def database_url(folder: Path) -> str:
+    """The URL of the SQLite file in a state's directory."""
+    return f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
+
+
+def secret_folder(folder: Path) -> Path:
+    """The directory, made with its parents so that only its owner enters it."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
