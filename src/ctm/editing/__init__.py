@@ -1,6 +1,6 @@
 """Editing given images with a model: linear inverse problems, denoising, strokes, interpolation, variations."""
 
-from ctm.editing.changes import denoise, interpolate, posterior_sample, spherical, stroke, variations
+from ctm.editing.changes import denoise, interpolate, posterior_sample, spherical, stroke, stroking, variations
 from ctm.editing.inverse import Measured, into_range, replace, replacing, solve_guided
 from ctm.editing.operators import LinearOperator, averaging, greying, masking
 
@@ -19,5 +19,6 @@ __all__ = [
     "solve_guided",
     "spherical",
     "stroke",
+    "stroking",
     "variations",
 ]
