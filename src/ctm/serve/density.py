@@ -1,4 +1,4 @@
-"""The likelihood of one picture. It takes gradients of the network, so it runs beside the shared calls, in a thread of its own."""
+"""The likelihood of one picture: it takes gradients of the network, so it runs beside the shared calls, in its own thread."""
 
 from __future__ import annotations
 
