@@ -77,8 +77,8 @@ def stroke(
 
     image (B, *shape); image i's noise from (seed, i) alone. Raises ValueError for sigma outside the model's levels, gamma outside
     [0, 1], and a model without jump."""
-    start = _strokes(model, image, sigma, steps, seed)
-    return gamma(model, **start, gamma=gamma_share, condition=condition, callback=callback)
+    x, levels, noise = _strokes(model, image, sigma, steps, seed)
+    return gamma(model, x, levels, gamma=gamma_share, condition=condition, noise=noise, callback=callback)
 
 
 def stroking(
@@ -93,15 +93,16 @@ def stroking(
 ) -> Steps:
     """`stroke` as a generator of requests (`ctm.requests`), for a loop that drives many at once. The model is asked for its
     levels only. Raises ValueError as `stroke`, but for a model without jump."""
-    return gamma.steps(**_strokes(model, image, sigma, steps, seed), gamma=gamma_share, condition=condition)
+    x, levels, noise = _strokes(model, image, sigma, steps, seed)
+    return gamma.steps(x, levels, gamma=gamma_share, condition=condition, noise=noise)
 
 
-def _strokes(model: RangedDenoiser, image: Tensor, sigma: float, steps: int, seed: int) -> dict[str, Any]:
+def _strokes(model: RangedDenoiser, image: Tensor, sigma: float, steps: int, seed: int) -> tuple[Tensor, Tensor, ImageNoise]:
     """What `stroke` starts from: the image under noise, its levels, and the source of further noise."""
     sigma = _level(model, sigma)
     noise = ImageNoise(seed, range(len(as_state(image, "image"))))
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
-    return {"x": image + sigma * noise(image), "grid": levels, "noise": noise}
+    return image + sigma * noise(image), levels, noise
 
 
 def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ from ctm.serve.outbox import Outcome
 from ctm.serve.service import Service
 from ctm.serve.work import Work
 
-__all__ = ["answer", "events", "unless_gone"]
+__all__ = ["Gone", "answer", "events", "unless_gone"]
 
 T = TypeVar("T")
 _ALIVE = 1.0  # seconds between comments of a stream, by which a client that is gone is noticed
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The client has hung up."""
 
 
@@ -46,7 +46,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _Gone
+            raise Gone
         return task.result()
     finally:
         for each in (task, gone):
@@ -58,17 +58,25 @@ async def answer(service: Service, work: Work, key: KeyInfo | None, request: Req
     """The answer of a request for images, with the images themselves or with their addresses. Raises ApiError where none may
     leave."""
 
+    claims: list[dict[str, Any]] = []
+
     async def made() -> list[Outcome]:
         with service.meters.stage("network"):
             images = await _started(work, 0, lambda index, images: None)
-        return await service.outbox.deliver(await _finished(work, images), work.claims(), _id(key))
+        pixels = await _finished(work, images)
+        claims.extend(work.claims())
+        return await service.outbox.deliver(pixels, claims, _id(key))
 
     try:
         outcomes = await unless_gone(request, made())
-    except _Gone:
+    except Gone:
         return Response(status_code=499)  # nobody reads it
     _check_any(outcomes)
-    data = [_entry(work, index, one, request, body) for index, one in enumerate(outcomes) if one.png is not None]
+    data = [
+        {**_entry(work, index, one, request, body), "claim": claims[index]}
+        for index, one in enumerate(outcomes)
+        if one.png is not None
+    ]
     content = {"created": int(time.time()), "data": data, "model": work.served.name, "seed": work.seed}
     content |= {"output_format": "png", "size": work.served.size, **_facts(work)}
     withheld = [_withheld(one) for one in outcomes if one.png is None]

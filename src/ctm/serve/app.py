@@ -10,9 +10,12 @@ from starlette.concurrency import run_in_threadpool
 
 from ctm.serve.document import add_document
 from ctm.serve.errors import add_handlers
+from ctm.serve.explore_routes import add_explore
 from ctm.serve.guards import Guard
 from ctm.serve.images import add_images
+from ctm.serve.moderation import add_moderation
 from ctm.serve.service import Service
+from ctm.serve.static import router as page
 from ctm.serve.timing import Timed
 from ctm.serve.views import add_views
 from ctm.version import __version__
@@ -37,6 +40,9 @@ def create_app(service: Service, *, hosts: Sequence[str] | None = None, stop: bo
     add_handlers(app)
     add_images(app, service)
     add_views(app, service)
+    add_explore(app, service)
+    add_moderation(app, service)
+    app.include_router(page)
     add_document(app, keys=service.gate.required)
     app.add_middleware(Guard, largest=service.settings.largest, hosts=hosts)
     app.add_middleware(Timed, meters=service.meters)

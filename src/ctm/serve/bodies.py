@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from ctm.foreign.text import parse_json, plain
 from ctm.serve.errors import ApiError, bad_request
 
-__all__ = ["EditBody", "GenerationBody", "ReportBody", "VariationBody", "read_form", "read_json"]
+__all__ = ["Asked", "EditBody", "GenerationBody", "ReportBody", "VariationBody", "read_form", "read_json"]
 
 Body = TypeVar("Body", bound=BaseModel)
 _SEED = (1 << 64) - 1
@@ -21,7 +21,7 @@ _FIELD = re.compile(r"([a-z_]{1,40})\[([A-Za-z][A-Za-z0-9_]{0,63})\](\[\])?")
 _MOST_FIELDS, _MOST_FILES = 64, 2
 
 
-class _Asked(BaseModel):
+class Asked(BaseModel):
     """What every request for images may have."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -50,7 +50,7 @@ class _Asked(BaseModel):
         return 1 if self.n is None else self.n
 
 
-class GenerationBody(_Asked):
+class GenerationBody(Asked):
     """POST /v1/images/generations."""
 
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="jumps, or levels of a sampler of the denoiser")
@@ -66,7 +66,7 @@ class GenerationBody(_Asked):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
 
 
-class EditBody(_Asked):
+class EditBody(Asked):
     """POST /v1/images/edits, the fields beside the files."""
 
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="levels; 18 where left out")
@@ -75,7 +75,7 @@ class EditBody(_Asked):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
 
 
-class VariationBody(_Asked):
+class VariationBody(Asked):
     """POST /v1/images/variations, the fields beside the file."""
 
     amount: Annotated[float, Field(ge=0, le=1)] | None = Field(

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from ctm.serve.bodies import EditBody, GenerationBody, ReportBody, VariationBody
+from ctm.serve.explore_bodies import CompareBody, InterpolateBody, LikelihoodBody, PathBody, StrokeBody
+from ctm.serve.moderation_bodies import AnswerBody, ReasonBody
 
 __all__ = ["add_document", "answers", "form_body", "image_answer", "json_body"]
 
@@ -53,6 +55,7 @@ _IMAGE = {
         "label": {"type": ["integer", "null"]},
         "b64_json": {"type": ["string", "null"]},
         "url": {"type": ["string", "null"]},
+        "claim": {"type": "object", "description": "how it was made, as the picture itself says"},
     },
 }
 _IMAGES = {
@@ -68,7 +71,15 @@ _IMAGES = {
 }
 _SCHEMAS = {"Error": _ERROR, "Image": _IMAGE, "Images": _IMAGES}
 _FILE = {"type": "string", "format": "binary"}
-_FILES = {EditBody: ("image", "mask"), VariationBody: ("image",)}
+_FILES: dict[type[BaseModel], tuple[str, ...]] = {
+    EditBody: ("image", "mask"),
+    VariationBody: ("image",),
+    StrokeBody: ("image",),
+    InterpolateBody: ("first", "second"),
+    LikelihoodBody: ("image",),
+}
+_NEEDED: dict[type[BaseModel], list[str]] = {InterpolateBody: ["first", "second"]}
+_JSON: tuple[type[BaseModel], ...] = (GenerationBody, ReportBody, CompareBody, PathBody, ReasonBody, AnswerBody)
 
 
 def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -112,7 +123,7 @@ def add_document(app: FastAPI, *, keys: bool) -> None:
         document = made()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(_SCHEMAS)
-        for form in (GenerationBody, ReportBody, EditBody, VariationBody):
+        for form in (*_JSON, *_FILES):
             schemas[form.__name__] = _schema(form)
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
@@ -136,7 +147,7 @@ def _schema(form: type[BaseModel]) -> dict[str, Any]:
     if files:  # a form has texts and files, and no null
         properties = {name: _without_null(field) for name, field in schema["properties"].items()}
         schema["properties"] = {**dict.fromkeys(files, _FILE), **properties}
-        schema["required"] = ["image"]
+        schema["required"] = _NEEDED.get(form, ["image"])
     return schema
 
 

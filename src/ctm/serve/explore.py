@@ -58,7 +58,9 @@ def together(futures: Sequence[Future[Tensor]]) -> Future[Tensor]:
                 other.cancel()
         if last and whole.set_running_or_notify_cancel():
             errors = [CancelledError() if each.cancelled() else each.exception() for each in futures]
-            found = sorted((error for error in errors if error is not None), key=lambda e: isinstance(e, CancelledError))
+            found = sorted(
+                (error for error in errors if error is not None), key=lambda e: isinstance(e, CancelledError)
+            )
             if found:
                 whole.set_exception(found[0])
             else:
@@ -89,7 +91,9 @@ def compare(
     shapes = {served.name: tuple(served.model.shape) for served in models}
     if len(set(shapes.values())) > 1:
         said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ApiError(400, f"one noise fits models of one shape, and these have {said}", "invalid_value", param="variants")
+        raise ApiError(
+            400, f"one noise fits models of one shape, and these have {said}", "invalid_value", param="variants"
+        )
     (nonce,) = nonces_of(service.watermark, None if key is None else key.id, seed, 1)
     prepared, facts, labels = [], [], []
     for served, variant in zip(models, body.variants, strict=True):
@@ -129,7 +133,9 @@ def path(service: Service, served: Served, body: PathBody, label: int | None, ke
         asked: dict[str, Any] = body.model_dump(include={"sampler", "steps", "gamma", "guidance"})
         method = choose(model, **asked, most_steps=service.settings.most_steps)
         if method.sampler not in ("gamma", "consistency"):
-            raise ValueError(f"a path is made of jumps, and {method.sampler} asks the denoiser: use gamma or consistency")
+            raise ValueError(
+                f"a path is made of jumps, and {method.sampler} asks the denoiser: use gamma or consistency"
+            )
     condition = condition_of(model, body, label, 1, seed)
     nonces = nonces_of(service.watermark, None if key is None else key.id, seed, 1)
     facts: list[dict[str, Any]] = []
@@ -162,7 +168,13 @@ def _frames(
     for kind, pictures in kinds:
         for step, (leg, _) in enumerate(zip(legs, pictures, strict=True)):
             last = kind == "state" and step == len(legs) - 1
-            about = {"index": 0, "shows": kind, "step": step, "from": float(f"{leg.t:.6g}"), "to": float(f"{leg.s:.6g}")}
+            about = {
+                "index": 0,
+                "shows": kind,
+                "step": step,
+                "from": float(f"{leg.t:.6g}"),
+                "to": float(f"{leg.s:.6g}"),
+            }
             facts.append({**about, "nonce": nonce if last else None})
     return torch.cat([picture for _, pictures in kinds for picture in pictures])
 
@@ -185,7 +197,9 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
     labels = None if label is None else torch.full((num,), label)
     with bad_request():
         if not can_jump(model):
-            raise ValueError(f"{served.name} only denoises, and stroke to image needs a model that jumps: ask another model")
+            raise ValueError(
+                f"{served.name} only denoises, and stroke to image needs a model that jumps: ask another model"
+            )
         whole = for_model(image, model)[None].expand(num, *model.shape)
         asked: dict[str, Any] = {"steps": steps, "gamma_share": body.gamma or 0.0, "condition": labels, "seed": seed}
         plan = editing.stroking(model, whole, sigma, **asked)

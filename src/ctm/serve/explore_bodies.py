@@ -59,7 +59,9 @@ class PathBody(Asked):
 class StrokeBody(Asked):
     """POST /v1/ctm/stroke, the fields beside the file."""
 
-    sigma: Annotated[float, Field(gt=0)] | None = Field(None, description="noise level laid over the picture; 1 where left out")
+    sigma: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="noise level laid over the picture; 1 where left out"
+    )
     steps: Steps = Field(None, description="jumps; 2 where left out")
     gamma: Gamma = None
 

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from ctm.safety import KeyInfo
 from ctm.serve.answering import answer, events
 from ctm.serve.bodies import EditBody, GenerationBody, VariationBody, read_form, read_json
 from ctm.serve.document import answers, form_body, image_answer, json_body
-from ctm.serve.errors import ApiError, bad_request
+from ctm.serve.errors import ApiError
+from ctm.serve.receiving import Receiver, only
 from ctm.serve.service import Service
-from ctm.serve.uploads import Upload, read_upload, screened_pixels
 from ctm.serve.work import admitted, edit, generate, vary
 
 __all__ = ["add_images"]
 
-_DECODERS = 2  # uploads that are decoded at once
 _ERRORS = (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
 
 
 def add_images(app: FastAPI, service: Service) -> None:
     """Add the routes to the application."""
-    decoding = asyncio.Semaphore(_DECODERS)
-    largest = service.settings.largest
-
-    async def upload(files: dict[str, bytes], name: str, key: KeyInfo | None) -> Upload | None:
-        content = files.get(name, files.get(f"{name}[]"))
-        if content is None:
-            return None
-        async with decoding:
-            with bad_request(name, "invalid_image"):
-                picture = await asyncio.to_thread(read_upload, content, name)
-            pixels = await asyncio.to_thread(screened_pixels, picture)
-        verdict = await service.outbox.screened(pixels)
-        if verdict.decision != "pass":
-            about = {"sha256": hashlib.sha256(content).hexdigest(), "key": None if key is None else key.id}
-            about |= {"decision": verdict.decision, "reason": verdict.reason}
-            await asyncio.to_thread(service.store.note, "upload refused", about)
-            raise ApiError(403, f"the {name} was refused by the service's filter", "upload_refused", param=name)
-        return picture
-
-    async def needed(files: dict[str, bytes], key: KeyInfo | None) -> Upload:
-        picture = await upload(files, "image", key)
-        if picture is None:
-            raise ApiError(400, "a picture is missing: send it as the file image", "missing", param="image")
-        return picture
+    receiver, largest = Receiver(service), service.settings.largest
 
     @app.post(
         "/v1/images/generations",
@@ -61,7 +34,7 @@ def add_images(app: FastAPI, service: Service) -> None:
         key = await service.gate.key_of(request)
         body = await read_json(request, GenerationBody)
         served, label = admitted(service, body, key, conditions=tuple(body.condition or ()))
-        work = generate(service, served, body, label)
+        work = generate(service, served, body, label, key)
         if body.stream:
             return events(service, work, key, request, body, "image_generation")
         _no_previews(body)
@@ -76,10 +49,10 @@ def add_images(app: FastAPI, service: Service) -> None:
         """Fill the transparent part of a mask, or of the picture itself; the rest is kept."""
         key = await service.gate.key_of(request)
         body, files = await read_form(request, EditBody, largest)
-        _only(files, "image", "mask")
+        only(files, "image", "mask")
         served, label = admitted(service, body, key, upload=True)
-        image = await needed(files, key)
-        work = edit(service, served, body, label, image, await upload(files, "mask", key))
+        image = await receiver.needed(files, key)
+        work = edit(service, served, body, label, image, await receiver.picture(files, "mask", key))
         if body.stream:
             return events(service, work, key, request, body, "image_edit")
         _no_previews(body)
@@ -94,19 +67,10 @@ def add_images(app: FastAPI, service: Service) -> None:
         """Vary a picture by the model's own flow."""
         key = await service.gate.key_of(request)
         body, files = await read_form(request, VariationBody, largest)
-        _only(files, "image")
+        only(files, "image")
         served, label = admitted(service, body, key, upload=True)
-        work = vary(service, served, body, label, await needed(files, key))
+        work = vary(service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
-
-
-def _only(files: dict[str, bytes], *names: str) -> None:
-    """Raises ApiError for a file that the request does not take."""
-    for name in files:
-        if name.removesuffix("[]") not in names:
-            raise ApiError(
-                400, f"this request takes the files {' and '.join(names)} only", "unknown_parameter", param="file"
-            )
 
 
 def _no_previews(body: Any) -> None:

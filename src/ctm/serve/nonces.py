@@ -1,4 +1,4 @@
-"""Nonces of the watermark. With a seed of its own an image has a nonce of its own, and the same seed gives the same image again."""
+"""Nonces of the watermark: another one for each (seed, i), and for the same (seed, i) the same, so that the image comes again."""
 
 from __future__ import annotations
 

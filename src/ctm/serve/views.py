@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 
 from ctm.foreign.text import plain
+from ctm.models.guided import droppable, takes_guidance
 from ctm.models.protocol import can_jump
 from ctm.safety import KeyInfo
 from ctm.serve.bodies import ReportBody, read_json
@@ -65,7 +66,9 @@ def _about(served: Served) -> dict[str, Any]:
     about = {"id": served.name, "object": "model", "created": 0, "owned_by": "ctm", "digest": served.digest}
     about |= {"size": served.size, "classes": model.num_classes, "class_names": list(model.class_names)}
     fields = {name: list(shape) for name, shape in model.conditioner.fields.items()}
-    return {**about, "conditions": fields, "samplers": list(samplers)}
+    about |= {"conditions": fields, "samplers": list(samplers), "shape": list(model.shape)}
+    about |= {"sigma_min": model.sigma_min, "sigma_max": model.sigma_max}
+    return {**about, "guidance": takes_guidance(model) or droppable(model) != ()}
 
 
 def _add_pictures(app: FastAPI, service: Service) -> None:

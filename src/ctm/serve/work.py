@@ -24,17 +24,17 @@ from ctm.sampling.marking import Marks
 from ctm.serve.bodies import EditBody, GenerationBody, VariationBody
 from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.names import label_of
+from ctm.serve.nonces import nonces_of
 from ctm.serve.plans import choose, generation, watched
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
 
-__all__ = ["Work", "admitted", "edit", "generate", "vary"]
+__all__ = ["Seen", "Work", "admitted", "condition_of", "edit", "generate", "seed_of", "vary"]
 
 Seen = Callable[[int, Tensor], object]
 _VARIATION = 0.3
 _EDIT_STEPS, _EDIT_ROUNDS = 18, 2
-_NONCE = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Work:
     seed: int
     about: dict[str, Any]
     start: Callable[[int, Seen], Future[Tensor]]
-    labels: list[int] | None = None
+    labels: Sequence[int | None] | None = None
     nonces: list[bytes] | None = None
     finish: Callable[[Tensor], Tensor] = field(default=lambda images: images)
 
@@ -92,13 +92,14 @@ def admitted(
     return served, label
 
 
-def _seed(body: Any) -> int:
+def seed_of(body: Any) -> int:
+    """The seed that is asked for, or one that is drawn."""
     return secrets.randbelow(1 << 53) if body.seed is None else int(body.seed)  # a number that every JSON reader keeps
 
 
-def generate(service: Service, served: Served, body: GenerationBody, label: int | None) -> Work:
+def generate(service: Service, served: Served, body: GenerationBody, label: int | None, key: KeyInfo | None) -> Work:
     """The work of POST /v1/images/generations. Raises ApiError."""
-    model, num, seed = served.model, body.num, _seed(body)
+    model, num, seed = served.model, body.num, seed_of(body)
     asked: dict[str, Any] = {
         "sampler": body.sampler,
         "steps": body.steps,
@@ -107,8 +108,8 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     }
     with bad_request():
         method = choose(model, **asked, most_steps=service.settings.most_steps)
-    condition = _condition(model, body, label, num, seed)
-    nonces = [secrets.token_bytes(_NONCE) for _ in range(num)]
+    condition = condition_of(model, body, label, num, seed)
+    nonces = nonces_of(service.watermark, None if key is None else key.id, seed, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         marks = Marks.of((service.watermark, nonces), num)
@@ -122,7 +123,7 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     return Work(served, num, seed, about, start, None if labels is None else labels.tolist(), nonces)
 
 
-def _condition(model: AnyModel, body: GenerationBody, label: int | None, num: int, seed: int) -> Condition:
+def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: int) -> Condition:
     """The condition of all images: the class, drawn by the model where none is asked for, and the fields of the request."""
     labels = class_labels(model, num, label, seed)
     if not body.condition:
@@ -147,7 +148,7 @@ def edit(
     service: Service, served: Served, body: EditBody, label: int | None, image: Upload, mask: Upload | None
 ) -> Work:
     """The work of POST /v1/images/edits: the mask's transparent part is filled, by jumps with replacement. Raises ApiError."""
-    model, num, seed = served.model, body.num, _seed(body)
+    model, num, seed = served.model, body.num, seed_of(body)
     steps, rounds = body.steps or _EDIT_STEPS, body.rounds or _EDIT_ROUNDS
     with bad_request("image", "invalid_image"):
         channels_and_side = picture_shape(model)
@@ -183,7 +184,7 @@ def _kept(images: Tensor, operator: editing.LinearOperator, y: Tensor) -> Tensor
 def vary(service: Service, served: Served, body: VariationBody, label: int | None, image: Upload) -> Work:
     """The work of POST /v1/images/variations: the picture becomes noise along the flow, the noise is turned, and becomes
     pictures again. Raises ApiError."""
-    num, seed = body.num, _seed(body)
+    num, seed = body.num, seed_of(body)
     amount = _VARIATION if body.amount is None else body.amount
     with bad_request("image", "invalid_image"):
         whole = for_model(image, served.model)
