@@ -29,26 +29,20 @@ def add_images(app: FastAPI, service: Service) -> None:
     decoding = asyncio.Semaphore(_DECODERS)
     largest = service.settings.largest
 
-    async def upload(files: dict[str, bytes], name: str, key: KeyInfo | None) -> Upload | None:
+    async def upload(files: dict[str, bytes], name: str) -> Upload | None:
         content = files.get(name, files.get(f"{name}[]"))
         if content is None:
             return None
         async with decoding:
             with bad_request(name, "invalid_image"):
-                picture = await asyncio.to_thread(read_upload, content, name)
-            pixels = await asyncio.to_thread(screened_pixels, picture)
-        verdict = await service.outbox.screened(pixels)
-        if verdict.decision != "pass":
-            about = {"sha256": hashlib.sha256(content).hexdigest(), "key": None if key is None else key.id}
-            about |= {"decision": verdict.decision, "reason": verdict.reason}
-            await asyncio.to_thread(service.store.note, "upload refused", about)
-            raise ApiError(403, f"the {name} was refused by the service's filter", "upload_refused", param=name)
-        return picture
+                return await asyncio.to_thread(read_upload, content, name)
 
-    async def needed(files: dict[str, bytes], key: KeyInfo | None) -> Upload:
-        picture = await upload(files, "image", key)
+    async def image_of(files: dict[str, bytes], key: KeyInfo | None) -> Upload:
+        """The picture to change, which the filter has seen. Of a mask only the transparency is used."""
+        picture = await upload(files, "image")
         if picture is None:
             raise ApiError(400, "a picture is missing: send it as the file image", "missing", param="image")
+        await _screened(service, picture, key)
         return picture
 
     @app.post(
@@ -78,8 +72,8 @@ def add_images(app: FastAPI, service: Service) -> None:
         body, files = await read_form(request, EditBody, largest)
         _only(files, "image", "mask")
         served, label = admitted(service, body, key, upload=True)
-        image = await needed(files, key)
-        work = edit(service, served, body, label, image, await upload(files, "mask", key))
+        image, mask = await image_of(files, key), await upload(files, "mask")
+        work = edit(service, served, body, label, image, mask)
         if body.stream:
             return events(service, work, key, request, body, "image_edit")
         _no_previews(body)
@@ -96,8 +90,20 @@ def add_images(app: FastAPI, service: Service) -> None:
         body, files = await read_form(request, VariationBody, largest)
         _only(files, "image")
         served, label = admitted(service, body, key, upload=True)
-        work = vary(service, served, body, label, await needed(files, key))
+        work = vary(service, served, body, label, await image_of(files, key))
         return await answer(service, work, key, request, body)
+
+
+async def _screened(service: Service, picture: Upload, key: KeyInfo | None) -> None:
+    """Raises ApiError for a picture that the filter does not let pass, and the record knows of it."""
+    pixels = await asyncio.to_thread(screened_pixels, picture)
+    verdict = await service.outbox.screened(pixels)
+    if verdict.decision == "pass":
+        return
+    about = {"pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(), "key": None if key is None else key.id}
+    about |= {"decision": verdict.decision, "reason": verdict.reason}
+    await asyncio.to_thread(service.store.note, "upload refused", about)
+    raise ApiError(403, f"the {picture.name} was refused by the service's filter", "upload_refused", param=picture.name)
 
 
 def _only(files: dict[str, bytes], *names: str) -> None:
