@@ -52,7 +52,8 @@ def add_images(app: FastAPI, service: Service) -> None:
         only(files, "image", "mask")
         served, label = admitted(service, body, key, upload=True)
         image = await receiver.needed(files, key)
-        work = edit(service, served, body, label, image, await receiver.picture(files, "mask", key))
+        mask = await receiver.decoded(files, "mask")  # of a mask only the transparency is used
+        work = edit(service, served, body, label, image, mask)
         if body.stream:
             return events(service, work, key, request, body, "image_edit")
         _no_previews(body)

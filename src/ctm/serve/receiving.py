@@ -22,30 +22,29 @@ class Receiver:
         self._service = service
         self._decoding = asyncio.Semaphore(_DECODERS)
 
-    async def picture(self, files: dict[str, bytes], name: str, key: KeyInfo | None) -> Upload | None:
-        """The picture in the file of that name, None where there is none. Raises ApiError 400 for what is no picture, and 403 for
-        one that the filters refuse, which the record keeps."""
+    async def decoded(self, files: dict[str, bytes], name: str) -> Upload | None:
+        """The picture in the file of that name, None where there is none. Raises ApiError 400 for what is no picture."""
         content = files.get(name, files.get(f"{name}[]"))
         if content is None:
             return None
         async with self._decoding:
             with bad_request(name, "invalid_image"):
-                picture = await asyncio.to_thread(read_upload, content, name)
-            pixels = await asyncio.to_thread(screened_pixels, picture)
-        verdict = await self._service.outbox.screened(pixels)
-        if verdict.decision != "pass":
-            about = {"sha256": hashlib.sha256(content).hexdigest(), "key": None if key is None else key.id}
-            about |= {"decision": verdict.decision, "reason": verdict.reason}
-            await asyncio.to_thread(self._service.store.note, "upload refused", about)
-            raise ApiError(403, f"the {name} was refused by the service's filter", "upload_refused", param=name)
-        return picture
+                return await asyncio.to_thread(read_upload, content, name)
 
     async def needed(self, files: dict[str, bytes], key: KeyInfo | None, name: str = "image") -> Upload:
-        """The picture in a file that must be there. Raises ApiError as `picture`, and 400 where it is missing."""
-        picture = await self.picture(files, name, key)
+        """The picture in a file that must be there, which the filters have seen. Raises ApiError as `decoded`, 400 where it is
+        missing, and 403 for one that the filters refuse, which the record keeps."""
+        picture = await self.decoded(files, name)
         if picture is None:
             raise ApiError(400, f"a picture is missing: send it as the file {name}", "missing", param=name)
-        return picture
+        pixels = await asyncio.to_thread(screened_pixels, picture)
+        verdict = await self._service.outbox.screened(pixels)
+        if verdict.decision == "pass":
+            return picture
+        about = {"pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(), "key": None if key is None else key.id}
+        about |= {"decision": verdict.decision, "reason": verdict.reason}
+        await asyncio.to_thread(self._service.store.note, "upload refused", about)
+        raise ApiError(403, f"the {name} was refused by the service's filter", "upload_refused", param=name)
 
 
 def only(files: dict[str, bytes], *names: str) -> None:

@@ -42,6 +42,8 @@ def read_upload(content: bytes, name: str) -> Upload:
     try:
         with Image.open(io.BytesIO(content), formats=[kind]) as head:
             width, height = head.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has more than {MOST_PIXELS:,} pixels: reduce it") from error
     except Exception as error:  # Pillow meets damaged files with errors of many kinds
         raise ValueError(f"{name} is no whole {kind} picture") from error
     if width * height > MOST_PIXELS:
