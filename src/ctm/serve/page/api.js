@@ -8,13 +8,13 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** An answer that is no result. code, picture: of the service's error, where it gave them. */
+/** An answer that is no result. code, pictures: of the service's error, where it gave them. */
 export class Refused extends Error {
-  constructor(message, status, { code = null, picture = null } = {}) {
+  constructor(message, status, { code = null, pictures = [] } = {}) {
     super(message);
     this.status = status;
     this.code = code;
-    this.picture = picture;
+    this.pictures = pictures;
   }
 }
 

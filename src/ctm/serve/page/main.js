@@ -14,7 +14,13 @@ const board = new Board(at("board"), at("board-place"));
 const ends = { first: null, second: null };
 let tab = "tab-make";
 
-const described = (count) => (count === 1 ? "One picture came." : `${count} pictures came.`);
+function described(items) {
+  const kept = items.filter((item) => !item.b64_json).length;
+  const came = items.length - kept;
+  const said = came === 1 ? "One picture came." : `${came} pictures came.`;
+  return kept ? `${came ? said : ""} ${kept === 1 ? "One picture" : `${kept} pictures`} may not leave yet, or not at all.`.trim() : said;
+}
+
 const draw = (blob) => toBoard(blob);
 const number = (id, low, high) => {
   const value = Number(at(id).value);
@@ -31,12 +37,12 @@ async function timed(work, container, options = {}) {
   const items = await work();
   fill(container, items, { draw, ...options });
   const spent = Math.round(performance.now() - start);
-  say(`${described(items.filter((item) => item.b64_json).length)} It took ${spent} ms.`);
+  say(`${described(items)} It took ${spent} ms.`);
   return spent;
 }
 
 const classOf = () => (at("class").value === "" ? "any class" : at("class").selectedOptions[0].text);
-const seedOf = (item) => `seed ${item.seed ?? settings.seed()}`;
+const seedOf = (item) => `seed ${item.claim.seed}`;
 
 async function makePictures() {
   const count = number("count", 1, 16);
@@ -49,8 +55,10 @@ async function comparePictures() {
   const names = [...document.querySelectorAll("#compare-models input:checked")].map((box) => box.value);
   if (!names.length) throw mistake("Choose at least one model to compare.");
   const gammas = requests.numbers(at("gammas").value);
-  const label = (item) => `${item.model}, ${item.steps} ${item.steps === 1 ? "step" : "steps"}${item.gamma === null ? "" : `, γ = ${item.gamma}`}`;
-  await timed(() => requests.compare(names, gammas), at("compared"), { label });
+  const label = ({ claim }) => [claim.model, `${claim.steps} ${claim.steps === 1 ? "step" : "steps"}`, ...(claim.gamma === null ? [] : [`γ\u00a0=\u00a0${claim.gamma}`])].join(", ");
+  const one = settings.method().steps === 1 && gammas.length > 1;
+  await timed(() => requests.compare(names, one ? gammas.slice(0, 1) : gammas), at("compared"), { label });
+  if (one) say(`${at("status").textContent} With one step γ changes nothing, so there is one picture for all its values.`);
 }
 
 async function showPath() {
@@ -59,12 +67,12 @@ async function showPath() {
   const items = await requests.path(at("guesses").checked);
   const level = (value) => Number(value.toPrecision(2)).toString();
   for (const [kind, id] of [["state", "states"], ["guess", "guessed"]]) {
-    const mine = items.filter((item) => item.kind === kind);
+    const mine = items.filter((item) => (item.claim?.shows ?? "state") === kind);
     at(`${id === "states" ? "states" : "guesses"}-title`).hidden = mine.length === 0;
-    const label = (item) => `Jump ${item.step + 1}: σ ${level(item.from)} → ${level(item.to)}`;
+    const label = ({ claim }) => `Jump ${claim.step + 1}: σ\u00a0${level(claim.from)} → ${level(claim.to)}`;
     fill(at(id), mine, { draw, label });
   }
-  say(described(items.length));
+  say(described(items));
 }
 
 async function toBoard(blob) {
@@ -226,7 +234,7 @@ function upload(id, take) {
 board.brush = brush;
 listen();
 await withKey(async () => {
-  const { data } = await json("v1/ctm/models");
+  const { data } = await json("v1/models");
   settings.show(data);
   at("main").hidden = false;
   fitModel();

@@ -1,5 +1,5 @@
 // A picture that came: shown, described, downloaded as it was signed, taken to the drawing board, reported.
-import { json } from "./api.js";
+import { ask, json } from "./api.js";
 import { complain, make, say } from "./say.js";
 
 const shown = new WeakMap(); // a container -> the addresses of its pictures
@@ -13,8 +13,11 @@ export function fill(container, items, { draw = null, label = (item) => item.lab
   for (const address of shown.get(container) ?? []) URL.revokeObjectURL(address);
   const addresses = [];
   const list = container.tagName === "OL";
+  const shared = { addresses, draw, small: list };
   const figures = items.map((item, index) => {
-    const one = item.b64_json ? figure(item, label(item, index), addresses, draw) : kept(item);
+    const one = item.b64_json
+      ? figure(item, new Blob([bytes(item.b64_json)], { type: "image/png" }), label(item, index), shared)
+      : kept(item, (blob) => figure(item, blob, `Picture ${item.id}`, shared));
     return list ? make("li", {}, one) : one;
   });
   container.classList.toggle("alone", figures.length === 1);
@@ -22,8 +25,8 @@ export function fill(container, items, { draw = null, label = (item) => item.lab
   shown.set(container, addresses);
 }
 
-function figure(item, label, addresses, draw) {
-  const blob = new Blob([bytes(item.b64_json)], { type: "image/png" });
+/** small: the buttons are behind "More". */
+function figure(item, blob, label, { addresses, draw, small }) {
   const address = URL.createObjectURL(blob);
   addresses.push(address);
   const image = make("img", { src: address, alt: label, "data-picture": item.id });
@@ -33,7 +36,10 @@ function figure(item, label, addresses, draw) {
   if (draw) actions.push(action("To the board", `Take ${label} to the drawing board`, () => draw(blob)));
   actions.push(action("Report", `Report this picture: ${label}`, () => report(item.id)));
   const caption = make("figcaption", {}, label);
-  return make("figure", {}, image, caption, make("div", { class: "actions" }, ...actions), provenance(item));
+  const row = make("div", { class: "actions" }, ...actions);
+  const facts = provenance(item);
+  if (small) return make("figure", {}, image, caption, make("details", {}, make("summary", {}, "More"), row, facts));
+  return make("figure", {}, image, caption, row, make("details", {}, make("summary", {}, "Where it comes from"), facts));
 }
 
 function action(text, label, act) {
@@ -41,16 +47,29 @@ function action(text, label, act) {
 }
 
 function provenance(item) {
-  const facts = { id: item.id, seed: item.seed, ...item.claim };
+  const facts = { id: item.id, ...item.claim };
   const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
   const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
-  const list = rows.flatMap(([name, value]) => [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, text(value))]);
-  return make("details", {}, make("summary", {}, "Where it comes from"), make("dl", {}, ...list));
+  return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, text(value))]));
 }
 
-/** In place of a picture that is held or blocked. */
-function kept(item) {
-  return make("p", { class: "held" }, item.message);
+/** In place of a picture that is held or blocked. A held one can be asked for again. */
+function kept(item, show) {
+  const held = item.decision === "hold";
+  const words = held ? `Picture ${item.id} is held until a moderator has looked at it.` : "A picture was blocked by the service's filter.";
+  const box = make("div", { class: "held" }, make("p", {}, words));
+  if (held) box.append(action("Ask for it again", `Ask for picture ${item.id} again`, () => again(item.id, box, show)));
+  return box;
+}
+
+async function again(id, box, show) {
+  try {
+    const blob = await (await ask(`v1/images/${encodeURIComponent(id)}`, { accept: "image/png" })).blob();
+    box.replaceWith(show(blob));
+    say("The picture was released.");
+  } catch (error) {
+    say(error.status === 404 ? "The picture is not released, or not yet." : error.message);
+  }
 }
 
 function report(id) {

@@ -1,13 +1,22 @@
 // What the page asks the service for. Each returns the pictures that came.
-import { form, json } from "./api.js";
+import { Refused, form, json } from "./api.js";
 import { mistake } from "./latest.js";
 import * as settings from "./settings.js";
 
-const pictures = (answer) => answer.data;
+/** The pictures of an answer, and those that were withheld: held for a moderator, or blocked. */
+async function pictures(answer) {
+  try {
+    const { data, withheld = [] } = await answer;
+    return [...data, ...withheld];
+  } catch (error) {
+    if (error instanceof Refused && error.pictures.length) return error.pictures;
+    throw error;
+  }
+}
 
 export async function generations(count) {
   const asked = { ...settings.method(), ...settings.wish(), n: count, seed: settings.seed(), response_format: "b64_json" };
-  return pictures(await json("v1/images/generations", { body: asked }));
+  return pictures(json("v1/images/generations", { body: asked }));
 }
 
 /** One picture of each model and each γ; a model that does not jump has none. */
@@ -18,31 +27,31 @@ export async function compare(names, gammas) {
     if (!one.jumps) return [{ model: name, steps: Math.max(steps, 18) }];
     return gammas.map((gamma) => ({ model: name, steps, gamma, ...(guidance && one.guidance ? { guidance } : {}) }));
   });
-  return pictures(await json("v1/ctm/compare", { body: { variants, ...settings.wish(), seed: settings.seed() } }));
+  return pictures(json("v1/ctm/compare", { body: { variants, ...settings.wish(), seed: settings.seed() } }));
 }
 
 export async function path(guesses) {
   const asked = { ...settings.method(), ...settings.wish(), seed: settings.seed(), guesses };
-  return pictures(await json("v1/ctm/path", { body: asked }));
+  return pictures(json("v1/ctm/path", { body: asked }));
 }
 
 export async function inpaint(picture, mask) {
   const fields = { ...wish(), seed: settings.seed(), image: picture, mask, response_format: "b64_json" };
-  return pictures(await json("v1/images/edits", { body: form(fields) }));
+  return pictures(json("v1/images/edits", { body: form(fields) }));
 }
 
 export async function stroke(picture, sigma) {
   const fields = { ...settings.method(), ...wish(), seed: settings.seed(), image: picture, sigma };
-  return pictures(await json("v1/ctm/stroke", { body: form(fields) }));
+  return pictures(json("v1/ctm/stroke", { body: form(fields) }));
 }
 
 export async function variations(picture, count) {
   const fields = { ...wish(), seed: settings.seed(), n: count, image: picture, response_format: "b64_json" };
-  return pictures(await json("v1/images/variations", { body: form(fields) }));
+  return pictures(json("v1/images/variations", { body: form(fields) }));
 }
 
 export async function interpolate(first, second, count) {
-  return pictures(await json("v1/ctm/interpolate", { body: form({ ...wish(), first, second, n: count }) }));
+  return pictures(json("v1/ctm/interpolate", { body: form({ ...wish(), first, second, n: count }) }));
 }
 
 export async function likelihood(picture) {

@@ -13,7 +13,11 @@ export const width = () => model().shape[2];
 
 /** Fill the form in for these models. */
 export function show(list) {
-  models = list;
+  models = list.map((each) => ({
+    ...each,
+    jumps: each.samplers.includes("gamma"),
+    fields: Object.entries(each.conditions).map(([name, shape]) => ({ name, shape })),
+  }));
   at("model").replaceChildren(...list.map((each) => make("option", { value: each.id }, each.id)));
   fit();
 }
@@ -24,7 +28,7 @@ export function fit() {
   const [depth, high, wide] = one.shape;
   const kind = one.jumps ? "jumps, so one step is enough" : "denoises step by step, so give it 18 steps or so";
   at("model-hint").textContent = `${wide}×${high}, ${depth === 1 ? "grey" : "colour"}; it ${kind}.`;
-  const names = Array.from({ length: one.num_classes }, (_, index) => one.class_names[index] ?? String(index));
+  const names = Array.from({ length: one.classes }, (_, index) => one.class_names[index] ?? String(index));
   at("class-field").hidden = names.length === 0;
   const chosen = at("class").value;
   at("class").replaceChildren(
