@@ -145,7 +145,8 @@ def test_what_is_no_whole_picture_is_refused(shared, digit, change, words):
         ({"image": "digit", "mask": "mask"}, {"n": "x"}, "n: "),
         ({"image": "digit", "mask": "mask"}, {"gamma": "1"}, "unknown field"),
         ({"image": "digit", "mask": "mask"}, {"prompt": "cat"}, "must be a class"),
-        ({"image": "digit", "mask": "mask", "image[]": "digit"}, {}, "2"),
+        ({"image": "digit", "image[]": "digit"}, {}, "give one file 'image'"),
+        ({"image": "digit", "mask": "mask", "image[]": "digit"}, {}, "files is 2"),
         ({"image": "digit", "other": "mask"}, {}, "takes the files image and mask only"),
     ],
 )

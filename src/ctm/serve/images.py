@@ -30,7 +30,7 @@ def add_images(app: FastAPI, service: Service) -> None:
     largest = service.settings.largest
 
     async def upload(files: dict[str, bytes], name: str) -> Upload | None:
-        content = files.get(name, files.get(f"{name}[]"))
+        content = files.get(name)
         if content is None:
             return None
         async with decoding:
@@ -109,7 +109,7 @@ async def _screened(service: Service, picture: Upload, key: KeyInfo | None) -> N
 def _only(files: dict[str, bytes], *names: str) -> None:
     """Raises ApiError for a file that the request does not take."""
     for name in files:
-        if name.removesuffix("[]") not in names:
+        if name not in names:
             raise ApiError(
                 400, f"this request takes the files {' and '.join(names)} only", "unknown_parameter", param="file"
             )
