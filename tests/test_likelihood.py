@@ -250,5 +250,5 @@ def test_encode_from_a_higher_level_is_the_flow_from_there(mixture_16d):
     expected = mixture_16d.jump(x, torch.full((5,), 0.3), torch.full((5,), 80.0)) / 80
     found = encode(mixture_16d, x, level=0.3, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="level must be in .*, got 100: it is between sigma_min and sigma_max"):
+    with pytest.raises(ValueError, match=r"level must be in .*, got 100: it is between sigma_min and sigma_max"):
         encode(mixture_16d, x, level=100)
