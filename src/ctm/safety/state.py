@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctm.safety.api_keys import ApiKeys
-from ctm.safety.policy import Policy, write_default
-from ctm.safety.signing import Signer, secret_file
+from ctm.safety.policy import DEFAULT_FILE, Policy
+from ctm.safety.signing import Signer, made_once
 from ctm.safety.store import Store
 
 __all__ = ["DEFAULT_STATE", "State"]
@@ -35,11 +35,11 @@ class State:
         OSError, with a sentence, for a file that cannot be used."""
         secret_folder(folder / "keys")
         own = folder / "policy.yaml"
-        if policy is None and not own.exists():
-            write_default(own)
+        if policy is None:
+            made_once(own, DEFAULT_FILE.read_bytes(), 0o644)
         settings = Policy.load(policy or own)
         signer = Signer.load_or_create(folder / "keys")
-        secret = secret_file(folder / "keys" / "api.secret", secrets.token_bytes(32))
+        secret = made_once(folder / "keys" / "api.secret", secrets.token_bytes(32))
         if len(secret) < 32:
             name = folder / "keys" / "api.secret"
             raise ValueError(f"{name} is shorter than 32 bytes: put the service's own back from a backup")
