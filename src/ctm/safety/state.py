@@ -7,14 +7,18 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctm import __version__
 from ctm.safety.api_keys import ApiKeys
 from ctm.safety.policy import DEFAULT_FILE, Policy
+from ctm.safety.screening import Metrics, Screen
+from ctm.safety.shipped import filters_for
 from ctm.safety.signing import Signer, made_once
 from ctm.safety.store import Store
 
 __all__ = ["DEFAULT_STATE", "State"]
 
 DEFAULT_STATE = "runs/serve"
+_VARIABLE = "CTM_DATABASE"  # not an option, because others see a command's options, and a URL may hold a password
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,23 @@ class State:
     store: Store
     keys: ApiKeys
 
+    def screen(self, metrics: Metrics | None = None) -> Screen:
+        """The screen that the policy asks for, with the shipped filters. Raises ValueError for a filter that cannot be had."""
+        return Screen(self.policy, filters_for(self.policy, self.folder), metrics)
+
+    def begin(self, what: str, screen: Screen) -> None:
+        """Note in the record that something begins to work, e.g. "ctm serve": with which policy and which filters."""
+        filters = {each.name: each.checksum for each in screen.filters}
+        self.store.note(
+            "began", {"what": what, "policy": self.policy.digest, "filters": filters, "version": __version__}
+        )
+
     @classmethod
     def open(cls, folder: Path, policy: Path | None = None, url: str | None = None) -> State:
         """The state in a directory, which is made at first, with the default policy in policy.yaml.
 
-        policy: another file than the state's policy.yaml. url: of the database, None for service.sqlite3. Raises ValueError and
-        OSError, with a sentence, for a file that cannot be used."""
+        policy: another file than the state's policy.yaml. url: of the database; None takes the environment variable CTM_DATABASE,
+        else service.sqlite3. Raises ValueError and OSError, with a sentence, for a file that cannot be used."""
         secret_folder(folder / "keys")
         own = folder / "policy.yaml"
         if policy is None:
@@ -49,8 +64,8 @@ class State:
 
 
 def database_url(folder: Path) -> str:
-    """The URL of the SQLite file in a state's directory."""
-    return f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
+    """The URL in the environment variable CTM_DATABASE, else of the SQLite file in a state's directory."""
+    return os.environ.get(_VARIABLE) or f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
 
 
 def secret_folder(folder: Path) -> Path:
