@@ -9,6 +9,7 @@ from ctm.safety import Policy, State
 from ctm.safety.filters import Limits
 from ctm.serve.app import create_app
 from ctm.serve.service import Service, Settings
+from ctm.serve.signing import Signing
 
 
 class Brightness:
@@ -41,7 +42,7 @@ class Maker:
         state = State(state.folder, policy, state.store, state.keys)
         texts = [state.keys.create(*key) for key in keys]
         filters = [Brightness()] if filters is None else filters
-        sign = sign or (lambda png, claim: png)
+        sign = sign or Signing.load_or_create(state.folder / "keys")
         service = Service(models or self.models, state, filters=filters, sign=sign, settings=Settings(**settings))
         service.texts = texts
         self.made.append(service)

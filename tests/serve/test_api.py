@@ -38,8 +38,12 @@ def marked(service, digits, answer, index, **options):
     """The image again, as `ctm.generate` makes it from what the store knows of it."""
     claim = service.store.picture(answer.json()["data"][index]["id"]).claim
     nonces = [bytes(16)] * claim["index"] + [bytes.fromhex(claim["nonce"])]
-    labels = None if claim["condition"] is None else claim["condition"]["labels"]
-    options |= {"seed": claim["seed"], "steps": claim["steps"], "gamma": claim["gamma"], "condition": labels}
+    options |= {
+        "seed": claim["seed"],
+        "steps": claim["steps"],
+        "gamma": claim["gamma"],
+        "condition": claim["condition"],
+    }
     made = sampling.generate(digits, claim["index"] + 1, watermark=(service.watermark, nonces), **options)
     return to_uint8(made)[claim["index"], :, :, 0].numpy()
 

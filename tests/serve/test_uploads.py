@@ -58,7 +58,7 @@ def test_an_edit_keeps_what_the_mask_keeps(shared, digit, mask):
     claim = service.store.picture(answer.json()["data"][0]["id"]).claim
     assert claim["kind"] == "edit"
     assert claim["nonce"] is None
-    assert claim["condition"] == {"labels": 7}
+    assert claim["condition"] == 7
 
 
 def test_an_edit_fills_the_pictures_own_transparent_part(shared, digit):
@@ -145,7 +145,8 @@ def test_what_is_no_whole_picture_is_refused(shared, digit, change, words):
         ({"image": "digit", "mask": "mask"}, {"n": "x"}, "n: "),
         ({"image": "digit", "mask": "mask"}, {"gamma": "1"}, "unknown field"),
         ({"image": "digit", "mask": "mask"}, {"prompt": "cat"}, "must be a class"),
-        ({"image": "digit", "mask": "mask", "image[]": "digit"}, {}, "2"),
+        ({"image": "digit", "image[]": "digit"}, {}, "give one file 'image'"),
+        ({"image": "digit", "mask": "mask", "image[]": "digit"}, {}, "files is 2"),
         ({"image": "digit", "other": "mask"}, {}, "takes the files image and mask only"),
     ],
 )

@@ -18,7 +18,7 @@ from ctm.sampling import euler, gamma, restore
 from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
-__all__ = ["Measured", "into_range", "replace", "replacing", "solve_guided"]
+__all__ = ["Measured", "into_range", "replace", "replacing", "restoring_levels", "solve_guided"]
 
 
 class Measured(Guided):
@@ -125,7 +125,7 @@ def _restoration(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], ImageNoise]:
     """(x, levels, known) that `restore` starts from, x being the first guess under noise, and the source of later noise."""
     known = operator.A_pinv(as_state(y, "y"))
-    levels = karras_grid(steps, model.sigma_min, _first_level(model), dtype=y.dtype) if grid is None else grid
+    levels = restoring_levels(model, steps, y.dtype) if grid is None else grid
     first = known if guess is None else _fitted(guess, operator, known)
     x, noise = _start(model, y, seed, y.device)
     return (first + levels[0].to(x) * x, levels, known), noise
@@ -137,6 +137,11 @@ def _fitted(guess: Tensor, operator: LinearOperator, known: Tensor) -> Tensor:
         raise ValueError(f"a guess has the shape of the images, {tuple(known.shape)}, got {tuple(guess.shape)}")
     guess = guess.to(known)
     return guess - operator.projection(guess) + known
+
+
+def restoring_levels(model: RangedDenoiser, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The levels (steps + 1,) of `replace`: the Karras grid from 3·sigma_data, at most sigma_max, down to sigma_min."""
+    return karras_grid(steps, model.sigma_min, _first_level(model), dtype=dtype)
 
 
 def _first_level(model: RangedDenoiser) -> float:

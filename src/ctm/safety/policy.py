@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ctm.files import write_whole
 from ctm.foreign.text import plain, read_yaml
 from ctm.safety.admission import Ask, KeyInfo, admit
 from ctm.safety.mistakes import sentence_about
@@ -180,8 +179,3 @@ class Policy(_Part):
         """SHA-256 of the settings, as the record names a policy."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_default(path: Path) -> None:
-    """Write the documented default policy, whole or not at all."""
-    write_whole(path, DEFAULT_FILE.read_bytes())

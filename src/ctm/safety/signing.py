@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from ctm.files import write_whole
+from ctm.files import named_failures
 
-__all__ = ["PublicKey", "Signer", "secret_file"]
+__all__ = ["PublicKey", "Signer", "made_once"]
 
 _PURPOSE = b"ctm record 1\n"  # before what is signed, so that no signature of this key means anything elsewhere
 
@@ -66,9 +67,9 @@ class Signer:
     @classmethod
     def load_or_create(cls, folder: Path) -> Signer:
         """The key in `folder`/record.pem, made at first with record.pub.pem beside it. Raises ValueError for a file that holds
-        no such key."""
+        no such key, and for two files that do not belong together."""
         made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        content = secret_file(folder / "record.pem", made)
+        content = made_once(folder / "record.pem", made)
         try:
             key = load_pem_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -79,8 +80,10 @@ class Signer:
             )
         signer, public = cls(key), folder / "record.pub.pem"
         pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        if not public.exists():
-            write_whole(public, pem)
+        if made_once(public, pem, 0o644) != pem:
+            raise ValueError(
+                f"{public} is not the public half of {folder / 'record.pem'}: put the service's own back from a backup"
+            )
         return signer
 
     @property
@@ -93,20 +96,21 @@ class Signer:
         return self.key.sign(_PURPOSE + content).hex()
 
 
-def secret_file(path: Path, made: bytes) -> bytes:
-    """The content of a secret file. Where it is absent, `made` becomes its content, readable by its owner only; of several
-    processes that make it at once, one wins. Raises OSError where it cannot be read or made."""
+def made_once(path: Path, content: bytes, mode: int = 0o600) -> bytes:
+    """The content of a file. Where it is absent, `content` becomes its content, whole and with the permissions `mode`; of several
+    processes that make it at once, one wins. Raises OSError, which names the file, where it cannot be read or made."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(prefix=".making.", dir=path.parent)  # with mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(name, path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(name)
+        with named_failures(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor, name = tempfile.mkstemp(prefix=".making.", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(name, mode)
+                with suppress(FileExistsError):
+                    os.link(name, path)
+            finally:
+                os.unlink(name)
     return path.read_bytes()

@@ -7,14 +7,18 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctm import __version__
 from ctm.safety.api_keys import ApiKeys
-from ctm.safety.policy import Policy, write_default
-from ctm.safety.signing import Signer, secret_file
+from ctm.safety.policy import DEFAULT_FILE, Policy
+from ctm.safety.screening import Metrics, Screen
+from ctm.safety.shipped import filters_for
+from ctm.safety.signing import Signer, made_once
 from ctm.safety.store import Store
 
 __all__ = ["DEFAULT_STATE", "State"]
 
 DEFAULT_STATE = "runs/serve"
+_VARIABLE = "CTM_DATABASE"  # not an option, because others see a command's options, and a URL may hold a password
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,30 @@ class State:
     store: Store
     keys: ApiKeys
 
+    def screen(self, metrics: Metrics | None = None) -> Screen:
+        """The screen that the policy asks for, with the shipped filters. Raises ValueError for a filter that cannot be had."""
+        return Screen(self.policy, filters_for(self.policy, self.folder), metrics)
+
+    def begin(self, what: str, screen: Screen) -> None:
+        """Note in the record that something begins to work, e.g. "ctm serve": with which policy and which filters."""
+        filters = {each.name: each.checksum for each in screen.filters}
+        self.store.note(
+            "began", {"what": what, "policy": self.policy.digest, "filters": filters, "version": __version__}
+        )
+
     @classmethod
     def open(cls, folder: Path, policy: Path | None = None, url: str | None = None) -> State:
         """The state in a directory, which is made at first, with the default policy in policy.yaml.
 
-        policy: another file than the state's policy.yaml. url: of the database, None for service.sqlite3. Raises ValueError and
-        OSError, with a sentence, for a file that cannot be used."""
+        policy: another file than the state's policy.yaml. url: of the database; None takes the environment variable CTM_DATABASE,
+        else service.sqlite3. Raises ValueError and OSError, with a sentence, for a file that cannot be used."""
         secret_folder(folder / "keys")
         own = folder / "policy.yaml"
-        if policy is None and not own.exists():
-            write_default(own)
+        if policy is None:
+            made_once(own, DEFAULT_FILE.read_bytes(), 0o644)
         settings = Policy.load(policy or own)
         signer = Signer.load_or_create(folder / "keys")
-        secret = secret_file(folder / "keys" / "api.secret", secrets.token_bytes(32))
+        secret = made_once(folder / "keys" / "api.secret", secrets.token_bytes(32))
         if len(secret) < 32:
             name = folder / "keys" / "api.secret"
             raise ValueError(f"{name} is shorter than 32 bytes: put the service's own back from a backup")
@@ -49,8 +64,8 @@ class State:
 
 
 def database_url(folder: Path) -> str:
-    """The URL of the SQLite file in a state's directory."""
-    return f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
+    """The URL in the environment variable CTM_DATABASE, else of the SQLite file in a state's directory."""
+    return os.environ.get(_VARIABLE) or f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
 
 
 def secret_folder(folder: Path) -> Path:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection
-
-from ctm.foreign.text import plain
+from ctm.foreign.text import parse_json, plain
 from ctm.safety.head import Head
-from ctm.safety.record import BEGINNING, Entry, digest_of, entries
+from ctm.safety.record import BEGINNING, Entry, canonical, digest_of, entries
 from ctm.safety.signing import PublicKey
 from ctm.safety.store import Store
 from ctm.safety.tables import Known, check_tables
 
-__all__ = ["Findings", "verify"]
+__all__ = ["Findings", "exported", "verify", "verify_export"]
 
 _NO_HEAD = (
     "Whether entries were cut off the end, or an old database was put back, cannot be known without a head that is kept "
@@ -44,21 +43,51 @@ def verify(store: Store, public: PublicKey, head: Head | None = None) -> Finding
 
     public: the key that must have signed it, best from a copy kept elsewhere. head: the signed head, kept elsewhere; without one
     a note says what cannot be known."""
-    findings, known = Findings(), Known()
     with store.database.reading() as connection:
-        at_head = _walk(connection, public, findings, known, head)
+        findings, known = _of_entries(entries(connection), public, head)
         findings.problems += check_tables(connection, known)
+    return findings
+
+
+def verify_export(lines: Iterable[str], public: PublicKey, head: Head | None = None) -> Findings:
+    """The same of an exported record (JSON lines), without the other tables. Raises ValueError for a line that is no entry."""
+    return _of_entries(map(imported, lines), public, head)[0]
+
+
+def exported(entry: Entry) -> str:
+    """An entry as one line of JSON: its text, hash and signature, and its place."""
+    return canonical(asdict(entry))
+
+
+def imported(line: str) -> Entry:
+    """The entry in a line of `exported`. Raises ValueError for any other line."""
+    try:
+        values = parse_json(line, "a line of the export")
+        entry = Entry(**values)
+        strings = (entry.text, entry.hash, entry.signature)
+        if type(entry.number) is not int or not all(isinstance(each, str) for each in strings):
+            raise TypeError
+    except TypeError as error:
+        raise ValueError(f"a line of the export is no entry of a record: {plain(line, 60)}") from error
+    return entry
+
+
+def _of_entries(all_of_them: Iterable[Entry], public: PublicKey, head: Head | None) -> tuple[Findings, Known]:
+    findings, known = Findings(), Known()
+    at_head = _walk(all_of_them, public, findings, known, head)
     if head is None:
         findings.notes.append(_NO_HEAD)
     else:
         _check_head(head, at_head, public, findings)
-    return findings
+    return findings, known
 
 
-def _walk(connection: Connection, public: PublicKey, findings: Findings, known: Known, head: Head | None) -> str | None:
+def _walk(
+    all_of_them: Iterable[Entry], public: PublicKey, findings: Findings, known: Known, head: Head | None
+) -> str | None:
     """Check every entry and its place. Returns the hash of the entry that the head names, None where it is not there."""
     before, place, sound, at_head = BEGINNING, 0, True, None
-    for entry in entries(connection):
+    for entry in all_of_them:
         findings.problems += _missing(place + 1, entry.number - 1)
         content, wrong = _content(entry, public)
         if wrong is None and content["number"] != entry.number:

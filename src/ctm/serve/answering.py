@@ -201,7 +201,8 @@ def _base64(one: Outcome) -> str:
 
 
 def _facts(work: Work) -> dict[str, Any]:
-    return {name: work.about.get(name) for name in ("sampler", "steps", "gamma", "guidance")}
+    facts = {name: work.about.get(name) for name in ("sampler", "steps", "gamma", "guidance")}
+    return facts if facts["sampler"] == "gamma" else {**facts, "gamma": None}
 
 
 def _id(key: KeyInfo | None) -> str | None:

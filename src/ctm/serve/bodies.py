@@ -121,7 +121,14 @@ async def read_form(request: Request, form: type[Body], largest: int) -> tuple[B
             400, f"the form cannot be read: {plain(str(error), 200) or 'it has no boundary'}", "invalid_form"
         ) from error
     try:
-        files = {name: await value.read() for name, value in data.multi_items() if isinstance(value, UploadFile)}
+        files: dict[str, bytes] = {}
+        for name, value in data.multi_items():
+            if not isinstance(value, UploadFile):
+                continue
+            name = name.removesuffix("[]")  # as a client names the files of a list
+            if name in files:
+                raise ApiError(400, f"give one file {plain(name)!r}, not several", "invalid_value", param=plain(name))
+            files[name] = await value.read()
         return _validated(form, _fields(data), strict=False), files
     finally:
         await data.close()

@@ -14,6 +14,7 @@ from torch import Tensor
 from ctm import editing
 from ctm.conditions import labels_of
 from ctm.models.protocol import can_jump
+from ctm.noise import karras_grid
 from ctm.requests import Steps
 from ctm.safety import KeyInfo
 from ctm.sampling.marking import Marks
@@ -26,7 +27,7 @@ from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError
 from ctm.serve.uploads import Upload, for_model
-from ctm.serve.work import Seen, Work, condition_of, seed_of
+from ctm.serve.work import Seen, Work, claimed, condition_of, seed_of
 
 __all__ = ["Told", "compare", "interpolate", "path", "stroke", "together"]
 
@@ -78,8 +79,13 @@ def together(futures: Sequence[Future[Tensor]]) -> Future[Tensor]:
 
 
 def _about(method: Method, kind: str) -> dict[str, Any]:
-    about = {"sampler": method.sampler, "steps": method.steps, "gamma": method.gamma, "guidance": method.guidance}
-    return {**about, "grid": [float(f"{level:.6g}") for level in method.levels.tolist()], "kind": kind}
+    about = {
+        "sampler": method.sampler,
+        "steps": method.steps,
+        "gamma": method.gamma or 0.0,
+        "guidance": method.guidance,
+    }
+    return {**about, "grid": method.levels.tolist(), "kind": kind}
 
 
 def compare(
@@ -104,8 +110,9 @@ def compare(
         known = labels_of(condition)
         labels.append(None if known is None else int(known[0]))
         prepared.append((served, method, condition))
-        about = {"model": served.name, "model_digest": served.digest, "index": 0, "nonce": nonce.hex()}
-        about["condition"] = None if known is None else {"labels": labels[-1]}
+        about = {"model": served.name, "digest": served.digest, "model_digest": served.digest}
+        said = claimed(condition, 1)
+        about |= {"index": 0, "nonce": nonce.hex(), "condition": None if said is None else said[0]}
         facts.append({**about, **_about(method, "generation")})
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
@@ -147,9 +154,10 @@ def path(service: Service, served: Served, body: PathBody, label: int | None, ke
         frames = _frames(plan, legs, method.guidance, model.sigma_data, body.guesses, facts, nonces[0].hex())
         return served.scheduler.submit(frames, 1, service.settings.deadline).future
 
-    known = labels_of(condition)
+    known, said = labels_of(condition), claimed(condition, 1)
     labels = None if known is None else [int(known[0])] * body.num
-    return Told(served, body.num, seed, _about(method, "path"), start, labels, facts=facts)
+    conditions = None if said is None else said * body.num
+    return Told(served, body.num, seed, _about(method, "path"), start, labels, conditions, facts=facts)
 
 
 def _frames(
@@ -207,8 +215,17 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         return served.scheduler.submit(plan, num, service.settings.deadline).future
 
-    about = {"sampler": "gamma", "steps": steps, "gamma": body.gamma or 0.0, "sigma": sigma, "kind": "stroke"}
-    return Work(served, num, seed, about, start, None if label is None else [label] * num)
+    grid = karras_grid(steps, model.sigma_min, sigma).tolist()
+    about = {
+        "sampler": "gamma",
+        "steps": steps,
+        "gamma": body.gamma or 0.0,
+        "sigma": sigma,
+        "grid": grid,
+        "kind": "stroke",
+    }
+    known = None if label is None else [label] * num
+    return Work(served, num, seed, about, start, known, known)
 
 
 def interpolate(
@@ -229,5 +246,7 @@ def interpolate(
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 
-    about = {"sampler": "flow", "steps": None, "gamma": None, "kind": "interpolation"}
-    return Work(served, num, seed_of(body), about, start, None if label is None else [label] * num)
+    grid = [float(served.model.sigma_max), float(served.model.sigma_min)]
+    about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": grid, "kind": "interpolation"}
+    known = None if label is None else [label] * num
+    return Work(served, num, seed_of(body), about, start, known, known)

@@ -24,7 +24,7 @@ class Receiver:
 
     async def decoded(self, files: dict[str, bytes], name: str) -> Upload | None:
         """The picture in the file of that name, None where there is none. Raises ApiError 400 for what is no picture."""
-        content = files.get(name, files.get(f"{name}[]"))
+        content = files.get(name)
         if content is None:
             return None
         async with self._decoding:
@@ -50,6 +50,6 @@ class Receiver:
 def only(files: dict[str, bytes], *names: str) -> None:
     """Raises ApiError for a file that the request does not take."""
     for name in files:
-        if name.removesuffix("[]") not in names:
+        if name not in names:
             words = f"this request takes the files {' and '.join(names)} only"
             raise ApiError(400, words, "unknown_parameter", param="file")

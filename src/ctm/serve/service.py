@@ -16,7 +16,7 @@ from ctm.models import AnyModel
 from ctm.safety import Screen, State
 from ctm.safety.filters import Filter
 from ctm.safety.record import last_entry
-from ctm.safety.signing import secret_file
+from ctm.safety.signing import made_once
 from ctm.serve.errors import ApiError
 from ctm.serve.limits import Gate
 from ctm.serve.metrics import Meters
@@ -79,7 +79,7 @@ class Service:
         self.gate = Gate(state.policy, state.keys, required=keys if settings.keys is None else settings.keys)
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")
-        self.watermark = secret_file(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
+        self.watermark = made_once(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
         self.models = {name: self._served(name, model) for name, model in models.items()}
         self.ready = True
 

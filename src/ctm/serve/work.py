@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,17 +31,19 @@ from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
 
-__all__ = ["Seen", "Work", "admitted", "condition_of", "edit", "generate", "seed_of", "vary"]
+__all__ = ["Seen", "Work", "admitted", "claimed", "condition_of", "edit", "generate", "seed_of", "vary"]
 
 Seen = Callable[[int, Tensor], object]
 _VARIATION = 0.3
 _EDIT_STEPS, _EDIT_ROUNDS = 18, 2
+_LONG_FIELD = 4096  # numbers of a field that a claim has in full
 
 
 @dataclass(frozen=True)
 class Work:
     """Images that may be made. start(previews, seen): gives the work to the network and returns the future of images (num,
-    *shape); seen(index, images) is called for previews on the way. about: what all claims say; labels, nonces: of each image."""
+    *shape); seen(index, images) is called for previews on the way. about: what all claims say; labels, conditions
+    (as a claim has them), nonces: of each image."""
 
     served: Served
     num: int
@@ -48,26 +51,31 @@ class Work:
     about: dict[str, Any]
     start: Callable[[int, Seen], Future[Tensor]]
     labels: Sequence[int | None] | None = None
+    conditions: list[Any] | None = None
     nonces: list[bytes] | None = None
     finish: Callable[[Tensor], Tensor] = field(default=lambda images: images)
 
     def claims(self, preview: int | None = None) -> list[dict[str, Any]]:
         """What is said of each image: how it was made, with which watermark."""
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        common = {"model": self.served.name, "model_digest": self.served.digest, "seed": self.seed, "created": created}
+        digest = self.served.digest
+        common = {
+            "model": self.served.name,
+            "digest": digest,
+            "model_digest": digest,
+            "seed": self.seed,
+            "created": created,
+        }
         common |= self.about | ({} if preview is None else {"preview": preview})
         return [
             {
                 **common,
                 "index": index,
-                "condition": self._condition(index),
+                "condition": None if self.conditions is None else self.conditions[index],
                 "nonce": None if self.nonces is None or preview is not None else self.nonces[index].hex(),
             }
             for index in range(self.num)
         ]
-
-    def _condition(self, index: int) -> Any:
-        return None if self.labels is None else {LABELS: self.labels[index]}
 
 
 def admitted(
@@ -118,9 +126,23 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
         return served.scheduler.submit(plan, num, service.settings.deadline).future
 
     about = {"sampler": method.sampler, "steps": method.steps, "gamma": method.gamma, "guidance": method.guidance}
-    about |= {"grid": [float(f"{level:.6g}") for level in method.levels.tolist()], "kind": "generation"}
+    about |= {"gamma": method.gamma or 0.0, "grid": method.levels.tolist(), "kind": "generation"}
     labels = labels_of(condition)
-    return Work(served, num, seed, about, start, None if labels is None else labels.tolist(), nonces)
+    known = None if labels is None else labels.tolist()
+    return Work(served, num, seed, about, start, known, claimed(condition, num), nonces)
+
+
+def claimed(condition: Condition, num: int) -> list[Any] | None:
+    """The condition of each image as a claim has it: a label, or the fields by name; of long fields the digest only."""
+    if condition is None or isinstance(condition, Tensor):
+        return None if condition is None else condition.tolist()
+    return [{name: _value(value[index]) for name, value in condition.items()} for index in range(num)]
+
+
+def _value(value: Tensor) -> Any:
+    if value.numel() > _LONG_FIELD:
+        return {"sha256": hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}
+    return value.tolist()
 
 
 def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: int) -> Condition:
@@ -172,9 +194,18 @@ def edit(
         plan = watched(plan, steps * rounds, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future
 
-    about = {"sampler": "restore", "steps": steps, "rounds": rounds, "gamma": None, "kind": "edit"}
+    levels = editing.restoring_levels(model, steps)
+    about = {
+        "sampler": "restore",
+        "steps": steps,
+        "rounds": rounds,
+        "gamma": 1.0,
+        "kind": "edit",
+        "grid": levels.tolist(),
+    }
+    known_labels = None if label is None else [label] * num
     finish = partial(_kept, operator=operator, y=y)
-    return Work(served, num, seed, about, start, None if label is None else [label] * num, finish=finish)
+    return Work(served, num, seed, about, start, known_labels, known_labels, finish=finish)
 
 
 def _kept(images: Tensor, operator: editing.LinearOperator, y: Tensor) -> Tensor:
@@ -195,5 +226,7 @@ def vary(service: Service, served: Served, body: VariationBody, label: int | Non
 
         return submit_function(served.scheduler, service.threads, vary_it, num, service.settings.deadline)
 
-    about = {"sampler": "flow", "steps": None, "gamma": None, "amount": amount, "kind": "variation"}
-    return Work(served, num, seed, about, start, None if label is None else [label] * num)
+    ends = [float(served.model.sigma_max), float(served.model.sigma_min)]
+    about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": ends, "amount": amount, "kind": "variation"}
+    labels = None if label is None else [label] * num
+    return Work(served, num, seed, about, start, labels, labels)

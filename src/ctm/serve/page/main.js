@@ -55,7 +55,7 @@ async function comparePictures() {
   const names = [...document.querySelectorAll("#compare-models input:checked")].map((box) => box.value);
   if (!names.length) throw mistake("Choose at least one model to compare.");
   const gammas = requests.numbers(at("gammas").value);
-  const label = ({ claim }) => [claim.model, `${claim.steps} ${claim.steps === 1 ? "step" : "steps"}`, ...(claim.gamma === null ? [] : [`γ\u00a0=\u00a0${claim.gamma}`])].join(", ");
+  const label = ({ claim }) => [claim.model, `${claim.steps} ${claim.steps === 1 ? "step" : "steps"}`, ...(claim.sampler !== "gamma" ? [] : [`γ\u00a0=\u00a0${claim.gamma}`])].join(", ");
   const one = settings.method().steps === 1 && gammas.length > 1;
   await timed(() => requests.compare(names, one ? gammas.slice(0, 1) : gammas), at("compared"), { label });
   if (one) say(`${at("status").textContent} With one step γ changes nothing, so there is one picture for all its values.`);

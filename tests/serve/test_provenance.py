@@ -1,0 +1,79 @@
+"""What a picture that leaves carries: text, a manifest and, where it was generated, the watermark; and all three agree with the
+record."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctm import sampling
+from ctm.pictures import to_uint8
+from ctm.provenance import Claim, detect, manifest, text
+from ctm.safety import verify
+from ctm.safety.signing import Signer
+
+URL = "/v1/images/generations"
+
+
+@pytest.fixture
+def made(service, client):
+    """One picture: its bytes, and what the store has of it."""
+    answer = client.post(URL, json={"prompt": "7", "seed": 5, "steps": 2, "gamma": 0.5})
+    entry = answer.json()["data"][0]
+    return base64.b64decode(entry["b64_json"]), service.store.picture(entry["id"])
+
+
+def test_text_and_manifest_hold_the_records_claim(service, made):
+    png, kept = made
+    assert png == kept.png
+    fields = text.read(png)
+    authority = (service.state.folder / "keys" / "c2pa" / "ca.pem").read_text()
+    found = manifest.read(png, trust=authority)
+    assert found.state == "Trusted"
+    assert found.fields == fields
+    claim = Claim.from_text(fields)
+    assert claim == found.claim() == Claim.from_dict(kept.claim)
+    assert (claim.model, claim.seed, claim.index, claim.steps, claim.gamma) == ("digits-ctm", 5, 0, 2, 0.5)
+    assert (claim.condition, claim.record) == (7, kept.id)
+    assert fields["sampler"] == '"gamma"'
+
+
+def test_a_changed_picture_is_not_as_signed(made):
+    png = bytearray(made[0])
+    png[-40] ^= 1
+    found = manifest.read(bytes(png))
+    assert found is None or found.state == "Invalid"
+
+
+def test_the_claim_makes_the_image_again(service, digits, made):
+    png, kept = made
+    claim = Claim.from_text(text.read(png))
+    mark = (service.watermark, [claim.nonce_bytes()])
+    again = sampling.generate(
+        digits, 1, seed=claim.seed, steps=claim.steps, gamma=claim.gamma, condition=claim.condition, watermark=mark
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(png))).astype(int)
+    assert np.abs(to_uint8(again)[0, :, :, 0].numpy() - pixels).max() <= 1
+
+
+def test_the_watermark_of_a_one_step_picture_is_found_by_the_stores_nonces(service, client, digits):
+    answer = client.post(URL, json={"prompt": "7", "n": 4, "seed": 1})
+    nonces = service.store.nonces(service.models["digits-ctm"].digest)
+    assert len(nonces) == 4
+    for entry in answer.json()["data"]:
+        mine = service.store.picture(entry["id"]).claim["nonce"]
+        x = sampling.generate(digits, 1, seed=1, condition=7)  # of the picture's shape
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))))
+        x[0, 0] = x.new_tensor(pixels / 127.5) - 1
+        found = detect(digits, x, service.watermark, [one.nonce for one in nonces], [7])[0]
+        assert found.nonce.hex() == mine
+
+
+def test_the_record_of_a_service_verifies(service, client):
+    for n in (1, 5):
+        assert client.post(URL, json={"n": n}).status_code == 200
+    public = Signer.load_or_create(service.state.folder / "keys").public
+    findings = verify(service.store, public, service.state.folder / "head.json")
+    assert findings.ok, findings
