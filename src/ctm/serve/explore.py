@@ -110,7 +110,7 @@ def compare(
         known = labels_of(condition)
         labels.append(None if known is None else int(known[0]))
         prepared.append((served, method, condition))
-        about = {"model": served.name, "digest": served.digest, "model_digest": served.digest}
+        about: dict[str, Any] = {"model": served.name, "digest": served.digest, "model_digest": served.digest}
         said = claimed(condition, 1)
         about |= {"index": 0, "nonce": nonce.hex(), "condition": None if said is None else said[0]}
         facts.append({**about, **_about(method, "generation")})
@@ -242,7 +242,7 @@ def interpolate(
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:
-            return editing.interpolate(model, *ends, num, labels=labels, rtol=1e-3, atol=1e-3)
+            return editing.interpolate(model, *ends, num, labels=labels)
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 
