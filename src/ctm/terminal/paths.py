@@ -20,16 +20,19 @@ _PATHS = (
     "image",
     "mask",
     "model",
+    "models",
     "name",
     "out",
+    "policy",
     "results",
     "samples",
     "second",
+    "state",
     "student",
     "teacher",
 )
 _OTHERS = ("init_args", "class_path", "config")  # what a recipe gives to classes, and what the parser has read already
-_POSITIONAL = ("checkpoint", "first", "image", "model", "results", "second")
+_POSITIONAL = ("checkpoint", "first", "image", "model", "models", "results", "second")
 
 
 def settle_paths(settings: Namespace) -> None:
