@@ -16,7 +16,10 @@ __all__ = ["check_place", "settle_paths"]
 _PATHS = (
     "checkpoint",
     "data",
+    "export",
+    "file",
     "first",
+    "head",
     "image",
     "mask",
     "model",
@@ -24,6 +27,7 @@ _PATHS = (
     "name",
     "out",
     "policy",
+    "public",
     "results",
     "samples",
     "second",
@@ -32,7 +36,7 @@ _PATHS = (
     "teacher",
 )
 _OTHERS = ("init_args", "class_path", "config")  # what a recipe gives to classes, and what the parser has read already
-_POSITIONAL = ("checkpoint", "first", "image", "model", "models", "results", "second")
+_POSITIONAL = ("checkpoint", "file", "first", "holder", "id", "image", "model", "models", "results", "second")
 
 
 def settle_paths(settings: Namespace) -> None:
