@@ -12,6 +12,7 @@ from ctm import sampling
 from ctm.pictures import to_uint8
 from ctm.provenance import Claim, detect, manifest, text
 from ctm.safety import verify
+from ctm.safety.head import read_head
 from ctm.safety.signing import Signer
 
 URL = "/v1/images/generations"
@@ -48,7 +49,7 @@ def test_a_changed_picture_is_not_as_signed(made):
 
 
 def test_the_claim_makes_the_image_again(service, digits, made):
-    png, kept = made
+    png, _ = made
     claim = Claim.from_text(text.read(png))
     mark = (service.watermark, [claim.nonce_bytes()])
     again = sampling.generate(
@@ -75,5 +76,6 @@ def test_the_record_of_a_service_verifies(service, client):
     for n in (1, 5):
         assert client.post(URL, json={"n": n}).status_code == 200
     public = Signer.load_or_create(service.state.folder / "keys").public
-    findings = verify(service.store, public, service.state.folder / "head.json")
-    assert findings.ok, findings
+    findings = verify(service.store, public, read_head(service.state.folder / "head.json"))
+    assert findings.whole, findings.problems
+    assert findings.count == 2 + 4

@@ -34,7 +34,7 @@ class Signing:
 
     @classmethod
     def load_or_create(cls, keys: Path) -> Signing:
-        """With the certificates in keys/c2pa, made at first use. Raises ValueError and OSError as `ctm.provenance.manifest.Signer`."""
+        """With the certificates in keys/c2pa, made at first use. Raises as `ctm.provenance.manifest.Signer.load_or_create`."""
         return cls(manifest.Signer.load_or_create(keys / "c2pa"))
 
     def __call__(self, png: bytes, claim: Mapping[str, Any]) -> bytes:

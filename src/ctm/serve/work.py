@@ -41,9 +41,11 @@ _LONG_FIELD = 4096  # numbers of a field that a claim has in full
 
 @dataclass(frozen=True)
 class Work:
-    """Images that may be made. start(previews, seen): gives the work to the network and returns the future of images (num,
-    *shape); seen(index, images) is called for previews on the way. about: what all claims say; labels, conditions
-    (as a claim has them), nonces: of each image."""
+    """Images that may be made.
+
+    start(previews, seen): gives the work to the network and returns the future of images (num, *shape); seen(index, images) is
+    called for previews on the way. finish: what is left to do with the images. about: what all claims say; labels, conditions (as
+    a claim has them), nonces: of each image."""
 
     served: Served
     num: int
