@@ -22,6 +22,7 @@ class Command:
     def __init__(self, arguments: list[str], *, own: bool = False, **environment: str) -> None:
         self.output = Path(tempfile.mkdtemp(prefix="command-"))
         everything = {**os.environ, **environment}
+        self.arguments = arguments
         about = (arguments, everything, os.getcwd(), self.output, own)
         self._process = _CONTEXT.Process(target=_run, args=about, daemon=True)  # ended with the tests, if still there
         self._process.start()

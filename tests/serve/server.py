@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -16,13 +17,13 @@ OPEN = f"thresholds: {{}}\nmax_images: 256\n{RATES}\n"  # without a filter it st
 
 
 class Server:
-    """`ctm serve` on a state; policy: its text."""
+    """`ctm serve` on a state; policy: its text; models: directories."""
 
-    def __init__(self, state: Path, *options: str, policy: str = OPEN) -> None:
+    def __init__(self, state: Path, *options: str, policy: str = OPEN, models: Sequence[str] = (MODEL,)) -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
         file = state.parent / "policy.yaml"
         file.write_text(policy)
-        arguments = ["serve", MODEL, "--port", "0", "--state", str(state), "--policy", str(file), *options]
+        arguments = ["serve", *models, "--port", "0", "--state", str(state), "--policy", str(file), *options]
         self.process = Command(arguments, own=True, OMP_NUM_THREADS="1")
         self.url = self._url()
         self.client = httpx2.Client(base_url=self.url, timeout=60)

@@ -111,8 +111,8 @@ def compare(
         labels.append(None if known is None else int(known[0]))
         prepared.append((served, method, condition))
         about: dict[str, Any] = {"model": served.name, "digest": served.digest, "model_digest": served.digest}
-        said = claimed(condition, 1)
-        about |= {"index": 0, "nonce": nonce.hex(), "condition": None if said is None else said[0]}
+        claim = claimed(condition, 1)
+        about |= {"index": 0, "nonce": nonce.hex(), "condition": None if claim is None else claim[0]}
         facts.append({**about, **_about(method, "generation")})
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:

@@ -33,7 +33,7 @@ function figure(item, blob, label, { addresses, draw, small }) {
   const download = make("a", { class: "button", href: address, download: `ctm-${item.id}.png` }, "Download");
   download.setAttribute("aria-label", `Download ${label}, signed`);
   const actions = [download];
-  if (draw) actions.push(action("To the board", `Take ${label} to the drawing board`, () => draw(blob)));
+  if (draw) actions.push(action("To the board", `To the board: ${label}`, () => draw(blob)));
   actions.push(action("Report", `Report this picture: ${label}`, () => report(item.id)));
   const caption = make("figcaption", {}, label);
   const row = make("div", { class: "actions" }, ...actions);
