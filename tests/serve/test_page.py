@@ -1,5 +1,6 @@
 """The page in Chromium against `ctm serve`: every control is used, and the picture that comes is the one that it should be."""
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import load_model
 from ctm.pictures import to_uint8
 from ctm.provenance import manifest, text
+from ctm.provenance.certificates import AUTHORITY
 
 from .browser import Page, axe, chromium, claim_of, near, pixels
 from .server import MODEL, RATES, Server
@@ -87,8 +89,6 @@ def drawn(page):
 def board(page):
     """The pixels of the board, one of each of its cells: (H, W)."""
     shot = page.tab.evaluate("() => document.getElementById('board').toDataURL()")
-    import base64
-
     whole = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot.split(",")[1]))).convert("RGB")).astype(int)
     side = 8 if "8×8" in page.tab.inner_text("#model-hint") else 28
     step = whole.shape[0] // side
@@ -106,7 +106,7 @@ def test_a_made_picture_is_the_models_and_its_download_is_signed(server, models,
     claim = claim_of(png)
     assert (claim.seed, claim.steps, claim.gamma, claim.condition) == (42, 3, 0.5, 7)
     assert near(pixels(png), again(server, models, png, steps=3, gamma=0.5))
-    trusted = (server.state / "keys" / "c2pa" / "authority.pem").read_text()
+    trusted = (server.state / "keys" / "c2pa" / AUTHORITY).read_text()
     found = manifest.read(png, trust=trusted)
     assert found.state == "Trusted"
     assert found.claim() == claim
@@ -122,8 +122,8 @@ def test_gamma_makes_the_same_noise_again(page):
     page.do("#make")
     page.tab.check("#live")
     nonces, values = set(), []
-    page.tab.focus("#gamma")
     for _ in range(3):
+        page.tab.focus("#gamma")
         before = page.tab.get_attribute("#made img", "data-picture")
         page.tab.keyboard.press("ArrowRight")
         page.settle()
@@ -165,9 +165,6 @@ def test_the_seed_is_drawn_anew_but_where_it_is_locked(page):
 
 
 def test_mistakes_are_sentences(page):
-    page.set("#seed", "")
-    page.tab.click("#make")
-    assert "drawn" not in page.alert
     page.tab.check("#lock")
     page.set("#seed", -1)
     page.tab.click("#make")

@@ -58,7 +58,7 @@ function kept(item, show) {
   const held = item.decision === "hold";
   const words = held ? `Picture ${item.id} is held until a moderator has looked at it.` : "A picture was blocked by the service's filter.";
   const box = make("div", { class: "held" }, make("p", {}, words));
-  if (held) box.append(action("Ask for it again", `Ask for picture ${item.id} again`, () => again(item.id, box, show)));
+  if (held) box.append(action("Ask for it again", `Ask for it again: picture ${item.id}`, () => again(item.id, box, show)));
   return box;
 }
 
