@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from ctm.models import load_model
-from ctm.safety import Policy, State
+from ctm.safety import State
 from ctm.safety.filters import Limits
 from ctm.serve.app import create_app
 from ctm.serve.service import Service, Settings
@@ -37,9 +38,9 @@ class Maker:
 
     def __call__(self, *, policy=None, filters=None, keys=(), models=None, name="state", sign=None, **settings):
         """A service; keys: (name, role) of API keys to make, whose texts are then in `service.texts`."""
-        state = State.open(self.folder / name)
-        policy = Policy.of({**OPEN, **(policy or {})})
-        state = State(state.folder, policy, state.store, state.keys)
+        file = self.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**OPEN, **(policy or {})}))
+        state = State.open(self.folder / name, file)
         texts = [state.keys.create(*key) for key in keys]
         filters = [Brightness()] if filters is None else filters
         sign = sign or Signing.load_or_create(state.folder / "keys")

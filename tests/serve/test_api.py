@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -362,3 +363,21 @@ def test_the_document_has_every_route_and_no_answer_that_never_comes(client):
     text = json.dumps(document)
     assert "422" not in text
     assert "HTTPValidationError" not in text
+
+
+def test_what_is_too_old_is_deleted_when_the_service_begins(make_service):
+    """Its address answers 404 then; what is not too old stays."""
+    service = make_service(policy={"retention": {"served": 0.0000001}})
+    with TestClient(create_app(service, stop=False)) as client:
+        id = client.post(URL, json={}).json()["data"][0]["id"]
+        assert client.get(f"/v1/images/{id}").status_code == 200
+    with TestClient(create_app(service, stop=False)) as client:
+        _until(lambda: client.get(f"/v1/images/{id}").status_code == 404)
+    assert service.store.picture(id).state == "deleted"
+
+
+def _until(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

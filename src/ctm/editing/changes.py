@@ -97,7 +97,9 @@ def stroking(
     return gamma.steps(x, levels, gamma=gamma_share, condition=condition, noise=noise)
 
 
-def _strokes(model: RangedDenoiser, image: Tensor, sigma: float, steps: int, seed: int) -> tuple[Tensor, Tensor, ImageNoise]:
+def _strokes(
+    model: RangedDenoiser, image: Tensor, sigma: float, steps: int, seed: int
+) -> tuple[Tensor, Tensor, ImageNoise]:
     """What `stroke` starts from: the image under noise, its levels, and the source of further noise."""
     sigma = _level(model, sigma)
     noise = ImageNoise(seed, range(len(as_state(image, "image"))))

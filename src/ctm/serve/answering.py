@@ -89,9 +89,7 @@ def _started(work: Work, previews: int, seen: Any) -> Awaitable[Tensor]:
     return asyncio.wrap_future(future)
 
 
-def events(
-    service: Service, work: Work, key: KeyInfo | None, request: Request, body: Any, kind: str
-) -> StreamingResponse:
+def events(service: Service, work: Work, key: KeyInfo | None, body: Any, kind: str) -> StreamingResponse:
     """The answer as server-sent events: previews, which are screened and kept as every picture, then the images. kind:
     image_generation or image_edit."""
     return StreamingResponse(_events(service, work, key, body, kind), media_type="text/event-stream")

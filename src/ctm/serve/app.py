@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,6 +24,9 @@ from ctm.version import __version__
 
 __all__ = ["create_app"]
 
+LOG = logging.getLogger("ctm.serve")
+_HOUR = 3600.0
+
 
 def create_app(service: Service, *, hosts: Sequence[str] | None = None, stop: bool = True) -> FastAPI:
     """The application that answers from a service.
@@ -31,7 +36,9 @@ def create_app(service: Service, *, hosts: Sequence[str] | None = None, stop: bo
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        expiring = asyncio.ensure_future(_expire(service))
         yield
+        expiring.cancel()
         if stop:
             await run_in_threadpool(service.stop)
 
@@ -47,3 +54,13 @@ def create_app(service: Service, *, hosts: Sequence[str] | None = None, stop: bo
     app.add_middleware(Guard, largest=service.settings.largest, hosts=hosts)
     app.add_middleware(Timed, meters=service.meters)
     return app
+
+
+async def _expire(service: Service) -> None:
+    """Delete what the policy keeps no longer, at the start and then every hour."""
+    while True:
+        try:
+            await run_in_threadpool(service.store.expire)
+        except OSError as error:
+            LOG.error("what is too old could not be deleted: %s", error)
+        await asyncio.sleep(_HOUR)

@@ -27,7 +27,7 @@ from ctm.sampling.generation import ImageNoise
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.marking import Marks
 
-__all__ = ["SAMPLERS", "Method", "choose", "generation", "guided", "watched"]
+__all__ = ["SAMPLERS", "Method", "choose", "generation", "guided", "later", "watched"]
 
 _JUMPS = ("gamma", "consistency")
 _DENOISERS = ("heun", "euler", "dpmpp_2m", "midpoint", "ancestral", "dpmpp_2m_sde")
@@ -128,6 +128,12 @@ def generation(
     if method.guidance is None or condition is None:
         return plan
     return guided(plan, method.guidance, droppable(model))
+
+
+def later(make: Callable[[], Steps]) -> Steps:
+    """The plan that `make` gives, made when its first request is asked for: in the thread of the network, which then does not
+    compete for Python's lock with the threads that ask."""
+    return (yield from make())
 
 
 def guided(steps: Steps, scale: float, fields: tuple[str, ...] | None = None) -> Steps:

@@ -19,6 +19,7 @@ from ctm import editing
 from ctm.conditions import LABELS, Condition, labels_of
 from ctm.models import AnyModel
 from ctm.models.protocol import can_jump
+from ctm.requests import Steps
 from ctm.safety import Ask, KeyInfo
 from ctm.sampling.generation import class_labels, conditions_for
 from ctm.sampling.marking import Marks
@@ -26,7 +27,7 @@ from ctm.serve.bodies import EditBody, GenerationBody, VariationBody
 from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.names import label_of
 from ctm.serve.nonces import nonces_of
-from ctm.serve.plans import choose, generation, watched
+from ctm.serve.plans import choose, generation, later, watched
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
@@ -122,9 +123,11 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     nonces = nonces_of(service.watermark, None if key is None else key.id, seed, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        marks = Marks.of((service.watermark, nonces), num)
-        plan = generation(model, num, method, condition=condition, seed=seed, marks=marks)
-        plan = watched(plan, method.calls, previews, seen)
+        def make() -> Steps:
+            marks = Marks.of((service.watermark, nonces), num)
+            return generation(model, num, method, condition=condition, seed=seed, marks=marks)
+
+        plan = watched(later(make), method.calls, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future
 
     about = {"sampler": method.sampler, "steps": method.steps, "gamma": method.gamma, "guidance": method.guidance}
@@ -192,7 +195,8 @@ def edit(
     labels = None if label is None else torch.full((num,), label)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        plan = editing.replacing(model, operator, y, steps=steps, rounds=rounds, condition=labels, seed=seed)
+        options: dict[str, Any] = {"steps": steps, "rounds": rounds, "condition": labels, "seed": seed}
+        plan = later(lambda: editing.replacing(model, operator, y, **options))
         plan = watched(plan, steps * rounds, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future
 
