@@ -7,6 +7,7 @@ import io
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,13 @@ def axe(folder: Path) -> str:
     if not script.exists():
         if shutil.which("npm") is None:
             pytest.fail("the tests of the page fetch axe-core by npm, which is missing: apt-get install npm")
-        subprocess.run(["npm", "pack", AXE, "--pack-destination", folder], check=True, capture_output=True, timeout=120)
-        with tarfile.open(next(folder.glob("axe-core-*.tgz"))) as packed:
-            script.write_bytes(packed.extractfile("package/axe.min.js").read())
+        with tempfile.TemporaryDirectory(dir=folder) as own:  # another process may do the same
+            fetched = subprocess.run(["npm", "pack", AXE, "--pack-destination", own], capture_output=True, timeout=300)
+            if fetched.returncode:
+                pytest.fail(f"npm pack {AXE} did not fetch axe-core: {fetched.stderr.decode()[-500:]}")
+            with tarfile.open(next(Path(own).glob("axe-core-*.tgz"))) as packed:
+                (Path(own) / "axe.min.js").write_bytes(packed.extractfile("package/axe.min.js").read())
+            (Path(own) / "axe.min.js").replace(script)
     return script.read_text(encoding="utf-8")
 
 

@@ -37,6 +37,7 @@ def test_each_thing_that_is_used_has_a_line(server):
         "policy",
         "filter",
         "state",
+        "page",
         "address",
     ]
 

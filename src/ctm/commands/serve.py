@@ -78,6 +78,7 @@ def run(settings: Namespace) -> None:
         check_address(settings.host, keys)
         bound = bind(settings.host, settings.port)
         _tell(service, settings, str(device))
+        text_console().print(f"page: {address_of(bound).removesuffix('v1')}page/")
         text_console().print(f"address: {address_of(bound)}")
         more = [name.strip() for name in (settings.names or "").split(",") if name.strip()]
         run_server(service, bound, allowed_hosts(settings.host, keys, more))
