@@ -130,11 +130,11 @@ def add_document(app: FastAPI, *, keys: bool) -> None:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-        if keys:
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for name, path in document["paths"].items():
-                for operation in path.values():
-                    operation["security"] = [{"key": []}] if name.startswith("/v1") or name == "/metrics" else []
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for name, path in document["paths"].items():
+            for operation in path.values():
+                needed = name.startswith("/v1") or name == "/metrics" if keys else name.startswith("/v1/moderation")
+                operation["security"] = [{"key": []}] if needed else []
         app.openapi_schema = document
         return document
 

@@ -13,7 +13,7 @@ export async function withKey(start) {
     } catch (error) {
       const wrong = error.status === 401 || error.status === 403;
       const entered = key.get() !== null;
-      if (wrong) key.forget();
+      if (error.status === 401) key.forget();
       entry.hidden = !wrong;
       if (wrong && !entered) say("This service asks for a key.");
       else complain(error.message);

@@ -19,8 +19,10 @@ async function veiled(id) {
   return button;
 }
 
+const when = (time) => `${time.slice(0, 10)} ${time.slice(11, 19)} UTC`;
+
 function facts(pairs) {
-  const rows = Object.entries(pairs).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const rows = Object.entries(pairs).filter(([, value]) => value !== null && value !== undefined && value !== "" && JSON.stringify(value) !== "{}");
   const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
   return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, text(value))]));
 }
@@ -51,7 +53,7 @@ async function heldCard(picture) {
   const base = `v1/moderation/pictures/${encodeURIComponent(picture.id)}`;
   return make("li", { class: "panel", "data-picture": picture.id },
     await veiled(picture.id),
-    facts({ reason: picture.reason, made: picture.made, key: picture.key_id, scores: picture.verdict.scores, model: picture.claim.model }),
+    facts({ reason: picture.reason, made: when(picture.made), key: picture.key_id, scores: picture.verdict.scores, model: picture.claim.model }),
     make("details", {}, make("summary", {}, "Claim"), facts(picture.claim)),
     decision("Reason", [["Release", `${base}/release`, "reason", false], ["Reject", `${base}/reject`, "reason", true]]));
 }
@@ -63,7 +65,7 @@ async function reportCard(report) {
   return make("li", { class: "panel", "data-report": report.id },
     shown,
     make("p", {}, report.words),
-    facts({ picture: report.picture, made: report.made, key: report.key_id }),
+    facts({ picture: report.picture, made: when(report.made), key: report.key_id }),
     decision("Reason or answer", [["Take the picture down", `${picture}/reject`, "reason", true], ["Close the report", `${reports}/close`, "answer", false]]));
 }
 

@@ -47,7 +47,8 @@ function action(text, label, act) {
 }
 
 function provenance(item) {
-  const facts = { id: item.id, ...item.claim };
+  const { model_digest, ...claim } = item.claim ?? {}; // the same as digest
+  const facts = { id: item.id, ...claim };
   const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
   const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
   return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, text(value))]));
@@ -56,7 +57,7 @@ function provenance(item) {
 /** In place of a picture that is held or blocked. A held one can be asked for again. */
 function kept(item, show) {
   const held = item.decision === "hold";
-  const words = held ? `Picture ${item.id} is held until a moderator has looked at it.` : "A picture was blocked by the service's filter.";
+  const words = held ? `This picture is held until a moderator has looked at it. Its id is ${item.id}.` : "A picture was blocked by the service's filter.";
   const box = make("div", { class: "held" }, make("p", {}, words));
   if (held) box.append(action("Ask for it again", `Ask for it again: picture ${item.id}`, () => again(item.id, box, show)));
   return box;

@@ -32,7 +32,7 @@ export function fit() {
   at("class-field").hidden = names.length === 0;
   const chosen = at("class").value;
   at("class").replaceChildren(
-    make("option", { value: "" }, "Any, by the seed"),
+    make("option", { value: "" }, "Any"),
     ...names.map((name, index) => make("option", { value: String(index) }, name)),
   );
   at("class").value = [...at("class").options].some((option) => option.value === chosen) ? chosen : "";
