@@ -16,20 +16,25 @@ __all__ = ["check_place", "settle_paths"]
 _PATHS = (
     "checkpoint",
     "data",
+    "file",
     "first",
     "image",
+    "key",
     "mask",
     "model",
     "name",
+    "nonces",
     "out",
     "results",
     "samples",
     "second",
+    "state",
     "student",
     "teacher",
+    "trust",
 )
 _OTHERS = ("init_args", "class_path", "config")  # what a recipe gives to classes, and what the parser has read already
-_POSITIONAL = ("checkpoint", "first", "image", "model", "results", "second")
+_POSITIONAL = ("checkpoint", "file", "first", "image", "model", "results", "second")
 
 
 def settle_paths(settings: Namespace) -> None:
