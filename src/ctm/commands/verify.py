@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,11 +146,16 @@ def _secrets(settings: Namespace) -> tuple[bytes | None, str | None]:
 
 
 def _content(path: Path) -> bytes:
+    """The bytes of the file. Raises ValueError for more than 64 MB, of which none or little is read."""
+    parts: list[bytes] = []
     with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+        left = _MOST_BYTES - os.fstat(file.fileno()).st_size
+        while left >= 0 and (part := file.read(1 << 20)):
+            parts.append(part)
+            left = _MOST_BYTES - sum(map(len, parts))
+    if left < 0:
         raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MB: reduce it")
-    return content
+    return b"".join(parts)
 
 
 def _notes_in_file(content: bytes, trust: str | None) -> Findings:
