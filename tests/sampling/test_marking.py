@@ -62,6 +62,7 @@ def test_without_watermark_nothing_changes(small_ctm):
     assert torch.equal(generate(Noise(), 4, seed=9), 80 * starting_noise((2, 6), range(4), seed=9))
 
 
+@pytest.mark.filterwarnings("ignore:γ = 0.5 adds fresh noise")
 def test_a_marked_image_is_made_again(small_ctm):
     options = {"steps": 3, "gamma": 0.5, "seed": 9, "condition": 1, "watermark": (KEY, NONCES)}
     first = generate(small_ctm, 5, **options)
@@ -94,6 +95,19 @@ def test_over_keys_and_nonces_x_t_is_standard_normal(over):
     products = torch.corrcoef(noise.T)[~torch.eye(8, dtype=torch.bool)] * 4000**0.5
     assert products.abs().max() < 4.5
     assert stats.kstest(noise.square().sum(1).numpy(), "chi2", args=(8,)).pvalue > 1e-3
+
+
+def test_noise_that_replaces_the_mark_is_said(small_ctm):
+    options = {"condition": 0, "watermark": (KEY, NONCES)}
+    with pytest.warns(
+        UserWarning, match="γ = 0.5 adds fresh noise between 3 jumps: .* mostly not found; γ = 0 keeps it"
+    ):
+        generate(small_ctm, 5, steps=3, gamma=0.5, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(small_ctm, 5, steps=1, gamma=0.5, **options)  # one jump adds none
+        generate(small_ctm, 5, steps=3, **options)
+        generate(small_ctm, 5, steps=3, gamma=0.5, condition=0)
 
 
 def test_shared_nonces_are_said_and_own_ones_are_not():

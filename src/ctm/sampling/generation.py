@@ -210,6 +210,8 @@ def stream(
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
         )
+    if marks is not None and sampler is None:
+        marks.warn_of_fresh_noise(gamma, levels.numel() - 1)
     place = usable_device(device_of(model) if device is None else device)
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)

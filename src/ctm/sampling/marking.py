@@ -62,3 +62,13 @@ class Marks:
         nonces = [self._nonces[image] for image in images]
         found = signs_of_many(self._key, nonces, math.prod(noise.shape[1:]))
         return noise.abs() * found.to(noise).reshape(noise.shape)
+
+    @staticmethod
+    def warn_of_fresh_noise(gamma: float, jumps: int) -> None:
+        """Warns where γ-sampling replaces the marked noise on the way."""
+        if gamma > 0 and jumps > 1:
+            warnings.warn(
+                f"γ = {gamma:g} adds fresh noise between {jumps} jumps: it replaces the marked noise, and the watermark of such "
+                "images is mostly not found; γ = 0 keeps it",
+                stacklevel=5,
+            )
