@@ -130,10 +130,10 @@ class Measurement:
             z[chosen] = inverted(self.model, images[chosen], label, level=level)
         return z
 
-    def matches(self, z: Tensor, share: float = 0.25) -> tuple[list[int], int]:
+    def matches(self, z: Tensor, share: float = 0.25, tried: int = 1) -> tuple[list[int], int]:
         """Matches of each image with its own nonce, among so many bits."""
         own = nonces(len(z), f"{self.name} {SEED}")
-        found = [match_counts(z[i, None], KEY, [own[i]], share=share) for i in range(len(z))]
+        found = [match_counts(z[i, None], KEY, [own[i]], share=share, tried=tried) for i in range(len(z))]
         return [int(counts) for counts, _ in found], found[0][1]
 
     def add(self, part: str, make: Callable[[], dict]) -> None:
@@ -144,17 +144,12 @@ class Measurement:
 
     def rates(self, z: Tensor, share: float = 0.25) -> dict:
         counts, bits = self.matches(z, share)
-        least = {str(tried): least_matches(bits, RATE / tried) for tried in CANDIDATES}
-        found = {tried: sum(count >= limit for count in counts) / len(counts) for tried, limit in least.items()}
+        found = {}
+        for tried in CANDIDATES:
+            own, of = self.matches(z, share, tried)
+            found[str(tried)] = sum(count >= least_matches(of, RATE / tried) for count in own) / len(own)
         mean = sum(counts) / len(counts) / bits
-        return {
-            "images": len(counts),
-            "bits": bits,
-            "matching": mean,
-            "least": least,
-            "found": found,
-            "matches": counts,
-        }
+        return {"images": len(counts), "bits": bits, "matching": mean, "found": found, "matches": counts}
 
     def true_positives(self) -> None:
         labels = torch.arange(self.images) % self.model.num_classes
@@ -184,7 +179,8 @@ class Measurement:
     def _every_condition(self, steps: int) -> dict:
         count = min(100, self.images)
         images = as_saved(self.marked(count, steps))
-        tried = [self.matches(self.way_back(images, torch.full((count,), k))) for k in range(self.model.num_classes)]
+        classes = self.model.num_classes
+        tried = [self.matches(self.way_back(images, torch.full((count,), k)), tried=classes) for k in range(classes)]
         most = [max(each) for each in zip(*(counts for counts, _ in tried), strict=True)]
         right = [tried[i % len(tried)][0][i] for i in range(count)]
         limit = least_matches(tried[0][1], RATE / len(tried))

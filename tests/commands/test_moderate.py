@@ -75,7 +75,9 @@ def test_reports_are_listed_and_closed(run, held):
     state.store.close()
     assert run("reports", "--state", folder, "--close", report.id, "--answer", "taken down")[0] == 0
     assert run("reports", "--state", folder)[1] == "no open reports\n"
-    assert "taken down" in run("reports", "--state", folder, "--all")[1]
+    _, out, err = run("reports", "--state", folder, "--closed")
+    assert not err
+    assert "taken down" in out
 
 
 def test_the_record_is_verified_and_exported(run, held, tmp_path):

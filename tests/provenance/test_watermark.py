@@ -70,14 +70,15 @@ def test_rounded_and_noisy_images_are_found_at_a_higher_level(model, marked):
     noisy = marked + 0.05 * torch.randn(marked.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = detect(model, noisy, KEY, NONCES, range(4))
     assert all(one.found for one in found)
-    assert {one.bits for one in found} == {32}
+    assert {one.bits for one in found} == {38}  # 32 + log2 of the 48 tried
 
 
 def test_a_wrong_key_an_unmarked_image_and_a_full_step_of_new_noise_are_not_found(model, marked):
     assert not any(one.found for one in detect(model, marked, OTHER, NONCES))
     unmarked = generate(model, 12, condition=LABELS, seed=2, dtype=torch.float64)
     assert not any(one.found for one in detect(model, unmarked, KEY, NONCES))
-    fresh = generate(model, 12, steps=4, gamma=1.0, condition=LABELS, watermark=(KEY, NONCES), dtype=torch.float64)
+    with pytest.warns(UserWarning, match="mostly not found"):
+        fresh = generate(model, 12, steps=4, gamma=1.0, condition=LABELS, watermark=(KEY, NONCES), dtype=torch.float64)
     assert not any(one.found for one in detect(model, fresh, KEY, NONCES))
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ctm import sampling
+from ctm.cli import main
 from ctm.pictures import to_uint8
 from ctm.provenance import Claim, detect, manifest, text
 from ctm.safety import verify
@@ -79,3 +80,15 @@ def test_the_record_of_a_service_verifies(service, client):
     findings = verify(service.store, public, read_head(service.state.folder / "head.json"))
     assert findings.whole, findings.problems
     assert findings.count == 2 + 4
+
+
+def test_ctm_verify_finds_all_three_in_a_picture_that_left(service, made, tmp_path, capsys):
+    file, state = tmp_path / "picture.png", service.state.folder
+    file.write_bytes(made[0])
+    one_step = service.store.picture(made[1].id)
+    assert one_step.png == made[0]
+    asked = ["verify", str(file), "--model", "models/digits-ctm", "--state", str(state), "--device", "cpu"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "model digits-ctm" in out
+    assert main([*asked, "--expect", "manifest,text"]) == 0

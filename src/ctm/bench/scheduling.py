@@ -29,7 +29,8 @@ def measure_scheduler(model: AnyModel, *, steps: int, batch_size: int, rounds: i
     method = choose(model, steps=steps)
 
     def plan(num: int, seed: int) -> Steps:
-        return generation(model, num, method, condition=class_labels(model, num, None, seed), seed=seed)
+        labels = class_labels(model, num, None, seed)
+        return generation(model, num, method, condition=labels, seed=seed, device=scheduler.device)
 
     def scheduled(num: int) -> None:
         tickets = []

@@ -16,6 +16,7 @@ Jumps with γ > 0, and samplers that add noise, replace x_T on the way: with γ 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -109,8 +110,8 @@ def find(
 
     The flow goes backwards once for each condition among the candidates. rate: of false positives for each image, in (0, 1]; the
     threshold is rate / number of candidates (Bonferroni). level: the noise level that the images are taken to have (None: the
-    model's sigma_min, for float images that followed the flow). share: of the coordinates that are counted, those with the
-    largest |z|, but at least 32. Raises ValueError for arguments out of range, and if there is no candidate."""
+    model's sigma_min, for float images that followed the flow). share: of the coordinates that are counted, the ones with the
+    largest |z| (see `match_counts`). Raises ValueError for arguments out of range, and if there is no candidate."""
     key, rate = as_key(key), as_number(rate, "rate", 0, 1, above=True)
     groups, every = _groups(candidates)
     if not every:
@@ -119,7 +120,7 @@ def find(
     bits = 0
     for condition, members in groups:
         z = inverted(model, images, condition, level=level, batch_size=batch_size)
-        counts, bits = match_counts(z, key, [candidate.nonce for candidate in members], share=share)
+        counts, bits = match_counts(z, key, [candidate.nonce for candidate in members], share=share, tried=len(every))
         most, which = counts.max(dim=1)
         for image, (count, index) in enumerate(zip(most.tolist(), which.tolist(), strict=True)):
             if count > best[image][0]:
@@ -148,11 +149,17 @@ def inverted(
     return torch.cat(found) if found else images.flatten(1)
 
 
-def match_counts(z: Tensor, key: bytes, nonces: Sequence[bytes], *, share: float = SHARE) -> tuple[Tensor, int]:
+def match_counts(
+    z: Tensor, key: bytes, nonces: Sequence[bytes], *, share: float = SHARE, tried: int = 1
+) -> tuple[Tensor, int]:
     """(matches int64 (B, len(nonces)), bits): how many signs of z (B, n) are those of each nonce, among the `bits` coordinates
-    with the largest |z| of each image."""
+    with the largest |z| of each image.
+
+    bits: `share` of n, but at least 32 + log2(tried), so that a full match is far less probable by chance than the threshold
+    for so many candidates."""
     size = z.shape[1]
-    bits = min(size, max(LEAST_BITS, round(as_number(share, "share", 0, 1, above=True) * size)))
+    wanted = round(as_number(share, "share", 0, 1, above=True) * size)
+    bits = min(size, max(wanted, LEAST_BITS + math.ceil(math.log2(tried))))
     largest = z.abs().topk(bits, dim=1).indices
     chosen = torch.zeros(z.shape).scatter_(
         1, largest.cpu(), torch.where(z < 0, -1.0, 1.0).gather(1, largest).float().cpu()

@@ -40,7 +40,8 @@ class Database:
             raise ValueError(f"the database's URL cannot be read: {plain(str(error), 200)}") from None
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"this database needs the package {error.name}, which is not installed: pip install {error.name}"
+                f"this database needs the package {error.name}, which is not installed: for PostgreSQL "
+                'pip install "ctm-torch[postgresql]"'
             ) from None
         self.name = self.engine.url.render_as_string(hide_password=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
@@ -54,8 +55,11 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
-        with self._failures(), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self._failures(), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

@@ -61,18 +61,18 @@ class ImageNoise:
     """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
     draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument.
 
-    marks: the watermarks of all images; the first draw, from which x_T is made, then has their signs."""
+    marks: the watermarks of these images, in their order; the first draw, from which x_T is made, then has their signs."""
 
     def __init__(self, seed: int | Sequence[int], indices: Sequence[int], marks: Marks | None = None) -> None:
         self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
-        self._indices, self._marks = indices, marks
+        self._marks = marks
 
     def __call__(self, like: Tensor) -> Tensor:
         drawn = torch.empty(len(self._generators), *like.shape[1:])
         for row, generator in zip(drawn, self._generators, strict=True):
             row.normal_(generator=generator)
         if self._marks is not None:
-            drawn, self._marks = self._marks.put(drawn, self._indices), None
+            drawn, self._marks = self._marks.put(drawn), None
         return drawn.to(like)
 
 
@@ -156,7 +156,7 @@ def draw(
     """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
     levels: the grid; sampler: f(model, x, grid, condition=, noise=) -> x; condition: of those images, or None; the model on
-    `device` already. marks: the watermarks of all images."""
+    `device` already. marks: the watermarks of those images."""
     noise = ImageNoise(seed, indices, marks)
     sampler = condition_named(sampler)
     with torch.no_grad():
@@ -210,16 +210,18 @@ def stream(
         raise ValueError(
             f"{type(model).__name__} has no jump, only denoise: give sampler=ctm.sampling.heun and a grid, or a CTM"
         )
+    if marks is not None and sampler is None:
+        marks.warn_of_fresh_noise(gamma, levels.numel() - 1)
     place = usable_device(device_of(model) if device is None else device)
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)
-    make = partial(draw, model, levels=levels, sampler=method, seed=seed, device=place, dtype=dtype, marks=marks)
+    make = partial(draw, model, levels=levels, sampler=method, seed=seed, device=place, dtype=dtype)
 
     def batches() -> Iterator[Tensor]:
         for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             own = rows(chosen, slice(first, first + batch_size))
-            yield make(indices, condition=own).cpu()
+            yield make(indices, condition=own, marks=None if marks is None else marks.of_images(indices)).cpu()
 
     return batches()
 

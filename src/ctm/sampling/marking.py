@@ -8,6 +8,7 @@ N(0, σ_max²·I). So a marked image has the distribution of an unmarked one, if
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -57,8 +58,25 @@ class Marks:
         key, nonces = watermark
         return cls(key, nonces, num)
 
-    def put(self, noise: Tensor, images: Sequence[int]) -> Tensor:
-        """|ε| with the images' signs: noise (len(images), *shape) -> like it. images: their numbers."""
-        nonces = [self._nonces[image] for image in images]
-        found = signs_of_many(self._key, nonces, math.prod(noise.shape[1:]))
+    def of_images(self, images: Sequence[int]) -> Marks:
+        """The watermarks of some of the images, by their numbers."""
+        some = copy.copy(self)
+        some._nonces = [self._nonces[image] for image in images]
+        return some
+
+    def put(self, noise: Tensor) -> Tensor:
+        """|ε| with the images' signs: noise (num, *shape) -> like it. Raises ValueError for another number of rows."""
+        if len(noise) != len(self._nonces):
+            raise ValueError(f"there are {len(self._nonces)} nonces for {len(noise)} images")
+        found = signs_of_many(self._key, self._nonces, math.prod(noise.shape[1:]))
         return noise.abs() * found.to(noise).reshape(noise.shape)
+
+    @staticmethod
+    def warn_of_fresh_noise(gamma: float, jumps: int) -> None:
+        """Warns where γ-sampling replaces the marked noise on the way."""
+        if gamma > 0 and jumps > 1:
+            warnings.warn(
+                f"γ = {gamma:g} adds fresh noise between {jumps} jumps: it replaces the marked noise, and the watermark of such "
+                "images is mostly not found; γ = 0 keeps it",
+                stacklevel=5,
+            )

@@ -69,6 +69,11 @@ _IMAGES = {
         "withheld": {"type": "array", "items": {"type": "object"}},
     },
 }
+_EVENT = {  # each of the events
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+}
 _SCHEMAS = {"Error": _ERROR, "Image": _IMAGE, "Images": _IMAGES}
 _FILE = {"type": "string", "format": "binary"}
 _FILES: dict[type[BaseModel], tuple[str, ...]] = {
@@ -97,7 +102,7 @@ def image_answer(*, stream: bool) -> dict[int | str, dict[str, Any]]:
     """The answer with images."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/Images"}}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {200: {"description": "The images that may leave", "content": content}}
 
 

@@ -109,11 +109,13 @@ def generation(
     condition: Condition = None,
     seed: int = 0,
     marks: Marks | None = None,
+    device: torch.device | None = None,
 ) -> Steps:
     """The plan of the images that `ctm.generate` makes with this seed and condition, of all `num` together.
 
-    condition: as `ctm.sampling.generation.conditions_for` gives it, or None. marks: their watermarks."""
-    noise, device = ImageNoise(seed, range(num), marks), device_of(model)
+    condition: as `ctm.sampling.generation.conditions_for` gives it, or None. marks: their watermarks. device: where
+    the model is, None to look."""
+    noise, device = ImageNoise(seed, range(num), marks), device or device_of(model)
     like = torch.empty(num, *model.shape, device=device)
     x = method.levels[0].to(like) * noise(like)
     chosen: Sampler[Any] = getattr(sampling, method.sampler)

@@ -30,6 +30,8 @@ def check_address(host: str, keys: bool) -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens. port 0 takes a free one. Raises ValueError where the address cannot be taken."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be in 0 … 65535, got {port}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0

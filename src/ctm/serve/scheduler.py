@@ -21,6 +21,7 @@ from torch import Tensor
 from ctm.arguments import as_count, inside
 from ctm.models.protocol import Model
 from ctm.requests import Steps, joined, kind_of
+from ctm.sampling.common import device_of
 from ctm.sampling.driving import answer
 from ctm.serve.tickets import Expired, Job, QueueFull, Stopped, Ticket
 
@@ -65,7 +66,7 @@ class Scheduler:
         queue_limit: int = 256,
         observe: Callable[[int, float], object] | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.device = model, device_of(model)
         self.batch_size = as_count(batch_size, "batch_size")
         self.queue_limit = as_count(queue_limit, "queue_limit")
         self._observe = observe

@@ -125,7 +125,8 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def make() -> Steps:
             marks = Marks.of((service.watermark, nonces), num)
-            return generation(model, num, method, condition=condition, seed=seed, marks=marks)
+            options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
+            return generation(model, num, method, **options, device=served.scheduler.device)
 
         plan = watched(later(make), method.calls, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future

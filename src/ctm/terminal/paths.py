@@ -21,10 +21,12 @@ _PATHS = (
     "first",
     "head",
     "image",
+    "key",
     "mask",
     "model",
     "models",
     "name",
+    "nonces",
     "out",
     "policy",
     "public",
@@ -34,6 +36,7 @@ _PATHS = (
     "state",
     "student",
     "teacher",
+    "trust",
 )
 _OTHERS = ("init_args", "class_path", "config")  # what a recipe gives to classes, and what the parser has read already
 _POSITIONAL = ("checkpoint", "file", "first", "holder", "id", "image", "model", "models", "results", "second")

@@ -84,7 +84,7 @@ def reports_parser() -> Parser:
     result = work_parser(
         "reports", "List users' open reports, or close one with an answer.", '--close ID --answer "taken down"'
     )
-    result.add_argument("--all", action="store_true", help="closed ones too")
+    result.add_argument("--closed", action="store_true", help="closed ones too")
     result.add_argument("--close", type=str, default=None, help="the id of a report to close")
     result.add_argument("--answer", type=str, default=None, help="the answer, with --close")
     add_by(result)
@@ -175,9 +175,9 @@ def reports(settings: Namespace) -> None:
         print(f"report {settings.close} is closed")
         return
     with read_only(settings) as (_, store):
-        found = store.reports(every=settings.all)
+        found = store.reports(every=settings.closed)
     if not found:
-        print("no reports" if settings.all else "no open reports")
+        print("no reports" if settings.closed else "no open reports")
         return
     shown = table("report", "picture", "made", "words", "answer")
     for report in found:
