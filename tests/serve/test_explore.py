@@ -17,6 +17,7 @@ from ctm.serve.app import create_app
 from ctm.serve.explore import together
 from ctm.serve.tickets import CancelledError
 
+from .conftest import Maker
 from .test_api import error, pictures
 
 
@@ -31,12 +32,14 @@ def teacher():
     return load_model("models/digits-teacher")
 
 
-@pytest.fixture
-def both(make_service, digits, teacher):
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, digits, teacher):
     """A service of student and teacher, and its client."""
-    service = make_service(models={"student": digits, "teacher": teacher})
+    made = Maker(tmp_path_factory.mktemp("both"), {"student": digits, "teacher": teacher})
+    service = made()
     with TestClient(create_app(service, stop=False)) as client:
         yield service, client
+    made.close()
 
 
 def again(service, model, entry, **options):

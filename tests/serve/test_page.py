@@ -12,11 +12,13 @@ from PIL import Image
 
 from ctm import editing, sampling
 from ctm.likelihood import estimate_bits_per_dim
-from ctm.models import load_model
+from ctm.models import TrajectoryModel, load_model
+from ctm.networks import MLP
 from ctm.pictures import to_uint8
 from ctm.provenance import manifest, text
 from ctm.provenance.certificates import AUTHORITY
 
+from ..conftest import random_weights
 from .browser import Page, axe, chromium, claim_of, near, pixels
 from .server import MODEL, RATES, Server
 
@@ -44,8 +46,18 @@ def axe_script(request):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = [str(MODELS / name) for name in NAMES]
+def colours(tmp_path_factory):
+    """A model of pictures in colour under fields, with random weights: its directory."""
+    network = MLP((3, 8, 8), 3, width=32, blocks=2, embedding=16, arrays={"tone": (3,)})
+    model = random_weights(TrajectoryModel(network, shape=(3, 8, 8), num_classes=3))
+    folder = tmp_path_factory.mktemp("models") / "colours"
+    model.eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, colours):
+    models = [*(str(MODELS / name) for name in NAMES), str(colours)]
     made = Server(tmp_path_factory.mktemp("page") / "state", policy=POLICY, models=models)
     made.state = Path(made.process.arguments[made.process.arguments.index("--state") + 1])
     yield made
@@ -65,16 +77,16 @@ def page(browser, base):
 
 
 @pytest.fixture(scope="module")
-def models():
-    return {name: load_model(str(MODELS / name)) for name in NAMES}
+def models(colours):
+    return {**{name: load_model(str(MODELS / name)) for name in NAMES}, "colours": load_model(str(colours))}
 
 
 def again(server, models, png, **options):
     """The picture that a download's own claim tells of, made by the library."""
     claim = claim_of(png)
     watermark = ((server.state / "keys" / "watermark.key").read_bytes(), claim.nonce_bytes())
-    options |= {"seed": claim.seed, "condition": claim.condition, "watermark": watermark}
-    return to_uint8(sampling.generate(models[claim.model], 1, **options))[0, :, :, 0].numpy()
+    options = {"seed": claim.seed, "condition": claim.condition, "watermark": watermark, **options}
+    return to_uint8(sampling.generate(models[claim.model], 1, **options))[0].squeeze(-1).numpy()
 
 
 def drawn(page):
@@ -90,7 +102,7 @@ def board(page):
     """The pixels of the board, one of each of its cells: (H, W)."""
     shot = page.tab.evaluate("() => document.getElementById('board').toDataURL()")
     whole = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot.split(",")[1]))).convert("RGB")).astype(int)
-    side = 8 if "8×8" in page.tab.inner_text("#model-hint") else 28
+    side = 8 if page.tab.inner_text("#model-hint").startswith("8×8") else 28
     step = whole.shape[0] // side
     return whole[step // 4 :: step, step // 4 :: step][:side, :side]
 
@@ -148,6 +160,32 @@ def test_a_picture_of_one_step_comes_within_100_ms_at_28_pixels(page):
         spent.append(int(re.search(r"(\d+) ms", page.settle())[1]))
     print(f"one step at 28×28: {min(spent)} ms at best, {sorted(spent)[7]} ms in the middle")
     assert min(spent) < 100
+
+
+def test_a_model_in_colour_takes_its_fields_and_guidance(server, models, page):
+    page.tab.uncheck("#live")
+    page.tab.select_option("#model", "colours")
+    page.tab.select_option("#class", "2")
+    page.tab.fill("#conditions", "{tone")
+    page.tab.click("#make")
+    page.tab.wait_for_selector("text=The conditions are no JSON")
+    page.tab.fill("#conditions", '{"tone": [0.5, -1, 2]}')
+    page.do("#make")
+    (png,) = page.downloads("#made")
+    assert claim_of(png).condition == {"labels": 2, "tone": [0.5, -1.0, 2.0]}
+    condition = {"labels": torch.tensor([2]), "tone": torch.tensor([[0.5, -1, 2]])}
+    assert near(pixels(png), again(server, models, png, condition=condition))
+    page.tab.check("#lock")
+    page.set("#guidance", 2.5)
+    page.do("#make")
+    (guided,) = page.downloads("#made")
+    assert text.read(guided)["guidance"] == "2.5"
+    assert np.abs(pixels(guided) - pixels(png)).max() > 0
+    page.tab.click("#tab-edit")
+    assert not page.tab.is_visible("#grey")
+    page.tab.fill("#colour", "#ff8000")
+    drawn(page)
+    assert {(255, 128, 0)} < {tuple(one) for one in board(page).reshape(-1, 3)} == {(0, 0, 0), (255, 128, 0)}
 
 
 def test_the_seed_is_drawn_anew_but_where_it_is_locked(page):
