@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import insert, text
-from sqlalchemy.exc import IntegrityError
 
 from ctm.safety import State, verify
 from ctm.safety.head import read_head
@@ -259,11 +258,14 @@ def test_no_key_picture_or_report_is_in_a_log_or_an_error(state, caplog):
         one = picture(content=b"private bytes")
         state.store.serve([one])
         state.store.report(one.id, "private words")
-        with pytest.raises(IntegrityError) as caught, state.store.database.writing() as connection:
+        with (
+            pytest.raises(OSError, match="NOT NULL constraint failed") as caught,
+            state.store.database.writing() as connection,
+        ):
             connection.execute(insert(pictures).values(id=one.id, state="x", png=b"private bytes", sha256="", claim=""))
     finally:
         logging.getLogger("sqlalchemy").setLevel(logging.NOTSET)
-    told = caplog.text + str(caught.value)
+    told = f"{caplog.text} {caught.value} {caught.value.__cause__}"
     assert "INSERT INTO pictures" in told
     for private in (text, text.split("_")[2], "private bytes", "private words"):
         assert private not in told
