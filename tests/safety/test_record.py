@@ -164,12 +164,18 @@ def test_an_old_database_gone_on_with_is_found_with_the_head(folder, tmp_path):
     state.store.serve([picture()])
     state.store.close()
     head = read_head(folder / "head.json")
+    shutil.copy(folder / "head.json", tmp_path / "head")
     shutil.copy(tmp_path / "old", folder / "service.sqlite3")
     (folder / "head.json").unlink()
     state = State.open(folder)
     state.store.serve([picture(), picture()])
     state.store.close()
     assert found(folder).whole
+    shutil.copy(tmp_path / "head", folder / "head.json")
+    with pytest.raises(
+        ValueError, match=r"entry 7 in .* is not the one that .*head.json knows: the record was made anew"
+    ):
+        State.open(folder)
     assert found(folder, head).problems == ["entry 7 is not the one that the head knows: the record was made anew"]
 
 
@@ -256,7 +262,12 @@ def test_a_head_of_another_record_is_not_written_over(folder, tmp_path):
     other = filled(tmp_path / "other", 1)
     other.store.close()
     shutil.copy(tmp_path / "other" / "head.json", folder / "head.json")
+    with pytest.raises(ValueError, match=r"head.json is the head of another record"):
+        State.open(folder)
+    shutil.copy(folder / "head.json", tmp_path / "foreign")
+    (folder / "head.json").unlink()
     state = State.open(folder)
+    shutil.copy(tmp_path / "foreign", folder / "head.json")
     with pytest.raises(ValueError, match=r"head.json is the head of another record"):
         state.store.serve([picture()])
     state.store.close()

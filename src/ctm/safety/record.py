@@ -60,6 +60,12 @@ def last_entry(connection: Connection) -> Entry | None:
     return None if row is None else Entry(*row)
 
 
+def entry_at(connection: Connection, number: int) -> Entry | None:
+    """The entry at a place, None where there is none."""
+    row = connection.execute(select(record).where(record.c.number == number)).first()
+    return None if row is None else Entry(*row)
+
+
 def entries(connection: Connection, picture: str | None = None) -> Iterator[Entry]:
     """All entries by their place, or those of one picture."""
     wanted = select(record).order_by(record.c.number)
