@@ -49,6 +49,7 @@ def test_a_changed_picture_is_not_as_signed(made):
     assert found is None or found.state == "Invalid"
 
 
+@pytest.mark.filterwarnings("ignore:γ = ")
 def test_the_claim_makes_the_image_again(service, digits, made):
     png, _ = made
     claim = Claim.from_text(text.read(png))
