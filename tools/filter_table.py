@@ -27,7 +27,7 @@ from ctm.safety.open_nsfw import OpenNsfw
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 _NEAR = (0.95, 0.98, 0.99, 0.995)
-_LONGEST = 1024  # pixels of a photograph's longer side: the classifier sees 224, the features 128
+_LONGEST = 1024  # pixels of a photograph's longer side: the filters see 224
 
 
 def pictures(source: str, most: int) -> tuple[str, list[np.ndarray]]:

@@ -58,13 +58,13 @@ def gate(settings: Namespace, what: str) -> Iterator[Gate | None]:
     with installed():
         from ctm.safety import State
 
-        state = State.open(Path(settings.state or _STATE), Path(settings.policy))
-        try:
-            screen = state.screen()
-            state.begin(what, screen)
-            yield Gate(state, screen)
-        finally:
-            state.store.close()
+    state = State.open(Path(settings.state or _STATE), Path(settings.policy))
+    try:
+        screen = state.screen()
+        state.begin(what, screen)
+        yield Gate(state, screen)
+    finally:
+        state.store.close()
 
 
 class Gate:

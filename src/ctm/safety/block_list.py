@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from usearch.index import Index
 
 from ctm.backbones import EfficientNetLite0
@@ -22,7 +23,7 @@ from ctm.safety.filters import Limits, Scores
 __all__ = ["BlockList", "features_of"]
 
 _FORM = 1  # of the files; another form is refused
-_SIDE = 128
+_SIDE = 224
 _BATCH = 16
 
 
@@ -31,7 +32,7 @@ class BlockList:
     """A filter whose score `near` is the largest cosine between a picture's features and those on the list, 0 where it is
     negative. 1 is the picture itself.
 
-    The features are EfficientNet-Lite0's 1,280 pooled ones at 128 pixels. checksum: SHA-256 of the list. Two files keep it:
+    The features are EfficientNet-Lite0's 1,280 pooled ones at 224 pixels. checksum: SHA-256 of the list. Two files keep it:
     FILE with the index, and FILE.json, which says what it is."""
 
     index: Any
@@ -81,25 +82,26 @@ class BlockList:
         return len(self.index)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Scores]:
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(images):
-            by_shape.setdefault(image.shape, []).append(number)
-        scores: list[Scores] = [{} for _ in images]
-        for numbers in by_shape.values():
-            features = features_of(np.stack([images[number] for number in numbers]))
-            distances = self.index.search(features, 1, exact=True).distances.reshape(len(numbers))
-            for number, distance in zip(numbers, distances, strict=True):
-                scores[number] = {"near": float(np.clip(1.0 - distance, 0.0, 1.0))}  # NaN stays NaN, which blocks
-        return scores
+        distances = self.index.search(features_of(images), 1, exact=True).distances.reshape(len(images))
+        return [
+            {"near": float(np.clip(1.0 - distance, 0.0, 1.0))} for distance in distances
+        ]  # NaN stays NaN, which blocks
 
 
 @torch.inference_mode()
-def features_of(pixels: np.ndarray) -> np.ndarray:
-    """Features float32 (B, 1280) of length 1 of pictures uint8 (B, H, W, 1 or 3)."""
-    images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    network = EfficientNetLite0(_SIDE)
-    pooled = torch.cat([network.pooled(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
-    return torch.nn.functional.normalize(pooled, dim=1).numpy()
+def features_of(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Features float32 (B, 1280) of length 1 of pictures uint8 (H, W, 1 or 3). Each is resized to 224×224 first, bilinearly, and
+    without aliasing where it becomes smaller."""
+    network, found, prepared = EfficientNetLite0(_SIDE), [], [_prepared(image) for image in images]
+    for start in range(0, len(prepared), _BATCH):
+        batch = torch.from_numpy(np.stack(prepared[start : start + _BATCH]))
+        found.append(network.pooled(batch.permute(0, 3, 1, 2).float() / 127.5 - 1))
+    return torch.nn.functional.normalize(torch.cat(found), dim=1).numpy()
+
+
+def _prepared(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
+    return np.array(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
 
 
 def _weights() -> str:

@@ -20,3 +20,5 @@ def installed(extra: str = "serve") -> Iterator[None]:
             f"policies, filters and records need the package {error.name}, which is not installed: "
             f'pip install "ctm-torch[{extra}]"'
         ) from error
+    except ImportError as error:  # ours, with a sentence
+        raise ValueError(str(error)) from error

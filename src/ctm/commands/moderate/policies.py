@@ -53,7 +53,7 @@ def policy(settings: Namespace) -> None:
     own = Path(settings.state) / "policy.yaml"
     file = Path(settings.file) if settings.file is not None else own
     if settings.file is None and not own.exists():
-        print(f"{own} is not there: these are the defaults, which a new state gets", flush=True)
+        print(f"# {own} is not there: these are the defaults, which a new state gets")
         file = DEFAULT_FILE
     chosen = Policy.load(file)
     if not settings.check:
