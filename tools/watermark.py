@@ -23,6 +23,7 @@ from ctm import generate, load_model
 from ctm.bench.results import Results
 from ctm.data import Images, load_images, to_model_range
 from ctm.evaluation.run import evaluate_images, labels_of, make_judge
+from ctm.guidance import at_scale
 from ctm.keystream import signs
 from ctm.noise import karras_grid
 from ctm.pictures import as_saved, to_uint8
@@ -191,6 +192,23 @@ class Measurement:
             "own class fits best": sum(m == r for m, r in zip(most, right, strict=True)) / count,
         }
 
+    def guidance(self) -> None:
+        """Images of classifier-free guidance, found by the flow of the plain model and of the guided one."""
+        for steps in (1, 8):
+            for scale in (2.0, 4.0):
+                self.add(f"guidance/{steps}/{scale:g}", lambda s=steps, w=scale: self._guidance(s, w))
+
+    def _guidance(self, steps: int, scale: float) -> dict:
+        count, plain = min(100, self.images), self.model
+        labels = torch.arange(count) % plain.num_classes
+        try:
+            self.model = at_scale(plain, scale)
+            images = as_saved(self.marked(count, steps))
+            guided = self.rates(self.way_back(images, labels))
+        finally:
+            self.model = plain
+        return {"plain": self.rates(self.way_back(images, labels)), "guided": guided}
+
     def levels(self) -> None:
         """The level that pictures are taken to have, and the share of coordinates that are counted."""
         count = min(200, self.images)
@@ -289,7 +307,7 @@ def chi_square(seen: Tensor, bits: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("false_positives", "true_positives", "every_condition", "levels", "quality")
+    parts = ("false_positives", "true_positives", "every_condition", "levels", "quality", "guidance")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "watermark.json")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--images", type=int, default=400, help="marked images of each rate of true positives")

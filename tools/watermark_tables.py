@@ -110,11 +110,23 @@ def mean(found: list[dict], metric: str) -> str:
     return f"{values[0]:.3f}" + (f" ± {errors[0]:.3f}" if errors else "")
 
 
+def guidance(results: dict) -> list[str]:
+    rows = ["| images | jumps | guidance | found by the plain model | by the guided model |", "|---|--:|--:|--:|--:|"]
+    for name, words in MODELS.items():
+        for key, r in results.items():
+            if key.startswith(f"{name}/guidance/"):
+                _, _, steps, scale = key.split("/")
+                found = " | ".join(percent(r[way]["found"]["1"]) for way in ("plain", "guided"))
+                rows.append(f"| {words} | {steps} | {scale} | {found} |")
+    return rows
+
+
 TABLES = {
     "false positives": false_positives,
     "true positives": true_positives,
     "conditions": conditions,
     "levels": levels,
+    "guidance": guidance,
     "quality": quality,
 }
 

@@ -17,6 +17,7 @@ from .pictures import CLAIM
         {"condition": None, "nonce": None, "record": None},
         {"condition": {"labels": 3, "text": [0.5, 1.0]}, "model": "Ein Modell: ‘µ’"},
         {"seed": 2**64 - 1, "gamma": 1.0},
+        {"sampler": "heun", "guidance": 2.5},
         {"nonce": "12345678", "record": "42"},  # texts that look like numbers stay texts
     ],
 )
@@ -33,6 +34,11 @@ def test_what_it_says_of_the_watermark_and_the_time():
     assert CLAIM.when().isoformat() == "2026-01-02T03:04:05+00:00"
 
 
+def test_what_may_be_left_out():
+    texts = {name: text for name, text in CLAIM.as_text().items() if name not in ("record", "sampler", "guidance")}
+    assert Claim.from_text(texts) == replace(CLAIM, record=None)
+
+
 def test_fields_that_are_not_its_own_are_left_out():
     assert Claim.from_text({**CLAIM.as_text(), "colour": '"blue"'}) == CLAIM
 
@@ -47,6 +53,8 @@ def test_fields_that_are_not_its_own_are_left_out():
         ({"grid": 5}, r"a claim's grid is its noise levels, got 5 \(int\)"),
         ({"gamma": 2}, r"gamma must be in \[0, 1\], got 2"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"sampler": 3}, "a claim's sampler is a text of 1 to 1,000 characters"),
         ({"model": ""}, "a claim's model is a text of 1 to 1,000 characters"),
         ({"condition": 0.5}, "a claim's condition is a label, a mapping or None"),
         ({"condition": {"x": float("nan")}}, "a claim's condition is a label, a mapping or None"),

@@ -193,6 +193,8 @@ def _in_words(texts: dict[str, str]) -> str:
     mark = "no watermark" if claim.nonce is None else f"watermark {plain(claim.nonce)}"
     record = "" if claim.record is None else f", record {plain(claim.record)}"
     jumps = f"{claim.steps} {'jump' if claim.steps == 1 else 'jumps'}, γ = {claim.gamma:g}"
+    jumps = jumps if claim.sampler == "gamma" else f"{plain(claim.sampler)} on {claim.steps + 1} levels"
+    jumps += "" if claim.guidance is None else f", guidance {claim.guidance:g}"
     return (
         f"model {plain(claim.model)} ({plain(claim.digest)}), image {claim.index} of seed {claim.seed}, {jumps}, {condition}, "
         f"{mark}, made {plain(claim.created)}{record}"

@@ -13,6 +13,9 @@ from ctm.arguments import as_count, as_number, as_seed, words_for
 
 __all__ = ["Claim"]
 
+_TEXTS = ("model", "digest", "created", "sampler")
+_LEFT_OUT = ("record", "sampler", "guidance")  # fields that a claim may lack
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -21,8 +24,8 @@ class Claim:
     model: name of the model; digest: of its weights; seed, index: the random numbers are those of image `index` under `seed`;
     steps, gamma, grid: jumps, γ in [0, 1], and the steps + 1 noise levels; condition: a label, a mapping of fields as JSON
     has them, or None; nonce: the watermark's, in hexadecimal digits, or None if the image has none; created: a time in ISO
-    8601 with its zone; record: id of the image in the service's record, or None. Raises ValueError for values of other
-    kinds."""
+    8601 with its zone; record: id of the image in the service's record, or None; sampler: its name in `ctm.sampling`;
+    guidance: the scale of classifier-free guidance, or None. Raises ValueError for values of other kinds."""
 
     model: str
     digest: str
@@ -35,15 +38,19 @@ class Claim:
     nonce: str | None
     created: str
     record: str | None = None
+    sampler: str = "gamma"
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "digest", "created"):
+        for name in _TEXTS:
             _check_text(name, getattr(self, name))
         for name in ("nonce", "record"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         as_seed(self.seed), as_count(self.index, "index", 0), as_count(self.steps, "steps")
         as_number(self.gamma, "gamma", 0, 1)
+        if self.guidance is not None:
+            as_number(self.guidance, "guidance")
         object.__setattr__(self, "grid", tuple(_levels(self.grid, self.steps)))
         if not _is_condition(self.condition):
             raise ValueError(f"a claim's condition is a label, a mapping or None, got {words_for(self.condition)}")
@@ -83,7 +90,7 @@ class Claim:
         """The claim in fields that `as_dict` gave; others are left out. Raises ValueError where one is missing or of another
         kind: what stands in a file is a stranger's."""
         names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name != "record" and name not in values]
+        missing = [name for name in names if name not in _LEFT_OUT and name not in values]
         if missing:
             raise ValueError(f"the claim lacks {', '.join(missing)}")
         return cls(**{name: values[name] for name in names if name in values})
@@ -91,11 +98,9 @@ class Claim:
     @classmethod
     def from_text(cls, texts: Mapping[str, str]) -> Claim:
         """The claim in fields that `as_text` gave. Raises ValueError as `from_dict`."""
-        plain = ("model", "digest", "created")
-        optional = ("nonce", "record")  # a text, or null
         values: dict[str, Any] = {}
         for name, text in texts.items():
-            if name in plain or (name in optional and text != "null"):
+            if name in _TEXTS or (name in ("nonce", "record") and text != "null"):  # those two: a text, or null
                 values[name] = text
                 continue
             try:

@@ -9,7 +9,8 @@ The way back is exact for an unchanged float image that followed the flow itself
 * an image of few jumps, which ends beside the flow's image: one jump more than eight;
 * a picture of 256 values, or one that was compressed, resized, cropped or made noisy. `level` is the noise level that such a
   picture is taken to have;
-* guidance: give the guided model. A condition that is not the image's own gives another z.
+* an image made with guidance, which takes its jumps further from the flow. The guided model finds no more than the plain one;
+* a condition that is not the image's own, which gives another z.
 
 Jumps with γ > 0, and samplers that add noise, replace x_T on the way: with γ = 1 nothing of it is left after several steps.
 """
