@@ -11,14 +11,7 @@ from ctm.provenance import Claim, manifest, text
 
 __all__ = ["Signing"]
 
-_OWN = (
-    "kind",
-    "sampler",
-    "guidance",
-    "preview",
-    "rounds",
-    "amount",
-)  # beside the fields of a Claim, where they are not None
+_OWN = ("kind", "preview", "rounds", "amount")  # beside the fields of a Claim, where they are not None
 
 
 class Signing:
