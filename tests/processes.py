@@ -13,7 +13,15 @@ import tempfile
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ctm.cli", "ctm.commands.train", "ctm.commands.sample", "torch._dynamo"])
+_PRELOADED = [
+    "ctm.cli",
+    "ctm.commands.train",
+    "ctm.commands.sample",
+    "ctm.commands.serve",
+    "ctm.serve.running",
+    "torch._dynamo",
+]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 class Command:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def marked(service, digits, answer, index, **options):
     return to_uint8(made)[claim["index"], :, :, 0].numpy()
 
 
-@pytest.mark.filterwarnings("ignore:.*share .* nonce")
+@pytest.mark.filterwarnings("ignore:.*share .* nonce", "ignore:γ = ")
 def test_images_are_those_of_generate_with_the_servers_watermark(service, client, digits):
     answer = client.post(URL, json={"prompt": "7", "n": 3, "seed": 5, "steps": 2, "gamma": 0.5})
     assert answer.status_code == 200
@@ -363,6 +364,25 @@ def test_the_document_has_every_route_and_no_answer_that_never_comes(client):
     text = json.dumps(document)
     assert "422" not in text
     assert "HTTPValidationError" not in text
+
+
+def test_nothing_leaves_that_cannot_be_kept(service, client):
+    """The head of the record cannot be written: 503, and no picture; then it can be again."""
+    head, service.store.head = service.store.head, Path("/proc/nothing/head.json")
+    error(client.post(URL, json={"n": 2}), 503, "state")
+    service.store.head = head
+    assert client.post(URL, json={}).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_service_whose_network_has_failed_is_not_ready(service):
+    scheduler = service.models["digits-ctm"].scheduler
+    scheduler._round = None  # a fault that is no request's
+    with TestClient(create_app(service, stop=False), raise_server_exceptions=False) as client:
+        error(client.post(URL, json={}), 500, "internal_error")
+        error(client.get("/readyz"), 503, "stopping")
+        error(client.post(URL, json={}), 503, "stopping")
+        assert client.get("/healthz").status_code == 200
 
 
 def test_what_is_too_old_is_deleted_when_the_service_begins(make_service):

@@ -6,10 +6,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ctm import sampling
 from ctm.cli import main
+from ctm.guidance import ClassifierFree
 from ctm.pictures import to_uint8
 from ctm.provenance import Claim, detect, manifest, text
 from ctm.safety import verify
@@ -39,7 +41,8 @@ def test_text_and_manifest_hold_the_records_claim(service, made):
     assert claim == found.claim() == Claim.from_dict(kept.claim)
     assert (claim.model, claim.seed, claim.index, claim.steps, claim.gamma) == ("digits-ctm", 5, 0, 2, 0.5)
     assert (claim.condition, claim.record) == (7, kept.id)
-    assert fields["sampler"] == '"gamma"'
+    assert claim.sampler == "gamma"
+    assert fields["kind"] == '"generation"'
 
 
 def test_a_changed_picture_is_not_as_signed(made):
@@ -49,6 +52,7 @@ def test_a_changed_picture_is_not_as_signed(made):
     assert found is None or found.state == "Invalid"
 
 
+@pytest.mark.filterwarnings("ignore:γ = ")
 def test_the_claim_makes_the_image_again(service, digits, made):
     png, _ = made
     claim = Claim.from_text(text.read(png))
@@ -92,3 +96,36 @@ def test_ctm_verify_finds_all_three_in_a_picture_that_left(service, made, tmp_pa
     out = capsys.readouterr().out
     assert "model digits-ctm" in out
     assert main([*asked, "--expect", "manifest,text"]) == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"sampler": "heun", "steps": 6, "guidance": 2.0},
+        {"sampler": "consistency", "steps": 3},
+        {"sampler": "ancestral"},
+    ],
+)
+def test_a_claim_of_any_sampler_makes_the_image_again(service, client, digits, body):
+    answer = client.post(URL, json={"prompt": "4", "seed": 9, **body})
+    png = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    claim = Claim.from_text(text.read(png))
+    model = digits if claim.guidance is None else ClassifierFree(digits, claim.guidance)
+    options = {
+        "grid": torch.tensor(claim.grid),
+        "sampler": getattr(sampling, claim.sampler),
+        "condition": claim.condition,
+    }
+    mark = (service.watermark, [claim.nonce_bytes()])
+    again = to_uint8(sampling.generate(model, 1, seed=claim.seed, watermark=mark, **options))[0, :, :, 0].numpy()
+    assert np.abs(again - np.asarray(Image.open(io.BytesIO(png))).astype(int)).max() <= 1
+
+
+def test_edits_and_previews_say_what_they_are_and_have_no_nonce(service, client, digits):
+    list(client.post(URL, json={"steps": 4, "stream": True, "partial_images": 1}).iter_lines())
+    kept = [service.store.picture(one.id) for one in service.store.listed("served")]
+    preview, whole = sorted(kept, key=lambda one: "preview" not in one.claim)
+    assert preview.claim["nonce"] is None
+    assert text.read(preview.png)["preview"] == "0"
+    assert len(bytes.fromhex(whole.claim["nonce"])) == 16
+    assert "preview" not in text.read(whole.png)

@@ -17,10 +17,17 @@ class Batcher(Generic[A, B]):
     """Calls work(items) -> results, one for each item, in a thread of its own, with all that came while it was busy.
 
     most: items of a call; more of one request stay together. Where a call on several requests raises, each request is called
-    alone, so that the error is only of the request that has it. stop() ends it when all is done."""
+    alone, so that the error is only of the request that has it; not where the error is one of `common`, which all would meet.
+    stop() ends it when all is done."""
 
-    def __init__(self, work: Callable[[list[A]], Sequence[B]], name: str, most: int = 32) -> None:
-        self._work, self._most = work, most
+    def __init__(
+        self,
+        work: Callable[[list[A]], Sequence[B]],
+        name: str,
+        most: int = 32,
+        common: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self._work, self._most, self._common = work, most, common
         self._changed = threading.Condition()
         self._waiting: list[tuple[list[A], Future[list[B]]]] = []
         self._stopping = False
@@ -67,8 +74,9 @@ class Batcher(Generic[A, B]):
             if len(results) != sum(len(items) for items, _ in batch):
                 raise ValueError(f"{len(results)} results came for {sum(len(items) for items, _ in batch)} items")
         except BaseException as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
+            if len(batch) == 1 or isinstance(error, self._common):
+                for _, future in batch:
+                    future.set_exception(error)
                 return
             for one in batch:
                 self._answer([one])

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 
 from ctm.foreign.text import plain
 from ctm.safety.admission import Refused
-from ctm.safety.database import DatabaseFailure
 from ctm.serve.tickets import Expired, QueueFull, Stopped
 
 __all__ = ["ApiError", "add_handlers", "as_api_error", "bad_request"]
@@ -79,10 +78,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(504, str(error), "deadline_passed")
     if isinstance(error, Stopped):
         return ApiError(503, str(error), "stopping", retry_after=5)
-    if isinstance(error, DatabaseFailure):
-        LOG.error("%s", error)
+    if isinstance(error, OSError):
+        LOG.error("the state cannot be read or written: %s", error)
         return ApiError(
-            503, "the service's database cannot be written now, so nothing may leave: ask again later", "database"
+            503, "the service's state cannot be written now, so nothing may leave: ask again later", "state"
         )
     if isinstance(error, HTTPException):
         words = str(error.detail) if error.detail else "the request cannot be answered"
@@ -99,5 +98,5 @@ def add_handlers(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response
 
-    for kind in (ApiError, Refused, QueueFull, Expired, Stopped, DatabaseFailure, HTTPException, Exception):
+    for kind in (ApiError, Refused, QueueFull, Expired, Stopped, OSError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

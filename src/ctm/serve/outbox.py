@@ -43,12 +43,12 @@ class Outbox:
     def __init__(self, store: Store, screen: Screen, sign: Sign, meters: Meters) -> None:
         self._screen, self._sign, self._meters = screen, sign, meters
         self._screening: Batcher[np.ndarray, Verdict] = Batcher(screen.images, "screen")
-        self._keeping: Batcher[Picture, str] = Batcher(store.serve, "record", most=128)
+        self._keeping: Batcher[Picture, str] = Batcher(store.serve, "record", most=128, common=(OSError,))
         self._signing = ThreadPoolExecutor(_SIGNERS, "ctm-sign")
 
     async def deliver(self, pixels: np.ndarray, claims: Sequence[Claim], key_id: str | None) -> list[Outcome]:
-        """What becomes of pictures uint8 (N, H, W, C), C = 1 or 3, with a claim each, in their order. Raises ctm.safety's
-        DatabaseFailure where they cannot be kept: then none may leave."""
+        """What becomes of pictures uint8 (N, H, W, C), C = 1 or 3, with a claim each, in their order. Raises OSError
+        where they cannot be kept: then none may leave."""
         with self._meters.stage("filter"):
             seen = [image if image.shape[2] == 3 else image.repeat(3, axis=2) for image in pixels]
             verdicts = await asyncio.wrap_future(self._screening.submit(seen))

@@ -84,6 +84,11 @@ class Scheduler:
         return self._rows
 
     @property
+    def takes(self) -> bool:
+        """Whether requests are taken: it was not stopped, and its thread has not failed."""
+        return not self._stopping
+
+    @property
     def retry_after(self) -> float:
         """Seconds until what waits now is done, by the rate of the latest calls and the length of the latest requests; at least
         1."""

@@ -106,7 +106,10 @@ class Service:
         return self.models[name]
 
     def check(self) -> None:
-        """Read from the database. Raises ctm.safety's DatabaseFailure."""
+        """Raises what keeps requests from being answered: ApiError 503 where a network does not take them, OSError where the
+        database cannot be read."""
+        if not self.ready or not all(served.scheduler.takes for served in self.models.values()):
+            raise ApiError(503, "the service does not take requests: it is stopping", "stopping", retry_after=5)
         with self.store.database.reading() as connection:
             last_entry(connection)
 

@@ -11,19 +11,8 @@ from ctm.provenance import Claim, manifest, text
 
 __all__ = ["Signing"]
 
-_OWN = (
-    "kind",
-    "sampler",
-    "guidance",
-    "preview",
-    "rounds",
-    "amount",
-    "sigma",
-    "shows",
-    "step",
-    "from",
-    "to",
-)  # beside the fields of a Claim, where they are not None
+_OF_KINDS = ("rounds", "amount", "sigma", "shows", "step", "from", "to")
+_OWN = ("kind", "preview", *_OF_KINDS)  # beside the fields of a Claim, where they are not None
 
 
 class Signing:

@@ -134,8 +134,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz", responses=answers(503))
     async def readyz() -> JSONResponse:
         """Whether requests can be taken now."""
-        if not service.ready:
-            raise ApiError(503, "the service is stopping", "stopping", retry_after=5)
         await run_in_threadpool(service.check)
         return JSONResponse({"status": "ready", "models": list(service.models)})
 
