@@ -13,16 +13,25 @@ import tempfile
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ctm.cli", "ctm.commands.train", "ctm.commands.sample", "torch._dynamo"])
+_PRELOADED = [
+    "ctm.cli",
+    "ctm.commands.train",
+    "ctm.commands.sample",
+    "ctm.commands.serve",
+    "ctm.serve.running",
+    "torch._dynamo",
+]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 class Command:
-    """`ctm ARGUMENTS` in the background, with the words of subprocess.Popen."""
+    """`ctm ARGUMENTS` in the background, with the words of subprocess.Popen. own: with ctm's own handling of signals."""
 
-    def __init__(self, arguments: list[str], **environment: str) -> None:
+    def __init__(self, arguments: list[str], *, own: bool = False, **environment: str) -> None:
         self.output = Path(tempfile.mkdtemp(prefix="command-"))
         everything = {**os.environ, **environment}
-        about = (arguments, everything, os.getcwd(), self.output)
+        self.arguments = arguments
+        about = (arguments, everything, os.getcwd(), self.output, own)
         self._process = _CONTEXT.Process(target=_run, args=about, daemon=True)  # ended with the tests, if still there
         self._process.start()
         self.pid = self._process.pid
@@ -85,7 +94,7 @@ class Group:
             member.kill()
 
 
-def _run(arguments: list[str], environment: dict[str, str], directory: str, output: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, str], directory: str, output: Path, own: bool) -> None:
     """In the new process."""
     os.environ.clear()
     os.environ.update(environment)
@@ -95,4 +104,5 @@ def _run(arguments: list[str], environment: dict[str, str], directory: str, outp
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     from ctm.cli import main
 
-    sys.exit(main(arguments))
+    sys.argv = ["ctm", *arguments]
+    sys.exit(main(None if own else arguments))

@@ -242,3 +242,13 @@ def test_batches_of_images_are_numbered():
     torch.testing.assert_close(last.value, whole.value[4:], rtol=0, atol=1e-3)
     torch.testing.assert_close(last.standard_error, whole.standard_error[4:], rtol=0, atol=1e-3)
     assert bool((whole.standard_error > 0).all())
+
+
+def test_encode_from_a_higher_level_is_the_flow_from_there(mixture_16d):
+    """A mixture's flow is known: x at level 0.3 goes to σ_max as its own jump takes it."""
+    x = mixture_16d.sample(5) + 0.3 * torch.randn(5, 16, dtype=torch.float64)
+    expected = mixture_16d.jump(x, torch.full((5,), 0.3), torch.full((5,), 80.0)) / 80
+    found = encode(mixture_16d, x, level=0.3, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"level must be in .*, got 100: it is between sigma_min and sigma_max"):
+        encode(mixture_16d, x, level=100)

@@ -234,6 +234,37 @@ def parquet(folder: Path, groups: int, rows: int) -> list[str]:
     return [*recipe(folder, RADAM), "--data.name", str(folder / "x.parquet")]
 
 
+def marked_picture(folder: Path) -> list[str]:
+    """A PNG of ctm whose text inflates to 64 MB, from 65 kB."""
+    import zlib
+
+    from PIL import PngImagePlugin
+
+    file, text = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "png")
+    PngImagePlugin.putchunk(text, b"iTXt", b"ctm:seed\0\1\0\0\0" + zlib.compress(b"1" * (64 << 20)))
+    plain = file.getvalue()
+    (folder / "x.png").write_bytes(plain[:33] + text.getvalue() + plain[33:])
+    return ["verify", str(folder / "x.png")]
+
+
+def long_picture(folder: Path) -> list[str]:
+    (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    os.truncate(folder / "x.png", 1 << 30)
+    return ["verify", str(folder / "x.png")]
+
+
+def long_nonces(folder: Path) -> list[str]:
+    """A line of 1 GB."""
+    model(folder)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "x.png")
+    (folder / "key").write_bytes(bytes(32))
+    (folder / "nonces.jsonl").write_bytes(b'{"nonce": "')
+    os.truncate(folder / "nonces.jsonl", 1 << 30)
+    options = {"model": "model", "key": "key", "nonces": "nonces.jsonl"}
+    return ["verify", str(folder / "x.png"), *(f"--{name}={folder / file}" for name, file in options.items())]
+
+
 @dataclass(frozen=True)
 class Input:
     """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm."""
@@ -335,6 +366,9 @@ INPUTS: dict[str, Input] = {
         "50 levels",
         lambda f: samples(f, [b"[" * 100_000, b"]" * 100_000]),
     ),
+    "verify-text": Input("PNG of 65 kB for ctm verify whose text inflates to 64 MB", "1 MB of text", marked_picture),
+    "verify-size": Input("picture of 1 GB for ctm verify", "64 MB", long_picture),
+    "verify-nonces": Input("file of nonces with a line of 1 GB", "64 kB a line", long_nonces),
 }
 
 

@@ -29,6 +29,9 @@ _COMMANDS = {
     "compare": "Compare the results of several evaluations, with significance.",
     "bench": "Measure: kinds of training against each other, ours against plain references.",
     "likelihood": "Bits per dimension of a data set under a model.",
+    "serve": "Serve models over HTTP: OpenAI's images interface, with a policy, a filter, provenance and a record.",
+    "moderate": "Decide about pictures that a service holds, check its record, manage its keys and its policy.",
+    "verify": "Say where a picture came from: its signed manifest, its text, its watermark.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 _GOES_ON = ("train", "demo", "evaluate")

@@ -6,15 +6,16 @@ one loop drives one sampler, and another drives many samplers at once and answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-from ctm.conditions import Condition
+from ctm.conditions import Condition, cat, rows
 
-__all__ = ["Denoise", "Jump", "Request", "Steps", "run"]
+__all__ = ["Denoise", "Jump", "Request", "Steps", "joined", "kind_of", "part", "run"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,31 @@ def run(steps: Steps, answer: Callable[[Request], Tensor]) -> Tensor:
         except StopIteration as done:
             return done.value
         given = answer(request)  # outside of the try: a StopIteration of its own is an error, not the end
+
+
+def kind_of(request: Request) -> Hashable:
+    """Equal for requests that one call of the network can answer: of one kind, dtype, device and shape of a sample."""
+    return type(request), request.x.dtype, request.x.device, request.x.shape[1:]
+
+
+def joined(requests: Sequence[Request]) -> Request:
+    """One request with the rows of all, in their order. They are of one kind (`kind_of`). Where one has no condition, or lacks a
+    field that another one has, it is absent."""
+    first = requests[0]
+    if len(requests) == 1:
+        return first
+    condition = cat([request.condition for request in requests], [len(request.x) for request in requests])
+    x, t = torch.cat([request.x for request in requests]), torch.cat([request.t for request in requests])
+    if isinstance(first, Jump):
+        return Jump(x, t, torch.cat([request.s for request in requests]), condition)  # type: ignore[union-attr]
+    return Denoise(x, t, condition)
+
+
+def part(request: Request, start: int, stop: int) -> Request:
+    """The request of the rows start … stop − 1 alone."""
+    if start == 0 and stop >= len(request.x):
+        return request
+    some, condition = slice(start, stop), rows(request.condition, slice(start, stop))
+    if isinstance(request, Jump):
+        return Jump(request.x[some], request.t[some], request.s[some], condition)
+    return Denoise(request.x[some], request.t[some], condition)

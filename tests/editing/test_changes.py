@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from ctm.editing import denoise, interpolate, posterior_sample, spherical, stroke, variations
+from ctm.editing import denoise, interpolate, posterior_sample, spherical, stroke, stroking, variations
+from ctm.requests import run
+from ctm.sampling.driving import answer
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
@@ -37,6 +39,14 @@ def test_a_stroke_over_data_gives_data(share):
     teacher, n = mixture(2), 400
     made = stroke(teacher, teacher.sample(n, 5), 0.8, gamma_share=share)
     assert energy_distance(made, teacher.sample(n, seed=51)) < null_bound(teacher.sample, n)
+
+
+@torch.no_grad()
+def test_a_stroke_asked_for_step_by_step_is_the_same(small_ctm):
+    options = {"steps": 3, "gamma_share": 0.6, "condition": torch.tensor([1, 2]), "seed": 5}
+    image = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    plan = stroking(small_ctm, image, 4.0, **options)
+    assert torch.equal(run(plan, lambda request: answer(small_ctm, request)), stroke(small_ctm, image, 4.0, **options))
 
 
 def test_spherical_interpolation_keeps_the_length():

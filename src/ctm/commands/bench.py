@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import matching, overhead, restoring, samplers, shares
+from ctm.bench import matching, overhead, restoring, samplers, serve, shares
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
@@ -15,6 +15,7 @@ _BENCHMARKS = {
     "restoring": restoring,
     "samplers": samplers,
     "overhead": overhead,
+    "serve": serve,
 }
 
 

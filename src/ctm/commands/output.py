@@ -7,7 +7,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,7 +21,7 @@ from ctm.foreign.text import parse_json, plain, read_json, text_in
 from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
 from ctm.terminal.paths import check_place
 
-__all__ = ["check_output", "finished_samples", "sampling_record", "write_samples"]
+__all__ = ["check_output", "finished_samples", "sample_grid", "sampling_record", "write_record", "write_samples"]
 
 _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
 _RECORD = "sample.json"
@@ -60,8 +60,9 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
 
 
-def finished_samples(out: Path, about: dict[str, Any]) -> int:
-    """Number of samples, from the first on, that an earlier run with the record `about` has written to `out`.
+def finished_samples(out: Path, about: dict[str, Any], withheld: Collection[int] = ()) -> int:
+    """Number of samples, from the first on, that an earlier run with the record `about` has written to `out`. withheld: numbers
+    of those that it judged and did not write.
 
     A directory may have been written with another --num. An .npz that was begun with another --num is made again. Raises
     ValueError for a directory with samples of other settings, or with pictures and no record."""
@@ -74,6 +75,7 @@ def finished_samples(out: Path, about: dict[str, Any]) -> int:
     if not out.is_dir():
         return 0
     done = {int(p.stem) for p in out.glob("*.png") if p.stem.isascii() and p.stem.isdigit() and p.stat().st_size > 0}
+    done |= set(withheld)
     kept = _record(out)
     if kept is None and not done:
         return 0
@@ -103,26 +105,32 @@ def write_samples(
     is not written again. columns: of the grid; "class" gives one column to each class; None gives ten columns where the
     labels fill rows of ten, else a square."""
     if suffix_of(out) == ".png":
-        save_picture(_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
+        save_picture(sample_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
     elif suffix_of(out) == ".npz":
         _write_npz(out, batches, labels, about, start)
     else:
         _write_pictures(out, batches, about, start)
 
 
-def _grid(images: Tensor, labels: list[int], columns: int | Literal["class"] | None) -> Image.Image:
+def sample_grid(
+    images: Tensor, labels: list[int], columns: int | Literal["class"] | None, withheld: Collection[int] = ()
+) -> Image.Image:
+    """One picture of all samples, as `write_samples` makes it. withheld: numbers of samples whose cells stay empty."""
     if columns == "class":
         places, classes = class_columns(labels)
-        return grid_picture(images, columns=len(classes), places=places)
-    if columns is None:
-        columns = 10 if labels and len(labels) % 10 == 0 else None
-    return grid_picture(images, columns=None if columns is None else min(columns, len(images)))
+        columns = len(classes)
+    else:
+        places = list(range(len(images)))
+        if columns is None:
+            columns = 10 if labels and len(labels) % 10 == 0 else None
+        columns = None if columns is None else min(columns, len(images))
+    return grid_picture(images, columns=columns, places=[None if each in withheld else each for each in places])
 
 
 def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
     """Write the record, then each picture that is missing. A picture appears under its name only when it is whole."""
     out.mkdir(parents=True, exist_ok=True)
-    _write_record(out, about)
+    write_record(out, about)
     index = start
     for batch in batches:
         for pixels in to_uint8(batch).numpy():
@@ -143,7 +151,7 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
     if start == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_record(partial, about)
+        write_record(partial, about)
     for batch in batches:
         rows = to_uint8(batch).numpy() if batch.dim() == 4 else batch.numpy()
         with named_failures(partial):
@@ -248,7 +256,8 @@ def _record(folder: Path, remedy: str = "use another directory") -> dict[str, An
     return kept
 
 
-def _write_record(folder: Path, about: dict[str, Any]) -> None:
+def write_record(folder: Path, about: dict[str, Any]) -> None:
+    """Write sample.json into a folder, which is made."""
     write_whole(folder / _RECORD, (json.dumps(about, indent=2) + "\n").encode())
 
 
@@ -266,4 +275,4 @@ def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:
             one, other = one[:common], other[:common]
         if one != other or name not in kept:
             differing.append(name)
-    return differing
+    return differing if "policy" in asked or "policy" not in kept else [*differing, "policy"]

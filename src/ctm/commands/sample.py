@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ctm import __version__, sampling
 from ctm.commands.output import check_output, finished_samples, write_samples
+from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.conditions import LABELS, Condition
 from ctm.data.conditions import fields_digest, load_fields
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
+from ctm.files import suffix_of
 from ctm.guidance import at_scale
 from ctm.lock import place_locked
 from ctm.models import AnyModel, DiffusionModel, load_model
@@ -103,6 +105,7 @@ def parser() -> Parser:
         help="columns of file.png: a number, or class for one a class (of all classes, unless --labels names some)",
     )
     add("--batch_size", type=int, default=64, help="samples computed together")
+    add_policy_options(result)
     add_device_option(result)
     add("--dtype", type=str, default="float32", help="of the state between network calls: float32 or float64")
     return result
@@ -133,13 +136,15 @@ def run(settings: Namespace) -> None:
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
     about |= {} if settings.condition is None else {"condition": _named(settings, fields)}
-    with place_locked(out):
-        options = {"num": num, "seed": seed, "grid": grid, "sampler": sampler, "condition": condition}
-        _sample(model, settings, out, about, labels, options, columns)
+    with gate(settings, "ctm sample") as policy:
+        about |= _admitted(policy, model, settings, labels, fields, num)
+        with place_locked(out):
+            options = {"num": num, "seed": seed, "grid": grid, "sampler": sampler, "condition": condition}
+            written = _sample(model, settings, out, about, labels, options, columns, policy)
     if tuned is not None:
         levels = ", ".join(f"{level:g}" for level in tuned.levels)
         print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
-    print(f"{num} samples in {out}")
+    print(f"{num if policy is None else f'{written} of {num}'} samples in {out}")
 
 
 def _sample(
@@ -150,10 +155,14 @@ def _sample(
     labels: Tensor | None,
     asked: dict[str, Any],
     columns: int | Literal["class"] | None,
-) -> None:
-    """Make the samples that are not there yet, and write each batch as it is made."""
+    policy: Gate | None,
+) -> int:
+    """Make the samples that are not there yet, and write each batch as it is made. Returns the number of all that are written,
+    and says which the policy withholds."""
     num = asked["num"]
-    done = finished_samples(out, about)
+    if policy is not None:
+        policy.recall(out)
+    done = finished_samples(out, about, () if policy is None else policy.withheld)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
     device = usable_device(settings.device)
@@ -167,7 +176,39 @@ def _sample(
     )
     total = -(-(num - start) // settings.batch_size)
     shown = tracked(batches, "sampling", total, unit="batches")
-    write_samples(out, shown, labels, about, start, columns)
+    if policy is None:
+        write_samples(out, shown, labels, about, start, columns)
+        return int(num)
+    write_screened(policy, out, shown, about, _claims(about, num, settings), start, columns)
+    print("".join(f"{line}\n" for line in policy.lines()), end="")
+    return int(num - len([number for number in policy.withheld if number < num]))
+
+
+def _admitted(
+    policy: Gate | None, model: AnyModel, settings: Namespace, labels: Tensor | None, fields: Collection[str], num: int
+) -> dict[str, Any]:
+    """What the record of the samples says of the policy. Raises ValueError for what it does not allow."""
+    if policy is None:
+        return {}
+    if suffix_of(Path(settings.out)) == ".npz":
+        raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
+    policy.admit(model, str(settings.model), num, () if labels is None else labels.tolist(), fields)
+    return {"policy": policy.policy_digest}
+
+
+def _claims(about: dict[str, Any], num: int, settings: Namespace) -> list[dict[str, Any]]:
+    """How each sample was made, for the record that --policy keeps."""
+    common = {name: about[name] for name in ("sampler", "steps", "gamma", "grid", "cfg", "version")}
+    common |= {
+        "model": Path(str(settings.model)).name,
+        "model_digest": about["weights"],
+        "fields": about.get("condition"),
+    }
+    who, labels = sampling.generation.identities(about["seed"], range(num)), about["labels"]
+    return [
+        {**common, "seed": seed, "index": index, "condition": None if labels is None else labels[i]}
+        for i, (seed, index) in enumerate(who)
+    ]
 
 
 def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:

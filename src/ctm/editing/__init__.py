@@ -1,7 +1,7 @@
 """Editing given images with a model: linear inverse problems, denoising, strokes, interpolation, variations."""
 
-from ctm.editing.changes import denoise, interpolate, posterior_sample, spherical, stroke, variations
-from ctm.editing.inverse import Measured, into_range, replace, solve_guided
+from ctm.editing.changes import denoise, interpolate, posterior_sample, spherical, stroke, stroking, variations
+from ctm.editing.inverse import Measured, into_range, replace, replacing, restoring_levels, solve_guided
 from ctm.editing.operators import LinearOperator, averaging, greying, masking
 
 __all__ = [
@@ -15,8 +15,11 @@ __all__ = [
     "masking",
     "posterior_sample",
     "replace",
+    "replacing",
+    "restoring_levels",
     "solve_guided",
     "spherical",
     "stroke",
+    "stroking",
     "variations",
 ]

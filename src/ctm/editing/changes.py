@@ -14,11 +14,12 @@ from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
 from ctm.models.protocol import RangedDenoiser, denoiser_of
 from ctm.noise import karras_grid, match_dims
+from ctm.requests import Steps
 from ctm.sampling import ancestral, gamma
 from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
-__all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "variations"]
+__all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "stroking", "variations"]
 
 
 def _level(model: RangedDenoiser, sigma: Any) -> float:
@@ -76,11 +77,34 @@ def stroke(
 
     image (B, *shape); image i's noise from (seed, i) alone. Raises ValueError for sigma outside the model's levels, gamma outside
     [0, 1], and a model without jump."""
+    x, levels, noise = _strokes(model, image, sigma, steps, seed)
+    return gamma(model, x, levels, gamma=gamma_share, condition=condition, noise=noise, callback=callback)
+
+
+def stroking(
+    model: RangedDenoiser,
+    image: Tensor,
+    sigma: float,
+    *,
+    steps: int = 2,
+    gamma_share: float = 0.0,
+    condition: Condition = None,
+    seed: int = 0,
+) -> Steps:
+    """`stroke` as a generator of requests (`ctm.requests`), for a loop that drives many at once. The model is asked for its
+    levels only. Raises ValueError as `stroke`, but for a model without jump."""
+    x, levels, noise = _strokes(model, image, sigma, steps, seed)
+    return gamma.steps(x, levels, gamma=gamma_share, condition=condition, noise=noise)
+
+
+def _strokes(
+    model: RangedDenoiser, image: Tensor, sigma: float, steps: int, seed: int
+) -> tuple[Tensor, Tensor, ImageNoise]:
+    """What `stroke` starts from: the image under noise, its levels, and the source of further noise."""
     sigma = _level(model, sigma)
     noise = ImageNoise(seed, range(len(as_state(image, "image"))))
     levels = karras_grid(steps, model.sigma_min, sigma, dtype=image.dtype)
-    options: dict[str, Any] = {"gamma": gamma_share, "condition": condition, "noise": noise, "callback": callback}
-    return gamma(model, image + sigma * noise(image), levels, **options)
+    return image + sigma * noise(image), levels, noise
 
 
 def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

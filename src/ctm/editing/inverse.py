@@ -13,11 +13,12 @@ from ctm.editing.operators import LinearOperator
 from ctm.models.guided import Guided
 from ctm.models.protocol import RangedDenoiser, denoiser_of
 from ctm.noise import karras_grid, match_dims
+from ctm.requests import Steps
 from ctm.sampling import euler, gamma, restore
 from ctm.sampling.common import Callback
 from ctm.sampling.generation import ImageNoise
 
-__all__ = ["Measured", "into_range", "replace", "solve_guided"]
+__all__ = ["Measured", "into_range", "replace", "replacing", "restoring_levels", "solve_guided"]
 
 
 class Measured(Guided):
@@ -90,18 +91,44 @@ def replace(
     measured at the start, e.g. the mean of the known pixels, None for A⁺y; image i from (seed, i) alone; clamp: to [−1, 1], for
     pictures. Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1, a guess of another shape, and a model
     without jump."""
+    start, noise = _restoration(model, operator, y, steps, grid, guess, seed)
+    options: dict[str, Any] = {"rounds": rounds, "clamp": clamp, "condition": condition, "noise": noise}
+    return restore(model, *start, operator.projection, **options, callback=callback)
+
+
+def replacing(
+    model: RangedDenoiser,
+    operator: LinearOperator,
+    y: Tensor,
+    *,
+    steps: int = 8,
+    rounds: int = 1,
+    clamp: bool = True,
+    condition: Condition = None,
+    seed: int = 0,
+) -> Steps:
+    """`replace` as a generator of requests (`ctm.requests`), for a loop that drives many at once. The model is asked for its
+    levels and shape only. Raises ValueError as `replace`, but for a model without jump."""
+    (x, levels, known), noise = _restoration(model, operator, y, steps, None, None, seed)
+    options: dict[str, Any] = {"rounds": rounds, "clamp": clamp, "condition": condition, "noise": noise}
+    return restore.steps(x, levels, known, operator.projection, **options)
+
+
+def _restoration(
+    model: RangedDenoiser,
+    operator: LinearOperator,
+    y: Tensor,
+    steps: int,
+    grid: Tensor | None,
+    guess: Tensor | None,
+    seed: int,
+) -> tuple[tuple[Tensor, Tensor, Tensor], ImageNoise]:
+    """(x, levels, known) that `restore` starts from, x being the first guess under noise, and the source of later noise."""
     known = operator.A_pinv(as_state(y, "y"))
-    levels = karras_grid(steps, model.sigma_min, _first_level(model), dtype=y.dtype) if grid is None else grid
+    levels = restoring_levels(model, steps, y.dtype) if grid is None else grid
     first = known if guess is None else _fitted(guess, operator, known)
     x, noise = _start(model, y, seed, y.device)
-    options: dict[str, Any] = {
-        "condition": condition,
-        "noise": noise,
-        "rounds": rounds,
-        "clamp": clamp,
-        "callback": callback,
-    }
-    return restore(model, first + levels[0].to(x) * x, levels, known, operator.projection, **options)
+    return (first + levels[0].to(x) * x, levels, known), noise
 
 
 def _fitted(guess: Tensor, operator: LinearOperator, known: Tensor) -> Tensor:
@@ -110,6 +137,11 @@ def _fitted(guess: Tensor, operator: LinearOperator, known: Tensor) -> Tensor:
         raise ValueError(f"a guess has the shape of the images, {tuple(known.shape)}, got {tuple(guess.shape)}")
     guess = guess.to(known)
     return guess - operator.projection(guess) + known
+
+
+def restoring_levels(model: RangedDenoiser, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The levels (steps + 1,) of `replace`: the Karras grid from 3·sigma_data, at most sigma_max, down to sigma_min."""
+    return karras_grid(steps, model.sigma_min, _first_level(model), dtype=dtype)
 
 
 def _first_level(model: RangedDenoiser) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_state
+from ctm.arguments import as_number, as_state
 from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import integrate_flow, log_prior
 from ctm.models.protocol import Model, denoiser_of
@@ -25,13 +25,18 @@ def encode(
     x: Tensor,
     condition: Condition = None,
     *,
+    level: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     progress: Callable[[float], object] | None = None,
 ) -> Tensor:
     """x (B, *shape) at level sigma_min -> the noise z, like x, from which the flow makes it: x_T/sigma_max, nearly standard
-    normal for data. By dopri5 to the tolerances. progress: as of `ctm.likelihood.flow.integrate_flow`."""
+    normal for data. By dopri5 to the tolerances. level: the noise level of x where it is another one, between sigma_min and
+    sigma_max, as for a picture that was rounded or compressed. progress: as of `ctm.likelihood.flow.integrate_flow`. Raises
+    ValueError for a level or tolerance out of range."""
     sigma_min, sigma_max = getattr(model, "sigma_min", 0.002), getattr(model, "sigma_max", 80.0)
+    if level is not None:
+        sigma_min = as_number(level, "level", sigma_min, 0.999 * sigma_max, why="it is between sigma_min and sigma_max")
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "progress": progress}
     done = integrate_flow(
         denoiser_of(model, as_condition(condition, as_state(x))), x, sigma_min, sigma_max, None, **options

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, inside, words_for
-from ctm.conditions import cat, rows, takes_labels
+from ctm.conditions import takes_labels
 from ctm.models.protocol import Model, can_jump, denoiser_of, jumper
-from ctm.requests import Denoise, Jump, Request, Steps, run
+from ctm.requests import Denoise, Request, Steps, joined, kind_of, part, run
 
 __all__ = ["Sampler", "answer", "drive", "drive_together", "jump_sampler", "sampler"]
 
@@ -146,23 +146,13 @@ def _alike(asked: dict[int, Request]) -> list[list[int]]:
     """The numbers of the requests that can share a call, group by group."""
     groups: dict[Hashable, list[int]] = {}
     for index, request in asked.items():
-        key = (type(request), request.x.dtype, request.x.device, request.x.shape[1:])
-        groups.setdefault(key, []).append(index)
+        groups.setdefault(kind_of(request), []).append(index)
     return list(groups.values())
 
 
 def _answers(model: Model, requests: list[Request], batch_size: int) -> Sequence[Tensor]:
     """The model's answers to requests of one kind, from calls on at most batch_size of their rows together."""
     counts = [len(request.x) for request in requests]
-
-    def joined(name: str) -> Sequence[Tensor]:
-        return torch.cat([getattr(request, name) for request in requests]).split(batch_size)
-
-    x, t, together = joined("x"), joined("t"), cat([request.condition for request in requests], counts)
+    together = joined(requests)
     starts = range(0, sum(counts), batch_size)
-    conditions = [rows(together, slice(start, start + batch_size)) for start in starts]
-    if isinstance(requests[0], Jump):
-        calls: list[Request] = [Jump(*row) for row in zip(x, t, joined("s"), conditions, strict=True)]
-    else:
-        calls = [Denoise(*row) for row in zip(x, t, conditions, strict=True)]
-    return torch.cat([answer(model, request) for request in calls]).split(counts)
+    return torch.cat([answer(model, part(together, start, start + batch_size)) for start in starts]).split(counts)

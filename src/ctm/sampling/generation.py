@@ -21,6 +21,7 @@ from ctm.noise import karras_grid
 from ctm.sampling.common import beyond_range, device_of, tensors_of, usable_device
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
+from ctm.sampling.marking import Marks
 
 __all__ = [
     "ImageNoise",
@@ -60,15 +61,20 @@ def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[i
 
 class ImageNoise:
     """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
-    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument."""
+    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument.
 
-    def __init__(self, seed: int | Sequence[int], indices: Sequence[int]) -> None:
+    marks: the watermarks of these images, in their order; the first draw, from which x_T is made, then has their signs."""
+
+    def __init__(self, seed: int | Sequence[int], indices: Sequence[int], marks: Marks | None = None) -> None:
         self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
+        self._marks = marks
 
     def __call__(self, like: Tensor) -> Tensor:
         drawn = torch.empty(len(self._generators), *like.shape[1:])
         for row, generator in zip(drawn, self._generators, strict=True):
             row.normal_(generator=generator)
+        if self._marks is not None:
+            drawn, self._marks = self._marks.put(drawn), None
         return drawn.to(like)
 
 
@@ -147,12 +153,13 @@ def draw(
     seed: int | Sequence[int],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    marks: Marks | None = None,
 ) -> Tensor:
     """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
     levels: the grid; sampler: f(model, x, grid, condition=, noise=) -> x; condition: of those images, or None; the model on
-    `device` already."""
-    noise = ImageNoise(seed, indices)
+    `device` already. marks: the watermarks of those images."""
+    noise = ImageNoise(seed, indices, marks)
     sampler = condition_named(sampler)
     with torch.no_grad():
         like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
@@ -213,6 +220,7 @@ def stream(
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
     start: int = 0,
 ) -> Iterator[Tensor]:
     """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
@@ -229,7 +237,7 @@ def stream(
     _check_shape(model)
     if sampler is not None and gamma is not None:
         _LOG.warning("gamma %g is not used: it belongs to γ-sampling, and another sampler is given", as_gamma(gamma))
-    chosen = conditions_for(model, num, condition, seed)
+    chosen, marks = conditions_for(model, num, condition, seed), Marks.of(watermark, num)
     levels, gamma = _levels(model, steps, gamma, grid, dtype, tunable=sampler is None)
     if sampler is None and not can_jump(model):
         raise ValueError(
@@ -237,16 +245,18 @@ def stream(
         )
     if sampler is not None and not callable(sampler):
         raise ValueError(f"sampler is a function such as ctm.sampling.heun, got {words_for(sampler)}")
+    if marks is not None and sampler is None:
+        marks.warn_of_fresh_noise(gamma, levels.numel() - 1)
     place = usable_device(device_of(model) if device is None else device)
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)
+    make = partial(draw, model, levels=levels, sampler=method, seed=seed, device=place, dtype=dtype)
 
     def batches() -> Iterator[Tensor]:
         for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             own = rows(chosen, slice(first, first + batch_size))
-            x = draw(model, indices, levels=levels, sampler=method, condition=own, seed=seed, device=place, dtype=dtype)
-            yield x.cpu()
+            yield make(indices, condition=own, marks=None if marks is None else marks.of_images(indices)).cpu()
 
     return batches()
 
@@ -265,6 +275,7 @@ def generate(
     grid: Tensor | None = None,
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
 
@@ -278,6 +289,8 @@ def generate(
     neither grid nor another γ is given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes
     image i number 0 of the i-th seed.
     dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
+    watermark: (key, nonces), to take the signs of x_T from `ctm.keystream` and only the magnitudes from (seed, i): see
+    `ctm.provenance`. nonces: one for each image, or one alone for a single image.
     Raises ValueError for arguments out of range.
     """
     return torch.cat(
@@ -294,6 +307,7 @@ def generate(
                 grid=grid,
                 sampler=sampler,
                 dtype=dtype,
+                watermark=watermark,
             )
         )
     )

@@ -16,20 +16,30 @@ __all__ = ["check_place", "settle_paths"]
 _PATHS = (
     "checkpoint",
     "data",
+    "export",
+    "file",
     "first",
+    "head",
     "image",
+    "key",
     "mask",
     "model",
+    "models",
     "name",
+    "nonces",
     "out",
+    "policy",
+    "public",
     "results",
     "samples",
     "second",
+    "state",
     "student",
     "teacher",
+    "trust",
 )
 _OTHERS = ("init_args", "class_path", "config")  # what a recipe gives to classes, and what the parser has read already
-_POSITIONAL = ("checkpoint", "first", "image", "model", "results", "second")
+_POSITIONAL = ("checkpoint", "file", "first", "holder", "id", "image", "model", "models", "results", "second")
 
 
 def settle_paths(settings: Namespace) -> None:

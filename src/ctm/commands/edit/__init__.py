@@ -4,7 +4,7 @@ pictures out."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from ctm import __version__
 from ctm.commands.edit import changes, linear
 from ctm.commands.edit.common import Edited, expected
 from ctm.commands.edit.output import check_target, write_edit
+from ctm.commands.screened import Gate, gate
+from ctm.evaluation.extractors import checksum_of
 from ctm.lock import place_locked
 from ctm.models import load_model
-from ctm.terminal.options import usable_device
+from ctm.terminal.options import parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["arrange", "parser", "run"]
@@ -82,9 +84,41 @@ def run(settings: Namespace) -> None:
     inputs = {name: own[name] for name in names if own.get(name) is not None}
     out = Path(own.out)
     check_target(out, model.shape, expected(model, own), list(inputs.values()))
-    with place_locked(out):
+    with gate(own, f"ctm edit {task}") as policy, place_locked(out):
+        if policy is not None:
+            _admit(policy, model, own, [file for name, file in inputs.items() if name != "mask"])
         edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
         about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
-        write_edit(out, edited, about | edited.facts | {"version": __version__})
-    count = len(edited.results)
-    print(f"{count} result{'s' if count > 1 else ''} in {out}")
+        about |= edited.facts | {"version": __version__}
+        made = len(edited.results)
+        if policy is not None:
+            edited = _screened(policy, model, edited, about)
+        count = len(edited.results)
+        if count:
+            write_edit(out, edited, about)
+    if policy is None:
+        print(f"{count} result{'s' if count > 1 else ''} in {out}")
+    else:
+        print("".join(f"{line}\n" for line in policy.lines()), end="")
+        print(f"{count} of {made} result{'s' if made > 1 else ''} in {out}")
+
+
+def _admit(policy: Gate, model: Any, settings: Namespace, files: list[str]) -> None:
+    """Return if the policy allows the edit and its filters pass the pictures. Raises ValueError otherwise."""
+    labels = [] if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
+    policy.admit(model, str(settings.model), expected(model, settings), labels, upload=True)
+    for file in files:
+        policy.check_upload(file)
+
+
+def _screened(policy: Gate, model: Any, edited: Edited, about: dict[str, Any]) -> Edited:
+    """The results that the policy passes, with their numbers."""
+    common = {
+        name: value for name, value in about.items() if name not in ("image", "first", "second", "mask", "model", "num")
+    }
+    common |= {"model": Path(str(about["model"])).name, "model_digest": checksum_of(model)}
+    numbers = range(len(edited.results))
+    files = policy.judge(edited.results.detach().cpu(), numbers, [{**common, "index": number} for number in numbers])
+    left = [number for number in numbers if files[number] is not None]
+    captions = [edited.captions[number] for number in left]
+    return replace(edited, results=edited.results[left], captions=captions, numbers=left)

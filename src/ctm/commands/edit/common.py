@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from ctm.commands.screened import add_policy_options
 from ctm.models import AnyModel, ConsistencyModel
 from ctm.progress import JobBar
 from ctm.sampling import class_labels
@@ -35,13 +36,15 @@ PICTURE = "a picture file of any size and mode"
 @dataclass(frozen=True)
 class Edited:
     """Results of an edit, with all pictures in [-1, 1]. before, after: names and pictures (C, h, w) shown beside the results
-    (N, C, H, W). captions: one for each result. facts: how the results were made, for edit.json."""
+    (N, C, H, W). captions: one for each result. facts: how the results were made, for edit.json. numbers: of the results, where
+    a policy withholds some; None for 0 … N − 1."""
 
     before: list[tuple[str, Tensor]]
     results: Tensor
     captions: list[str]
     after: list[tuple[str, Tensor]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    numbers: list[int] | None = None
 
 
 def edit_parser(name: str, description: str, example: str, *images: str, labels: str | None = None) -> Parser:
@@ -60,6 +63,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
         default="edit.png",
         help="FILE.png (a captioned strip) or a directory (PNG files and edit.json)",
     )
+    add_policy_options(result)
     add_device_option(result)
     return result
 

@@ -56,7 +56,8 @@ def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
 def _fill(folder: Path, edited: Edited, about: dict[str, Any]) -> None:
     for name, pixels in (*edited.before, *edited.after):
         save_picture(_picture(pixels), folder / f"{name}.png")
-    for index, pixels in enumerate(edited.results):
+    numbers = range(len(edited.results)) if edited.numbers is None else edited.numbers
+    for index, pixels in zip(numbers, edited.results, strict=True):
         save_picture(_picture(pixels), folder / f"{index:06d}.png")
     write_whole(folder / "edit.json", (json.dumps(about, indent=2) + "\n").encode())
 

@@ -1,0 +1,117 @@
+"""A block list: pictures that must not come out, known by their features, searched exactly. If the training set is the list, it
+finds a training image that is given back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from usearch.index import Index
+
+from ctm.backbones import EfficientNetLite0
+from ctm.files import write_whole
+from ctm.foreign.text import read_json
+from ctm.safety.filters import Limits, Scores
+
+__all__ = ["BlockList", "features_of"]
+
+_FORM = 1  # of the files; another form is refused
+_SIDE = 224
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """A filter whose score `near` is the largest cosine between a picture's features and those on the list, 0 where it is
+    negative. 1 is the picture itself.
+
+    The features are EfficientNet-Lite0's 1,280 pooled ones at 224 pixels. checksum: SHA-256 of the list. Two files keep it:
+    FILE with the index, and FILE.json, which says what it is."""
+
+    index: Any
+    checksum: str
+
+    name = "block_list"
+    categories = ("near",)
+    limits = Limits(smallest=1, batch=_BATCH)
+
+    @classmethod
+    def of(cls, batches: Iterable[np.ndarray]) -> BlockList:
+        """A list of the pictures in batches uint8 (B, H, W, 1 or 3). Raises ValueError for none at all."""
+        index = Index(ndim=EfficientNetLite0.pooled_channels, metric="cos", dtype="f32")
+        for pixels in batches:
+            features = features_of(pixels)
+            index.add(np.arange(len(index), len(index) + len(features)), features)
+        if len(index) == 0:
+            raise ValueError("a block list needs at least one picture")
+        return cls(index, hashlib.sha256(_bytes(index)).hexdigest())
+
+    @classmethod
+    def load(cls, path: Path) -> BlockList:
+        """The list in a file. Raises ValueError for a file that is none, or that was changed, and OSError for one that cannot be
+        read."""
+        content, about = path.read_bytes(), read_json(_beside(path))
+        if not isinstance(about, dict) or about.get("form") != _FORM:
+            raise ValueError(
+                f"{_beside(path)} does not describe a block list of this ctm: make it again by ctm moderate block"
+            )
+        if about.get("features") != _weights():
+            raise ValueError(f"{path} was made with another feature network: make it again by ctm moderate block")
+        digest = hashlib.sha256(content).hexdigest()
+        if about.get("sha256") != digest:
+            raise ValueError(
+                f"{path} is not the list that {_beside(path).name} describes: make it again by ctm moderate block"
+            )
+        return cls(Index.restore(content), digest)
+
+    def save(self, path: Path) -> None:
+        """Write both files, each whole or not at all. Raises OSError, which names the file."""
+        content = _bytes(self.index)
+        about = {"form": _FORM, "pictures": len(self), "features": _weights(), "sha256": self.checksum}
+        write_whole(path, content)
+        write_whole(_beside(path), (json.dumps(about, indent=2) + "\n").encode())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Scores]:
+        distances = self.index.search(features_of(images), 1, exact=True).distances.reshape(len(images))
+        return [
+            {"near": float(np.clip(1.0 - distance, 0.0, 1.0))} for distance in distances
+        ]  # NaN stays NaN, which blocks
+
+
+@torch.inference_mode()
+def features_of(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Features float32 (B, 1280) of length 1 of pictures uint8 (H, W, 1 or 3). Each is resized to 224×224 first, bilinearly, and
+    without aliasing where it becomes smaller."""
+    network, found, prepared = EfficientNetLite0(_SIDE), [], [_prepared(image) for image in images]
+    for start in range(0, len(prepared), _BATCH):
+        batch = torch.from_numpy(np.stack(prepared[start : start + _BATCH]))
+        found.append(network.pooled(batch.permute(0, 3, 1, 2).float() / 127.5 - 1))
+    return torch.nn.functional.normalize(torch.cat(found), dim=1).numpy()
+
+
+def _prepared(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
+    return np.array(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+
+
+def _weights() -> str:
+    """SHA-256 of the feature network's weights, with what else decides the features."""
+    return hashlib.sha256(EfficientNetLite0.weights_file().read_bytes() + f" pooled {_SIDE}".encode()).hexdigest()
+
+
+def _bytes(index: Any) -> bytes:
+    return bytes(index.save())
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

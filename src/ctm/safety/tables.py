@@ -1,0 +1,100 @@
+"""The other tables against the record: every picture, nonce and key is as the record tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from ctm.safety.record import canonical
+from ctm.safety.schema import api_keys, nonces, pictures
+
+__all__ = ["Known", "check_tables"]
+
+_OF_A_KEY = ("name", "role", "rate", "digest")
+_STATES = ("served", "held", "released", "rejected", "blocked", "deleted")
+
+
+@dataclass
+class Known:
+    """What the entries tell in the end: the first entry and the newest state of each picture, and each key."""
+
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    revoked: set[str] = field(default_factory=set)
+
+    def take(self, content: dict[str, Any]) -> None:
+        """Add what one entry tells."""
+        kind, body, picture = content["kind"], content["body"], content.get("picture")
+        if picture is not None and kind in _STATES:
+            self.first.setdefault(picture, {**body, "number": content["number"]})
+            self.state[picture] = kind
+        if kind == "key created":
+            self.keys[body["key"]] = body
+        if kind == "key revoked":
+            self.revoked.add(body["key"])
+
+
+def check_tables(connection: Connection, known: Known) -> list[str]:
+    """A sentence for each difference between the tables and the record."""
+    return [*_pictures(connection, known), *_keys(connection, known)]
+
+
+def _pictures(connection: Connection, known: Known) -> list[str]:
+    wrong, there = [], set()
+    marks = {row.picture: row.nonce for row in connection.execute(select(nonces))}
+    rows = connection.execution_options(yield_per=100).execute(
+        select(pictures).order_by(pictures.c.made, pictures.c.id)
+    )
+    for row in rows:
+        there.add(row.id)
+        first = known.first.get(row.id)
+        if first is None:
+            wrong.append(f"the record does not tell of picture {row.id}, which is in the database")
+        else:
+            wrong += _picture(row, first, known.state[row.id], marks.get(row.id))
+    gone = [id for id in known.first if id not in there]
+    return wrong + [
+        f"picture {id}, of which entry {known.first[id]['number']} tells, is not in the database" for id in gone
+    ]
+
+
+def _picture(row: Any, first: dict[str, Any], state: str, nonce: str | None) -> list[str]:
+    wrong = []
+    if row.state != state:
+        wrong.append(f"picture {row.id} is {row.state} in the database, and {state} by the record")
+    if row.png is not None and hashlib.sha256(row.png).hexdigest() != first["sha256"]:
+        wrong.append(f"the bytes of picture {row.id} were changed: they do not have the hash in the record")
+    if row.png is None and first["stored"] and state != "deleted":
+        wrong.append(f"the bytes of picture {row.id} are gone, and the record does not say that they were deleted")
+    kept = (row.sha256, row.claim, row.verdict, row.key_id)
+    told = (first["sha256"], canonical(first["claim"]), canonical(first["verdict"]), first["key"])
+    if kept != told:
+        wrong.append(f"what the database says of how picture {row.id} was made is not what the record says")
+    if nonce != first["claim"].get("nonce"):
+        wrong.append(f"the nonce of picture {row.id} is not the one in the record")
+    return wrong
+
+
+def _keys(connection: Connection, known: Known) -> list[str]:
+    wrong, there = [], set()
+    for row in connection.execute(select(api_keys)):
+        there.add(row.id)
+        told = known.keys.get(row.id)
+        if told is None:
+            wrong.append(f"the record does not tell of the API key {row.id}, which is in the database")
+        elif [row.name, row.role, json.loads(row.rate), row.digest] != [told[each] for each in _OF_A_KEY]:
+            wrong.append(
+                f"the API key {row.id} was changed: its name, role, limits or digest are not those in the record"
+            )
+        elif (row.revoked is not None) != (row.id in known.revoked):
+            wrong.append(
+                f"the API key {row.id} is {'' if row.revoked else 'not '}revoked in the database, unlike in the record"
+            )
+    return wrong + [
+        f"the API key {id}, of which the record tells, is not in the database" for id in known.keys if id not in there
+    ]

@@ -1,0 +1,175 @@
+"""The bodies of requests: their fields, types and ranges, and how they are read from JSON and from forms."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from ctm.foreign.text import parse_json, plain
+from ctm.serve.errors import ApiError, bad_request
+
+__all__ = ["Asked", "EditBody", "GenerationBody", "ReportBody", "VariationBody", "read_form", "read_json"]
+
+Body = TypeVar("Body", bound=BaseModel)
+_SEED = (1 << 64) - 1
+_FIELD = re.compile(r"([a-z_]{1,40})\[([A-Za-z][A-Za-z0-9_]{0,63})\](\[\])?")
+_MOST_FIELDS, _MOST_FILES = 64, 2
+
+
+class Asked(BaseModel):
+    """What every request for images may have."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="a name of GET /v1/models; the first where left out"
+    )
+    prompt: Annotated[str, Field(max_length=1000)] = Field("", description="a class by name or number; empty: none")
+    n: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="number of images")
+    size: Annotated[str, Field(max_length=20)] | None = Field(None, description="WIDTHxHEIGHT of the model, or auto")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json where left out")
+    seed: Annotated[int, Field(ge=0, le=_SEED)] | None = Field(
+        None, description="image i depends on (seed, i); drawn where left out"
+    )
+    output_format: Literal["png"] | None = None
+    moderation: Literal["auto"] | None = None
+    quality: Literal["auto"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    user: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="taken for the client's sake, and not kept"
+    )
+
+    @property
+    def num(self) -> int:
+        """The number of images."""
+        return 1 if self.n is None else self.n
+
+
+class GenerationBody(Asked):
+    """POST /v1/images/generations."""
+
+    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="jumps, or levels of a sampler of the denoiser")
+    gamma: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="of γ-sampling; 0: deterministic")
+    guidance: Annotated[float, Field(ge=-100, le=100)] | None = Field(
+        None, description="scale of classifier-free guidance"
+    )
+    sampler: Annotated[str, Field(max_length=40)] | None = Field(None, description="gamma, consistency, heun, …")
+    condition: dict[str, Any] | None = Field(
+        None, description="the model's fields: an array each, for all images or one for each"
+    )
+    stream: bool | None = Field(None, description="server-sent events with previews")
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
+
+
+class EditBody(Asked):
+    """POST /v1/images/edits, the fields beside the files."""
+
+    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="levels; 18 where left out")
+    rounds: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="jumps at each level; 2 where left out")
+    stream: bool | None = Field(None, description="server-sent events with previews")
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
+
+
+class VariationBody(Asked):
+    """POST /v1/images/variations, the fields beside the file."""
+
+    amount: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="0: the image … 1: a new one; 0.3 where left out"
+    )
+
+
+class ReportBody(BaseModel):
+    """POST /v1/reports."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    picture: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="the picture's id")
+    words: Annotated[str, Field(min_length=1, max_length=4000)] = Field(description="what is wrong with it")
+
+
+async def read_json(request: Request, form: type[Body]) -> Body:
+    """The body as JSON. Raises ApiError for another type, for no JSON, and for fields that are not right."""
+    _check_type(request, "application/json")
+    content = await request.body()
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ApiError(
+            400, f"the body is no text in UTF-8 ({error.reason} at byte {error.start})", "invalid_json"
+        ) from error
+    with bad_request(code="invalid_json"):
+        values = parse_json(text, "the body")
+    return _validated(form, values, strict=True)
+
+
+async def read_form(request: Request, form: type[Body], largest: int) -> tuple[Body, dict[str, bytes]]:
+    """The fields of a multipart form, and the bytes of its files by name. Nothing of it goes to a disk. Raises ApiError."""
+    _check_type(request, "multipart/form-data")
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=largest
+    )
+    parser.spool_max_size = largest + 1  # in memory: the body is smaller
+    try:
+        data = await parser.parse()
+    except (MultiPartException, KeyError, ValueError, AttributeError) as error:
+        raise ApiError(
+            400, f"the form cannot be read: {plain(str(error), 200) or 'it has no boundary'}", "invalid_form"
+        ) from error
+    try:
+        files: dict[str, bytes] = {}
+        for name, value in data.multi_items():
+            if not isinstance(value, UploadFile):
+                continue
+            name = name.removesuffix("[]")  # as a client names the files of a list
+            if name in files:
+                raise ApiError(400, f"give one file {plain(name)!r}, not several", "invalid_value", param=plain(name))
+            files[name] = await value.read()
+        return _validated(form, _fields(data), strict=False), files
+    finally:
+        await data.close()
+
+
+def _fields(data: FormData) -> dict[str, Any]:
+    """The texts of a form: a=1, and a[b]=1 or a[b][]=1 as the openai client writes mappings."""
+    values: dict[str, Any] = {}
+    for name, value in data.multi_items():
+        if isinstance(value, UploadFile):
+            continue
+        match = _FIELD.fullmatch(name)
+        if match is None:
+            if name in values:
+                raise ApiError(400, f"the field {plain(name)!r} is given twice", "invalid_value", param=plain(name))
+            values[name] = value
+        else:
+            inner = values.setdefault(match[1], {})
+            inner = inner if isinstance(inner, dict) else {}
+            inner[match[2]] = [*inner.get(match[2], []), value] if match[3] else value
+    return values
+
+
+def _validated(form: type[Body], values: Any, *, strict: bool) -> Body:
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object with the fields of the request", "invalid_value")
+    try:
+        return form.model_validate(values, strict=strict)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = plain(".".join(str(step) for step in first["loc"][:1]), 60)
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(form.model_fields)
+            raise ApiError(
+                400, f"unknown field {where!r}: this request takes {known}", "unknown_parameter", param=where
+            ) from None
+        words = f"{where}: {plain(first['msg'], 200)}, got {plain(repr(first['input']), 60)}"
+        raise ApiError(400, words, "invalid_value", param=where) from None
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    given = request.headers.get("content-type", "").split(";")[0].strip().casefold()
+    if given != wanted:
+        raise ApiError(415, f"the body must be {wanted}, got {plain(given) or 'no Content-Type'}", "wrong_content_type")

@@ -1,0 +1,102 @@
+"""What stands before every request: where it may come from, how large it may be and how long it may take to send."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ctm.serve.errors import ApiError
+
+__all__ = ["LOOPBACK_HOSTS", "Guard", "is_loopback"]
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard:
+    """An ASGI application before another one.
+
+    largest: bytes of a body, counted while it comes; seconds: for the whole of it to come. hosts: names under which the service
+    answers, None for any. A browser sends the page's origin with a request from another page, which is refused: where no key is
+    asked for, any page that the user visits could else use the service."""
+
+    def __init__(
+        self, app: ASGIApp, *, largest: int, seconds: float = 30.0, hosts: Sequence[str] | None = None
+    ) -> None:
+        self._app, self._largest, self._seconds = app, largest, seconds
+        self._hosts = None if hosts is None else {host.casefold() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        refusal = self._refusal(headers)
+        if refusal is not None:
+            await refusal.response(scope, receive, answer)
+            return
+        body = _Body(receive, self._largest, self._seconds)
+        await self._app(scope, body, answer)
+
+    def _refusal(self, headers: dict[bytes, str]) -> ApiError | None:
+        host = headers.get(b"host", "").casefold()
+        name = host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdecimal() else host
+        if self._hosts is not None and name not in self._hosts:
+            return ApiError(
+                421, "this service does not answer under this name: use the address it was started with", "wrong_host"
+            )
+        origin = headers.get(b"origin", "").casefold()
+        if origin and urlsplit(origin).netloc != host:
+            return ApiError(403, "a page of another origin may not use this service", "wrong_origin")
+        length = headers.get(b"content-length", "0")
+        if not (length.isascii() and length.isdecimal()):
+            return ApiError(400, "the header Content-Length is no number", "bad_length")
+        if len(length) > 18 or int(length) > self._largest:
+            return _too_large(self._largest)
+        return None
+
+
+class _Body:
+    """`receive` that counts bytes and watches the time."""
+
+    def __init__(self, receive: Receive, largest: int, seconds: float) -> None:
+        self._receive, self._largest, self._seconds = receive, largest, seconds
+        self._end: float | None = None
+        self._count, self._whole = 0, False
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        clock = asyncio.get_running_loop().time
+        self._end = clock() + self._seconds if self._end is None else self._end
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.01, self._end - clock()))
+        except asyncio.TimeoutError as error:
+            raise ApiError(408, f"the request's body did not come within {self._seconds:g} s", "too_slow") from error
+        self._count += len(message.get("body", b""))
+        if self._count > self._largest:
+            raise _too_large(self._largest)
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
+def _too_large(largest: int) -> ApiError:
+    return ApiError(413, f"a request may have {largest / 1e6:g} MB: send a smaller picture", "too_large")

@@ -1,0 +1,236 @@
+"""Many users' samplers in the same calls of one network.
+
+A sampler is a generator of requests (`ctm.requests`). One thread owns the network. Before each call it looks at all requests that
+wait, and takes as many rows as a call may have. So requests of different users, at different steps and of different samplers,
+share calls, and a new request joins at the next call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm.arguments import as_count, inside
+from ctm.models.protocol import Model
+from ctm.requests import Steps, joined, kind_of
+from ctm.sampling.common import device_of
+from ctm.sampling.driving import answer
+from ctm.serve.tickets import Expired, Job, QueueFull, Stopped, Ticket
+
+__all__ = ["Scheduler", "shares"]
+
+_MEMORY = (
+    0.8  # of the mean rows a second, at each call, and of the mean evaluations of a row, at the end of each request
+)
+_FIRST_RATE = 10.0  # rows a second, before any call was timed
+
+
+def shares(left: Sequence[int], most: int) -> list[int]:
+    """How many rows of a call of at most `most` rows each request gets, with `left` rows waiting each, the one that has waited
+    longest first.
+
+    Each gets an equal share, at least one row while there are any, and what small ones leave goes to the first. So a small
+    request is not kept waiting by a large one, nor a large one by many small ones."""
+    fair = max(1, most // max(1, len(left)))
+    found, free = [], most
+    for rows in left:
+        found.append(min(rows, fair, free))
+        free -= found[-1]
+    for index, rows in enumerate(left):
+        more = min(rows - found[index], free)
+        found[index] += more
+        free -= more
+    return found
+
+
+class Scheduler:
+    """Drives many generators of requests by calls of one model on at most batch_size rows.
+
+    queue_limit: rows of all requests that are taken and have not ended; observe(rows, seconds) is called after each call of the
+    network. Results equal those of `ctm.sampling.driving.drive` up to the rounding of the network on another batch. The thread
+    starts with the first request."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = 64,
+        queue_limit: int = 256,
+        observe: Callable[[int, float], object] | None = None,
+    ) -> None:
+        self.model, self.device = model, device_of(model)
+        self.batch_size = as_count(batch_size, "batch_size")
+        self.queue_limit = as_count(queue_limit, "queue_limit")
+        self._observe = observe
+        self._changed = threading.Condition()
+        self._new: list[Job] = []
+        self._rows = 0
+        self._rate, self._evaluations = _FIRST_RATE, 1.0
+        self._turn = 0
+        self._stopping = self._finishing = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the requests that are taken and have not ended."""
+        return self._rows
+
+    @property
+    def takes(self) -> bool:
+        """Whether requests are taken: it was not stopped, and its thread has not failed."""
+        return not self._stopping
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until what waits now is done, by the rate of the latest calls and the length of the latest requests; at least
+        1."""
+        return max(1.0, self._rows * self._evaluations / self._rate)
+
+    def take_rows(self, rows: int) -> Callable[[], None]:
+        """Take `rows` of the queue's limit, and return the function that gives them back. Raises as `submit`."""
+        with self._changed:
+            if self._stopping:
+                raise Stopped("the service is stopping and takes no more requests")
+            if rows > self.queue_limit:
+                raise ValueError(f"{rows} images are more than the queue holds, {self.queue_limit}: ask for fewer")
+            if self._rows + rows > self.queue_limit:
+                raise QueueFull(rows, self.queue_limit, self.retry_after)
+            self._rows += rows
+        given = [rows]
+
+        def give_back() -> None:
+            with self._changed:
+                self._rows -= given.pop() if given else 0
+
+        return give_back
+
+    def submit(self, plan: Steps, rows: int, deadline: float | None = None, *, counted: bool = True) -> Ticket:
+        """A ticket for what `plan` returns, a generator of requests of `rows` rows each.
+
+        deadline: seconds from now after which it fails with `Expired`; None: no end. counted: whether its rows count in
+        queue_limit; not where `take_rows` has taken them already.
+        Raises QueueFull where too many rows wait, ValueError for more rows than the queue ever holds, and Stopped."""
+        give_back = self.take_rows(rows) if counted else None
+        ticket = Ticket(rows)
+        if give_back is not None:
+            ticket.future.add_done_callback(lambda _: give_back())
+        end = None if deadline is None else time.monotonic() + deadline
+        with self._changed:
+            if self._finishing or (self._stopping and counted):
+                ticket.future.cancel()
+                raise Stopped("the service is stopping and takes no more requests")
+            self._new.append(Job(ticket, plan, end, self._turn))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ctm-network", daemon=True)
+                self._thread.start()
+                atexit.register(self.stop, finish=False, timeout=10)
+            self._changed.notify()
+        return ticket
+
+    def stop(self, *, finish: bool = True, timeout: float | None = None) -> bool:
+        """Take no more requests, and end the thread when what runs is done; finish=False: fail it with `Stopped` instead.
+        True where the thread has ended within `timeout` seconds."""
+        with self._changed:
+            self._stopping, self._finishing = True, self._finishing or not finish
+            self._changed.notify()
+        atexit.unregister(self.stop)
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        waiting: list[Job] = []
+        try:
+            self._serve(waiting)
+        except BaseException as error:
+            with self._changed:
+                self._stopping = self._finishing = True
+                waiting += self._new
+            for job in waiting:
+                job.fail(error)
+            raise
+
+    def _serve(self, waiting: list[Job]) -> None:
+        while True:
+            with self._changed:
+                while not (self._new or waiting or self._finishing or (self._stopping and self._rows == 0)):
+                    self._changed.wait(0.1 if self._stopping else None)
+                new, self._new = self._new, []
+                finishing = self._finishing
+            waiting += [job for job in new if self._guarded(job, job.start)]
+            if finishing:
+                for job in waiting:
+                    job.fail(Stopped("the service has stopped"))
+                return
+            if not waiting and self._stopping and self._rows == 0:
+                return
+            waiting[:] = [job for job in waiting if self._alive(job)]
+            if waiting:
+                waiting[:] = self._round(waiting)
+
+    def _alive(self, job: Job) -> bool:
+        if job.ticket.future.cancelled():
+            job.steps.close()
+            return False
+        if job.deadline is not None and time.monotonic() > job.deadline:
+            job.fail(Expired("the request was not done at its deadline: ask for fewer images or steps, or later"))
+            return False
+        return True
+
+    def _round(self, waiting: list[Job]) -> list[Job]:
+        """One call of the network for some of the rows that wait -> the jobs that still wait, the next one first."""
+        kind = kind_of(waiting[0].request)
+        group = [job for job in waiting if kind_of(job.request) == kind][: self.batch_size]
+        counts = shares([job.left for job in group], self.batch_size)
+        some = [(job, count) for job, count in zip(group, counts, strict=True) if count]
+        self._turn += 1
+        ended = self._answer(some)
+        for job, _ in some:
+            job.turn = self._turn
+        return sorted((job for job in waiting if job not in ended), key=lambda job: job.turn)
+
+    def _answer(self, some: list[tuple[Job, int]]) -> set[Job]:
+        """Answer rows of some jobs in one call -> the jobs that have ended. Where the call fails, each is called alone, so that
+        the error is only of the job that has it."""
+        try:
+            answers = self._call([job.take(count) for job, count in some], all(job.seen for job, _ in some))
+        except Exception as error:
+            if len(some) == 1:
+                some[0][0].fail(error)
+                return {some[0][0]}
+            return set().union(*(self._answer([one]) for one in some))
+        pairs = [(job, given) for (job, _), given in zip(some, answers, strict=True)]
+        ended = {job for job, given in pairs if not self._guarded(job, partial(job.put, given))}
+        for job in ended:
+            self._evaluations = _MEMORY * self._evaluations + (1 - _MEMORY) * max(1.0, job.evaluations)
+        return ended
+
+    def _call(self, requests: list[Any], seen: bool) -> Sequence[Tensor]:
+        together = joined(requests)
+        started = time.perf_counter()
+        with inside() if seen else nullcontext():
+            answers = answer(self.model, together)
+        if answers.shape != together.x.shape:
+            raise ValueError(f"the model answered {tuple(answers.shape)} to {tuple(together.x.shape)}")
+        seconds = max(time.perf_counter() - started, 1e-6)
+        self._rate = _MEMORY * self._rate + (1 - _MEMORY) * len(answers) / seconds
+        if self._observe is not None:
+            self._observe(len(answers), seconds)
+        return answers.split([len(request.x) for request in requests])
+
+    def _guarded(self, job: Job, move: Callable[[], bool]) -> bool:
+        """Whether the job still waits after `move`. An error of its plan is its own."""
+        try:
+            return move()
+        except Exception as error:
+            job.fail(error)
+            return False

@@ -1,0 +1,95 @@
+"""Schemathesis over the application's own document: every answer is one that the document declares, and none is 5xx."""
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from ctm.serve.app import create_app
+from ctm.serve.outbox import as_png
+
+OPTIONS = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": (Phase.explicit, Phase.generate),
+    "derandomize": True,
+}
+
+
+@pytest.fixture(scope="module")
+def schema(shared):
+    service, _ = shared
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(service, stop=False))
+
+
+# a document cannot say what is a picture, a class of the model or a grid that fits; nor does a form have an empty list
+UNSAYABLE = [positive_data_acceptance]
+UNSAYABLE_IN_FORMS = [positive_data_acceptance, negative_data_rejection]
+PICTURE = as_png(np.arange(256, dtype=np.uint8).reshape(8, 8, 4)[:, :, :1])
+ROUTES = [
+    "POST /v1/images/generations",
+    "POST /v1/images/edits",
+    "POST /v1/images/variations",
+    "GET /v1/images/{id}",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "POST /v1/reports",
+    "POST /v1/ctm/compare",
+    "POST /v1/ctm/path",
+    "POST /v1/ctm/stroke",
+    "POST /v1/ctm/interpolate",
+    "POST /v1/ctm/likelihood",
+    "GET /v1/moderation/held",
+    "GET /v1/moderation/reports",
+    "GET /v1/moderation/pictures/{id}",
+    "GET /v1/moderation/pictures/{id}/png",
+    "POST /v1/moderation/pictures/{id}/release",
+    "POST /v1/moderation/pictures/{id}/reject",
+    "POST /v1/moderation/reports/{id}/close",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+]
+FORMS = ("/edits", "/variations", "/stroke", "/interpolate", "/likelihood")
+SOLVED = ["POST /v1/ctm/interpolate", "POST /v1/ctm/likelihood"]  # a second each
+
+
+def check(schema, route, examples):
+    method, path = route.split()
+    operation = schema[path][method]
+    unsayable = UNSAYABLE_IN_FORMS if path.endswith(FORMS) else UNSAYABLE
+
+    @settings(max_examples=examples, **OPTIONS)
+    @given(
+        case=operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
+        real=st.booleans(),
+    )
+    def answers(case, real):
+        body = case.body if isinstance(case.body, dict) else {}
+        if real:
+            body |= {name: PICTURE for name in ("image", "first", "second") if name in body}
+        if isinstance(body.get("steps"), int):
+            body["steps"] = min(body["steps"], 200)  # so that those that are allowed are quick
+        if route in SOLVED and isinstance(body.get("n"), int):
+            body["n"] = min(body["n"], 5)
+        case.call_and_validate(excluded_checks=unsayable)
+
+    answers()
+
+
+def test_these_are_all_routes(schema):
+    assert {found.ok().label for found in schema.get_all_operations()} == set(ROUTES)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_answer_is_declared(schema, route):
+    check(schema, route, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_answer_of_many_is_declared(schema, route):
+    check(schema, route, 40 if route in SOLVED else 400)
