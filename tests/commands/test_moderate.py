@@ -212,6 +212,16 @@ def test_mistakes_are_sentences(run, held, arguments, message, monkeypatch):
     assert "Traceback" not in err
 
 
+def test_a_database_that_is_gone_is_not_made_anew(run, held):
+    folder, _, _ = held
+    (folder / "service.sqlite3").unlink()
+    for work in ("verify", "list", "expire"):
+        code, _, err = run(work, "--state", folder)
+        assert code == 2
+        assert "is no state of a service, with keys and a database" in err
+    assert not (folder / "service.sqlite3").exists()
+
+
 def test_a_damaged_database_is_a_sentence(run, held):
     folder, _, _ = held
     (folder / "service.sqlite3").write_bytes(b"damaged" * 2000)

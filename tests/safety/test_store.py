@@ -1,17 +1,19 @@
 """What a service keeps: each change and its entry are one; the queue; reports; retention; many writers."""
 
 import json
+import logging
 import multiprocessing
 import threading
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from ctm.safety import State, verify
 from ctm.safety.head import read_head
 from ctm.safety.policy import Policy, Retention
 from ctm.safety.record import now
+from ctm.safety.schema import pictures
 from ctm.safety.state import database_url
 from ctm.safety.store import Store
 
@@ -51,6 +53,9 @@ def test_all_pictures_of_a_call_are_kept_or_none(state):
     state.store.serve([first])
     with pytest.raises(ValueError, match=f"there is a picture {first.id} already"):
         state.store.serve([picture(), first])
+    twice = picture()
+    with pytest.raises(ValueError, match=f"there is a picture {twice.id} already"):
+        state.store.serve([twice, twice])
     assert whole(state).count == 1
     assert len(state.store.listed("served")) == 1
 
@@ -234,6 +239,39 @@ def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
     (tmp_path / "x.sqlite3").write_bytes(b"this is a text file, and has been one for long" * 50)
     with pytest.raises(OSError, match=r"x.sqlite3 fails: file is not a database"):
         Store(f"sqlite:///{tmp_path / 'x.sqlite3'}")
+
+
+def test_pictures_and_the_record_are_their_owners_only(tmp_path):
+    (tmp_path / "state").mkdir(mode=0o755)
+    state = State.open(tmp_path / "state")
+    state.store.serve([picture()])
+    files = [file for file in state.folder.iterdir() if file.name.startswith("service.sqlite3")]
+    assert len(files) == 3  # the database, its log and the log's index
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files)
+    state.store.close()
+
+
+def test_no_key_picture_or_report_is_in_a_log_or_an_error(state, caplog):
+    """With every logger at its most talkative, SQLAlchemy's too, which else shows each statement's values."""
+    logging.getLogger("sqlalchemy").setLevel(logging.DEBUG)
+    caplog.set_level(logging.DEBUG)
+    try:
+        text = state.keys.create("Ann")
+        assert state.keys.find(text) is not None
+        one = picture(content=b"private bytes")
+        state.store.serve([one])
+        state.store.report(one.id, "private words")
+        with (
+            pytest.raises(OSError, match="NOT NULL constraint failed") as caught,
+            state.store.database.writing() as connection,
+        ):
+            connection.execute(insert(pictures).values(id=one.id, state="x", png=b"private bytes", sha256="", claim=""))
+    finally:
+        logging.getLogger("sqlalchemy").setLevel(logging.NOTSET)
+    told = f"{caplog.text} {caught.value} {caught.value.__cause__}"
+    assert "INSERT INTO pictures" in told
+    for private in (text, text.split("_")[2], "private bytes", "private words"):
+        assert private not in told
 
 
 def test_the_keys_are_their_owners_only(state):

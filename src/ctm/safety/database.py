@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["Database", "DatabaseFailure"]
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 0x63746D20  # of PostgreSQL: the number of the lock that writers of the record hold
+_LOG = "ctm"
 _WAIT = 30  # seconds that a writer waits for another
 
 
@@ -35,7 +37,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine: Engine = create_engine(url)
+            self.engine: Engine = create_engine(url, hide_parameters=True, logging_name=_LOG)
         except (ArgumentError, NoSuchModuleError) as error:
             raise ValueError(f"the database's URL cannot be read: {plain(str(error), 200)}") from None
         except ModuleNotFoundError as error:
@@ -43,6 +45,7 @@ class Database:
                 f"this database needs the package {error.name}, which is not installed: for PostgreSQL "
                 'pip install "ctm-torch[postgresql]"'
             ) from None
+        logging.getLogger(f"sqlalchemy.engine.Engine.{_LOG}").setLevel(logging.WARNING)  # else DEBUG shows each row
         self.name = self.engine.url.render_as_string(hide_password=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite and self.engine.url.database in (None, "", ":memory:"):

@@ -18,6 +18,7 @@ from ctm.safety.store import Store
 __all__ = ["DEFAULT_STATE", "State"]
 
 DEFAULT_STATE = "runs/serve"
+_FILE = "service.sqlite3"
 _VARIABLE = "CTM_DATABASE"  # not an option, because others see a command's options, and a URL may hold a password
 
 
@@ -59,13 +60,27 @@ class State:
             name = folder / "keys" / "api.secret"
             raise ValueError(f"{name} is shorter than 32 bytes: put the service's own back from a backup")
         head = None if settings.head is None else folder / os.path.expanduser(settings.head)
-        store = Store(url or database_url(folder), signer, head, settings.retention)
+        url = url or database_url(folder)
+        if url == _file_url(folder):
+            made_once(
+                folder / _FILE, b""
+            )  # readable by its owner only; SQLite gives its other files the same permissions
+        store = Store(url, signer, head, settings.retention)
         return cls(folder, settings, store, ApiKeys(store, secret))
 
 
 def database_url(folder: Path) -> str:
     """The URL in the environment variable CTM_DATABASE, else of the SQLite file in a state's directory."""
-    return os.environ.get(_VARIABLE) or f"sqlite:///{(folder / 'service.sqlite3').absolute()}"
+    return os.environ.get(_VARIABLE) or _file_url(folder)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a directory holds a state with its database."""
+    return (folder / "keys").is_dir() and (database_url(folder) != _file_url(folder) or (folder / _FILE).is_file())
+
+
+def _file_url(folder: Path) -> str:
+    return f"sqlite:///{(folder / _FILE).absolute()}"
 
 
 def secret_folder(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from ctm.safety.head import read_head, write_head
 from ctm.safety.moderation import Moderation
 from ctm.safety.pictures import Picture
 from ctm.safety.policy import Retention
-from ctm.safety.record import Entry, Record, as_text, canonical, last_entry, now
+from ctm.safety.record import Entry, Record, as_text, canonical, entry_at, last_entry, now
 from ctm.safety.schema import nonces, pictures
 from ctm.safety.signing import Signer
 
@@ -42,7 +42,7 @@ class Writing:
 
     def note(self, kind: str, body: dict[str, Any], picture: str | None = None) -> Entry:
         """Append an entry to the record. picture: the id of the picture that it tells of."""
-        self.last = self._record.append(self.connection, kind, body, picture)
+        self.last = self._record.append(self.connection, kind, body, picture, self.last)
         return self.last
 
 
@@ -53,7 +53,7 @@ class Store(Moderation):
     each change. retention: how long pictures are kept (`expire`), and which states' bytes are stored at all.
 
     Raises ValueError where the record is signed by another key, and where the head file knows a longer or another record: then
-    an old database was put back, or entries were removed."""
+    an old database was put back, entries were removed, or the file is another record's head."""
 
     def __init__(
         self,
@@ -76,10 +76,12 @@ class Store(Moderation):
         Raises ValueError for an id that is there already, OSError where the database or the head cannot be written."""
         time = as_text(now())
         with self.writing() as writing:
+            ids = [picture.id for picture in made]
+            taken = writing.connection.execute(select(pictures.c.id).where(pictures.c.id.in_(ids))).first()
+            twice = taken.id if taken is not None else next((id for id in ids if ids.count(id) > 1), None)
+            if twice is not None:
+                raise ValueError(f"there is a picture {twice} already: take a new id")
             for picture in made:
-                taken = select(pictures.c.id).where(pictures.c.id == picture.id)
-                if writing.connection.execute(taken).first() is not None:
-                    raise ValueError(f"there is a picture {picture.id} already: take a new id")
                 self._keep(writing, picture, time)
         return [picture.id for picture in made]
 
@@ -127,20 +129,33 @@ class Store(Moderation):
         writing.note(picture.state, body, picture.id)
 
     def _check_end(self, signer: Signer) -> None:
-        """The record that is there must be this key's, and reach as far as the head file says."""
+        """The record that is there must be this key's, and the head's."""
+        head = (
+            None if self.head is None or not self.head.exists() else read_head(self.head)
+        )  # before the record, which grows
         with self.database.reading() as connection:
             last = last_entry(connection)
-            if last is not None and not signer.public.fits(last.signature, last.text.encode()):
-                raise ValueError(
-                    f"the record in {self.database.name} is not signed by the key {signer.public.fingerprint}: put the service's "
-                    "own keys back, or find what was changed by ctm moderate verify"
-                )
-            if self.head is None or not self.head.exists():
-                return
-            head, count = read_head(self.head), 0 if last is None else last.number
-        if head.is_signed_by(signer.public) and head.count > count:
+            at_head = None if head is None else entry_at(connection, head.count)
+        if last is not None and not signer.public.fits(last.signature, last.text.encode()):
+            raise ValueError(
+                f"the record in {self.database.name} is not signed by the key {signer.public.fingerprint}: put the service's "
+                "own keys back, or find what was changed by ctm moderate verify"
+            )
+        if head is None:
+            return
+        if not head.is_signed_by(signer.public):
+            raise ValueError(
+                f"{self.head} is the head of another record, or was changed: name another file as head in the policy"
+            )
+        if at_head is None:
+            count = 0 if last is None else last.number
             raise ValueError(
                 f"{self.head} knows {head.count} entries of the record, and {self.database.name} has {count}: entries were "
                 "removed, or an old database was put back. ctm moderate verify says more. To go on from the shorter record, move "
                 "the head away"
+            )
+        if at_head.hash != head.hash:
+            raise ValueError(
+                f"entry {head.count} in {self.database.name} is not the one that {self.head} knows: the record was made anew, or "
+                "an old database was put back and gone on with. To go on with it, move the head away"
             )

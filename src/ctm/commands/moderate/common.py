@@ -87,11 +87,13 @@ def table(*names: str) -> Table:
 
 def _there(settings: Namespace) -> Path:
     """The state's directory. Raises ValueError where there is none: moderating makes no state."""
+    from ctm.safety.state import is_there
+
     folder = Path(settings.state)
-    if not (folder / "keys").is_dir():
+    if not is_there(folder):
         raise ValueError(
-            f"--state {folder} is no state of a service: give the directory that ctm serve, ctm sample --policy or ctm moderate "
-            "keys add has made"
+            f"--state {folder} is no state of a service, with keys and a database: give the directory that ctm serve, ctm sample "
+            "--policy or ctm moderate keys add has made"
         )
     return folder
 

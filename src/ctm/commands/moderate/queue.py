@@ -126,7 +126,7 @@ def show(settings: Namespace) -> None:
     with read_only(settings) as (_, store):
         picture, history = store.picture(settings.id), store.history(settings.id)
         told = [report for report in store.reports(every=True) if report.picture == picture.id]
-    print(f"{picture.id}: {picture.state}{', ' + picture.reason if picture.reason else ''}")
+    print(f"{picture.id}: {picture.state}{_after(_shown(picture.reason))}")
     print(f"sha256 {picture.sha256}, {'no bytes are kept' if picture.png is None else f'{len(picture.png)} bytes'}")
     print(f"made by {_shown(json.dumps(picture.claim, ensure_ascii=False))}")
     print(
