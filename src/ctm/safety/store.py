@@ -42,7 +42,7 @@ class Writing:
 
     def note(self, kind: str, body: dict[str, Any], picture: str | None = None) -> Entry:
         """Append an entry to the record. picture: the id of the picture that it tells of."""
-        self.last = self._record.append(self.connection, kind, body, picture)
+        self.last = self._record.append(self.connection, kind, body, picture, self.last)
         return self.last
 
 
@@ -76,10 +76,12 @@ class Store(Moderation):
         Raises ValueError for an id that is there already, OSError where the database or the head cannot be written."""
         time = as_text(now())
         with self.writing() as writing:
+            ids = [picture.id for picture in made]
+            taken = writing.connection.execute(select(pictures.c.id).where(pictures.c.id.in_(ids))).first()
+            twice = taken.id if taken is not None else next((id for id in ids if ids.count(id) > 1), None)
+            if twice is not None:
+                raise ValueError(f"there is a picture {twice} already: take a new id")
             for picture in made:
-                taken = select(pictures.c.id).where(pictures.c.id == picture.id)
-                if writing.connection.execute(taken).first() is not None:
-                    raise ValueError(f"there is a picture {picture.id} already: take a new id")
                 self._keep(writing, picture, time)
         return [picture.id for picture in made]
 
