@@ -11,7 +11,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from ctm import generate, load_model
 from ctm.bench.results import Results
 from ctm.data import Images, load_images, to_model_range
-from ctm.evaluation.run import evaluate_images, labels_of, make_judge
+from ctm.evaluation.run import evaluate_images, judge_of, labels_of
 from ctm.guidance import at_scale
 from ctm.keystream import signs
 from ctm.noise import karras_grid
@@ -39,6 +39,7 @@ MODELS = {
     "digits": ("models/digits-ctm", "digits", "classifier"),
     "fashion-mnist": ("models/fashion-mnist-ctm", "fashion-mnist", "efficientnet"),
 }
+REAL, SETS = 2000, {"digits": 2000, "fashion-mnist": 1000}  # images of the reference, and of each set that is measured
 PREDICTED = {
     "said": "before these parts ran, after a pilot of 200 digits and 30 pictures of clothes at levels 0.2 and 0.5 (other seeds)",
     "false positives": "the binomial's rate in every set: chi-square p-values without pattern",
@@ -263,14 +264,17 @@ class Measurement:
             "histogram": seen.tolist(),
         }
 
-    def quality(self, count: int = 2000) -> None:
-        cells = [(s, mark, SEED + n) for n in range(3) for s in (1, 8) for mark in ("unmarked", "marked", "one nonce")]
+    def quality(self) -> None:
+        sets = range(10 if self.name == "digits" else 3)
+        marks = ("unmarked", "marked", "one nonce")
+        cells = [(s, mark, SEED + n) for n in sets for s in (1, 8) for mark in marks if n < 3 or mark != "one nonce"]
         left = [cell for cell in cells if "{}/quality/{}/{}/{}".format(self.name, *cell) not in self.results.entries]
         if not left:
             return
-        _, size, channels = self.model.shape[::-1]
-        about = {"size": size, "channels": channels, "features": self.features, "images": count}
-        judge = make_judge(self.data, split="test", **about)
+        real = load_images(self.data, split="test")
+        chosen = np.sort(np.random.default_rng(SEED).permutation(len(real))[:REAL])
+        real = replace(real, pixels=real.pixels[chosen], labels=real.labels[chosen])
+        judge = judge_of(real, features=self.features, images=SETS[self.name])
         for cell in left:
             self.add("quality/{}/{}/{}".format(*cell), lambda c=cell: self._quality(judge, *c))
 

@@ -53,6 +53,9 @@ def test_all_pictures_of_a_call_are_kept_or_none(state):
     state.store.serve([first])
     with pytest.raises(ValueError, match=f"there is a picture {first.id} already"):
         state.store.serve([picture(), first])
+    twice = picture()
+    with pytest.raises(ValueError, match=f"there is a picture {twice.id} already"):
+        state.store.serve([twice, twice])
     assert whole(state).count == 1
     assert len(state.store.listed("served")) == 1
 

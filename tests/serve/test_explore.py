@@ -1,5 +1,6 @@
 """The routes under /v1/ctm: the same noise, the path of jumps, strokes, interpolation, likelihood."""
 
+import asyncio
 import io
 import math
 from concurrent.futures import Future
@@ -15,7 +16,9 @@ from ctm.models import load_model
 from ctm.pictures import to_uint8
 from ctm.serve.app import create_app
 from ctm.serve.explore import together
+from ctm.serve.explore_routes import likelihood_of
 from ctm.serve.tickets import CancelledError
+from ctm.serve.uploads import Upload
 
 from .conftest import Maker
 from .test_api import error, pictures
@@ -147,6 +150,27 @@ def test_a_digit_is_likelier_than_noise(both, digits):
         bits.append(answer.json()["bits_per_dim"])
     assert bits[0] + 1 < bits[1]
     assert service.models["student"].scheduler.rows == 0
+
+
+def test_a_likelihood_that_is_given_up_frees_its_row(both):
+    service, _ = both
+    served = service.models["student"]
+    picture = Upload(Image.fromarray(np.zeros((8, 8), np.uint8)), "image")
+
+    async def give_up():
+        task = asyncio.ensure_future(likelihood_of(service, served, 3, picture, 1))
+        await asyncio.sleep(0.03)
+        assert served.scheduler.rows == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(500):
+            if served.scheduler.rows == 0:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("its row is not free")
+
+    asyncio.run(give_up())
 
 
 def test_what_cannot_be_asked_is_refused_in_sentences(both, digits):

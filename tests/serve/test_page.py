@@ -411,6 +411,11 @@ def test_a_phone_shows_all_of_it(browser, base, axe_script, width):
             page.do(f"#{name}")
         assert page.tab.evaluate("() => document.scrollingElement.scrollWidth") <= width, name
         assert page.violations(axe_script) == [], name
+    page.tab.click("#tab-edit")
+    page.tab.locator("#board").scroll_into_view_if_needed()
+    box = page.tab.locator("#board").bounding_box()
+    page.tab.touchscreen.tap(box["x"] + 0.95 * box["width"], box["y"] + 0.05 * box["height"])
+    assert (board(page)[:, :, 0] == 255).nonzero() == ([0], [7])
     page.close()
 
 

@@ -41,10 +41,18 @@ class Record:
     def __init__(self, signer: Signer) -> None:
         self.signer = signer
 
-    def append(self, connection: Connection, kind: str, body: dict[str, Any], picture: str | None = None) -> Entry:
+    def append(
+        self,
+        connection: Connection,
+        kind: str,
+        body: dict[str, Any],
+        picture: str | None = None,
+        last: Entry | None = None,
+    ) -> Entry:
         """Write one entry in the caller's transaction. body: values of JSON, numbers finite. picture: the id of the picture that
-        it tells of. Raises ValueError for another body."""
-        last = last_entry(connection)
+        it tells of. last: the newest entry, where this transaction wrote it; None reads it. Raises ValueError for another
+        body."""
+        last = last or last_entry(connection)
         number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
         about = {"number": number, "previous": previous, "time": as_text(now()), "kind": kind, "body": body}
         text = canonical(about if picture is None else {**about, "picture": picture})

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from ctm.safety.database import Database
-from ctm.safety.head import read_head, write_head
+from ctm.safety.head import check_place, read_head, write_head
 from ctm.safety.moderation import Moderation
 from ctm.safety.pictures import Picture
 from ctm.safety.policy import Retention
@@ -42,7 +42,7 @@ class Writing:
 
     def note(self, kind: str, body: dict[str, Any], picture: str | None = None) -> Entry:
         """Append an entry to the record. picture: the id of the picture that it tells of."""
-        self.last = self._record.append(self.connection, kind, body, picture)
+        self.last = self._record.append(self.connection, kind, body, picture, self.last)
         return self.last
 
 
@@ -76,10 +76,12 @@ class Store(Moderation):
         Raises ValueError for an id that is there already, OSError where the database or the head cannot be written."""
         time = as_text(now())
         with self.writing() as writing:
+            ids = [picture.id for picture in made]
+            taken = writing.connection.execute(select(pictures.c.id).where(pictures.c.id.in_(ids))).first()
+            twice = taken.id if taken is not None else next((id for id in ids if ids.count(id) > 1), None)
+            if twice is not None:
+                raise ValueError(f"there is a picture {twice} already: take a new id")
             for picture in made:
-                taken = select(pictures.c.id).where(pictures.c.id == picture.id)
-                if writing.connection.execute(taken).first() is not None:
-                    raise ValueError(f"there is a picture {picture.id} already: take a new id")
                 self._keep(writing, picture, time)
         return [picture.id for picture in made]
 
@@ -140,6 +142,7 @@ class Store(Moderation):
                 "own keys back, or find what was changed by ctm moderate verify"
             )
         if head is None:
+            self._begin_head(last, signer)
             return
         if not head.is_signed_by(signer.public):
             raise ValueError(
@@ -157,3 +160,11 @@ class Store(Moderation):
                 f"entry {head.count} in {self.database.name} is not the one that {self.head} knows: the record was made anew, or "
                 "an old database was put back and gone on with. To go on with it, move the head away"
             )
+        self._begin_head(last, signer)
+
+    def _begin_head(self, last: Entry | None, signer: Signer) -> None:
+        """Write the head if it is older than the record, and find out now whether it can be written."""
+        if self.head is not None:
+            check_place(self.head)
+            if last is not None:
+                write_head(self.head, last, signer)

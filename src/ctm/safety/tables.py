@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,6 @@ from ctm.safety.schema import api_keys, nonces, pictures
 
 __all__ = ["Known", "check_tables"]
 
-_OF_A_KEY = ("name", "role", "rate", "digest")
 _STATES = ("served", "held", "released", "rejected", "blocked", "deleted")
 
 
@@ -67,7 +65,9 @@ def _picture(row: Any, first: dict[str, Any], state: str, nonce: str | None) -> 
     wrong = []
     if row.state != state:
         wrong.append(f"picture {row.id} is {row.state} in the database, and {state} by the record")
-    if row.png is not None and hashlib.sha256(row.png).hexdigest() != first["sha256"]:
+    if row.png is not None and not (
+        isinstance(row.png, bytes) and hashlib.sha256(row.png).hexdigest() == first["sha256"]
+    ):
         wrong.append(f"the bytes of picture {row.id} were changed: they do not have the hash in the record")
     if row.png is None and first["stored"] and state != "deleted":
         wrong.append(f"the bytes of picture {row.id} are gone, and the record does not say that they were deleted")
@@ -87,7 +87,12 @@ def _keys(connection: Connection, known: Known) -> list[str]:
         told = known.keys.get(row.id)
         if told is None:
             wrong.append(f"the record does not tell of the API key {row.id}, which is in the database")
-        elif [row.name, row.role, json.loads(row.rate), row.digest] != [told[each] for each in _OF_A_KEY]:
+        elif [row.name, row.role, row.rate, row.digest] != [
+            told["name"],
+            told["role"],
+            canonical(told["rate"]),
+            told["digest"],
+        ]:
             wrong.append(
                 f"the API key {row.id} was changed: its name, role, limits or digest are not those in the record"
             )

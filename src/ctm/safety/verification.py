@@ -101,7 +101,8 @@ def _walk(
         findings.problems += [wrong] if wrong else []
         if wrong is None:
             known.take(content)
-        before, place, sound = digest_of(entry.text), entry.number, wrong is None
+        before = digest_of(entry.text) if isinstance(entry.text, str) else ""
+        place, sound = entry.number, wrong is None
         findings.count += 1
         at_head = before if head is not None and entry.number == head.count else at_head
     findings.end = before
@@ -110,6 +111,8 @@ def _walk(
 
 def _content(entry: Entry, public: PublicKey) -> tuple[Any, str | None]:
     """The content of an entry, and what is wrong with it by itself."""
+    if not all(isinstance(each, str) for each in (entry.text, entry.hash, entry.signature)):
+        return None, f"entry {entry.number} was changed: it is no text"
     if digest_of(entry.text) != entry.hash:
         return None, f"entry {entry.number} was changed: its content does not have the hash that stands beside it"
     if not public.fits(entry.signature, entry.text.encode()):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.explore_bodies import CompareBody, InterpolateBody, PathBody, StrokeBody
 from ctm.serve.nonces import nonces_of
 from ctm.serve.path import Leg, followed, visible
-from ctm.serve.plans import Method, choose, generation
+from ctm.serve.plans import Method, choose, generation, later
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError
@@ -120,7 +121,8 @@ def compare(
         try:
             for served, method, condition in prepared:
                 marks = Marks.of((service.watermark, [nonce]), 1)
-                plan = generation(served.model, 1, method, condition=condition, seed=seed, marks=marks)
+                options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
+                plan = later(partial(generation, served.model, 1, method, **options))
                 futures.append(served.scheduler.submit(plan, 1, service.settings.deadline).future)
         except BaseException:
             for future in futures:
@@ -150,7 +152,8 @@ def path(service: Service, served: Served, body: PathBody, label: int | None, ke
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         legs: list[Leg] = []
         marks = Marks.of((service.watermark, nonces), 1)
-        plan = followed(generation(model, 1, method, condition=condition, seed=seed, marks=marks), legs)
+        make = partial(generation, model, 1, method, condition=condition, seed=seed, marks=marks)
+        plan = followed(later(make), legs)
         frames = _frames(plan, legs, method.guidance, model.sigma_data, body.guesses, facts, nonces[0].hex())
         return served.scheduler.submit(frames, 1, service.settings.deadline).future
 

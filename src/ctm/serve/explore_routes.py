@@ -25,7 +25,7 @@ from ctm.serve.service import Served, Service
 from ctm.serve.uploads import Upload, for_model
 from ctm.serve.work import admitted, seed_of
 
-__all__ = ["add_explore"]
+__all__ = ["add_explore", "likelihood_of"]
 
 _ERRORS = (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
 _BITS = {
@@ -131,7 +131,7 @@ def _add_likelihood(app: FastAPI, service: Service) -> None:
         served, label = admitted(service, body, key, upload=True)
         image, seed = await receiver.needed(files, key), seed_of(body)
         try:
-            found = await unless_gone(request, _bits(service, served, label, image, seed))
+            found = await unless_gone(request, likelihood_of(service, served, label, image, seed))
         except Gone:
             return Response(status_code=499)  # nobody reads it
         bits, error = float(found.value[0]), float(found.standard_error[0])
@@ -139,7 +139,7 @@ def _add_likelihood(app: FastAPI, service: Service) -> None:
         return JSONResponse({**about, "model": served.name, "seed": seed})
 
 
-async def _bits(service: Service, served: Served, label: int | None, image: Upload, seed: int) -> Estimate:
+async def likelihood_of(service: Service, served: Served, label: int | None, image: Upload, seed: int) -> Estimate:
     """The estimate, made in a thread. Giving it up ends it at the network's next evaluation. It takes a row of the queue."""
     with bad_request("image", "invalid_image"):
         pixels = to_uint8(for_model(image, served.model)[None])[0].permute(2, 0, 1)

@@ -65,7 +65,9 @@ def _about(served: Served) -> dict[str, Any]:
     samplers = SAMPLERS if can_jump(model) else SAMPLERS[2:]
     about = {"id": served.name, "object": "model", "created": 0, "owned_by": "ctm", "digest": served.digest}
     about |= {"size": served.size, "classes": model.num_classes, "class_names": list(model.class_names)}
-    fields = {name: list(shape) for name, shape in model.conditioner.fields.items()}
+    fields = {
+        name: list(shape) for name, shape in model.conditioner.fields.items() if name not in model.conditioner.always
+    }
     about |= {"conditions": fields, "samplers": list(samplers), "shape": list(model.shape)}
     about |= {"sigma_min": model.sigma_min, "sigma_max": model.sigma_max}
     return {**about, "guidance": takes_guidance(model) or droppable(model) != ()}

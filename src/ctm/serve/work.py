@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctm import editing
-from ctm.conditions import LABELS, Condition, labels_of
+from ctm.conditions import GUIDANCE, LABELS, Condition, labels_of
 from ctm.models import AnyModel
 from ctm.models.protocol import can_jump
 from ctm.requests import Steps
@@ -161,13 +161,16 @@ def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: 
         for name, value in body.condition.items():
             if name == LABELS:
                 raise ValueError("the class is asked for by the prompt: leave labels out of the condition")
+            if name == GUIDANCE:
+                raise ValueError("the guidance scale has a field of its own, guidance: leave it out of the condition")
             fields[name] = _array(name, value)
         return conditions_for(model, num, fields, seed)
 
 
 def _array(name: str, value: Any) -> Tensor:
     try:
-        return torch.from_numpy(np.asarray(value, dtype=np.float32))
+        with np.errstate(over="ignore"):  # what is too large is infinite, which the model's conditioner refuses
+            return torch.from_numpy(np.asarray(value, dtype=np.float32))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the condition {name!r} must be a number or a regular list of numbers") from error
 
