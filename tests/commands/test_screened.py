@@ -144,9 +144,23 @@ def test_without_a_policy_nothing_is_kept_and_the_bytes_are_the_same(run, tmp_pa
     assert run(*SAMPLE, "--out", "plain")[0] == 0
     assert not (tmp_path / "state").exists()
     assert "policy" not in json.loads((tmp_path / "plain" / "sample.json").read_text())
-    assert run(*SAMPLE, "--out", "passed", *STATE)[0] == 0
+    code, out, _ = run(*SAMPLE, "--out", "passed", *STATE)
+    assert code == 0
+    assert "6 passed that no filter judged: the policy has no filter\n" in out
     for name in names(tmp_path / "plain"):
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "passed" / name).read_bytes()
+
+
+@pytest.mark.parametrize("out", ["out", "out.png"])
+def test_small_pictures_are_held_if_the_policy_says_so(run, tmp_path, out):
+    """With the shipped classifier, which judges nothing under 64 pixels."""
+    (tmp_path / "p.yaml").write_text("small_images: hold\n")
+    code, said, _ = run(*SAMPLE, "--out", out, *STATE)
+    assert code == 0
+    assert "6 held by the policy and not written, numbers 0, 1, 2, 3, 4, 5: ctm moderate list" in said
+    assert "none of 6 samples is written" in said
+    assert not (tmp_path / "out.png").exists()
+    assert names(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from ctm.safety import State, verify
 from ctm.safety.head import Head, read_head, write_head
+from ctm.safety.policy import Rate
 from ctm.safety.record import Entry, canonical
 from ctm.safety.signing import PublicKey, Signer
 from ctm.safety.store import Store
@@ -197,6 +198,19 @@ def test_an_entry_exchanged_for_one_of_another_branch_is_found(folder, tmp_path)
     assert found(folder).problems == ["entry 8 does not follow the entry before it: one of both was replaced"]
 
 
+def test_a_head_that_is_missing_or_older_is_written_when_the_state_is_opened(folder):
+    newest = (folder / "head.json").read_bytes()
+    (folder / "head.json").unlink()
+    State.open(folder).store.close()
+    assert json.loads((folder / "head.json").read_bytes()) == json.loads(newest)
+
+
+def test_a_head_that_cannot_be_written_is_said_before_anything_is_decided(folder):
+    (folder / "policy.yaml").write_text("head: policy.yaml/head.json\n")
+    with pytest.raises(OSError, match=r"policy\.yaml"):
+        State.open(folder)
+
+
 def test_a_late_writer_does_not_put_an_older_head_back(folder):
     signer, text = Signer.load_or_create(folder / "keys"), rows(folder)
     newest = (folder / "head.json").read_bytes()
@@ -281,7 +295,7 @@ def test_a_picture_that_the_record_does_not_know_is_named(folder):
 
 def test_a_key_that_became_a_moderators_is_named(folder):
     state = State.open(folder)
-    id = state.keys.find(state.keys.create("Ann")).id
+    id = state.keys.find(state.keys.create("Ann", "user", Rate(per_minute=1))).id
     state.store.close()
     assert found(folder).whole
     tamper(folder, ("UPDATE api_keys SET role = 'moderator' WHERE id = ?", (id,)))

@@ -144,7 +144,10 @@ def run(settings: Namespace) -> None:
     if tuned is not None:
         levels = ", ".join(f"{level:g}" for level in tuned.levels)
         print(f"levels tuned for this model: {levels}, γ = {tuned.gamma:g}; --grid karras gives the plain ones")
-    print(f"{num if policy is None else f'{written} of {num}'} samples in {out}")
+    if policy is None:
+        print(f"{num} samples in {out}")
+    else:
+        print(f"{written} of {num} samples in {out}" if written else f"none of {num} samples is written")
 
 
 def _sample(

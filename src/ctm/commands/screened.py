@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -74,6 +75,7 @@ class Gate:
     def __init__(self, state: State, screen: Screen) -> None:
         self._state, self._screen = state, screen
         self.withheld: dict[int, dict[str, str]] = {}
+        self._unseen: Counter[str] = Counter()
 
     @property
     def policy_digest(self) -> str:
@@ -121,6 +123,8 @@ class Gate:
         ]
         self._state.store.serve(made)
         for number, picture in zip(numbers, made, strict=True):
+            if picture.verdict.unseen and picture.verdict.decision == "pass":
+                self._unseen[picture.verdict.reason] += 1
             if picture.verdict.decision != "pass":
                 about = {"id": picture.id, "state": picture.state, "reason": picture.verdict.reason}
                 self.withheld[number] = about
@@ -137,12 +141,13 @@ class Gate:
         self.withheld = {int(number): each for number, each in kept.items()}
 
     def lines(self) -> list[str]:
-        """What was withheld, in a line for each state: how many, and which numbers are missing."""
-        told = []
+        """What was passed without being judged, and what was withheld, in a line for each state: how many, and which numbers are
+        missing."""
+        told = [f"{count} passed that no filter judged: {reason}" for reason, count in self._unseen.items()]
         for state, more in (("held", f": ctm moderate list --state {self._state.folder} shows them"), ("blocked", "")):
             numbers = sorted(number for number, each in self.withheld.items() if each.get("state") == state)
             if numbers:
-                told.append(f"{len(numbers)} {state} by the policy and not written, number {_listed(numbers)}{more}")
+                told.append(f"{len(numbers)} {state} by the policy and not written, {_listed(numbers)}{more}")
         return told
 
     def keep(self, out: Path) -> None:
@@ -210,5 +215,5 @@ def _is_there(path: Path) -> bool:
 
 
 def _listed(numbers: list[int], most: int = 12) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
+    shown = ("number " if len(numbers) == 1 else "numbers ") + ", ".join(map(str, numbers[:most]))
     return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"

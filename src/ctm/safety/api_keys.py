@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, update
 from ctm.foreign.text import plain
 from ctm.safety.admission import KeyInfo, Role
 from ctm.safety.policy import Rate
-from ctm.safety.record import as_text, now
+from ctm.safety.record import as_text, canonical, now
 from ctm.safety.schema import api_keys
 from ctm.safety.store import Store
 
@@ -42,7 +42,7 @@ class ApiKeys:
         id = secrets.token_hex(6)
         text = f"{_BEGINNING}_{id}_{secrets.token_urlsafe(32)}"
         rate = None if limits is None else limits.model_dump()
-        row = {"id": id, "name": name, "role": role, "digest": self._digest(text), "rate": json.dumps(rate)}
+        row = {"id": id, "name": name, "role": role, "digest": self._digest(text), "rate": canonical(rate)}
         with self._store.writing() as writing:
             writing.connection.execute(insert(api_keys).values(**row, created=as_text(now()), revoked=None))
             writing.note("key created", {"key": id, "name": name, "role": role, "rate": rate, "digest": row["digest"]})

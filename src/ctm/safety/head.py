@@ -15,7 +15,7 @@ from ctm.foreign.text import read_json
 from ctm.safety.record import Entry, canonical
 from ctm.safety.signing import PublicKey, Signer
 
-__all__ = ["Head", "read_head", "write_head"]
+__all__ = ["Head", "check_place", "read_head", "write_head"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ def write_head(path: Path, entry: Entry, signer: Signer) -> None:
             )
         if present is None or present.count < head.count:
             write_whole(path, (json.dumps(asdict(head)) + "\n").encode())
+
+
+def check_place(path: Path) -> None:
+    """Raises OSError, which names a file beside it, where the head could not be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        pass
 
 
 def read_head(path: Path) -> Head:

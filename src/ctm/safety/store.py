@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from ctm.safety.database import Database
-from ctm.safety.head import read_head, write_head
+from ctm.safety.head import check_place, read_head, write_head
 from ctm.safety.moderation import Moderation
 from ctm.safety.pictures import Picture
 from ctm.safety.policy import Retention
@@ -142,6 +142,7 @@ class Store(Moderation):
                 "own keys back, or find what was changed by ctm moderate verify"
             )
         if head is None:
+            self._begin_head(last, signer)
             return
         if not head.is_signed_by(signer.public):
             raise ValueError(
@@ -159,3 +160,11 @@ class Store(Moderation):
                 f"entry {head.count} in {self.database.name} is not the one that {self.head} knows: the record was made anew, or "
                 "an old database was put back and gone on with. To go on with it, move the head away"
             )
+        self._begin_head(last, signer)
+
+    def _begin_head(self, last: Entry | None, signer: Signer) -> None:
+        """Write the head if it is older than the record, and find out now whether it can be written."""
+        if self.head is not None:
+            check_place(self.head)
+            if last is not None:
+                write_head(self.head, last, signer)

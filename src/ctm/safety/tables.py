@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +90,7 @@ def _keys(connection: Connection, known: Known) -> list[str]:
         elif [row.name, row.role, row.rate, row.digest] != [
             told["name"],
             told["role"],
-            json.dumps(told["rate"]),
+            canonical(told["rate"]),
             told["digest"],
         ]:
             wrong.append(

@@ -100,7 +100,7 @@ def run(settings: Namespace) -> None:
         print(f"{count} result{'s' if count > 1 else ''} in {out}")
     else:
         print("".join(f"{line}\n" for line in policy.lines()), end="")
-        print(f"{count} of {made} result{'s' if made > 1 else ''} in {out}")
+        print(f"{count} of {made} results in {out}" if count else f"none of {made} results is written")
 
 
 def _admit(policy: Gate, model: Any, settings: Namespace, files: list[str]) -> None:
