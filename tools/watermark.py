@@ -265,7 +265,9 @@ class Measurement:
         }
 
     def quality(self) -> None:
-        cells = [(s, mark, SEED + n) for n in range(3) for s in (1, 8) for mark in ("unmarked", "marked", "one nonce")]
+        sets = range(10 if self.name == "digits" else 3)
+        marks = ("unmarked", "marked", "one nonce")
+        cells = [(s, mark, SEED + n) for n in sets for s in (1, 8) for mark in marks if n < 3 or mark != "one nonce"]
         left = [cell for cell in cells if "{}/quality/{}/{}/{}".format(self.name, *cell) not in self.results.entries]
         if not left:
             return

@@ -77,7 +77,7 @@ def test_a_wrong_key_an_unmarked_image_and_a_full_step_of_new_noise_are_not_foun
     assert not any(one.found for one in detect(model, marked, OTHER, NONCES))
     unmarked = generate(model, 12, condition=LABELS, seed=2, dtype=torch.float64)
     assert not any(one.found for one in detect(model, unmarked, KEY, NONCES))
-    with pytest.warns(UserWarning, match="mostly not found"):
+    with pytest.warns(UserWarning, match="the watermark may not be found"):
         fresh = generate(model, 12, steps=4, gamma=1.0, condition=LABELS, watermark=(KEY, NONCES), dtype=torch.float64)
     assert not any(one.found for one in detect(model, fresh, KEY, NONCES))
 

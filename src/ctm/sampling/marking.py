@@ -76,7 +76,7 @@ class Marks:
         """Warns where γ-sampling replaces the marked noise on the way."""
         if gamma > 0 and jumps > 1:
             warnings.warn(
-                f"γ = {gamma:g} adds fresh noise between {jumps} jumps: it replaces the marked noise, and the watermark of such "
-                "images is mostly not found; γ = 0 keeps it",
+                f"γ = {gamma:g} adds fresh noise between {jumps} jumps: it replaces the marked noise, in part or for γ = 1 all "
+                "of it, and the watermark may not be found; γ = 0 keeps it",
                 stacklevel=5,
             )
