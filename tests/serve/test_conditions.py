@@ -11,8 +11,10 @@ from starlette.testclient import TestClient
 
 from ctm import TrajectoryModel, sampling
 from ctm.conditioner import Arrays, Labels
+from ctm.models import load_model
 from ctm.models.guided import at_guidance
 from ctm.networks import MLP
+from ctm.noise import karras_grid, to_zero
 from ctm.pictures import to_uint8
 from ctm.serve.app import create_app
 
@@ -101,3 +103,24 @@ def test_guidance_that_is_an_input_of_the_network(make_service):
             again = expected(at_guidance(model, scale or 1.0), 2, service, answer, condition=torch.tensor([2, 2]))
             assert np.abs(made[scale] - again).max() <= 1
         assert "guidance" not in client.get("/v1/models/guided").json()["conditions"]
+
+
+def test_a_diffusion_model_is_sampled_and_varied_and_does_not_edit(make_service):
+    teacher = load_model("models/digits-teacher")
+    service = make_service(models={"digits-teacher": teacher})
+    own, file = np.zeros((8, 8, 4), np.uint8), io.BytesIO()
+    own[4:, :, 3] = 255
+    Image.fromarray(own).save(file, "png")
+    with TestClient(create_app(service, stop=False)) as client:
+        answer = client.post(URL, json={"prompt": "2", "n": 2, "seed": 5})
+        assert answer.json()["sampler"] == "heun"
+        assert answer.json()["steps"] == 18
+        options = {"grid": to_zero(karras_grid(17)), "sampler": sampling.heun, "condition": torch.tensor([2, 2])}
+        assert np.abs(pictures(answer) - expected(teacher, 2, service, answer, **options)).max() <= 1
+        assert client.post(URL, json={"sampler": "gamma"}).status_code == 400
+        refused = client.post("/v1/images/edits", files={"image": file.getvalue()})
+        assert refused.status_code == 400
+        assert "edits need a model that jumps" in refused.json()["error"]["message"]
+        assert "gamma" not in client.get("/v1/models/digits-teacher").json()["samplers"]
+        varied = client.post("/v1/images/variations", files={"image": file.getvalue()}, data={"prompt": "2"})
+        assert pictures(varied).shape == (1, 8, 8)

@@ -97,5 +97,5 @@ def test_what_cannot_be_served_is_refused(tmp_path, capsys, monkeypatch):
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("ctm.commands.serve._NEEDS", ("fastapi", "no_such_package"))
-    assert 'pip install "ctm-torch[serve]"' in mistake(capsys, MODEL)
+    monkeypatch.setattr("ctm.serve.extra.NEEDED", ("fastapi", "no_such_package"))
+    assert 'needs no_such_package, which is not installed: pip install "ctm-torch[serve]"' in mistake(capsys, MODEL)

@@ -75,6 +75,8 @@ def check(schema, route, examples):
             body["steps"] = min(body["steps"], 200)  # so that those that are allowed are quick
         if route in SOLVED and isinstance(body.get("n"), int):
             body["n"] = min(body["n"], 5)
+        if isinstance(body.get("n"), int) and 4 < body["n"] <= 200:  # 200: the most that this policy allows
+            body["n"] = 4
         case.call_and_validate(excluded_checks=unsayable)
 
     answers()

@@ -240,3 +240,26 @@ def test_a_bomb_costs_no_memory():
         with pytest.raises(ValueError, match="more than 16,777,216 pixels"):
             read_upload(content, "image")
     assert psutil.Process().memory_info().rss - before < 50e6
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_under_uploads(shared, mask):
+    """Of 3 MB each: pictures that are edited, cut ones, bombs, and forms that are too large."""
+    psutil = pytest.importorskip("psutil")
+    client, noise = shared[1], np.random.default_rng(0)
+    whole = png(noise.integers(0, 256, (1000, 1000, 3), dtype=np.uint8))
+    transparent = png(
+        np.dstack([np.zeros((1000, 1000, 3), np.uint8), 255 * (np.indices((1000, 1000))[0] > 500)]).astype(np.uint8)
+    )
+    sizes = []
+    for number in range(60):
+        answers = [
+            client.post(EDITS, files={"image": whole, "mask": transparent}, data={"steps": "1"}),
+            client.post(VARIATIONS, files={"image": whole[:-1000]}),
+            client.post(VARIATIONS, files={"image": bomb()}),
+            client.post(VARIATIONS, files={"image": whole * 4}),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 400, 400, 413]
+        if number >= 20:
+            sizes.append(psutil.Process().memory_info().rss)
+    assert max(sizes) - sizes[0] < 60e6

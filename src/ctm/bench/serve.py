@@ -19,8 +19,10 @@ from jsonargparse import Namespace
 from rich.table import Table
 
 from ctm.bench.results import Results
+from ctm.bench.scheduling import measure_scheduler
 from ctm.console import text_console
 from ctm.models import AnyModel, load_model
+from ctm.serve.extra import check_installed
 from ctm.terminal.options import add_device_option, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
@@ -61,8 +63,8 @@ def run(settings: Namespace) -> None:
     if min(settings.num, settings.steps, settings.batch_size, settings.rounds) < 1 or settings.seconds <= 0:
         raise ValueError("--num, --steps, --batch_size and --rounds must be at least 1, and --seconds more than 0")
     clients = [int(text) for text in settings.clients.split(",") if text.strip().isdecimal() and int(text) > 0]
-    from ctm.bench.scheduling import measure_scheduler  # here, as it needs the extra serve
-
+    if clients:
+        check_installed("ctm bench serve with --clients")
     results = Results(Path(settings.out), go_on=settings["continue"])
     model = load_model(settings.model).to(usable_device(settings.device))
     console = text_console(wide=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from jsonargparse import Namespace
 from ctm import __version__
 from ctm.console import text_console
 from ctm.models import AnyModel, load_model
+from ctm.serve.extra import check_installed
 from ctm.terminal.options import add_device_option, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ctm.serve.service import Service
 
 __all__ = ["parser", "run"]
-
-_NEEDS = ("fastapi", "uvicorn", "python_multipart", "limits", "prometheus_client")  # ctm.safety names its own
 
 
 def parser() -> Parser:
@@ -64,7 +62,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Load the models, open the state, and serve until SIGTERM or Ctrl-C."""
-    _check_installed()
+    check_installed("ctm serve")
     from ctm.serve.running import address_of, allowed_hosts, bind, check_address
     from ctm.serve.running import run as run_server
     from ctm.serve.service import model_names
@@ -84,14 +82,6 @@ def run(settings: Namespace) -> None:
         run_server(service, bound, allowed_hosts(settings.host, keys, more))
     finally:
         service.stop()
-
-
-def _check_installed() -> None:
-    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f'ctm serve needs {", ".join(missing)}, which is not installed: pip install "ctm-torch[serve]"'
-        )
 
 
 def _service(models: dict[str, AnyModel], settings: Namespace) -> Service:
