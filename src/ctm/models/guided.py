@@ -56,7 +56,7 @@ def at_scale(model: Model, scale: float) -> AtGuidance | ClassifierFree:
 
 
 def _as_scale(scale: float | Tensor, name: str) -> float | Tensor:
-    """A number, or a tensor (B,) of numbers. Raises ValueError for anything else, and, at the boundary, for what is not finite."""
+    """A number, or a tensor (B,) of numbers. Raises ValueError for anything else; at the boundary also for what is not finite."""
     if not isinstance(scale, Tensor) or scale.dim() == 0:
         return as_number(scale, name)
     if scale.dim() != 1 or scale.is_complex() or scale.dtype == torch.bool:
