@@ -144,7 +144,8 @@ class Moderation:
         """Close a report with an answer. Raises ValueError for an unknown or closed report."""
         answer, by = _text(answer, "an answer"), _text(by, "a name")
         with self.writing() as writing:
-            row = writing.connection.execute(select(reports).where(reports.c.id == id)).first()
+            found = writing.connection.execute(select(reports).where(reports.c.id == id)) if _is_id(id) else None
+            row = None if found is None else found.first()
             if row is None or row.closed is not None:
                 raise ValueError(f"there is no open report {plain(id)}: ctm moderate reports lists them")
             changed = update(reports).where(reports.c.id == id).values(closed=as_text(now()), answer=answer)
@@ -177,6 +178,8 @@ class Moderation:
 
     def _decide(self, id: str, state: str, by: str, reason: str) -> None:
         by, reason = _text(by, "a name"), _text(reason, "a reason")
+        if not _is_id(id):
+            raise ValueError(_unknown(id))
         with self.writing() as writing:
             row = writing.connection.execute(select(pictures).where(pictures.c.id == id)).first()
             if row is None:
@@ -193,6 +196,8 @@ class Moderation:
             writing.note(state, {"by": by, "reason": reason, "was": row.state, "sha256": row.sha256}, id)
 
     def _row(self, id: str) -> dict[str, Any]:
+        if not _is_id(id):
+            raise ValueError(_unknown(id))
         with self.database.reading() as connection:
             row = connection.execute(select(pictures).where(pictures.c.id == id)).first()
         if row is None:
@@ -207,6 +212,11 @@ class Moderation:
 
 def _kept(row: dict[str, Any]) -> Kept:
     return Kept(**{**row, "claim": json.loads(row["claim"]), "verdict": json.loads(row["verdict"])})
+
+
+def _is_id(text: str) -> bool:
+    """Whether a text can be an id: no database is asked for anything else."""
+    return len(text) <= 64 and text.isascii() and text.isalnum()
 
 
 def _unknown(id: str) -> str:
