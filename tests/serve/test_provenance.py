@@ -98,6 +98,29 @@ def test_ctm_verify_finds_all_three_in_a_picture_that_left(service, made, tmp_pa
     assert main([*asked, "--expect", "manifest,text"]) == 0
 
 
+def test_ctm_verify_finds_a_picture_saved_again_by_the_services_nonces(service, client, tmp_path, capsys):
+    """Its text and manifest are gone. The database has the nonces of all pictures of the model, one of them twice."""
+    for seed in (1, 1, 2):
+        answer = client.post(URL, json={"prompt": "7", "n": 2, "seed": seed, "steps": 8})
+    entry, file = answer.json()["data"][0], tmp_path / "again.png"
+    Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))).save(file)
+    assert not text.read(file.read_bytes())
+    asked = [
+        "verify",
+        str(file),
+        "--model",
+        "models/digits-ctm",
+        "--state",
+        str(service.state.folder),
+        "--device",
+        "cpu",
+    ]
+    assert main([*asked, "--expect", "watermark"]) == 0
+    out = capsys.readouterr().out
+    assert f"record {entry['id']}" in out
+    assert "for each of 4 tried" in out
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from ctm.models import AnyModel, load_model
 from ctm.provenance import Candidate, Claim, Detection, find, manifest, text
 from ctm.provenance.manifest import Manifest
 from ctm.provenance.nonces import read_nonces
+from ctm.safety.extra import installed
 from ctm.sampling.generation import conditions_for
 from ctm.terminal.options import add_device_option, usable_device
 from ctm.terminal.parser import Parser, command_parser
@@ -226,6 +228,7 @@ def _with_watermark(settings: Namespace, findings: Findings, key: bytes) -> Find
     digest = checksum_of(model)
     claimed = _claimed(model, findings)
     listed = [] if settings.nonces is None else list(read_nonces(Path(settings.nonces)))
+    listed += [] if settings.state is None else _stored(Path(settings.state), digest)
     every = listed if claimed is None else [claimed, *(one for one in listed if one.nonce != claimed.nonce)]
     fitting = [candidate for candidate in every if candidate.model in (None, digest)]
     if len(fitting) < len(every):
@@ -243,6 +246,33 @@ def _with_watermark(settings: Namespace, findings: Findings, key: bytes) -> Find
     if detection.found and claimed is not None and detection.nonce != claimed.nonce:
         altered = (*altered, f"the watermark found is not the one that the file claims, {claimed.nonce.hex()}")
     return replace(findings, detection=detection, altered=altered)
+
+
+def _stored(folder: Path, digest: str) -> list[Candidate]:
+    """The nonces in a service's database of pictures that this model made, each with its condition once; none without a
+    database.
+
+    A condition whose long fields are kept as digests cannot be tried; a line says so."""
+    with installed():
+        from ctm.safety.state import State, is_there
+
+        if not is_there(folder):
+            return []
+        state = State.open(folder)
+    try:
+        stored = state.store.nonces(digest)
+    finally:
+        state.store.close()
+    known = [one for one in stored if not _shortened(one.condition)]
+    if len(known) < len(stored):
+        print(f"left out are {len(stored) - len(known)} nonces whose conditions have fields too long for the database")
+    once = {(one.nonce, json.dumps(one.condition, sort_keys=True)): one for one in known}
+    return [Candidate(as_nonce(one.nonce), one.condition, digest, one.picture) for one in once.values()]
+
+
+def _shortened(condition: object) -> bool:
+    """Whether a field of a stored condition is there as its digest only."""
+    return isinstance(condition, dict) and any(isinstance(value, dict) for value in condition.values())
 
 
 def _claimed(model: AnyModel, findings: Findings) -> Candidate | None:
