@@ -76,6 +76,6 @@ def test_the_shipped_ctm_agrees_with_its_teacher():
     student, teacher = (ctm.load_model(ROOT / "models" / name) for name in ("digits-ctm", "digits-teacher"))
     labels = torch.arange(100) % 10
     grid = torch.cat([ctm.karras_grid(17), torch.zeros(1)])
-    slow = ctm.generate(teacher, 100, labels=labels, grid=grid, sampler=ctm.sampling.heun)
-    fast = ctm.generate(student, 100, labels=labels)
+    slow = ctm.generate(teacher, 100, condition=labels, grid=grid, sampler=ctm.sampling.heun)
+    fast = ctm.generate(student, 100, condition=labels)
     assert (slow - fast).square().mean().item() < 0.02
