@@ -34,7 +34,7 @@ $(VENV)/.browser: pyproject.toml constraints.txt $(BIN)/activate
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.lint: pyproject.toml constraints.txt $(BIN)/activate
-	$(INSTALL) -e ".[lint]"
+	$(INSTALL) -e ".[lint,serve]"
 	@touch $@ $(VENV)/.core
 
 demo: $(VENV)/.core
