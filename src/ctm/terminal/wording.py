@@ -176,7 +176,7 @@ def _required(found: re.Match[str], parser: Any) -> str:
             return (
                 "train needs a recipe: --config RECIPE, a file or a name that ctm recipes lists (see ctm train --help)"
             )
-        return f"the recipe lacks {', '.join(names)}: set it in the file, or give --{names[0]} VALUE"
+        return f"the recipe lacks {', '.join(names)}: set it in the file, or give --{names[0]} VALUE (see ctm train --help all)"
     positional = {action.dest for action in own._actions if not action.option_strings}
     shown = [name.upper() if name in positional else f"--{name} {name.upper()}" for name in names]
     return f"{' '.join(commands)} needs {' and '.join(shown)} (see ctm {' '.join(commands)} --help)"
