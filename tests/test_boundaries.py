@@ -86,7 +86,7 @@ def test_an_absent_teacher_is_not_asked_for_at_the_hub(capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     code, err = run(capsys, "train", "--config", "digits-ctm.yaml", "--out", "run")
     assert code == 2
-    assert "there is no directory runs/digits-teacher" in err
+    assert "the teacher (--teacher MODEL): there is no directory runs/digits-teacher" in err
     assert len(err.strip().splitlines()) == 1
 
 

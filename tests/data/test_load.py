@@ -69,6 +69,28 @@ def test_an_unreadable_picture_is_named_and_nothing_is_cached(tmp_path):
     assert not list((tmp_path / "cache").glob("*"))
 
 
+def test_all_unreadable_pictures_are_named_at_once(tmp_path):
+    for number in range(30):
+        save(tmp_path / "a" / f"{number}.png", grey(number))
+    for number in range(25):
+        (tmp_path / "b" / f"{number}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / "b" / f"{number}.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match=r"cannot be read as a picture") as caught:
+        load_images(str(tmp_path), size=8)
+    said = str(caught.value)
+    assert "0.jpg cannot be read as a picture" in said
+    assert "24 others cannot be read: " in said
+    assert said.endswith("20.jpg and 4 more")
+    assert ".png" not in said
+
+
+def test_a_mistyped_path_beside_files_is_no_hub_id(tmp_path, monkeypatch):
+    save(tmp_path / "pictures" / "x.png", grey(10))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file or folder pictures/flowers: give a path that exists"):
+        load_images("pictures/flowers", size=8)
+
+
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures: files ending in"):
         load_images(str(tmp_path))

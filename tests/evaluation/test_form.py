@@ -51,6 +51,15 @@ def test_what_evaluate_writes_is_taken(capsys, tmp_path):
     assert "1.5" in capsys.readouterr().out
 
 
+def test_bits_per_dim_stand_in_the_table_of_compare(capsys, tmp_path):
+    measured = {**ROW, "likelihood_images": 4, "numbers": {"bits_per_dim": {"value": 3.25, "error": 0.5}}}
+    (tmp_path / "result.json").write_text(json.dumps({"protocol": {}, "rows": [measured]}))
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "bits/dim" in printed
+    assert "3.25" in printed
+
+
 @pytest.mark.parametrize(
     ("resize", "words"),
     [

@@ -8,7 +8,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from ctm import DiffusionModel, TrajectoryModel
+from ctm.models import ConsistencyModel
 from ctm.models.card import card
+from ctm.networks import MLP
 
 from .runs import student_arguments, teacher_arguments, trained
 
@@ -30,6 +33,15 @@ def test_a_model_saved_by_hand_has_a_card_without_licence(small_ctm, tmp_path):
     assert "licen" not in text.lower()
     assert "| samples | images 1×8×8 (C×H×W) in [-1, 1] |" in text
     assert "| noise levels | 0.002 to 80, sigma_data 0.5 |" in text
+
+
+@pytest.mark.parametrize("kind", [DiffusionModel, ConsistencyModel, TrajectoryModel])
+def test_the_lines_under_use_draw_images(tmp_path, kind):
+    kind(MLP((1, 4, 4), width=8, blocks=1, embedding=8), shape=(1, 4, 4)).save_pretrained(tmp_path / "model")
+    lines = (tmp_path / "model" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(lines.replace("directory or hub id", (tmp_path / "model").as_posix()), names)
+    assert names["images"].shape == (16, 1, 4, 4)
 
 
 def test_the_card_of_a_run_names_data_teacher_classes_training_and_numbers(tmp_path):

@@ -381,6 +381,16 @@ def test_the_example_of_the_docs_is_the_fake_score_of_these_tests():
     assert (Path(__file__).parent / "fake_score.py").read_text() in blocks
 
 
+def test_the_recipe_of_the_docs_trains_the_fake_score(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    (recipe,) = [block for block in blocks if "fake_score.MatchDistributions" in block]
+    own = tmp_path / "mine.yaml"
+    own.write_text(recipe.replace("fake_score.", "tests.training.fake_score."))
+    trained(tmp_path / "run", ["--config", str(own), "--steps", "5", "--log_every", "5"])
+    assert math.isfinite(rows(tmp_path / "run")[-1]["fake_score/loss"])
+
+
 def test_a_watch_is_asked_for_the_numbers_it_reads(caplog):
     class Told:
         reads = ("loss",)

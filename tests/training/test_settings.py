@@ -113,6 +113,18 @@ def test_case_10_a_finished_run_made_longer_is_the_longer_run(tmp_path, last):
     assert everything(out) == everything(whole)
 
 
+def test_a_run_that_goes_on_says_from_where_and_a_finished_one_that_nothing_is_left(tmp_path, capsys):
+    def printed(steps: int) -> str:
+        trained(tmp_path / "run", teacher_arguments(*LONG, "--steps", str(steps)))
+        return capsys.readouterr().out
+
+    first, again, longer = printed(10), printed(10), printed(12)
+    assert "goes on" not in first
+    assert "nothing left" not in first
+    assert "all 10 steps were taken before: there is nothing left to train" in again
+    assert "goes on from step 10 of 12" in longer
+
+
 def test_case_10_where_the_steps_taken_would_be_others_the_way_is_named(tmp_path):
     falling = ("--decay_fraction", "0.5", "--steps", "10")
     out = trained(tmp_path / "run", teacher_arguments(*falling))

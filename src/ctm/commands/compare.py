@@ -53,8 +53,8 @@ def run(settings: Namespace) -> None:
 
 
 def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:
-    """The rows of all results for the table, with every number that some row has."""
-    shown = ("frechet", "kid", "precision", "recall", "label_accuracy", "mse_to_teacher")
+    """The rows of all results for the table, with every number of `shown` that some row has."""
+    shown = ("frechet", "kid", "precision", "recall", "label_accuracy", "mse_to_teacher", "bits_per_dim")
     rows = [(name, row) for name, result in results for row in result["rows"]]
     names = [metric for metric in shown if any(metric in row["numbers"] for _, row in rows)]
     table = Table("result", "", *(METRICS[metric].title for metric in names), "ms", box=SIMPLE, padding=(0, 1, 0, 0))

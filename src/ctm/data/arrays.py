@@ -72,7 +72,8 @@ def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ..
             f"{archive.path}: {asked} holds Python objects, which are not read: save it as numbers or texts"
         )
     if asked not in archive.headers:
-        raise ValueError(f"{option(kind, asked)}: {archive.path} holds the arrays {', '.join(archive.headers)}")
+        held = ", ".join(archive.headers)
+        raise ValueError(f"{option(kind, asked)}: there is no such array: {archive.path} holds the arrays {held}")
     return asked
 
 

@@ -70,7 +70,9 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Picture:
     except _Refused:
         raise
     except Exception as error:  # Pillow meets damaged files with errors of many kinds
-        raise ValueError(f"{name} cannot be read as a picture ({_reason(error)}): repair or remove it") from error
+        raise UnreadablePicture(
+            f"{name} cannot be read as a picture ({_reason(error)}): repair or remove it"
+        ) from error
 
 
 def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
@@ -83,6 +85,10 @@ def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
     except Exception:  # it has a sentence when it is decoded
         return is_colour(open_picture(source, name).image)
     return is_colour(open_picture(source, name).image)
+
+
+class UnreadablePicture(ValueError):
+    """A file that is no picture, or a damaged one."""
 
 
 class _Refused(ValueError):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ctm.data.files import open_picture, stores_colour
+from ctm.data.files import UnreadablePicture, open_picture, stores_colour
 from ctm.data.images import Images
+from ctm.data.notes import printable
 from ctm.data.stack import Square, what_was_done
 from ctm.data.tree import find_pictures
 from ctm.files import mapped_array
@@ -23,6 +24,7 @@ from ctm.files import mapped_array
 __all__ = ["cache_directory", "load_folder"]
 
 _VERSION = 4
+_NAMED = 20  # unreadable files that are named
 _SAID_FROM = 10**9  # bytes of a cache file that a user is told of
 
 
@@ -44,14 +46,17 @@ def load_folder(root: Path, size: int | None, channels: int | None = None) -> Im
 
     size: None keeps the files' own size, which must then be one square for all. channels: 1 or 3 converts; None takes colour
     if any file is in colour. The decoded pixels are cached (`cache_directory`) under a key of every file's path, size and
-    time. Raises ValueError naming the file for an unreadable picture and for mixed sizes, for a folder without pictures, and
+    time. Raises ValueError naming the files for unreadable pictures and for mixed sizes, for a folder without pictures, and
     where the cache's disk has no room."""
     tree = find_pictures(root)
     state = [_VERSION, size, channels, str(root.resolve()), _state(tree.files, root)]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     cached, done = (cache_directory() / f"folder-{key}{ending}" for ending in (".npy", ".json"))
     if not (cached.is_file() and done.is_file()):
-        _decode(tree.files, size, channels, cached, done)
+        try:
+            _decode(tree.files, size, channels, cached, done)
+        except UnreadablePicture as error:
+            raise ValueError(f"{error}{_other_unreadable(tree.files, str(error))}") from error
     pixels = np.load(cached, mmap_mode="r")
     notes = what_was_done(
         Counter(json.loads(done.read_text(encoding="utf-8"))), len(tree.files), converted=channels is not None
@@ -93,6 +98,28 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
     finally:
         for left in (Path(temporary), Path(temporary).with_suffix(".json")):
             left.unlink(missing_ok=True)
+
+
+def _other_unreadable(files: list[Path], said: str) -> str:
+    """What is said of the files that cannot be read, besides the one that `said` tells of: all of them in one go, so that
+    nobody meets them one by one. Empty where there are none."""
+
+    def problem(file: Path) -> str | None:
+        try:
+            open_picture(file)
+        except UnreadablePicture as error:
+            return str(error)
+        except ValueError:  # read, but refused: its own sentence comes when all can be read
+            return None
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        found = list(zip(files, pool.map(problem, files), strict=True))
+    others = [printable(str(file)) for file, told in found if told not in (None, said)]
+    if not others:
+        return ""
+    more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+    return f". {len(others):,} other{'s' * (len(others) > 1)} cannot be read: {', '.join(others[:_NAMED])}{more}"
 
 
 def _check_room(directory: Path, shape: tuple[int, ...]) -> None:

@@ -89,7 +89,8 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
         return load_folder(path, size, channels)
     if suffix_of(path) == ".npz":
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
-    if not path.exists() and name.startswith((".", "/", "~")) and suffix_of(path) != ".parquet":
+    local = name.startswith((".", "/", "~")) or (path.parent.is_dir() and path.parent != Path())
+    if not path.exists() and local and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)

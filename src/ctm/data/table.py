@@ -109,6 +109,9 @@ def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
 
 
 def _hub(name: str, split: str, datasets: Any) -> _Table:
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
     table = datasets.load_dataset(name, split=split)
 
     def read(column: str) -> Iterator[Any]:

@@ -104,7 +104,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         return score_of(self.denoise(x, t, condition), x, t)
 
     def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
-        """F, with the network in the precision of its weights or of `autocast`, and the scalings in that of x."""
+        """F, with the network in the precision of its weights or of `autocast`, and the scalings in the precision of x.
+        Raises ValueError for a network that returns another shape than x has."""
         scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
         weights = next(self.network.parameters(), x)
         level_dtype = torch.promote_types(weights.dtype, torch.float32)
@@ -112,6 +113,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
         with lower:
             output = self.network(scaled.to(weights.dtype), *levels, condition)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{type(self.network).__name__} must return a tensor of the shape of x, {tuple(x.shape)}: got {got}"
+            )
         return output.to(x.dtype)
 
     def _checked(self, x: Tensor, t: Tensor | float, condition: Any) -> tuple[Tensor, Condition]:

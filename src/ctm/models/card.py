@@ -13,12 +13,15 @@ _WORDS = {
     "ConsistencyModel": "a consistency model: it jumps to the lowest noise level from any other",
     "DiffusionModel": "a diffusion model: it denoises, and is sampled by a solver",
 }
+_JUMPS = "images = ctm.generate(model, 16)"
+_SOLVES = """grid = ctm.karras_grid(18, model.sigma_min, model.sigma_max)
+images = ctm.generate(model, 16, sampler=ctm.sampling.heun, grid=grid)"""
 _CLASSES = 20  # named in a card; of more the first
 _USE = """```python
 import ctm
 
 model = ctm.load_model("directory or hub id")
-images = ctm.generate(model, 16)
+{draw}
 ```
 
 `ctm sample` draws from it; a CTM in one jump or more, a diffusion model with Heun."""
@@ -64,7 +67,8 @@ def card(
             "## Numbers",
             _table({"measure": "value"} | {name: f"{value:.4g}" for name, value in numbers.items()}),
         ]
-    return "\n\n".join([*parts, "## Use", _USE]) + "\n"
+    use = _USE.format(draw=_SOLVES if kind == "DiffusionModel" else _JUMPS)
+    return "\n\n".join([*parts, "## Use", use]) + "\n"
 
 
 def _table(rows: Mapping[str, str]) -> str:

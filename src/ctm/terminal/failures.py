@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from ctm.data.folder import cache_directory
 from ctm.data.notes import printable
@@ -60,19 +61,34 @@ def _words_of(error: Exception) -> str | None:
         return _of_the_disk(failure)
     if isinstance(error, UnicodeError):
         return f"text cannot be read or shown: {error}"
-    return str(error) if isinstance(error, ValueError) else None
+    return str(error) if isinstance(error, ValueError) else _in_their_code(error)
+
+
+def _in_their_code(error: Exception) -> str | None:
+    """The sentence for an error that came up in the user's own module, or below it; None where none of its code ran."""
+    theirs = [frame for frame in _frames(error) if is_allowed(str(frame.f_globals.get("__name__")))]
+    if not theirs:
+        return None
+    name, inside = theirs[-1].f_globals["__name__"], theirs[-1].f_code.co_name
+    reason = plain(f"{type(error).__name__}: {error}", 200)
+    return f"{name}, allowed by --allow or CTM_ALLOW, failed in {inside} ({reason}): mend it (--debug shows where)"
+
+
+def _frames(error: Exception) -> list[FrameType]:
+    """Of the error's traceback, outermost first; none where CTM_ALLOW is no list of names."""
+    try:
+        allowed = allowed_modules()
+    except ValueError:  # every command says so before it imports anything
+        return []
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if allowed else []
 
 
 def _module_that_failed(error: Exception) -> str | None:
     """The name of the user's own module whose import ended with this error; None if no import did."""
-    try:
-        allowed = allowed_modules()
-    except ValueError:  # CTM_ALLOW is no list of names, and every command says so before it imports anything
-        return None
-    if isinstance(error, SyntaxError) and allowed:
+    frames = _frames(error)
+    if isinstance(error, SyntaxError) and frames:
         return f"{error.filename or 'a module'}"
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
-    names = [str(frame.f_globals.get("__name__")) for frame in frames]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames if frame.f_code.co_name == "<module>"]
     return next((name for name in reversed(names) if is_allowed(name)), None)
 
 

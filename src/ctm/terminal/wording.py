@@ -55,6 +55,9 @@ def value_mistake(message: str, parser: Any = None, option: str | None = None) -
     value = _value(message)
     hint = _hint_of(parser, keys[0]) if len(keys) == 1 else None
     lacking = re.search(r"Expected a dot import path string: (\S+)|module '(\S+)' has no attribute '(\w+)'", message)
+    absent = re.search(r"No module named '([^']+)'", message)
+    if absent is not None:
+        return f"{name}: importing {_class_path(message) or 'its module'} failed: there is no module {plain(absent[1])}"
     allowed = _allowed(message)
     if lacking is not None and (len(keys) == 1 or lacking[2] or not allowed):
         known = fitting_classes(hint)
@@ -85,10 +88,18 @@ def _between(message: str) -> str:
 
 
 def _no_setting(setting: str, name: str, message: str) -> str:
-    path = re.search(r"class_path[= ]'([^']+)'", message)
-    known = (path and settings_of(path[1])) or []
-    owner = path[1].rpartition(".")[2] if path else "it"
+    path = _class_path(message)
+    known = (path and settings_of(path)) or []
+    owner = path.rpartition(".")[2] if path else "it"
+    if setting in known and name.startswith("--network."):  # two arguments are ctm's, the others are settings
+        call = f"{owner}(shape, num_classes, …)"
+        return f"--network {owner}: its constructor must take shape and num_classes first, then its settings: {call}"
     return f"{name}: {owner} has no setting {plain(setting)}{_instead(setting, known, 'it has')}"
+
+
+def _class_path(message: str) -> str | None:
+    found = re.search(r"class_path[= ]'([^']+)'", message)
+    return plain(found[1]) if found else None
 
 
 def _value(message: str) -> str:
@@ -176,7 +187,7 @@ def _required(found: re.Match[str], parser: Any) -> str:
             return (
                 "train needs a recipe: --config RECIPE, a file or a name that ctm recipes lists (see ctm train --help)"
             )
-        return f"the recipe lacks {', '.join(names)}: set it in the file, or give --{names[0]} VALUE"
+        return f"the recipe lacks {', '.join(names)}: set it in the file, or give --{names[0]} VALUE (see ctm train --help all)"
     positional = {action.dest for action in own._actions if not action.option_strings}
     shown = [name.upper() if name in positional else f"--{name} {name.upper()}" for name in names]
     return f"{' '.join(commands)} needs {' and '.join(shown)} (see ctm {' '.join(commands)} --help)"

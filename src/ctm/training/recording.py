@@ -63,6 +63,11 @@ def take_up(run: Run, directory: RunDirectory, settings: str) -> TakenUp:
     run.begun.sources.clear()
     closed = False
     if reached > 0:
+        taken.lines.append(
+            f"goes on from step {reached:,} of {recipe.steps:,}"
+            if reached < recipe.steps
+            else f"all {reached:,} steps were taken before: there is nothing left to train"
+        )
         checkpoint = directory.load(reached, *run.parts(gather=False))
         taken.elapsed = checkpoint.elapsed
         with directory.fitting(reached):

@@ -58,13 +58,13 @@ def random_images(recipe: Recipe, reason: str) -> tuple[Images, str]:
 
 
 def found_or_none(load: Callable[[], Thing], what: str, instead: str, lines: list[str] | None) -> Thing | None:
-    """What `load` gives; None, and a line that says what is taken instead, where that is not on this machine. lines None: such a
-    FileNotFoundError goes on."""
+    """What `load` gives; None, and a line that says what is taken instead, where that is not on this machine. lines None: the
+    FileNotFoundError goes on, with what and its option."""
     try:
         return load()
     except FileNotFoundError as error:
         if lines is None:
-            raise
+            raise FileNotFoundError(f"the {what} (--{what} MODEL): {error}") from error
         lines.append(f"{what}: not here ({error}); {instead}")
         return None
 

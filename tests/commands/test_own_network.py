@@ -1,0 +1,73 @@
+"""A network of the user's own: what is wrong with it is told in a sentence that names it."""
+
+import sys
+
+import pytest
+
+from .test_cli import sentence
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, {arguments}):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x, t, s, condition):
+        made = self.layer(x.flatten(1))
+        return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "returned", "words"),
+    [
+        (
+            "shape, num_classes, width=8",
+            "made",
+            r"Net must return a tensor of the shape of x, (16, 1, 8, 8): got (16, 64)",
+        ),
+        (
+            "shape, num_classes, width=8",
+            "[made]",
+            r"Net must return a tensor of the shape of x, (16, 1, 8, 8): got list",
+        ),
+        (
+            "shape, num_classes, width=8",
+            "made.reshape(3)",
+            "ownnet, allowed by --allow or CTM_ALLOW, failed in forward (",
+        ),
+        (
+            "width=8",
+            "made",
+            "--network Net: its constructor must take shape and num_classes first, then its settings: Net(shape, num_classes, …)",
+        ),
+    ],
+    ids=["shape", "list", "error", "constructor"],
+)
+def test_what_is_wrong_with_a_network_is_a_sentence(capsys, tmp_path, monkeypatch, arguments, returned, words):
+    (tmp_path / "ownnet.py").write_text(NETWORK.format(arguments=arguments, returned=returned))
+    assert words in trained(capsys, tmp_path, monkeypatch)
+
+
+def test_a_module_that_its_module_needs_is_named(capsys, tmp_path, monkeypatch):
+    (tmp_path / "ownnet.py").write_text("import no_such_module\n")
+    said = trained(capsys, tmp_path, monkeypatch)
+    assert "--network: importing ownnet.Net failed: there is no module no_such_module" in said
+
+
+def trained(capsys, tmp_path, monkeypatch) -> str:
+    """What a run with the network ownnet.Net says when it fails."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ownnet", raising=False)
+    monkeypatch.setenv("CTM_ALLOW", "ownnet")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "data: {name: digits, batch_size: 16}\nmodel: {kind: diffusion}\n"
+        "network: {class_path: ownnet.Net, init_args: {width: 8}}\n"
+        "objectives: [{class_path: DenoisingScoreMatching}]\noptimizer: {class_path: torch.optim.Adam}\nsteps: 2\n"
+    )
+    return sentence(capsys, "train", "--config", str(recipe), "--out", str(tmp_path / "run"))
