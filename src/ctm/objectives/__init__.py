@@ -12,7 +12,9 @@ from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
+from ctm.objectives.lagrangian import Lagrangian
 from ctm.objectives.matching import Matching
+from ctm.objectives.pairs import KarrasPairs, LognormalPairs, Pairs
 from ctm.objectives.player import Lesson, Player, Rhythm, fixed, trainable_copy
 from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
@@ -22,11 +24,15 @@ __all__ = [
     "DenoisingScoreMatching",
     "Distance",
     "FeatureDistance",
+    "KarrasPairs",
+    "Lagrangian",
     "Lesson",
+    "LognormalPairs",
     "Matching",
     "MultistepWalk",
     "Networks",
     "Objective",
+    "Pairs",
     "PerceptualDistance",
     "Player",
     "PseudoHuber",

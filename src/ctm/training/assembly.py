@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
-from ctm.objectives import Matching, Networks
+from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.training.classes import in_classes_of, name_classes
@@ -165,8 +165,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     begun = _beginning(recipe, images, stand_in)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
-        if isinstance(objective, Matching):
-            objective.check(student, teacher)
+        objective.check(student, teacher)
     if teacher is None and needs_teacher:
         teacher = frozen_copy(student)
         assert stand_in is not None
