@@ -11,11 +11,13 @@ from ctm.objectives.balance import balance
 from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
+from ctm.objectives.eulerian import Eulerian
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.lagrangian import Lagrangian
 from ctm.objectives.matching import Matching
 from ctm.objectives.pairs import KarrasPairs, LognormalPairs, Pairs
 from ctm.objectives.player import Lesson, Player, Rhythm, fixed, trainable_copy
+from ctm.objectives.semigroup import Semigroup
 from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Adversarial",
     "DenoisingScoreMatching",
     "Distance",
+    "Eulerian",
     "FeatureDistance",
     "KarrasPairs",
     "Lagrangian",
@@ -38,6 +41,7 @@ __all__ = [
     "PseudoHuber",
     "Rhythm",
     "SameNoise",
+    "Semigroup",
     "Squared",
     "TargetJump",
     "TargetJumps",
