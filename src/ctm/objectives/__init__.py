@@ -15,6 +15,7 @@ from ctm.objectives.eulerian import Eulerian
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.lagrangian import Lagrangian
 from ctm.objectives.matching import Matching
+from ctm.objectives.matching_times import MatchingTimes, ShrinkingGap
 from ctm.objectives.pairs import KarrasPairs, LognormalPairs, Pairs
 from ctm.objectives.player import Lesson, Player, Rhythm, fixed, trainable_copy
 from ctm.objectives.semigroup import Semigroup
@@ -32,6 +33,7 @@ __all__ = [
     "Lesson",
     "LognormalPairs",
     "Matching",
+    "MatchingTimes",
     "MultistepWalk",
     "Networks",
     "Objective",
@@ -42,6 +44,7 @@ __all__ = [
     "Rhythm",
     "SameNoise",
     "Semigroup",
+    "ShrinkingGap",
     "Squared",
     "TargetJump",
     "TargetJumps",
