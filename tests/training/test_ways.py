@@ -54,3 +54,12 @@ def test_two_processes_make_the_step_of_one(name, teacher, tmp_path):
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Lagrangian", "Eulerian"])
+def test_compilation_that_would_not_take_place_is_refused(name, teacher, tmp_path):
+    recipe, text = parse_recipe(arguments(name, teacher, tmp_path, "--engine.compile", "eager"))
+    with pytest.raises(
+        ValueError, match=f"engine.compile does not go with {name}: torch.compile leaves a network uncompiled"
+    ):
+        train(recipe, tmp_path / "run", text)

@@ -56,6 +56,7 @@ class Objective(ABC):
     needs_target = False
     needs_teacher = False
     chains_student = False  # whether the student's output goes through the student again, with gradient
+    forward_mode = False  # whether it takes forward-mode derivatives of the student
     makes: tuple[str, ...] = ()  # what it leaves in `Networks.made` and makes alone by `make`
     weight_range = (0.0, 1e4)  # of its adaptive weight (VQGAN's, arXiv 2012.09841)
 

@@ -43,6 +43,8 @@ class Eulerian(Way):
     out of range.
     """
 
+    forward_mode = True
+
     velocity: Velocity = "teacher"
     warmup: int = 0
     normalise: float | None = None

@@ -35,6 +35,7 @@ class Lagrangian(Way):
     way. ∂G/∂s is a forward-mode derivative of the student, with gradient. Raises ValueError for settings out of range.
     """
 
+    forward_mode = True
     chains_student = True  # two outputs of the last layer, the value and its derivative, carry the gradient
 
     velocity: Role = "teacher"

@@ -28,7 +28,8 @@ class Semigroup(Way):
     flow among them; `DenoisingScoreMatching` beside it makes the shortest jumps the flow's.
 
     middle: "half" puts u halfway between t and s in the Karras coordinate (as shortcut models halve the steps of theirs), "drawn"
-    anywhere between. by: whose two jumps G′ are: "student", without gradient, or "target", its average. distance: (a, b) -> (B,).
+    anywhere between. by: whose two jumps G′ are: "target", the student's average, as in shortcut models, or "student", its own
+    without gradient (2505.18825), which nothing damps where the student drifts. distance: (a, b) -> (B,).
     pairs, weight, start: as of every way. Raises ValueError for settings out of range.
 
     `Matching` with the solver `TargetJump` compares the same two ways to s, with these differences. Its levels lie on a grid, u
@@ -38,7 +39,7 @@ class Semigroup(Way):
     """
 
     middle: Literal["half", "drawn"] = "half"
-    by: Jumper = "student"
+    by: Jumper = "target"
     distance: Distance = field(default_factory=Squared)
 
     def __post_init__(self) -> None:
