@@ -11,6 +11,7 @@ from ctm.objectives.balance import balance
 from ctm.objectives.base import Networks, Objective
 from ctm.objectives.denoising import DenoisingScoreMatching
 from ctm.objectives.distances import Distance, PseudoHuber, Squared
+from ctm.objectives.distribution_matching import DistributionMatching, FakeScore
 from ctm.objectives.eulerian import Eulerian
 from ctm.objectives.features import LPIPS, FeatureDistance, PerceptualDistance
 from ctm.objectives.lagrangian import Lagrangian
@@ -26,7 +27,9 @@ __all__ = [
     "Adversarial",
     "DenoisingScoreMatching",
     "Distance",
+    "DistributionMatching",
     "Eulerian",
+    "FakeScore",
     "FeatureDistance",
     "KarrasPairs",
     "Lagrangian",
