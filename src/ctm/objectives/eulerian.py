@@ -32,7 +32,7 @@ class Eulerian(Way):
 
     velocity: whose D. "teacher": continuous distillation (sCD, 2410.11081; AYF, 2506.14603). "data": D = x₀, the velocity of the
     sample itself, so v = ε, right in the mean over ε and x₀ that give x_t (MeanFlow, arXiv 2505.13447; sCT, 2410.11081).
-    "student", without gradient, and "target": own denoiser. All but "teacher" need `DenoisingScoreMatching` beside them.
+    "student", without gradient, and "target": the own denoiser, which `DenoisingScoreMatching` beside it makes one.
     warmup: steps from `start` in which the network's derivative comes in. With r from 0 to 1 and G = (s/t)·x + (1 − s/t)·g,
 
         h = (s/t)·(g − D) + r·(t − s)·dg/dt                     (tangent warm-up, 2410.11081 and 2506.14603)
