@@ -48,13 +48,18 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm((6, 4)), nn.LayerNorm(4, elementwise_affine=False), nn.GroupNorm(3, 6)])
-def test_norms_by_their_formulas_are_torchs(norm):
-    """In float64 to rounding, also with weights that are not one; half precision comes out in float32, as under autocast."""
+def test_norms_are_torchs(norm):
+    """Value and derivative in float64 to rounding, with weights that are not one, of rows that are not contiguous."""
     random_weights(norm).double()
-    x, direction = torch.randn(2, 5, 6, 4, dtype=F64)
+    x, direction = torch.randn(2, 4, 6, 5, dtype=F64).transpose(1, 3)
     value, slope = directional_derivative(norm, (x,), (direction,))
     torch.testing.assert_close(value, norm(x))
-    torch.testing.assert_close(slope, torch.func.jvp(norm, (x,), (direction,))[1])
+    torch.testing.assert_close(slope, torch.func.jvp(norm, (x.contiguous(),), (direction.contiguous(),))[1])
+
+
+def test_layer_norms_compute_in_float32_where_the_rest_is_lower():
+    x, norm = torch.randn(5, 4).bfloat16(), nn.LayerNorm(4)
     with torch.autocast("cpu", torch.bfloat16):
-        low, _ = directional_derivative(norm.float(), (x.bfloat16(),), (direction.bfloat16(),))
-    assert low.dtype == torch.float32
+        value, slope = directional_derivative(norm, (x,), (torch.ones_like(x),))
+    assert value.dtype == slope.dtype == torch.float32
+    torch.testing.assert_close(value, norm(x.float()))

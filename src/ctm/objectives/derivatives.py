@@ -21,17 +21,18 @@ def directional_derivative(
 
     points and directions: tensors of the same shapes. Both results keep their gradient to what f uses, the weights of a network
     among them, where gradients are on. Meanwhile attention computes without its fused kernels, which have no forward derivative,
-    and layer and group norms by their formulas (`_NormsByFormula`)."""
-    with sdpa_kernel(SDPBackend.MATH), _NormsByFormula():
+    and norms as `_DifferentiableNorms` has them."""
+    with sdpa_kernel(SDPBackend.MATH), _DifferentiableNorms():
         both: Any = torch.func.jvp(function, tuple(points), tuple(directions))
     return both[0], both[1]
 
 
-class _NormsByFormula(TorchFunctionMode):
-    """Layer and group norms from sums and products meanwhile.
+class _DifferentiableNorms(TorchFunctionMode):
+    """Layer norms from sums and products meanwhile, and group norms of contiguous inputs.
 
-    torch's own forward derivative of them is right, but the gradient of that derivative is not: it takes the mean and the
-    deviation as constants (torch 2.13: 1 to 10 % of the gradient in an MLP). And group norm's takes contiguous inputs only."""
+    torch's own forward derivative of a layer norm is right, but the gradient of that derivative is not (torch 2.13: off by 1 to
+    10 % in an MLP's weights). The derivative of a group norm is right, and takes no other layout than contiguous, while
+    convolutions give others, such as channels_last."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -55,10 +56,7 @@ def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """`torch.nn.functional.group_norm`."""
-    x = _full(x)
-    rows = _standardised(x.reshape(len(x), num_groups, -1), (-1,), eps).reshape(x.shape)
-    each = (-1, *(1,) * (x.dim() - 2))
-    return _affine(rows, *(None if kept is None else kept.reshape(each) for kept in (weight, bias)))
+    return functional.group_norm(x.contiguous(), num_groups, weight, bias, eps)
 
 
 def _full(x: Tensor) -> Tensor:
