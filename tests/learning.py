@@ -41,7 +41,7 @@ def learn(
         decay, points = (target_ema, None) if schedule is None else schedule(step, steps)
         current = objectives if points is None else [objective.on_grid(points) for objective in objectives]
         whole = {"total": len(x0), "part": slice(0, len(x0)), "condition_dropout": dropout}
-        batch = draw_batch(current, student, x0, condition, generator=step_generator(0, step), **whole)
+        batch = draw_batch(current, student, x0, condition, generator=step_generator(0, step), step=step, **whole)
         losses = module(batch, target, teacher)
         optimizer.zero_grad()
         backward(module, losses)

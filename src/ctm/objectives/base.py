@@ -56,6 +56,7 @@ class Objective(ABC):
     needs_target = False
     needs_teacher = False
     chains_student = False  # whether the student's output goes through the student again, with gradient
+    forward_mode = False  # whether it takes forward-mode derivatives of the student
     makes: tuple[str, ...] = ()  # what it leaves in `Networks.made` and makes alone by `make`
     weight_range = (0.0, 1e4)  # of its adaptive weight (VQGAN's, arXiv 2012.09841)
 
@@ -67,6 +68,10 @@ class Objective(ABC):
     def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> Any:
         """The random numbers for a batch like `like` (B, …); model gives sigma_min and sigma_max. generator: on the CPU, where
         all but the noise is drawn, so that nothing waits for the device of `like`."""
+
+    def draw_at(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> Any:
+        """`draw` in step `step` (from 0), for an objective whose draws change in a run."""
+        return self.draw(model, like, generator)
 
     @abstractmethod
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: Any) -> Tensor:
@@ -83,6 +88,9 @@ class Objective(ABC):
     def on_grid(self, points: int) -> Objective:
         """This objective in a step whose grid has that many levels; itself where it has no grid."""
         return self
+
+    def check(self, student: Diffusion, teacher: Denoiser | None) -> None:  # noqa: B027
+        """Raises ValueError where student and teacher do not fit, before the first step."""
 
     def teacher_evaluations(self, draw: Any) -> int:
         """How often the teacher was evaluated on each sample."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -25,12 +25,14 @@ from ctm.noise import (
 )
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
+from ctm.objectives.matching_times import MatchingTimes
 from ctm.objectives.walks import TeacherWalk, Walk
 from ctm.weighting import uniform
 
 __all__ = ["Matching", "MatchingDraw"]
 
 Role = Literal["student", "target"]
+_OF_THE_GRID = ("grid_points", "max_solver_steps", "solver_steps_power", "solver_steps", "rho", "continuous")
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,14 @@ class Matching(Objective):
     guidance: [low, high] lets the walk follow the teacher guided at a scale w, D_∅ + w·(D_y − D_∅), drawn uniformly from that
     range for each sample (arXiv 2210.03142) and given to student and target as an input: their network needs
     guidance_embedding. A sample whose label was left out has w = 1. Each of the teacher's evaluations becomes two.
+    times: draws t, u and s itself, in place of all settings of the grid, for kind "local" (`ShrinkingGap`). gap_power: the loss
+    is multiplied by (t − u)^(−gap_power); 1 is the weight of arXiv 2310.14189 and 2406.14548.
     start: first step with it. Without a teacher score matching alone makes a denoiser before that, for the walk to follow.
     Raises ValueError for settings out of range or that contradict each other.
 
     kind "local", s "end" and target_inner "target" is consistency distillation (arXiv 2303.01469, eq. 7), and consistency
-    training (eq. 10) with the solver `SameNoise`: no last jump is left there.
+    training (eq. 10) with the solver `SameNoise`: no last jump is left there. With target_inner "student", times `ShrinkingGap`
+    and gap_power 1 that is consistency tuning (ECT, arXiv 2406.14548).
     """
 
     needs_target = True
@@ -93,6 +98,8 @@ class Matching(Objective):
     target_outer: Role = "target"
     target_inner: Literal["student", "target", "none"] = "student"
     guidance: tuple[float, float] | None = None
+    times: MatchingTimes | None = None
+    gap_power: float = 0.0
     start: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +121,7 @@ class Matching(Objective):
             raise ValueError("compare: s needs both sides at s: estimate_at s, and target_inner student or target")
         if self.kind == "local" and self.solver_steps not in (None, 1):
             raise ValueError(f"kind local is one solver step, got solver_steps {self.solver_steps}: use kind soft")
+        self._check_times()
         if self.grid_points < 2:
             raise ValueError(f"grid_points must be at least 2, got {self.grid_points}")
         if self.guidance is not None:
@@ -131,6 +139,20 @@ class Matching(Objective):
             if value is not None and not 1 <= value < self.grid_points:
                 raise ValueError(f"{name} must be in 1 … grid_points − 1 = {self.grid_points - 1}, got {value}")
 
+    def _check_times(self) -> None:
+        if not math.isfinite(self.gap_power):
+            raise ValueError(f"gap_power must be finite, got {self.gap_power}")
+        if self.times is None:
+            return
+        own = {entry.name: entry.default for entry in fields(self)}
+        unused = [name for name in _OF_THE_GRID if getattr(self, name) != own[name]]
+        if self.kind != "local" or unused:
+            raise ValueError(
+                f"times ({type(self.times).__name__}) draws t, u and s, one solver step apart: set kind to local, and leave "
+                f"{', '.join(_OF_THE_GRID)} at their defaults"
+                + (f", got another {', '.join(unused)}" if unused else "")
+            )
+
     def active(self, step: int) -> bool:
         return step >= self.start
 
@@ -147,25 +169,22 @@ class Matching(Objective):
         return 1 if self.kind == "local" else self.solver_steps
 
     def on_grid(self, points: int) -> Matching:
-        """This objective on a Karras grid of `points` levels, with no more solver steps than that has."""
+        """This objective on a Karras grid of `points` levels, with no more solver steps than that has. Raises ValueError where
+        it has no grid."""
+        if self.times is not None:
+            raise ValueError(
+                f"schedule changes the grid of Matching, and with times ({type(self.times).__name__}) there is none: leave one "
+                "of them out"
+            )
         most, fixed = (None if k is None else min(k, points - 1) for k in (self.max_solver_steps, self.solver_steps))
         return replace(self, grid_points=points, max_solver_steps=most, solver_steps=fixed)
 
     def draw(self, model: Diffusion, like: Tensor, generator: torch.Generator) -> MatchingDraw:
         """The random numbers for a batch like `like` (B, …); one k for the whole batch."""
-        n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
-        s_from_u = self.kind == "global"
-        if self.continuous:
-            if self.fixed is None:
-                span = draw_span(self.largest / self.grid_points, self.solver_steps_power, generator=generator)
-            else:
-                span = self.fixed / (self.grid_points - 1)
-            steps = self.fixed or max(1, round(span * self.grid_points))
-            times = continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
-        else:
-            grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype)
-            steps = self.fixed or draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
-            times = grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
+        return self.draw_at(self.start, model, like, generator)
+
+    def draw_at(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> MatchingDraw:
+        n, times = len(like), self._times(step, model, like, generator)
         s = times.s if self.s == "drawn" else torch.full_like(times.s, model.sigma_min)
         noise = normal_like(like, generator)
         scale = None
@@ -173,6 +192,22 @@ class Matching(Objective):
             low, high = self.guidance
             scale = low + (high - low) * torch.rand(n, generator=generator).to(like)
         return MatchingDraw(Times(times.path.to(like), s.to(like)), noise, scale)
+
+    def _times(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> Times:
+        n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
+        if self.times is not None:
+            return self.times(n, step - self.start, *ends[:2], generator)
+        s_from_u = self.kind == "global"
+        if self.continuous:
+            if self.fixed is None:
+                span = draw_span(self.largest / self.grid_points, self.solver_steps_power, generator=generator)
+            else:
+                span = self.fixed / (self.grid_points - 1)
+            steps = self.fixed or max(1, round(span * self.grid_points))
+            return continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
+        grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype)
+        steps = self.fixed or draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
+        return grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]
@@ -196,7 +231,8 @@ class Matching(Objective):
             target = self.target(guided, x_u, times, condition)
         estimate = networks.made["estimate"] = self.estimate(guided, x_t, times, condition)
         distance = self.distance.between(networks, estimate, target)
-        return self.weight(times.t, times.s, networks.student.sigma_data) * distance
+        weight = self.weight(times.t, times.s, networks.student.sigma_data)
+        return (weight * (times.t - times.u) ** -self.gap_power if self.gap_power else weight) * distance
 
     def fake(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
         """The estimate alone, without its target: what the discriminator learns from."""

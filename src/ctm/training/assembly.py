@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
-from ctm.objectives import Matching, Networks
+from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.training.classes import in_classes_of, name_classes
@@ -162,11 +162,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
+    _check_compile(recipe)
     begun = _beginning(recipe, images, stand_in)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
-        if isinstance(objective, Matching):
-            objective.check(student, teacher)
+        objective.check(student, teacher)
     if teacher is None and needs_teacher:
         teacher = frozen_copy(student)
         assert stand_in is not None
@@ -201,6 +201,16 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     )
     _put_in_place(run)
     return run
+
+
+def _check_compile(recipe: Recipe) -> None:
+    """Raises ValueError where networks are to be compiled of which derivatives are taken that torch.compile does not take."""
+    names = sorted({type(objective).__name__ for objective in recipe.objectives if objective.forward_mode})
+    if recipe.engine.compile is not None and names:
+        raise ValueError(
+            f"engine.compile does not go with {', '.join(names)}: torch.compile leaves a network uncompiled where forward-mode "
+            "derivatives are taken of it. Leave engine.compile unset"
+        )
 
 
 def _players(

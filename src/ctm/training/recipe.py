@@ -251,6 +251,7 @@ class Recipe:
             )
         if not self.objectives:
             raise ValueError("a recipe needs at least one objective")
+        self.objectives_at(0)  # refuses a schedule of the grid for an objective that has none
 
     @property
     def averages(self) -> list[Average]:

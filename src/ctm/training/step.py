@@ -51,7 +51,8 @@ def last_layer(network: nn.Module) -> nn.Module:
 class LossModule(nn.Module):
     """The student and the objectives as one module, so that a data-parallel wrapper sees each step as one forward call.
 
-    `outputs` holds what the student's last layer returned with gradient in the last forward. sharded: what its network
+    `chained`: whether an objective's gradient goes through the student's last layer more than once. Else `outputs` holds what
+    that layer returned with gradient in the last forward. sharded: what its network
     returned instead, because FSDP2 gathers the weights for a backward pass that comes through there. `made` holds, by the index
     of each objective with a player, what the last forward made for the player, without gradient. Raises ValueError as
     `ctm.objectives.player.makers`."""
@@ -61,6 +62,7 @@ class LossModule(nn.Module):
         self.sharded = sharded
         self.student = student
         self.objectives = list(objectives)
+        self.chained = any(objective.chains_student for objective in self.objectives)
         self.outputs: list[Tensor] = []
         self.makers = {index: makers(objectives, index) for index, o in enumerate(objectives) if o.player() is not None}
         self.made: dict[int, dict[str, Tensor]] = {}
@@ -71,7 +73,7 @@ class LossModule(nn.Module):
         return last_layer(self.student.network)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.requires_grad:
+        if output.requires_grad and not self.chained:
             self.outputs.append(output)
 
     def active(self, batch: Batch) -> list[int]:
@@ -172,7 +174,7 @@ def draw_batch(
         left_out = torch.rand(total, generator=generator)[part] < condition_dropout
         condition = dropped(condition, left_out)
     draws = [
-        objective.draw(model, like, generator).rows(part) if objective.active(step) else None
+        objective.draw_at(step, model, like, generator).rows(part) if objective.active(step) else None
         for objective in objectives
     ]
     return Batch(x0, condition, draws)
@@ -198,7 +200,7 @@ def backward(
     options: dict[str, Any] = {"factors": factors, "ranges": ranges, "adaptive": adaptive}
     options["reduce"] = lambda gradient: reduce(gradient / scale)
     losses = [loss * scale for loss in losses]
-    if any(objective.chains_student for objective in module.objectives):
+    if module.chained:
         weights, total = balance_chained(losses, weight, **options)
         total.backward()
         return weights
