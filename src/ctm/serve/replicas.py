@@ -31,8 +31,7 @@ _ASK = 5.0  # seconds for the counts, which take one millisecond
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too, Ray's own ports are then of this machine only
-    "RAY_AUTH_MODE": "token",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_AUTH_MODE": "token",  # without the token of this start, Ray's ports refuse every call
 }
 
 
@@ -126,9 +125,13 @@ def _finish(seconds: float) -> None:
 @contextmanager
 def _ray() -> Iterator[Any]:
     """Ray, started on this machine and ended with the block. Signals stay ctm's own."""
-    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()} | token)
+    os.environ.update(
+        _ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    )  # before Ray is imported, which reads it
     import ray
+    from ray import serve  # noqa: F401  (it sets its logger)
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     ray.init(
