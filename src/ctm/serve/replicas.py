@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 
+from ctm.foreign.text import plain
 from ctm.serve.app import create_app
 from ctm.serve.errors import ApiError
 from ctm.serve.limits import Counts, Over
@@ -87,7 +88,7 @@ def run_replicas(opening: Opening, replicas: int, host: str, port: int, ready: C
             try:
                 serve.run(deployment.bind(), name=_APP, route_prefix="/")
             except RuntimeError as error:
-                raise OSError(f"the replicas do not start: {str(error).splitlines()[0]}") from error
+                raise OSError(f"the replicas do not start: {_reason()}") from error
             ready()
             while True:
                 time.sleep(3600)
@@ -109,6 +110,16 @@ def _deployment(opening: Opening, counts: Counts) -> Any:
                 raise RuntimeError("a network of this replica takes no requests")
 
     return serve.deployment(name="replica")(serve.ingress(build)(Replica))
+
+
+def _reason() -> str:
+    """The last line of what Ray says of a deployment that failed: the error of the replica."""
+    from ray import serve
+
+    found = serve.status().applications.get(_APP)
+    told = [] if found is None else [one.message for one in found.deployments.values()]
+    lines = [line.strip() for line in "\n".join(told).splitlines() if line.strip()]
+    return plain(lines[-1], 300) if lines else "Ray does not say why"
 
 
 def _finish(seconds: float) -> None:
