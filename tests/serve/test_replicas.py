@@ -228,10 +228,11 @@ if IS_THERE and find_spec("ray") is not None:
             most = Rate(per_minute=1000000, per_day=1000000)
             key = state.keys.create("Ada", limits=most)
             few = state.keys.create("Ben", limits=Rate(per_minute=10, per_day=1000))
-            options = ("--ray", "--replicas", "2")
+            options = ("--ray", "--replicas", "2", "--allow", "mynets")
             running = Server(tmp_path / "state", *options, policy=OPEN, CTM_DATABASE=url)
             running.state = state
             try:
+                assert [one.environ()["CTM_ALLOW"] for one in replicas(running)] == ["mynets"] * 2
                 check_one_service(running, key, few)
                 check_events(running)
                 check_ports(running)

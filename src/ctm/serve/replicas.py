@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 
+from ctm.foreign.allowed import allowed_modules
 from ctm.foreign.text import plain
 from ctm.serve.app import create_app
 from ctm.serve.errors import ApiError
@@ -81,7 +82,9 @@ def run_replicas(opening: Opening, replicas: int, host: str, port: int, ready: C
             ray_actor_options={
                 "num_cpus": 0,
                 "num_gpus": _gpus(opening.device, replicas),
-                "runtime_env": {"env_vars": {"PROMETHEUS_MULTIPROC_DIR": meters.name}},
+                "runtime_env": {
+                    "env_vars": {"PROMETHEUS_MULTIPROC_DIR": meters.name, "CTM_ALLOW": ",".join(allowed_modules())}
+                },
             },
         )
         try:
