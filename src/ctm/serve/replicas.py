@@ -126,14 +126,13 @@ def _reason() -> str:
 
 
 def _finish(seconds: float) -> None:
-    """Take no more requests, wait for what runs, and end Serve."""
+    """Take no more requests, and wait for what runs. The end of Ray ends the other processes."""
     from ray import serve
 
     serve.delete(_APP, _blocking=False)
     end = time.monotonic() + seconds
     while _APP in serve.status().applications and time.monotonic() < end:
         time.sleep(0.1)
-    serve.shutdown()
 
 
 @contextmanager
