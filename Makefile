@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --dura
 help:
 	@echo "make demo      train a teacher and a CTM on real digits, compare them, write runs/demo/report.html"
 	@echo "make test      the tests (at most six minutes on two cores), with the ten slowest at the end"
-	@echo "make test-all  the tests and the slow ones: soaks, long trainings, the page in Chromium"
+	@echo "make test-all  the tests and the slow ones: soaks, long trainings, the page in Chromium, replicas"
 	@echo "make lint      ruff, format check, mypy"
 	@echo "make format    bring the sources into form"
 	@echo "make check     what CI runs: lint and test"
@@ -33,6 +33,10 @@ $(VENV)/.browser: pyproject.toml constraints.txt $(BIN)/activate
 	$(INSTALL) -e ".[browser]"
 	@touch $@ $(VENV)/.core
 
+$(VENV)/.ray: pyproject.toml constraints.txt $(BIN)/activate
+	$(INSTALL) -e ".[ray]"
+	@touch $@ $(VENV)/.core
+
 $(VENV)/.lint: pyproject.toml constraints.txt $(BIN)/activate
 	$(INSTALL) -e ".[lint,serve]"
 	@touch $@ $(VENV)/.core
@@ -43,7 +47,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.test $(VENV)/.browser
+test-all: $(VENV)/.test $(VENV)/.browser $(VENV)/.ray
 	$(PYTEST)
 
 lint: $(VENV)/.lint

@@ -198,9 +198,9 @@ def test_a_block_list_is_made_of_data_and_used_by_a_policy(run, tmp_path):
         (["keys", "add", "Ann", "--role", "king", "--state", "STATE"], "role must be user or moderator, got 'king'"),
         (["keys", "add", "Ann", "--per_day", "0", "--state", "STATE"], "per_day must be at least 1, got 0"),
         (["keys", "revoke", "x", "--state", "STATE"], "there is no key 'x'"),
-        (["keys"], "expected"),
+        (["keys"], "moderate keys needs a change after it: add, list, revoke"),
         (["block", "STATE/keys", "--out", "STATE/list"], "STATE/keys"),
-        ([], "expected"),
+        ([], "moderate needs a task after it: list, show"),
     ],
 )
 def test_mistakes_are_sentences(run, held, arguments, message, monkeypatch):

@@ -117,7 +117,7 @@ def test_a_directory_goes_on_with_more_and_mends_what_is_missing(capsys, model, 
 def test_a_finished_directory_is_left_as_it_is(capsys, model, tmp_path, monkeypatch):
     asked = ["sample", model, "--num", 5, "--out", tmp_path / "out"]
     assert run(capsys, *asked)[0] == 0
-    monkeypatch.setattr("ctm.sampling.generation.draw", None)  # would fail if it were called
+    monkeypatch.setattr("ctm.sampling.generation.draw", lambda *_, **__: pytest.fail("a sample was drawn"))
     assert run(capsys, *asked)[:2] == (0, f"5 samples in {tmp_path / 'out'}\n")
 
 

@@ -3,14 +3,9 @@ elsewhere these tests are not collected."""
 
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from datetime import timedelta
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -18,31 +13,16 @@ from ctm.safety import State, verify
 from ctm.safety.head import read_head
 from ctm.safety.record import now
 
+from ..postgresql import IS_THERE, server
 from .states import picture
 
 FORK = multiprocessing.get_context("forkserver")
-FOUND = [Path(found) for found in (shutil.which("initdb"),) if found]
-BINARIES = next((found.resolve().parent for found in [*FOUND, *Path("/usr/lib/postgresql").glob("*/bin/initdb")]), None)
-
-
-def as_owner(folder, *command):
-    """Run one of the server's programs as a user that it accepts: it refuses root."""
-    words = [str(BINARIES / command[0]), *map(str, command[1:])]
-    words = ["runuser", "-u", "postgres", "--", *words] if os.getuid() == 0 else words
-    subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
 def url():
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path may have 107 bytes
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-    as_owner(folder, "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust")
-    options = f"-c listen_addresses='' -k {folder}"
-    as_owner(folder, "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-    as_owner(folder, "pg_ctl", "-D", folder / "data", "-w", "-m", "immediate", "stop")
-    shutil.rmtree(folder)
+    with server() as url:
+        yield url
 
 
 def whole(state):
@@ -94,7 +74,7 @@ def check_all_of_it(tmp_path, url):
     state.store.close()
 
 
-if BINARIES is not None and find_spec("psycopg") is not None:
+if IS_THERE:
 
     @pytest.mark.slow
     def test_postgresql_keeps_what_sqlite_keeps(tmp_path, url):

@@ -17,19 +17,21 @@ OPEN = f"thresholds: {{}}\nmax_images: 256\n{RATES}\n"  # without a filter it st
 
 
 class Server:
-    """`ctm serve` on a state; policy: its text; models: directories."""
+    """`ctm serve` on a state; policy: its text; models: directories; environment: more of it."""
 
-    def __init__(self, state: Path, *options: str, policy: str = OPEN, models: Sequence[str] = (MODEL,)) -> None:
+    def __init__(
+        self, state: Path, *options: str, policy: str = OPEN, models: Sequence[str] = (MODEL,), **environment: str
+    ) -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
         file = state.parent / "policy.yaml"
         file.write_text(policy)
         arguments = ["serve", *models, "--port", "0", "--state", str(state), "--policy", str(file), *options]
-        self.process = Command(arguments, own=True, OMP_NUM_THREADS="1")
+        self.process = Command(arguments, own=True, **{"OMP_NUM_THREADS": "1", **environment})
         self.url = self._url()
         self.client = httpx2.Client(base_url=self.url, timeout=60)
 
     def _url(self) -> str:
-        for _ in range(1200):
+        for _ in range(2400):
             found = re.search(
                 r"^address: (\S+)$", (self.process.output / "out").read_text() if self.started else "", re.M
             )

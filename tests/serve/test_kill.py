@@ -60,7 +60,7 @@ def kill_under_load(place: Path, times: int) -> None:
 
 
 def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path):
-    kill_under_load(tmp_path, 5)
+    kill_under_load(tmp_path, 2)
 
 
 @pytest.mark.slow

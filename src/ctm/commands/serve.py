@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from ctm import __version__
 from ctm.console import text_console
-from ctm.models import AnyModel, load_model
 from ctm.serve.extra import check_installed
 from ctm.terminal.options import add_device_option, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 if TYPE_CHECKING:
+    from ctm.serve.opening import Opening
     from ctm.serve.service import Service
 
 __all__ = ["parser", "run"]
@@ -56,52 +56,81 @@ def parser() -> Parser:
     add("--deadline", type=float, default=60.0, help="seconds that a request may take in the network")
     add("--most_steps", type=int, default=128, help="steps that a request may ask for")
     add("--largest", type=float, default=10.0, help="MB of a request with its pictures")
+    add("--ray", action="store_true", help="serve by processes that Ray Serve starts (extra ray)")
+    add("--replicas", type=int, default=1, help="processes of --ray; more than one need a PostgreSQL in CTM_DATABASE")
     add_device_option(result)
     return result
 
 
 def run(settings: Namespace) -> None:
     """Load the models, open the state, and serve until SIGTERM or Ctrl-C."""
-    check_installed("ctm serve")
+    check_installed("ctm serve --ray" if settings.ray else "ctm serve", ray=settings.ray)
     from ctm.serve.running import address_of, allowed_hosts, bind, check_address
     from ctm.serve.running import run as run_server
-    from ctm.serve.service import model_names
 
-    names = model_names(settings.models)
-    device = usable_device(settings.device)
-    models = {name: load_model(place).to(device) for name, place in zip(names, settings.models, strict=True)}
-    service = _service(models, settings)
+    _check_replicas(settings)
+    opening = _opening(settings)
+    service = opening.service()
     try:
         keys = service.gate.required
         check_address(settings.host, keys)
         bound = bind(settings.host, settings.port)
-        _tell(service, settings, str(device))
-        text_console().print(f"page: {address_of(bound).removesuffix('v1')}page/")
-        text_console().print(f"address: {address_of(bound)}")
+        _tell(service, settings, opening.device)
         more = [name.strip() for name in (settings.names or "").split(",") if name.strip()]
-        run_server(service, bound, allowed_hosts(settings.host, keys, more))
+        hosts, address = allowed_hosts(settings.host, keys, more), address_of(bound)
+        if not settings.ray:
+            _tell_address(address)
+            run_server(service, bound, hosts)
+            return
     finally:
         service.stop()
+    with bound:
+        port = bound.getsockname()[1]
+    _run_replicas(opening, settings, keys, hosts, port, address)
 
 
-def _service(models: dict[str, AnyModel], settings: Namespace) -> Service:
-    """The service with its state open, and the record told that it begins."""
-    from ctm.safety import State
-    from ctm.safety.shipped import filters_for
-    from ctm.serve.service import Service, Settings
-    from ctm.serve.signing import Signing
+def _run_replicas(
+    opening: Opening, settings: Namespace, keys: bool, hosts: list[str] | None, port: int, address: str
+) -> None:
+    """Serve with the same state, keys and names from several processes."""
+    from ctm.serve.replicas import run_replicas
+
+    own = replace(opening.settings, keys=keys)
+    opening = replace(opening, settings=own, hosts=None if hosts is None else tuple(hosts))
+    text_console().print(f"replicas: {settings.replicas}, by Ray Serve; limits of keys hold for all of them together")
+    run_replicas(opening, settings.replicas, settings.host, port, lambda: _tell_address(address))
+
+
+def _tell_address(address: str) -> None:
+    text_console().print(f"page: {address.removesuffix('v1')}page/")
+    text_console().print(f"address: {address}")
+
+
+def _check_replicas(settings: Namespace) -> None:
+    """Raises ValueError where the replicas could not share the state."""
+    from ctm.safety.state import database_url
+
+    if settings.replicas < 1:
+        raise ValueError(f"--replicas must be at least 1, got {settings.replicas}")
+    if settings.replicas > 1 and not settings.ray:
+        raise ValueError(f"--replicas {settings.replicas} needs --ray, which starts the replicas")
+    if settings.replicas > 1 and database_url(Path(settings.state)).startswith("sqlite"):
+        raise ValueError(
+            f"--replicas {settings.replicas} needs one database for all replicas: name a PostgreSQL in CTM_DATABASE "
+            "(postgresql+psycopg://USER:PASSWORD@HOST/NAME)"
+        )
+
+
+def _opening(settings: Namespace) -> Opening:
+    """What the service is opened from, with paths that hold in every process."""
+    from ctm.serve.opening import Opening
+    from ctm.serve.service import Settings
 
     bounds = {name: settings[name] for name in ("batch_size", "queue", "deadline", "most_steps")}
     own = Settings(**bounds, largest=int(settings.largest * 1e6))
-    policy = None if settings.policy is None else Path(settings.policy)
-    state = State.open(Path(settings.state), policy)
-    filters = filters_for(state.policy, state.folder)
-    sign = Signing.load_or_create(state.folder / "keys")
-    service = Service(models, state, filters=filters, sign=sign, settings=own)
-    about = {"version": __version__, "models": {one.name: one.digest for one in service.models.values()}}
-    about |= {"policy": state.policy.digest, "filters": {one.name: one.checksum for one in service.screen.filters}}
-    state.store.note("service began", about)
-    return service
+    places = tuple(str(Path(place).absolute()) if Path(place).exists() else place for place in settings.models)
+    policy = None if settings.policy is None else Path(settings.policy).absolute()
+    return Opening(places, Path(settings.state).absolute(), policy, str(usable_device(settings.device)), own)
 
 
 def _tell(service: Service, settings: Namespace, device: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from ctm.likelihood import Estimate
 from ctm.pictures import to_uint8
@@ -63,7 +64,7 @@ def _add_from_noise(app: FastAPI, service: Service) -> None:
         """Make one image for each variant, all from the same noise: other models, numbers of steps, values of γ."""
         key = await service.gate.key_of(request)
         body = await read_json(request, CompareBody)
-        models, label = _admitted_variants(service, body, key)
+        models, label = await run_in_threadpool(_admitted_variants, service, body, key)
         return await answer(service, compare(service, models, body, label, key), key, request, body)
 
     @app.post("/v1/ctm/path", openapi_extra=json_body(PathBody), responses=responses)
@@ -71,7 +72,7 @@ def _add_from_noise(app: FastAPI, service: Service) -> None:
         """Make an image and show the state after each of its jumps; one with noise in it is scaled to the data's deviation."""
         key = await service.gate.key_of(request)
         body = await read_json(request, PathBody)
-        served, label = admitted(service, body, key, conditions=tuple(body.condition or ()))
+        served, label = await run_in_threadpool(admitted, service, body, key, conditions=tuple(body.condition or ()))
         return await answer(service, path(service, served, body, label, key), key, request, body)
 
 
@@ -100,7 +101,7 @@ def _add_from_pictures(app: FastAPI, service: Service) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, StrokeBody, largest)
         only(files, "image")
-        served, label = admitted(service, body, key, upload=True)
+        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
         work = stroke(service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
 
@@ -110,7 +111,7 @@ def _add_from_pictures(app: FastAPI, service: Service) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, InterpolateBody, largest)
         only(files, "first", "second")
-        served, label = admitted(service, body, key, upload=True)
+        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
         first, second = [await receiver.needed(files, key, name) for name in ("first", "second")]
         return await answer(service, interpolate(service, served, body, label, first, second), key, request, body)
 
@@ -128,7 +129,7 @@ def _add_likelihood(app: FastAPI, service: Service) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, LikelihoodBody, largest)
         only(files, "image")
-        served, label = admitted(service, body, key, upload=True)
+        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
         image, seed = await receiver.needed(files, key), seed_of(body)
         try:
             found = await unless_gone(request, likelihood_of(service, served, label, image, seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from ctm.safety import KeyInfo
 from ctm.serve.answering import answer, events
@@ -37,7 +38,7 @@ def _add_generations(app: FastAPI, service: Service) -> None:
         """Make images of a class, or of what the model draws itself."""
         key = await service.gate.key_of(request)
         body = await read_json(request, GenerationBody)
-        served, label = admitted(service, body, key, conditions=tuple(body.condition or ()))
+        served, label = await run_in_threadpool(admitted, service, body, key, conditions=tuple(body.condition or ()))
         work = generate(service, served, body, label, key)
         return await _answered(service, work, key, request, body, "image_generation")
 
@@ -53,7 +54,7 @@ def _add_edits(app: FastAPI, service: Service, receiver: Receiver) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, EditBody, service.settings.largest)
         only(files, "image", "mask")
-        served, label = admitted(service, body, key, upload=True)
+        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
         image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
         work = edit(service, served, body, label, image, mask)
         return await _answered(service, work, key, request, body, "image_edit")
@@ -70,7 +71,7 @@ def _add_variations(app: FastAPI, service: Service, receiver: Receiver) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, VariationBody, service.settings.largest)
         only(files, "image")
-        served, label = admitted(service, body, key, upload=True)
+        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
         work = vary(service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import dataclass
 
 from fastapi import Request
 from limits import RateLimitItemPerDay, RateLimitItemPerMinute
@@ -13,22 +15,58 @@ from starlette.concurrency import run_in_threadpool
 from ctm.safety import ApiKeys, KeyInfo, Policy
 from ctm.serve.errors import ApiError
 
-__all__ = ["Gate"]
+__all__ = ["Counts", "Gate", "Over"]
 
-_REPORTS = 30  # a minute
+REPORTS = 30  # a minute
+
+
+@dataclass(frozen=True)
+class Over:
+    """A limit that does not let images through. most: images in the time named by words; wait: seconds until they fit, None where
+    they never do."""
+
+    words: str
+    most: int
+    wait: float | None
+
+
+class Counts:
+    """Counts what each key asks for, in this process's memory. They begin anew with the process."""
+
+    def __init__(self) -> None:
+        storage = MemoryStorage()
+        self._minutes, self._days = MovingWindowRateLimiter(storage), FixedWindowRateLimiter(storage)
+        self._lock = threading.Lock()
+
+    def take(self, who: str, per_minute: int, per_day: int, images: int) -> Over | None:
+        """Count images, unless they are over a limit: then nothing is counted."""
+        minute, day = RateLimitItemPerMinute(per_minute), RateLimitItemPerDay(per_day)
+        limits = ((self._minutes, minute, "minute", per_minute), (self._days, day, "day", per_day))
+        with self._lock:
+            for limiter, item, words, most in limits:
+                if images > most:
+                    return Over(words, most, None)
+                if not limiter.test(item, who, cost=images):
+                    return Over(words, most, limiter.get_window_stats(item, who).reset_time - time.time())
+            for limiter, item, _, _ in limits:
+                limiter.hit(item, who, cost=images)
+        return None
+
+    def take_report(self, who: str) -> bool:
+        """Count a report; False where it is over the limit."""
+        return bool(self._minutes.hit(RateLimitItemPerMinute(REPORTS, namespace="reports"), who))
 
 
 class Gate:
     """Finds the key of a request and counts its images.
 
-    required: whether a request needs a key; without, all requests together have the policy's limits for anonymous use. The counts
-    begin anew with the service."""
+    required: whether a request needs a key; without, all requests together have the policy's limits for anonymous use. counts:
+    where images are counted, None for this process's memory."""
 
-    def __init__(self, policy: Policy, keys: ApiKeys, *, required: bool) -> None:
+    def __init__(self, policy: Policy, keys: ApiKeys, *, required: bool, counts: Counts | None = None) -> None:
         self.policy, self.required = policy, required
         self._keys = keys
-        storage = MemoryStorage()
-        self._minutes, self._days = MovingWindowRateLimiter(storage), FixedWindowRateLimiter(storage)
+        self._counts = counts or Counts()
 
     async def key_of(self, request: Request) -> KeyInfo | None:
         """The key of a request, None where none is needed. Raises ApiError 401 for a key that is missing, unknown or revoked."""
@@ -46,26 +84,23 @@ class Gate:
         """Count images that are asked for. Raises ApiError 429, with the time after which they fit, or with none where they never
         do."""
         rate = self.policy.rate_of(key)
-        who = "anonymous" if key is None else key.id
-        minute, day = RateLimitItemPerMinute(rate.per_minute), RateLimitItemPerDay(rate.per_day)
-        limits = ((self._minutes, minute, "minute", rate.per_minute), (self._days, day, "day", rate.per_day))
-        for limiter, item, words, most in limits:
-            if images > most:
-                raise ApiError(
-                    400, f"this key may ask for {most} images a {words}, and {images} are more", "rate_too_small"
-                )
-            if not limiter.test(item, who, cost=images):
-                wait = limiter.get_window_stats(item, who).reset_time - time.time()
-                words = f"{images} more images are over the limit of {most} a {words}: ask again later"
-                raise ApiError(429, words, "rate_limit_exceeded", retry_after=wait)
-        for limiter, item, _, _ in limits:
-            limiter.hit(item, who, cost=images)
+        over = self._counts.take(_who(key), rate.per_minute, rate.per_day, images)
+        if over is None:
+            return
+        if over.wait is None:
+            words = f"this key may ask for {over.most} images a {over.words}, and {images} are more"
+            raise ApiError(400, words, "rate_too_small")
+        words = f"{images} more images are over the limit of {over.most} a {over.words}: ask again later"
+        raise ApiError(429, words, "rate_limit_exceeded", retry_after=over.wait)
 
     def charge_report(self, key: KeyInfo | None) -> None:
         """Count a report. Raises ApiError 429 for more than 30 a minute."""
-        item, who = RateLimitItemPerMinute(_REPORTS, namespace="reports"), "anonymous" if key is None else key.id
-        if not self._minutes.hit(item, who):
-            raise ApiError(429, f"at most {_REPORTS} reports a minute are taken", "rate_limit_exceeded", retry_after=60)
+        if not self._counts.take_report(_who(key)):
+            raise ApiError(429, f"at most {REPORTS} reports a minute are taken", "rate_limit_exceeded", retry_after=60)
+
+
+def _who(key: KeyInfo | None) -> str:
+    return "anonymous" if key is None else key.id
 
 
 def _unauthorised(words: str) -> ApiError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["STAGES", "Meters"]
 
@@ -16,10 +18,14 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Meters:
-    """The meters of one service, in a registry of its own. listener(stage, seconds), where it is set, is told of each stage."""
+    """The meters of one service, in a registry of its own. listener(stage, seconds), where it is set, is told of each stage.
+
+    Where PROMETHEUS_MULTIPROC_DIR names a directory, the processes that write there are counted together (`shared`), without the
+    gauge of the queue."""
 
     def __init__(self) -> None:
         self.listener: Callable[[str, float], object] | None = None
+        self.shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("ctm_requests", "Requests answered", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
@@ -74,5 +80,9 @@ class Meters:
                 self.listener(name, seconds)
 
     def text(self) -> bytes:
-        """All meters in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """All meters in Prometheus' text format, of all processes that count together."""
+        if not self.shared:
+            return generate_latest(self.registry)
+        everything = CollectorRegistry()
+        MultiProcessCollector(everything)
+        return generate_latest(everything)

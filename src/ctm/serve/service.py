@@ -18,7 +18,7 @@ from ctm.safety.filters import Filter
 from ctm.safety.record import last_entry
 from ctm.safety.signing import made_once
 from ctm.serve.errors import ApiError
-from ctm.serve.limits import Gate
+from ctm.serve.limits import Counts, Gate
 from ctm.serve.metrics import Meters
 from ctm.serve.outbox import Outbox, Sign
 from ctm.serve.scheduler import Scheduler
@@ -58,7 +58,8 @@ class Served:
 
 
 class Service:
-    """What the application answers from. models: by their names; filters: those that can run; sign: see `Outbox`.
+    """What the application answers from. models: by their names; filters: those that can run; sign: see `Outbox`; counts:
+    see `Gate`.
 
     Raises ValueError for a model whose samples are no pictures, and where a filter of the policy is missing."""
 
@@ -70,13 +71,15 @@ class Service:
         filters: Sequence[Filter],
         sign: Sign,
         settings: Settings | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.settings = settings = settings or Settings()
         self.state, self.policy, self.store = state, state.policy, state.store
         self.meters = Meters()
         self.screen = Screen(state.policy, filters, self.meters)
         keys = any(key.revoked is None for key in state.keys.list())
-        self.gate = Gate(state.policy, state.keys, required=keys if settings.keys is None else settings.keys)
+        required = keys if settings.keys is None else settings.keys
+        self.gate = Gate(state.policy, state.keys, required=required, counts=counts)
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")
         self.watermark = made_once(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
@@ -91,7 +94,8 @@ class Service:
         observe = partial(self.meters.called, name)
         options: dict[str, Any] = {"batch_size": settings.batch_size, "queue_limit": settings.queue, "observe": observe}
         scheduler = Scheduler(model, **options)
-        self.meters.queue.labels(name).set_function(lambda: scheduler.rows)
+        if not self.meters.shared:
+            self.meters.queue.labels(name).set_function(lambda: scheduler.rows)
         return Served(name, model, checksum_of(model), scheduler)
 
     def model(self, name: str | None) -> Served:
@@ -108,10 +112,15 @@ class Service:
     def check(self) -> None:
         """Raises what keeps requests from being answered: ApiError 503 where a network does not take them, OSError where the
         database cannot be read."""
-        if not self.ready or not all(served.scheduler.takes for served in self.models.values()):
+        if not self.takes:
             raise ApiError(503, "the service does not take requests: it is stopping", "stopping", retry_after=5)
         with self.store.database.reading() as connection:
             last_entry(connection)
+
+    @property
+    def takes(self) -> bool:
+        """Whether every network takes requests."""
+        return self.ready and all(served.scheduler.takes for served in self.models.values())
 
     def stop(self) -> None:
         """Take no more requests, finish what runs, and close the state."""

@@ -97,7 +97,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         """Tell the moderators what is wrong with a picture."""
         key = await service.gate.key_of(request)
         body = await read_json(request, ReportBody)
-        service.gate.charge_report(key)
+        await run_in_threadpool(service.gate.charge_report, key)
         id = await run_in_threadpool(_report, service, body, key)
         return JSONResponse({"id": id, "picture": body.picture}, 201)
 

@@ -24,14 +24,14 @@ def parser() -> Parser:
 
 def add_subcommands(own: Parser) -> None:
     """Add the kinds of work with keys."""
-    kinds = own.add_subcommands(required=True, dest="work")
+    kinds = own.add_subcommands(required=True, dest="change")
     for name, kind in (("add", _add_parser()), ("list", _list_parser()), ("revoke", _revoke_parser())):
         kinds.add_subcommand(name, kind, help=kind.description)
 
 
 def run(settings: Namespace) -> None:
     """Work with the keys of a state."""
-    {"add": _add, "list": _list, "revoke": _revoke}[settings.work](settings[settings.work])
+    {"add": _add, "list": _list, "revoke": _revoke}[settings.change](settings[settings.change])
 
 
 def _add_parser() -> Parser:
