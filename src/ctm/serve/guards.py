@@ -64,7 +64,7 @@ class Guard:
                 421, "this service does not answer under this name: use the address it was started with", "wrong_host"
             )
         origin = headers.get(b"origin", "").casefold()
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _netloc(origin) != host:
             return ApiError(403, "a page of another origin may not use this service", "wrong_origin")
         length = headers.get(b"content-length", "0")
         if not (length.isascii() and length.isdecimal()):
@@ -96,6 +96,14 @@ class _Body:
             raise _too_large(self._largest)
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
+
+
+def _netloc(origin: str) -> str | None:
+    """The host and port of an origin, None for what is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # e.g. half of an IPv6 address
+        return None
 
 
 def _too_large(largest: int) -> ApiError:
