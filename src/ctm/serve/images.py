@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -19,10 +21,9 @@ __all__ = ["add_images"]
 _ERRORS = (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
 
 
-def add_images(app: FastAPI, service: Service) -> None:
+def add_images(app: FastAPI, service: Service, receiver: Receiver) -> None:
     """Add the routes to the application."""
     _add_generations(app, service)
-    receiver = Receiver(service)
     _add_edits(app, service, receiver)
     _add_variations(app, service, receiver)
 
@@ -54,8 +55,13 @@ def _add_edits(app: FastAPI, service: Service, receiver: Receiver) -> None:
         body, files = await read_form(request, EditBody, service.settings.largest)
         only(files, "image", "mask")
         served, label = admitted(service, body, key, upload=True)
-        image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
-        work = edit(service, served, body, label, image, mask)
+
+        async def received() -> Work:
+            image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
+            return await asyncio.to_thread(edit, service, served, body, label, image, mask)
+
+        async with receiver.turn():
+            work = await received()
         return await _answered(service, work, key, request, body, "image_edit")
 
 
@@ -71,7 +77,8 @@ def _add_variations(app: FastAPI, service: Service, receiver: Receiver) -> None:
         body, files = await read_form(request, VariationBody, service.settings.largest)
         only(files, "image")
         served, label = admitted(service, body, key, upload=True)
-        work = vary(service, served, body, label, await receiver.needed(files, key))
+        async with receiver.turn():
+            work = await asyncio.to_thread(vary, service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
 
 

@@ -26,6 +26,7 @@ from ctm.serve.scheduler import Scheduler
 __all__ = ["Served", "Service", "Settings"]
 
 _FUNCTIONS = 8  # threads of functions that call the network back
+_SLOW = 1  # threads of what computes for seconds beside the network, so that it holds nothing else up
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Service:
         self.gate = Gate(state.policy, state.keys, required=keys if settings.keys is None else settings.keys)
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")
+        self.slow = ThreadPoolExecutor(_SLOW, "ctm-slow")
         self.watermark = made_once(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
         self.models = {name: self._served(name, model) for name, model in models.items()}
         self.ready = True
@@ -119,6 +121,7 @@ class Service:
         for served in self.models.values():
             served.scheduler.stop()
         self.threads.shutdown()
+        self.slow.shutdown()
         self.outbox.stop()
         self.store.close()
 
