@@ -185,6 +185,7 @@ def test_the_policy_decides_before_anything_is_computed(make_service):
     with TestClient(create_app(service, stop=False)) as client:
         error(client.post(URL, json={"prompt": "3"}), 403, "class_not_allowed")
         error(client.post(URL, json={}), 403, "class_not_allowed")
+        error(client.post(URL, json={"prompt": "4", "guidance": 0}), 403, "class_not_allowed")
         error(client.post(URL, json={"prompt": "4", "n": 3}), 403, "too_many_images")
         assert client.post(URL, json={"prompt": "4", "n": 2}).status_code == 200
     assert "ctm_call_rows_count" in service.meters.text().decode()

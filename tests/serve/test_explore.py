@@ -204,6 +204,9 @@ def test_the_policy_holds_here_too(make_service):
     with TestClient(create_app(service, stop=False)) as client:
         error(client.post("/v1/ctm/compare", json={"variants": [{}], "prompt": "7"}), 403, "class_not_allowed")
         error(client.post("/v1/ctm/path", json={"prompt": "7"}), 403, "class_not_allowed")
+        ways = [{"guidance": 2}, {"guidance": 0}]  # 0: no class, so any
+        error(client.post("/v1/ctm/compare", json={"variants": ways, "prompt": "1"}), 403, "class_not_allowed")
+        error(client.post("/v1/ctm/path", json={"prompt": "1", "guidance": -5}), 403, "class_not_allowed")
         error(client.post("/v1/ctm/compare", json={"variants": [{}] * 4, "prompt": "1"}), 403, "too_many_images")
         drawn = {"image": png(np.zeros((8, 8), np.uint8))}
         for route in ("stroke", "likelihood"):

@@ -73,7 +73,8 @@ def _add_from_noise(app: FastAPI, service: Service) -> None:
         """Make an image and show the state after each of its jumps; one with noise in it is scaled to the data's deviation."""
         key = await service.gate.key_of(request)
         body = await read_json(request, PathBody)
-        served, label = admitted(service, body, key, conditions=tuple(body.condition or ()))
+        asked: dict[str, Any] = {"conditions": tuple(body.condition or ()), "guidance": body.guidance}
+        served, label = admitted(service, body, key, **asked)
         return await answer(service, path(service, served, body, label, key), key, request, body)
 
 
@@ -83,12 +84,13 @@ def _admitted_variants(service: Service, body: CompareBody, key: KeyInfo | None)
         words = f"a request may ask for at most {service.policy.max_images} images, got {body.num}: ask for fewer"
         raise Refused(words, "too_many_images")
     models = [service.model(variant.model) for variant in body.variants]
-    label = None
+    label, scales = None, [variant.guidance for variant in body.variants if variant.guidance is not None]
+    guidance = min(scales, default=None)
     for name in dict.fromkeys(served.name for served in models):
         count = sum(served.name == name for served in models)
         common = body.model_dump(include={"prompt", "size"})
         ask = Asked(model=name, n=count, **common)
-        _, label = admitted(service, ask, key, conditions=tuple(body.condition or ()))
+        _, label = admitted(service, ask, key, conditions=tuple(body.condition or ()), guidance=guidance)
     return models, label
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -38,7 +39,8 @@ def _add_generations(app: FastAPI, service: Service) -> None:
         """Make images of a class, or of what the model draws itself."""
         key = await service.gate.key_of(request)
         body = await read_json(request, GenerationBody)
-        served, label = admitted(service, body, key, conditions=tuple(body.condition or ()))
+        asked: dict[str, Any] = {"conditions": tuple(body.condition or ()), "guidance": body.guidance}
+        served, label = admitted(service, body, key, **asked)
         work = generate(service, served, body, label, key)
         return await _answered(service, work, key, request, body, "image_generation")
 
