@@ -88,7 +88,7 @@ def _admitted_variants(service: Service, body: CompareBody, key: KeyInfo | None)
     guidance = min(scales, default=None)
     for name in dict.fromkeys(served.name for served in models):
         count = sum(served.name == name for served in models)
-        common = body.model_dump(include={"prompt", "size"})
+        common = body.model_dump(include={"prompt", "size", "response_format"})
         ask = Asked(model=name, n=count, **common)
         _, label = admitted(service, ask, key, conditions=tuple(body.condition or ()), guidance=guidance)
     return models, label

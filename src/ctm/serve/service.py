@@ -33,7 +33,7 @@ _SLOW = 1  # threads of what computes for seconds beside the network, so that it
 class Settings:
     """Bounds of a service. batch_size: rows of a call of the network; queue: images of a model that are taken and not done;
     deadline: seconds for a request in the network; most_steps: of a request; largest: bytes of a request's body; keys: whether
-    requests need an API key, None: where there are any."""
+    requests need an API key, None: where any was ever made."""
 
     batch_size: int = 64
     queue: int = 256
@@ -76,7 +76,7 @@ class Service:
         self.state, self.policy, self.store = state, state.policy, state.store
         self.meters = Meters()
         self.screen = Screen(state.policy, filters, self.meters)
-        keys = any(key.revoked is None for key in state.keys.list())
+        keys = bool(state.keys.list())  # revoked ones too: the end of the last key does not open a service
         self.gate = Gate(state.policy, state.keys, required=keys if settings.keys is None else settings.keys)
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")

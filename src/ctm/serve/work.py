@@ -96,6 +96,9 @@ def admitted(
     if body.size not in (None, "auto", served.size):
         words = f"{served.name} makes pictures of {served.size}: leave size out, or give auto"
         raise ApiError(400, words, "invalid_value", param="size")
+    if body.response_format == "url" and service.policy.retention.served == 0:
+        words = "this service does not keep pictures, so they have no address: leave response_format out"
+        raise ApiError(400, words, "invalid_value", param="response_format")
     model = served.model
     with bad_request("prompt"):
         label = label_of(body.prompt, model.num_classes, model.class_names)
