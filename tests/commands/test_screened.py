@@ -168,6 +168,7 @@ def test_small_pictures_are_held_if_the_policy_says_so(run, tmp_path, out):
     [
         ("max_images: 5", (), "at most 5 images, got 6"),
         ("classes: {blocked: [1]}", (), "the policy does not allow the class 1"),
+        ("classes: {blocked: [9]}", ("--cfg", "0"), "with guidance below 1"),
         ("thresholds: {}", ("--out", "x.npz"), "with --policy samples are pictures"),
         ("max_imags: 5", (), "p.yaml: 'max_imags' is no setting: did you mean max_images?"),
         ("thresholds: {weapons: {gun: {block: 1}}}", (), "the filter 'weapons', which is not there"),

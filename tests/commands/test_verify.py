@@ -122,7 +122,7 @@ def test_a_picture_saved_again_keeps_its_watermark_alone(capsys, state, picture,
     assert "found: " in found["watermark"]
     assert "record r6" in found["watermark"]
     err = sentence(capsys, "verify", again, *options, "--expect", "text,manifest,watermark")
-    assert "no valid text and no valid manifest, which --expect asks for" in err
+    assert "no valid text and no trusted manifest, which --expect asks for" in err
 
 
 def test_an_unmarked_picture_is_not_found(capsys, state, picture):
@@ -144,6 +144,19 @@ def test_an_unmarked_picture_is_not_found(capsys, state, picture):
         "--expect",
         "watermark",
     )
+
+
+def test_a_strangers_manifest_is_not_the_trusted_one_that_is_expected(capsys, state, made, picture, tmp_path):
+    """Anybody can sign the same claim with a certificate of their own."""
+    forged = tmp_path / "forged.png"
+    content = text.write(as_png(made[0]), made[1].as_text())
+    forged.write_bytes(Signer.load_or_create(tmp_path / "theirs").sign(content, made[1]))
+    for options in (["--state", state], ["--trust", state / "keys" / "c2pa" / "ca.pem"]):
+        said = sentence(capsys, "verify", forged, *options, "--expect", "manifest")
+        assert "no trusted manifest, which --expect asks for" in said
+        assert "the signer is none that you trust" in lines(capsys, forged, *options)["manifest"]
+        lines(capsys, picture(), *options, "--expect", "manifest")
+    lines(capsys, forged, "--expect", "manifest")  # nobody is named who would be trusted
 
 
 def test_what_was_altered_is_said(capsys, state, made, picture, tmp_path):

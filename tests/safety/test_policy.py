@@ -99,6 +99,10 @@ NAMES = ["shirt", "Flags", "shoe"]
         # without a class the model may draw any of them
         ({"classes": {"blocked": [1]}}, {"labels": []}, "class_not_allowed"),
         ({"classes": {"blocked": [1]}}, {"labels": [0, -1]}, "class_not_allowed"),
+        # nor does guidance below 1 keep it to the class: 0 is the model without one
+        *[({"classes": {"blocked": [1]}}, {"labels": [0], "guidance": w}, "class_not_allowed") for w in (0, 0.9, -100)],
+        *[({"classes": {"blocked": [1]}}, {"labels": [0], "guidance": w}, None) for w in (1, 1.5, 100)],
+        ({"classes": {"blocked": [7]}}, {"labels": [0], "guidance": 0}, None),
         ({"classes": {"blocked": [7]}}, {"labels": []}, None),
         ({"classes": {"blocked": [1]}}, {"labels": [], "classes": 0, "class_names": []}, None),
         ({"classes": {"allowed": ["x"]}}, {"labels": [], "classes": 0, "class_names": []}, "class_not_allowed"),

@@ -16,6 +16,7 @@ from ctm.safety import State, verify
 from ctm.safety.head import Head, read_head, write_head
 from ctm.safety.policy import Rate
 from ctm.safety.record import Entry, canonical
+from ctm.safety.schema import reports
 from ctm.safety.signing import PublicKey, Signer
 from ctm.safety.store import Store
 
@@ -274,7 +275,15 @@ def test_a_service_does_not_go_on_with_another_key(folder):
         ),
         ("UPDATE pictures SET claim = '{}' WHERE id = ?", "how picture .* was made is not what the record says"),
         ("DELETE FROM pictures WHERE id = ?", "of which entry 2 tells, is not in the database"),
-        ("DELETE FROM nonces WHERE picture = ?", "the nonce of picture .* is not the one in the record"),
+        ("DELETE FROM nonces WHERE picture = ?", "the nonce of picture .*, its model or its condition are not"),
+        (
+            "UPDATE nonces SET model = 'x' WHERE picture = ?",
+            "the nonce of picture .*, its model or its condition are not",
+        ),
+        (
+            "UPDATE nonces SET condition = '3' WHERE picture = ?",
+            "the nonce of picture .*, its model or its condition are",
+        ),
     ],
 )
 def test_a_picture_unlike_its_entry_is_named(folder, statement, words):
@@ -291,6 +300,62 @@ def test_a_picture_that_the_record_does_not_know_is_named(folder):
     columns = "state, png, sha256, claim, verdict, key_id, made, changed, reason"
     tamper(folder, (f"INSERT INTO pictures SELECT 'ff', {columns} FROM pictures LIMIT 1", ()))
     assert found(folder).problems == ["the record does not tell of picture ff, which is in the database"]
+
+
+def test_a_nonce_of_no_picture_is_named(folder):
+    tamper(folder, ("INSERT INTO nonces SELECT 'ff', nonce, model, condition FROM nonces LIMIT 1", ()))
+    assert found(folder).problems == ["the record does not tell of picture ff, which has a nonce"]
+
+
+def test_bytes_that_the_record_calls_deleted_are_named(folder):
+    state = State.open(folder)
+    blocked, gone = picture("block"), picture()
+    state.store.serve([blocked, gone])
+    state.store.delete(gone.id, "Ann", "asked for")
+    state.store.close()
+    assert found(folder).whole
+    tamper(folder, *[("UPDATE pictures SET png = ? WHERE id = ?", (one.png, one.id)) for one in (blocked, gone)])
+    words = "the bytes of picture {} are there, and by the record they are not kept"
+    assert set(found(folder).problems) == {words.format(blocked.id), words.format(gone.id)}
+
+
+def test_a_decision_whose_picture_s_entry_was_removed_is_no_failure(folder):
+    state = State.open(folder)
+    shown = picture()
+    state.store.serve([shown])
+    state.store.reject(shown.id, "Ann", "no")
+    state.store.close()
+    tamper(folder, ("DELETE FROM record WHERE number = 7", ()))
+    problems = found(folder).problems
+    assert problems[0] == "entry 7 is missing: it was removed"
+    assert problems[-1] == f"the record does not tell of picture {shown.id}, which is in the database"
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE reports SET words = 'nothing' WHERE id = ?", "the report {} was changed"),
+        ("UPDATE reports SET picture = 'ff' WHERE id = ?", "the report {} was changed"),
+        ("UPDATE reports SET key_id = NULL WHERE id = ?", "the report {} was changed"),
+        ("UPDATE reports SET closed = '2026', answer = 'no' WHERE id = ?", "whether the report {} is closed"),
+        ("DELETE FROM reports WHERE id = ?", "the report {}, of which the record tells, is not"),
+        ("UPDATE reports SET id = 'ff' WHERE id = ?", "the record does not tell of the report ff"),
+    ],
+)
+def test_a_report_unlike_its_entry_is_named(folder, statement, words):
+    """Someone who was reported makes the report vanish; an answered and a deleted one are as they were."""
+    state = State.open(folder)
+    shown = picture()
+    state.store.serve([shown])
+    open_one, answered, old = [state.store.report(shown.id, f"words {number}", "key1") for number in range(3)]
+    state.store.close_report(answered, "Ann", "taken down")
+    with state.store.writing() as writing:
+        writing.connection.execute(reports.delete().where(reports.c.id == old))
+        writing.note("report deleted", {"report": old, "by": "retention"}, shown.id)
+    state.store.close()
+    assert found(folder).whole
+    tamper(folder, (statement, (open_one,)))
+    assert found(folder).problems[0].startswith(words.format(open_one))
 
 
 def test_a_key_that_became_a_moderators_is_named(folder):

@@ -180,11 +180,30 @@ def test_health_and_metrics(service, client):
         assert f'ctm_stage_seconds_count{{stage="{stage}"}} 1.0' in text
 
 
+def test_the_end_of_the_last_key_does_not_open_a_service(make_service):
+    first = make_service(keys=[("Ada",)])
+    first.state.keys.revoke(first.state.keys.list()[0].id)
+    first.stop()
+    with TestClient(create_app(make_service(), stop=False)) as client:
+        assert client.post(URL, json={}).status_code == 401
+
+
+def test_pictures_that_are_not_kept_have_no_address(make_service):
+    service = make_service(policy={"retention": {"served": 0}})
+    with TestClient(create_app(service, stop=False)) as client:
+        said = error(client.post(URL, json={"response_format": "url"}), 400, "invalid_value")
+        assert "does not keep pictures" in said["message"]
+        ways = {"variants": [{}], "response_format": "url"}
+        error(client.post("/v1/ctm/compare", json=ways), 400, "invalid_value")
+        assert client.post(URL, json={}).status_code == 200
+
+
 def test_the_policy_decides_before_anything_is_computed(make_service):
     service = make_service(policy={"classes": {"blocked": [3]}, "max_images": 2})
     with TestClient(create_app(service, stop=False)) as client:
         error(client.post(URL, json={"prompt": "3"}), 403, "class_not_allowed")
         error(client.post(URL, json={}), 403, "class_not_allowed")
+        error(client.post(URL, json={"prompt": "4", "guidance": 0}), 403, "class_not_allowed")
         error(client.post(URL, json={"prompt": "4", "n": 3}), 403, "too_many_images")
         assert client.post(URL, json={"prompt": "4", "n": 2}).status_code == 200
     assert "ctm_call_rows_count" in service.meters.text().decode()

@@ -18,7 +18,6 @@ from ctm.serve.app import create_app
 from ctm.serve.explore import together
 from ctm.serve.explore_routes import likelihood_of
 from ctm.serve.tickets import CancelledError
-from ctm.serve.uploads import Upload
 
 from .conftest import Maker
 from .test_api import error, pictures
@@ -155,7 +154,7 @@ def test_a_digit_is_likelier_than_noise(both, digits):
 def test_a_likelihood_that_is_given_up_frees_its_row(both):
     service, _ = both
     served = service.models["student"]
-    picture = Upload(Image.fromarray(np.zeros((8, 8), np.uint8)), "image")
+    picture = torch.full((1, 8, 8), -1.0)
 
     async def give_up():
         task = asyncio.ensure_future(likelihood_of(service, served, 3, picture, 1))
@@ -205,6 +204,9 @@ def test_the_policy_holds_here_too(make_service):
     with TestClient(create_app(service, stop=False)) as client:
         error(client.post("/v1/ctm/compare", json={"variants": [{}], "prompt": "7"}), 403, "class_not_allowed")
         error(client.post("/v1/ctm/path", json={"prompt": "7"}), 403, "class_not_allowed")
+        ways = [{"guidance": 2}, {"guidance": 0}]  # 0: no class, so any
+        error(client.post("/v1/ctm/compare", json={"variants": ways, "prompt": "1"}), 403, "class_not_allowed")
+        error(client.post("/v1/ctm/path", json={"prompt": "1", "guidance": -5}), 403, "class_not_allowed")
         error(client.post("/v1/ctm/compare", json={"variants": [{}] * 4, "prompt": "1"}), 403, "too_many_images")
         drawn = {"image": png(np.zeros((8, 8), np.uint8))}
         for route in ("stroke", "likelihood"):

@@ -161,3 +161,20 @@ def test_a_body_that_does_not_come_is_given_up():
             await guard(scope, silent, send)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "http://x@y", "x"])
+def test_an_origin_that_is_no_address_is_refused(origin):
+    """It is another page's, and not a failure of the service."""
+    sent = []
+
+    async def run():
+        headers = [(b"host", b"x"), (b"origin", origin.encode())]
+
+        async def send(message):
+            sent.append(message)
+
+        await Guard(None, largest=100)({"type": "http", "headers": headers, "method": "GET", "path": "/"}, None, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 403

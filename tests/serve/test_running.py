@@ -8,6 +8,9 @@ import openai
 import pytest
 
 from ctm.cli import main
+from ctm.evaluation.extractors import checksum_of
+from ctm.safety import Picture, State, Verdict
+from ctm.safety.pictures import new_id
 
 from .server import MODEL, Server
 
@@ -74,6 +77,29 @@ def test_sigterm_finishes_what_runs_and_takes_no_more(tmp_path):
     assert server.process.wait(30) == 143
     assert "stopped by SIGTERM" in server.process.communicate()[1]
     server.stop()
+
+
+def test_secrets_that_are_gone_are_said(tmp_path, capsys, monkeypatch, digits):
+    """Anew they fit nothing that was made before, and that is said before the first request."""
+    monkeypatch.setattr("ctm.serve.running.run", lambda service, bound, hosts: bound.close())
+    state = State.open(tmp_path / "state")
+    state.keys.revoke(state.keys.find(state.keys.create("Ada")).id)
+    claim = {"model_digest": checksum_of(digits), "nonce": "00"}
+    state.store.serve([Picture(new_id(), b"a picture", claim, Verdict("pass", ""))])
+    state.store.close()
+    arguments = ["serve", MODEL, "--port", "0", "--state", str(tmp_path / "state")]
+    assert main(arguments) == 0  # makes watermark.key
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "keys: all revoked; no request is answered" in said
+    assert "was gone" not in said
+    for name in ("api.secret", "watermark.key"):
+        (tmp_path / "state" / "keys" / name).unlink()
+    assert main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "keys/api.secret was gone and is new" in said
+    assert "keys/watermark.key was gone and is new" in said
 
 
 def mistake(capsys, *arguments):

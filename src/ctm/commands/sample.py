@@ -195,7 +195,8 @@ def _admitted(
         return {}
     if suffix_of(Path(settings.out)) == ".npz":
         raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
-    policy.admit(model, str(settings.model), num, () if labels is None else labels.tolist(), fields)
+    known = () if labels is None else labels.tolist()
+    policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg)
     return {"policy": policy.policy_digest}
 
 

@@ -90,14 +90,17 @@ class Gate:
         labels: Iterable[int],
         conditions: Iterable[str] = (),
         upload: bool = False,
+        guidance: float | None = None,
     ) -> None:
         """Return if the policy allows what is asked for. name: of the model as it was given; labels: −1 or none for no class.
         Raises `ctm.safety.Refused`, a ValueError, otherwise."""
         from ctm.safety import Ask
         from ctm.safety.admission import LOCAL
 
-        about = {"classes": model.num_classes, "class_names": tuple(model.class_names), "labels": tuple(labels)}
-        self._state.policy.admit(Ask(name, num, conditions=tuple(conditions), upload=upload, key=LOCAL, **about))
+        about: dict[str, Any] = {"classes": model.num_classes, "class_names": tuple(model.class_names)}
+        about["labels"] = tuple(labels)
+        about |= {"conditions": tuple(conditions), "upload": upload, "guidance": guidance}
+        self._state.policy.admit(Ask(name, num, key=LOCAL, **about))
 
     def check_upload(self, file: str) -> None:
         """Return if the filters pass a picture file that is to be edited. Raises ValueError otherwise, and notes it in the

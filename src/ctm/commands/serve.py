@@ -69,13 +69,13 @@ def run(settings: Namespace) -> None:
     from ctm.serve.running import run as run_server
 
     _check_replicas(settings)
-    opening = _opening(settings)
+    opening, lost = _opening(settings), _lost(Path(settings.state))
     service = opening.service()
     try:
         keys = service.gate.required
         check_address(settings.host, keys)
         bound = bind(settings.host, settings.port)
-        _tell(service, settings, opening.device)
+        _tell(service, settings, opening.device, lost)
         more = [name.strip() for name in (settings.names or "").split(",") if name.strip()]
         hosts, address = allowed_hosts(settings.host, keys, more), address_of(bound)
         if not settings.ray:
@@ -133,8 +133,14 @@ def _opening(settings: Namespace) -> Opening:
     return Opening(places, Path(settings.state).absolute(), policy, str(usable_device(settings.device)), own)
 
 
-def _tell(service: Service, settings: Namespace, device: str) -> None:
-    """One line for each thing that the service uses."""
+def _lost(folder: Path) -> list[str]:
+    """Secrets that a state with a database lacks, and that are made anew when it is opened."""
+    there = (folder / "keys").is_dir()  # of a new state nothing is lost
+    return [name for name in ("api.secret", "watermark.key") if there and not (folder / "keys" / name).exists()]
+
+
+def _tell(service: Service, settings: Namespace, device: str, lost: list[str]) -> None:
+    """One line for each thing that the service uses. lost: see `_lost`."""
     from ctm.safety.admission import unknown_names
 
     say = text_console().print
@@ -143,7 +149,14 @@ def _tell(service: Service, settings: Namespace, device: str) -> None:
         say(f"model {name}: {place}, {served.size}, {classes}, on {device}")
     keys = sum(key.revoked is None for key in service.state.keys.list())
     none = "none; requests need none (ctm moderate keys add makes one)"
+    none = "all revoked; no request is answered (ctm moderate keys add makes one)" if service.gate.required else none
     say(f"keys: {f'{keys}; every request needs one' if keys else none}")
+    if "api.secret" in lost and service.gate.required:
+        say("keys: keys/api.secret was gone and is new, so no key made before fits; put it back from a backup")
+    if "watermark.key" in lost and any(service.store.nonces(one.digest) for one in service.models.values()):
+        say(
+            "watermark: keys/watermark.key was gone and is new, so no earlier mark can be found; put it back from a backup"
+        )
     policy = settings.policy or service.state.folder / "policy.yaml"
     say(f"policy: {policy}, at most {service.policy.max_images} images a request")
     models = [served.model for served in service.models.values()]

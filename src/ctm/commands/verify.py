@@ -46,7 +46,8 @@ def parser() -> Parser:
     result = command_parser(
         "verify",
         "Say which marks of origin a picture file has (manifest, text, watermark), what was altered, and what that does not "
-        "prove. Exit code 0 if the file could be examined, whatever was found; --expect makes it 2 if something is missing.",
+        "prove. Exit code 0 if the file could be examined, whatever was found; --expect makes it 2 if something is missing, or "
+        "signed by none of --trust.",
         "ctm verify picture.png --model models/digits-ctm --key watermark.key --nonces nonces.jsonl --trust ca.pem",
     )
     add = result.add_argument
@@ -79,18 +80,22 @@ def parser() -> Parser:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in a file. notes: sentences on each kind, in order; altered: sentences on what does not fit together."""
+    """What was found in a file. notes: sentences on each kind, in order; altered: sentences on what does not fit together; trust:
+    whether it was said which signers are trusted."""
 
     signed: Manifest | None
     texts: dict[str, str]
     detection: Detection | None
     notes: dict[str, str]
     altered: tuple[str, ...] = ()
+    trust: bool = False
 
     def found(self, kind: str) -> bool:
-        """Whether a kind was found and is what it says."""
+        """Whether a kind was found and is what it says. Where some signers are trusted, a manifest of another is none."""
         if kind == "manifest":
-            return self.signed is not None and self.signed.state != "Invalid"
+            return self.signed is not None and self.signed.state in (
+                ("Trusted",) if self.trust else ("Trusted", "Valid")
+            )
         if kind == "text":
             return _claim_in(self.texts) is not None and not self.altered
         return self.detection is not None and self.detection.found
@@ -115,9 +120,14 @@ def run(settings: Namespace) -> None:
     print("What this does not prove:")
     for sentence in _limits(findings):
         print(f"  {sentence}")
-    missing = [kind for kind in expected if not findings.found(kind)]
+    missing = [_said(kind, findings) for kind in expected if not findings.found(kind)]
     if missing:
-        raise ValueError(f"{path}: no valid {' and no valid '.join(missing)}, which --expect asks for")
+        raise ValueError(f"{path}: no {' and no '.join(missing)}, which --expect asks for")
+
+
+def _said(kind: str, findings: Findings) -> str:
+    """A kind as it was expected."""
+    return f"{'trusted' if kind == 'manifest' and findings.trust else 'valid'} {kind}"
 
 
 def _expected(asked: str | None) -> list[str]:
@@ -175,7 +185,7 @@ def _notes_in_file(content: bytes, trust: str | None) -> Findings:
         notes["text"] = _in_words(texts) if texts else "none"
     else:
         notes["text"] = "none: it is kept in PNG files only"
-    return Findings(signed, texts, None, notes, tuple(_altered(signed, texts)))
+    return Findings(signed, texts, None, notes, tuple(_altered(signed, texts)), trust is not None)
 
 
 def _of_manifest(signed: Manifest) -> str:
@@ -303,7 +313,7 @@ def _of_detection(detection: Detection) -> str:
 
 def _limits(findings: Findings) -> list[str]:
     found = []
-    if findings.found("manifest") and findings.signed is not None:
+    if findings.signed is not None and findings.signed.state in _LIMITS:
         found.append(_LIMITS[findings.signed.state])
     if findings.texts:
         found.append(_LIMITS["text"])

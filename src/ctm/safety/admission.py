@@ -47,7 +47,8 @@ class Ask:
 
     labels: the classes asked for; −1 or an empty sequence for no class. class_names: of the model's classes, in order, empty if
     unknown. classes: number of the model's classes. conditions: names of the fields that the request gives. upload: whether
-    it brings a picture of its own."""
+    it brings a picture of its own. guidance: the scale of classifier-free guidance, the smallest where there are several; None
+    without."""
 
     model: str
     num: int = 1
@@ -57,6 +58,7 @@ class Ask:
     conditions: Sequence[str] = ()
     upload: bool = False
     key: KeyInfo | None = None
+    guidance: float | None = None
 
 
 def admit(policy: Policy, ask: Ask) -> None:
@@ -82,20 +84,25 @@ def _check_upload(policy: Policy, ask: Ask) -> None:
 
 
 def _check_classes(policy: Policy, ask: Ask) -> None:
-    """Every class asked for must be allowed. Without a class the model may draw any, so then all must be."""
+    """Every class asked for must be allowed. Without a class the model may draw any, so then all must be. Guidance below 1 leads
+    away from the class that is asked for (0: it is not looked at), so it is as none."""
     rule = policy.classes
     for label in set(ask.labels) - {-1}:
         if not rule.allows(_names_of(label, ask)):
             shown = " ".join(str(name) for name in reversed(_names_of(label, ask)))
             raise Refused(f"the policy does not allow the class {plain(shown)}: ask for another", "class_not_allowed")
+    away = ask.guidance is not None and not ask.guidance >= 1
     without = not ask.labels or -1 in ask.labels
-    if not without or rule.is_open:
+    if not (without or away) or rule.is_open:
         return
     known = max(ask.classes, len(ask.class_names))
     if known and all(rule.allows(_names_of(label, ask)) for label in range(known)):
         return
     if known == 0 and rule.allowed is None:
         return  # a model without classes has none that is blocked
+    if not without:
+        words = f"with guidance below 1, {plain(ask.model)} may draw a class that the policy does not allow: give at least 1"
+        raise Refused(words, "class_not_allowed")
     raise Refused(
         f"without a class, {plain(ask.model)} may draw one that the policy does not allow: ask for a class that it allows",
         "class_not_allowed",

@@ -1,4 +1,4 @@
-"""The other tables against the record: every picture, nonce and key is as the record tells."""
+"""The other tables against the record: every picture, nonce, report and key is as the record tells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from ctm.safety.record import canonical
-from ctm.safety.schema import api_keys, nonces, pictures
+from ctm.safety.schema import api_keys, nonces, pictures, reports
 
 __all__ = ["Known", "check_tables"]
 
@@ -18,33 +18,42 @@ _STATES = ("served", "held", "released", "rejected", "blocked", "deleted")
 
 @dataclass
 class Known:
-    """What the entries tell in the end: the first entry and the newest state of each picture, and each key."""
+    """What the entries tell in the end: the first entry and the newest state of each picture, each key, and
+    each report that is not deleted, with its answer if it is closed."""
 
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
     state: dict[str, str] = field(default_factory=dict)
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, content: dict[str, Any]) -> None:
         """Add what one entry tells."""
         kind, body, picture = content["kind"], content["body"], content.get("picture")
         if picture is not None and kind in _STATES:
-            self.first.setdefault(picture, {**body, "number": content["number"]})
+            if "claim" in body:  # a decision has none, and is the first where the entry before it was removed
+                self.first.setdefault(picture, {**body, "number": content["number"]})
             self.state[picture] = kind
         if kind == "key created":
             self.keys[body["key"]] = body
         if kind == "key revoked":
             self.revoked.add(body["key"])
+        if kind == "reported":
+            self.reports[body["report"]] = {**body, "picture": picture}
+        if kind == "report closed" and body["report"] in self.reports:
+            self.reports[body["report"]]["answer"] = body["answer"]
+        if kind == "report deleted":
+            self.reports.pop(body["report"], None)
 
 
 def check_tables(connection: Connection, known: Known) -> list[str]:
     """A sentence for each difference between the tables and the record."""
-    return [*_pictures(connection, known), *_keys(connection, known)]
+    return [*_pictures(connection, known), *_reports(connection, known), *_keys(connection, known)]
 
 
 def _pictures(connection: Connection, known: Known) -> list[str]:
     wrong, there = [], set()
-    marks = {row.picture: row.nonce for row in connection.execute(select(nonces))}
+    marks = {row.picture: row for row in connection.execute(select(nonces))}
     rows = connection.execution_options(yield_per=100).execute(
         select(pictures).order_by(pictures.c.made, pictures.c.id)
     )
@@ -55,13 +64,18 @@ def _pictures(connection: Connection, known: Known) -> list[str]:
             wrong.append(f"the record does not tell of picture {row.id}, which is in the database")
         else:
             wrong += _picture(row, first, known.state[row.id], marks.get(row.id))
+    wrong += [
+        f"the record does not tell of picture {id}, which has a nonce"
+        for id in marks
+        if id not in there | known.first.keys()
+    ]
     gone = [id for id in known.first if id not in there]
     return wrong + [
         f"picture {id}, of which entry {known.first[id]['number']} tells, is not in the database" for id in gone
     ]
 
 
-def _picture(row: Any, first: dict[str, Any], state: str, nonce: str | None) -> list[str]:
+def _picture(row: Any, first: dict[str, Any], state: str, mark: Any) -> list[str]:
     wrong = []
     if row.state != state:
         wrong.append(f"picture {row.id} is {row.state} in the database, and {state} by the record")
@@ -75,9 +89,32 @@ def _picture(row: Any, first: dict[str, Any], state: str, nonce: str | None) -> 
     told = (first["sha256"], canonical(first["claim"]), canonical(first["verdict"]), first["key"])
     if kept != told:
         wrong.append(f"what the database says of how picture {row.id} was made is not what the record says")
-    if nonce != first["claim"].get("nonce"):
-        wrong.append(f"the nonce of picture {row.id} is not the one in the record")
+    if row.png is not None and (state == "deleted" or not first["stored"]):
+        wrong.append(f"the bytes of picture {row.id} are there, and by the record they are not kept")
+    claim = first["claim"]
+    marked = None if mark is None else (mark.nonce, mark.model, mark.condition)
+    known = (claim.get("nonce"), str(claim.get("model_digest", "")), canonical(claim.get("condition")))
+    if marked != (None if known[0] is None else known):
+        wrong.append(f"the nonce of picture {row.id}, its model or its condition are not those in the record")
     return wrong
+
+
+def _reports(connection: Connection, known: Known) -> list[str]:
+    wrong, there = [], set()
+    for row in connection.execute(select(reports)):
+        there.add(row.id)
+        told = known.reports.get(row.id)
+        if told is None:
+            wrong.append(f"the record does not tell of the report {row.id}, or says that it was deleted")
+            continue
+        digest = hashlib.sha256(str(row.words).encode("utf-8", "surrogatepass")).hexdigest()
+        if (digest, row.picture, row.key_id) != (told["words_sha256"], told["picture"], told["key"]):
+            wrong.append(f"the report {row.id} was changed: its words, picture or key are not those in the record")
+        if (None if row.closed is None else row.answer) != told.get("answer"):
+            wrong.append(f"whether the report {row.id} is closed, or its answer, is not as the record says")
+    return wrong + [
+        f"the report {id}, of which the record tells, is not in the database" for id in known.reports if id not in there
+    ]
 
 
 def _keys(connection: Connection, known: Known) -> list[str]:

@@ -16,6 +16,7 @@ from ctm.serve.explore_routes import add_explore
 from ctm.serve.guards import Guard
 from ctm.serve.images import add_images
 from ctm.serve.moderation import add_moderation
+from ctm.serve.receiving import Receiver
 from ctm.serve.service import Service
 from ctm.serve.static import router as page
 from ctm.serve.timing import Timed
@@ -45,9 +46,10 @@ def create_app(service: Service, *, hosts: Sequence[str] | None = None, stop: bo
     app = FastAPI(title="ctm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     add_handlers(app)
-    add_images(app, service)
+    receiver = Receiver(service)
+    add_images(app, service, receiver)
     add_views(app, service)
-    add_explore(app, service)
+    add_explore(app, service, receiver)
     add_moderation(app, service)
     app.include_router(page)
     add_document(app, keys=service.gate.required)

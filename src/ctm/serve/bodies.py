@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,12 +14,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from ctm.foreign.text import parse_json, plain
 from ctm.serve.errors import ApiError, bad_request
 
-__all__ = ["Asked", "EditBody", "GenerationBody", "ReportBody", "VariationBody", "read_form", "read_json"]
+__all__ = ["Asked", "EditBody", "GenerationBody", "ReportBody", "Steps", "VariationBody", "read_form", "read_json"]
 
 Body = TypeVar("Body", bound=BaseModel)
+Steps = Annotated[int, Field(ge=1, le=1_000_000)] | None  # a service takes fewer; more digits could not even be said
 _SEED = (1 << 64) - 1
 _FIELD = re.compile(r"([a-z_]{1,40})\[([A-Za-z][A-Za-z0-9_]{0,63})\](\[\])?")
 _MOST_FIELDS, _MOST_FILES = 64, 2
+_MOST_NESTED = 100_000  # lists and objects of a JSON body; each costs a hundred times its bytes
+_SHORT = 65_536  # bytes of a body that is read at once, beside nothing
 
 
 class Asked(BaseModel):
@@ -53,7 +57,7 @@ class Asked(BaseModel):
 class GenerationBody(Asked):
     """POST /v1/images/generations."""
 
-    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="jumps, or levels of a sampler of the denoiser")
+    steps: Steps = Field(None, description="jumps, or levels of a sampler of the denoiser")
     gamma: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="of γ-sampling; 0: deterministic")
     guidance: Annotated[float, Field(ge=-100, le=100)] | None = Field(
         None, description="scale of classifier-free guidance"
@@ -69,7 +73,7 @@ class GenerationBody(Asked):
 class EditBody(Asked):
     """POST /v1/images/edits, the fields beside the files."""
 
-    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="levels; 18 where left out")
+    steps: Steps = Field(None, description="levels; 18 where left out")
     rounds: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="jumps at each level; 2 where left out")
     stream: bool | None = Field(None, description="server-sent events with previews")
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
@@ -96,6 +100,12 @@ async def read_json(request: Request, form: type[Body]) -> Body:
     """The body as JSON. Raises ApiError for another type, for no JSON, and for fields that are not right."""
     _check_type(request, "application/json")
     content = await request.body()
+    if len(content) > _SHORT:
+        return await asyncio.to_thread(_from_json, content, form)
+    return _from_json(content, form)
+
+
+def _from_json(content: bytes, form: type[Body]) -> Body:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -103,6 +113,8 @@ async def read_json(request: Request, form: type[Body]) -> Body:
             400, f"the body is no text in UTF-8 ({error.reason} at byte {error.start})", "invalid_json"
         ) from error
     with bad_request(code="invalid_json"):
+        if content.count(b"[") + content.count(b"{") > _MOST_NESTED:
+            raise ValueError(f"the body has more than {_MOST_NESTED:,} lists and objects: ask for fewer images at once")
         values = parse_json(text, "the body")
     return _validated(form, values, strict=True)
 
@@ -155,16 +167,15 @@ def _fields(data: FormData) -> dict[str, Any]:
 def _validated(form: type[Body], values: Any, *, strict: bool) -> Body:
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object with the fields of the request", "invalid_value")
+    unknown = next((name for name in values if name not in form.model_fields), None)
+    if unknown is not None:  # before there is an error for each of many
+        where, known = plain(unknown, 60), ", ".join(form.model_fields)
+        raise ApiError(400, f"unknown field {where!r}: this request takes {known}", "unknown_parameter", param=where)
     try:
         return form.model_validate(values, strict=strict)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = plain(".".join(str(step) for step in first["loc"][:1]), 60)
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(form.model_fields)
-            raise ApiError(
-                400, f"unknown field {where!r}: this request takes {known}", "unknown_parameter", param=where
-            ) from None
         words = f"{where}: {plain(first['msg'], 200)}, got {plain(repr(first['input']), 60)}"
         raise ApiError(400, words, "invalid_value", param=where) from None
 

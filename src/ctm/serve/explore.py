@@ -232,20 +232,15 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
 
 
 def interpolate(
-    service: Service, served: Served, body: InterpolateBody, label: int | None, first: Upload, second: Upload
+    service: Service, served: Served, body: InterpolateBody, label: int | None, first: Tensor, second: Tensor
 ) -> Work:
-    """The work of POST /v1/ctm/interpolate: from one picture to the other along the flow, on the sphere of the noise. Raises
-    ApiError."""
+    """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere."""
     num = body.num
-    with bad_request():
-        if num < 2:
-            raise ValueError(f"an interpolation has its two ends: ask for at least 2 pictures, got {num}")
-        ends = for_model(first, served.model), for_model(second, served.model)
     labels = None if label is None else (label, label)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:
-            return editing.interpolate(model, *ends, num, labels=labels)
+            return editing.interpolate(model, first, second, num, labels=labels)
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctm.serve.bodies import Asked
+from ctm.serve.bodies import Asked, Steps
 
 __all__ = ["CompareBody", "InterpolateBody", "LikelihoodBody", "PathBody", "StrokeBody", "Variant"]
 
-Steps = Annotated[int, Field(ge=1)] | None
 Gamma = Annotated[float, Field(ge=0, le=1)] | None
 Scale = Annotated[float, Field(ge=-100, le=100)] | None
 _FIELDS = "the model's fields: an array each"

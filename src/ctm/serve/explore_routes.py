@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from ctm.likelihood import Estimate
 from ctm.pictures import to_uint8
@@ -23,7 +25,7 @@ from ctm.serve.explore import compare, interpolate, path, stroke
 from ctm.serve.explore_bodies import CompareBody, InterpolateBody, LikelihoodBody, PathBody, StrokeBody
 from ctm.serve.receiving import Receiver, only
 from ctm.serve.service import Served, Service
-from ctm.serve.uploads import Upload, for_model
+from ctm.serve.uploads import for_model
 from ctm.serve.work import admitted, seed_of
 
 __all__ = ["add_explore", "likelihood_of"]
@@ -49,11 +51,11 @@ _BITS = {
 }
 
 
-def add_explore(app: FastAPI, service: Service) -> None:
+def add_explore(app: FastAPI, service: Service, receiver: Receiver) -> None:
     """Add the routes to the application."""
     _add_from_noise(app, service)
-    _add_from_pictures(app, service)
-    _add_likelihood(app, service)
+    _add_from_pictures(app, service, receiver)
+    _add_likelihood(app, service, receiver)
 
 
 def _add_from_noise(app: FastAPI, service: Service) -> None:
@@ -72,7 +74,8 @@ def _add_from_noise(app: FastAPI, service: Service) -> None:
         """Make an image and show the state after each of its jumps; one with noise in it is scaled to the data's deviation."""
         key = await service.gate.key_of(request)
         body = await read_json(request, PathBody)
-        served, label = await run_in_threadpool(admitted, service, body, key, conditions=tuple(body.condition or ()))
+        asked: dict[str, Any] = {"conditions": tuple(body.condition or ()), "guidance": body.guidance}
+        served, label = await run_in_threadpool(admitted, service, body, key, **asked)
         return await answer(service, path(service, served, body, label, key), key, request, body)
 
 
@@ -82,17 +85,18 @@ def _admitted_variants(service: Service, body: CompareBody, key: KeyInfo | None)
         words = f"a request may ask for at most {service.policy.max_images} images, got {body.num}: ask for fewer"
         raise Refused(words, "too_many_images")
     models = [service.model(variant.model) for variant in body.variants]
-    label = None
+    label, scales = None, [variant.guidance for variant in body.variants if variant.guidance is not None]
+    guidance = min(scales, default=None)
     for name in dict.fromkeys(served.name for served in models):
         count = sum(served.name == name for served in models)
-        common = body.model_dump(include={"prompt", "size"})
+        common = body.model_dump(include={"prompt", "size", "response_format"})
         ask = Asked(model=name, n=count, **common)
-        _, label = admitted(service, ask, key, conditions=tuple(body.condition or ()))
+        _, label = admitted(service, ask, key, conditions=tuple(body.condition or ()), guidance=guidance)
     return models, label
 
 
-def _add_from_pictures(app: FastAPI, service: Service) -> None:
-    receiver, largest = Receiver(service), service.settings.largest
+def _add_from_pictures(app: FastAPI, service: Service, receiver: Receiver) -> None:
+    largest = service.settings.largest
     responses: dict[int | str, dict[str, Any]] = {**image_answer(stream=False), **answers(*_ERRORS)}
 
     @app.post("/v1/ctm/stroke", openapi_extra=form_body(StrokeBody), responses=responses)
@@ -102,7 +106,8 @@ def _add_from_pictures(app: FastAPI, service: Service) -> None:
         body, files = await read_form(request, StrokeBody, largest)
         only(files, "image")
         served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
-        work = stroke(service, served, body, label, await receiver.needed(files, key))
+        async with receiver.turn():
+            work = await asyncio.to_thread(stroke, service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
 
     @app.post("/v1/ctm/interpolate", openapi_extra=form_body(InterpolateBody), responses=responses)
@@ -112,12 +117,19 @@ def _add_from_pictures(app: FastAPI, service: Service) -> None:
         body, files = await read_form(request, InterpolateBody, largest)
         only(files, "first", "second")
         served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
-        first, second = [await receiver.needed(files, key, name) for name in ("first", "second")]
-        return await answer(service, interpolate(service, served, body, label, first, second), key, request, body)
+        with bad_request("n"):
+            if body.num < 2:
+                raise ValueError(f"an interpolation has its two ends: ask for at least 2 pictures, got {body.num}")
+        ends = []
+        for name in ("first", "second"):
+            async with receiver.turn():
+                ends.append(await _reduced(receiver, files, key, served, name))
+        work = interpolate(service, served, body, label, ends[0], ends[1])
+        return await answer(service, work, key, request, body)
 
 
-def _add_likelihood(app: FastAPI, service: Service) -> None:
-    receiver, largest = Receiver(service), service.settings.largest
+def _add_likelihood(app: FastAPI, service: Service, receiver: Receiver) -> None:
+    largest = service.settings.largest
 
     @app.post(
         "/v1/ctm/likelihood",
@@ -130,7 +142,9 @@ def _add_likelihood(app: FastAPI, service: Service) -> None:
         body, files = await read_form(request, LikelihoodBody, largest)
         only(files, "image")
         served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
-        image, seed = await receiver.needed(files, key), seed_of(body)
+        async with receiver.turn():
+            image = await _reduced(receiver, files, key, served)
+        seed = seed_of(body)
         try:
             found = await unless_gone(request, likelihood_of(service, served, label, image, seed))
         except Gone:
@@ -140,21 +154,31 @@ def _add_likelihood(app: FastAPI, service: Service) -> None:
         return JSONResponse({**about, "model": served.name, "seed": seed})
 
 
-async def likelihood_of(service: Service, served: Served, label: int | None, image: Upload, seed: int) -> Estimate:
-    """The estimate, made in a thread. Giving it up ends it at the network's next evaluation. It takes a row of the queue."""
-    with bad_request("image", "invalid_image"):
-        pixels = to_uint8(for_model(image, served.model)[None])[0].permute(2, 0, 1)
+async def _reduced(
+    receiver: Receiver, files: dict[str, bytes], key: KeyInfo | None, served: Served, name: str = "image"
+) -> Tensor:
+    """The picture in a file (C, H, W) in the model's shape. Raises ApiError as `Receiver.needed`."""
+    picture = await receiver.needed(files, key, name)
+    with bad_request(name, "invalid_image"):
+        return await asyncio.to_thread(for_model, picture, served.model)
+
+
+async def likelihood_of(service: Service, served: Served, label: int | None, image: Tensor, seed: int) -> Estimate:
+    """The estimate for an image (C, H, W), made in a thread. Giving it up ends it at the network's next evaluation. It takes a
+    row of the queue."""
+    pixels = to_uint8(image[None])[0].permute(2, 0, 1)
     condition = None if label is None else torch.tensor([label])
     gone, give_back = threading.Event(), served.scheduler.take_rows(1)
+    end = time.monotonic() + service.settings.deadline
 
     def work() -> Estimate:
         try:
-            deadline = service.settings.deadline
-            return bits_of(served.model, pixels, condition, seed=seed, deadline=deadline, gone=gone.is_set)
+            left = end - time.monotonic()  # the time that it waited for a thread counts
+            return bits_of(served.model, pixels, condition, seed=seed, deadline=left, gone=gone.is_set)
         finally:
             give_back()
 
-    future = service.threads.submit(work)
+    future = service.slow.submit(work)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
@@ -20,10 +23,9 @@ __all__ = ["add_images"]
 _ERRORS = (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
 
 
-def add_images(app: FastAPI, service: Service) -> None:
+def add_images(app: FastAPI, service: Service, receiver: Receiver) -> None:
     """Add the routes to the application."""
     _add_generations(app, service)
-    receiver = Receiver(service)
     _add_edits(app, service, receiver)
     _add_variations(app, service, receiver)
 
@@ -38,7 +40,8 @@ def _add_generations(app: FastAPI, service: Service) -> None:
         """Make images of a class, or of what the model draws itself."""
         key = await service.gate.key_of(request)
         body = await read_json(request, GenerationBody)
-        served, label = await run_in_threadpool(admitted, service, body, key, conditions=tuple(body.condition or ()))
+        asked: dict[str, Any] = {"conditions": tuple(body.condition or ()), "guidance": body.guidance}
+        served, label = await run_in_threadpool(admitted, service, body, key, **asked)
         work = generate(service, served, body, label, key)
         return await _answered(service, work, key, request, body, "image_generation")
 
@@ -55,8 +58,13 @@ def _add_edits(app: FastAPI, service: Service, receiver: Receiver) -> None:
         body, files = await read_form(request, EditBody, service.settings.largest)
         only(files, "image", "mask")
         served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
-        image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
-        work = edit(service, served, body, label, image, mask)
+
+        async def received() -> Work:
+            image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
+            return await asyncio.to_thread(edit, service, served, body, label, image, mask)
+
+        async with receiver.turn():
+            work = await received()
         return await _answered(service, work, key, request, body, "image_edit")
 
 
@@ -72,7 +80,8 @@ def _add_variations(app: FastAPI, service: Service, receiver: Receiver) -> None:
         body, files = await read_form(request, VariationBody, service.settings.largest)
         only(files, "image")
         served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
-        work = vary(service, served, body, label, await receiver.needed(files, key))
+        async with receiver.turn():
+            work = await asyncio.to_thread(vary, service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from ctm.serve.app import create_app
+from ctm.serve.connections import HEADER_BYTES, Connection
 from ctm.serve.guards import LOOPBACK_HOSTS, is_loopback
 from ctm.serve.service import Service
 
@@ -66,6 +67,8 @@ def run(service: Service, bound: socket.socket, hosts: Sequence[str] | None) -> 
         "log_level": "warning",
         "access_log": False,  # it would hold addresses of pictures
         "server_header": False,
+        "http": Connection,
+        "h11_max_incomplete_event_size": HEADER_BYTES,
         "date_header": False,
         "timeout_keep_alive": _IDLE,
         "limit_concurrency": _CONNECTIONS,

@@ -26,13 +26,14 @@ from ctm.serve.scheduler import Scheduler
 __all__ = ["Served", "Service", "Settings"]
 
 _FUNCTIONS = 8  # threads of functions that call the network back
+_SLOW = 1  # threads of what computes for seconds beside the network, so that it holds nothing else up
 
 
 @dataclass(frozen=True)
 class Settings:
     """Bounds of a service. batch_size: rows of a call of the network; queue: images of a model that are taken and not done;
     deadline: seconds for a request in the network; most_steps: of a request; largest: bytes of a request's body; keys: whether
-    requests need an API key, None: where there are any."""
+    requests need an API key, None: where any was ever made."""
 
     batch_size: int = 64
     queue: int = 256
@@ -77,11 +78,12 @@ class Service:
         self.state, self.policy, self.store = state, state.policy, state.store
         self.meters = Meters()
         self.screen = Screen(state.policy, filters, self.meters)
-        keys = any(key.revoked is None for key in state.keys.list())
+        keys = bool(state.keys.list())  # revoked ones too: the end of the last key does not open a service
         required = keys if settings.keys is None else settings.keys
         self.gate = Gate(state.policy, state.keys, required=required, counts=counts)
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")
+        self.slow = ThreadPoolExecutor(_SLOW, "ctm-slow")
         self.watermark = made_once(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
         self.models = {name: self._served(name, model) for name, model in models.items()}
         self.ready = True
@@ -128,6 +130,7 @@ class Service:
         for served in self.models.values():
             served.scheduler.stop()
         self.threads.shutdown()
+        self.slow.shutdown()
         self.outbox.stop()
         self.store.close()
 

@@ -82,7 +82,13 @@ class Work:
 
 
 def admitted(
-    service: Service, body: Any, key: KeyInfo | None, *, upload: bool = False, conditions: Sequence[str] = ()
+    service: Service,
+    body: Any,
+    key: KeyInfo | None,
+    *,
+    upload: bool = False,
+    conditions: Sequence[str] = (),
+    guidance: float | None = None,
 ) -> tuple[Served, int | None]:
     """The model that is asked and the class of the prompt, of a request that the policy allows. Its images are counted. Raises
     ApiError and ctm.safety.Refused."""
@@ -90,10 +96,14 @@ def admitted(
     if body.size not in (None, "auto", served.size):
         words = f"{served.name} makes pictures of {served.size}: leave size out, or give auto"
         raise ApiError(400, words, "invalid_value", param="size")
+    if body.response_format == "url" and service.policy.retention.served == 0:
+        words = "this service does not keep pictures, so they have no address: leave response_format out"
+        raise ApiError(400, words, "invalid_value", param="response_format")
     model = served.model
     with bad_request("prompt"):
         label = label_of(body.prompt, model.num_classes, model.class_names)
     known: dict[str, Any] = {"classes": model.num_classes, "class_names": model.class_names, "conditions": conditions}
+    known["guidance"] = guidance
     labels = () if label is None else (label,)
     service.policy.admit(Ask(served.name, body.num, labels, **known, upload=upload, key=key))
     if body.num > service.settings.queue:
