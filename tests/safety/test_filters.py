@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from ctm.safety import Policy, Screen
+from ctm.safety import Policy, Screen, block_list
 from ctm.safety.block_list import BlockList, features_of
 from ctm.safety.open_nsfw import OpenNsfw
 from ctm.safety.shipped import filters_for
@@ -100,6 +100,17 @@ def test_a_list_that_does_not_fit_is_refused(tmp_path, pictures, change, message
     about = json.loads((tmp_path / "list.json").read_text())
     (tmp_path / "list.json").write_text(json.dumps(change(about)))
     with pytest.raises(ValueError, match=message):
+        BlockList.load(tmp_path / "list")
+
+
+def test_a_list_that_is_no_file_is_refused_unread(tmp_path):
+    """A directory here; a device without end would never be read to its end."""
+    (tmp_path / "list").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"list\.json"):
+        BlockList.load(tmp_path / "list")
+    about = {"form": 1, "features": block_list._weights()}
+    (tmp_path / "list.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="list is no file"):
         BlockList.load(tmp_path / "list")
 
 

@@ -38,6 +38,8 @@ def test_an_empty_file_is_the_default_policy(tmp_path):
             {"thresholds": {"a": {"b": {"hold": 0.9, "block": 0.1}}}},
             "thresholds.a.b holds from 0.9 on but blocks from 0.1 on: block must be the larger",
         ),
+        ({"thresholds": {"a": {"b": {}}}}, "thresholds.a.b neither holds nor blocks: give hold or block"),
+        ({"thresholds": {"a": {}}}, "thresholds has no category of a, so it would decide nothing"),
         ({"retention": {"held": 0}}, "retention keeps held pictures for 0 days"),
         ({"retention": {"served": math.inf}}, "retention.served must be a finite number, got inf"),
         ({"classes": {"allowed": [1.5]}}, "classes.allowed has 1.5, which is neither a number from 0 on nor a name"),

@@ -57,13 +57,16 @@ class BlockList:
     def load(cls, path: Path) -> BlockList:
         """The list in a file. Raises ValueError for a file that is none, or that was changed, and OSError for one that cannot be
         read."""
-        content, about = path.read_bytes(), read_json(_beside(path))
+        about = read_json(_beside(path))
         if not isinstance(about, dict) or about.get("form") != _FORM:
             raise ValueError(
                 f"{_beside(path)} does not describe a block list of this ctm: make it again by ctm moderate block"
             )
         if about.get("features") != _weights():
             raise ValueError(f"{path} was made with another feature network: make it again by ctm moderate block")
+        if not path.is_file():
+            raise ValueError(f"{path} is no file: block_list takes one that ctm moderate block made")
+        content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if about.get("sha256") != digest:
             raise ValueError(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ctm.foreign.text import plain, read_yaml
 from ctm.safety.admission import Ask, KeyInfo, admit
@@ -81,13 +81,16 @@ def _folded(name: int | str) -> int | str:
 
 
 class Threshold(_Part):
-    """Scores in [0, 1] from which on a picture is held for a moderator, and from which on it is blocked. None: never."""
+    """Scores in [0, 1] from which on a picture is held for a moderator, and from which on it is blocked. None: never; one of both
+    is needed, since a filter that decides nothing looks like one that passes everything."""
 
     hold: Score | None = None
     block: Score | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Threshold:
+        if self.hold is None and self.block is None:
+            raise ValueError("neither holds nor blocks: give hold or block, or take it out")
         if self.hold is not None and self.block is not None and self.hold > self.block:
             raise ValueError(f"holds from {self.hold:g} on but blocks from {self.block:g} on: block must be the larger")
         return self
@@ -128,6 +131,13 @@ class Rates(_Part):
     anonymous: Rate = Rate(per_minute=600, per_day=100_000)
 
 
+def _some(thresholds: dict[str, dict[str, Threshold]]) -> dict[str, dict[str, Threshold]]:
+    for name, categories in thresholds.items():
+        if not categories:
+            raise ValueError(f"has no category of {plain(name)}, so it would decide nothing: give one, or take it out")
+    return thresholds
+
+
 def _shipped() -> dict[str, dict[str, Threshold]]:
     return {"open_nsfw": {"nsfw": Threshold(hold=0.2, block=0.8)}}
 
@@ -139,7 +149,7 @@ class Policy(_Part):
     conditions: Rule = Rule()
     max_images: Count = 64
     uploads: Uploads = "everyone"
-    thresholds: dict[Text, dict[Text, Threshold]] = Field(default_factory=_shipped)
+    thresholds: Annotated[dict[Text, dict[Text, Threshold]], AfterValidator(_some)] = Field(default_factory=_shipped)
     block_list: Text | None = None
     small_images: Size = "pass"
     filter_deadline: Annotated[float, Field(strict=True, gt=0, le=600)] = 10.0
