@@ -43,6 +43,10 @@ def test_an_empty_file_is_the_default_policy(tmp_path):
         ({"retention": {"held": 0}}, "retention keeps held pictures for 0 days"),
         ({"retention": {"served": math.inf}}, "retention.served must be a finite number, got inf"),
         ({"classes": {"allowed": [1.5]}}, "classes.allowed has 1.5, which is neither a number from 0 on nor a name"),
+        (
+            {"classes": {"allowed": None}},
+            "classes.allowed is empty: say all, a list such as [3, Flags], or [] for none",
+        ),
         ({"classes": {"blocked": "Flags"}}, "classes.blocked is no list: give one"),
         ({"classes": {"blocked": [-1]}}, "classes.blocked has -1, which is neither"),
         ({"uploads": "me"}, "uploads must be 'nobody', 'moderators', 'keys' or 'everyone', got 'me'"),

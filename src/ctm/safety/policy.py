@@ -41,7 +41,10 @@ def _entries(value: Any) -> Any:
 
 
 def _allowed(value: Any) -> Any:
-    return None if value is None or value == "all" else _entries(value)
+    """None for "all". An empty setting is no decision: it is refused, as it would let everything pass."""
+    if value is None:
+        raise ValueError("is empty: say all, a list such as [3, Flags], or [] for none")
+    return None if value == "all" else _entries(value)
 
 
 def _days(value: Any) -> Any:
