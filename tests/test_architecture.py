@@ -16,6 +16,7 @@ FLOORS = [
         "noise",
         "weighting",
         "parametrization",
+        "philox",
         "requests",
         "solvers",
         "version",

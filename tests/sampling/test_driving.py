@@ -14,7 +14,8 @@ from ctm.guidance import ClassifierFree
 from ctm.noise import karras_grid
 from ctm.requests import Denoise, Jump, run
 from ctm.sampling.driving import drive, drive_together
-from ctm.sampling.generation import ImageNoise, draw
+from ctm.sampling.generation import draw
+from ctm.sampling.image_noise import ImageNoise
 from ctm.sampling.replacement import restore
 
 from ..reads import Dtypes, Reads

@@ -5,7 +5,7 @@ from ctm import DiffusionModel, generate
 from ctm.networks import MLP
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, heun, starting_noise, stream
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 
 from ..conftest import mixture
 

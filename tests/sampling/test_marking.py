@@ -10,7 +10,7 @@ from ctm import generate
 from ctm.keystream import signs
 from ctm.noise import karras_grid
 from ctm.sampling import heun, starting_noise, stream
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 from ctm.sampling.marking import Marks
 
 KEY = bytes(range(32))

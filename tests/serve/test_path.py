@@ -7,7 +7,7 @@ from ctm.noise import karras_grid
 from ctm.requests import run
 from ctm.sampling import euler, gamma
 from ctm.sampling.driving import answer
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 from ctm.serve.path import followed, visible
 
 

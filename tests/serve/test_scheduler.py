@@ -12,7 +12,7 @@ from ctm.guidance import ClassifierFree
 from ctm.models import load_model
 from ctm.noise import karras_grid, to_zero
 from ctm.requests import Denoise, Jump
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 from ctm.serve.scheduler import Scheduler, shares
 from ctm.serve.tickets import CancelledError, Expired, QueueFull, Stopped
 

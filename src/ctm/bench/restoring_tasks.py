@@ -17,7 +17,7 @@ from ctm.editing import LinearOperator, averaging, greying, masking, replace, so
 from ctm.evaluation.scores import psnr
 from ctm.models.protocol import RangedDenoiser
 from ctm.objectives import LPIPS
-from ctm.sampling.generation import image_generator
+from ctm.sampling.image_noise import image_generator
 
 __all__ = ["METHODS", "TASKS", "Score", "Task", "make_tasks"]
 

@@ -27,6 +27,7 @@ from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
+from ctm.sampling.image_noise import identities
 from ctm.sampling.jumps import two_level_plan
 from ctm.terminal.options import (
     GRID_HELP,
@@ -96,6 +97,7 @@ def parser() -> Parser:
     )
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
+    add("--noise_stream", choices=["v1", "v2"], default="v1", help="v2: the noise of all samples at once, by a counter")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
     add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
     add(
@@ -174,6 +176,7 @@ def _sample(
         batch_size=settings.batch_size,
         device=device,
         dtype=_DTYPES[settings.dtype],
+        noise_stream=settings.noise_stream,
         start=start,
         **asked,
     )
@@ -208,7 +211,8 @@ def _claims(about: dict[str, Any], num: int, settings: Namespace) -> list[dict[s
         "model_digest": about["weights"],
         "fields": about.get("condition"),
     }
-    who, labels = sampling.generation.identities(about["seed"], range(num)), about["labels"]
+    common |= {name: about[name] for name in ("noise_stream",) if name in about}
+    who, labels = identities(about["seed"], range(num)), about["labels"]
     return [
         {**common, "seed": seed, "index": index, "condition": None if labels is None else labels[i]}
         for i, (seed, index) in enumerate(who)
@@ -240,6 +244,7 @@ def _about(
         "labels": None if labels is None else labels.tolist(),
         "seed": seed,
         "dtype": settings.dtype,
+        **({} if settings.noise_stream == "v1" else {"noise_stream": settings.noise_stream}),
         "version": __version__,
     }
 

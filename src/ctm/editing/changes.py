@@ -17,7 +17,7 @@ from ctm.noise import karras_grid, match_dims
 from ctm.requests import Steps
 from ctm.sampling import ancestral, gamma
 from ctm.sampling.common import Callback
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "stroking", "variations"]
 

@@ -16,7 +16,7 @@ from ctm.noise import karras_grid, match_dims
 from ctm.requests import Steps
 from ctm.sampling import euler, gamma, restore
 from ctm.sampling.common import Callback
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 
 __all__ = ["Measured", "into_range", "replace", "replacing", "restoring_levels", "solve_guided"]
 

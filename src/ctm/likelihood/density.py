@@ -14,7 +14,7 @@ from ctm.conditions import Condition, as_condition, takes_labels
 from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
 from ctm.models.protocol import Model, denoiser_of
 from ctm.sampling.common import tensors_of
-from ctm.sampling.generation import DEQUANTISATION, PROBE, image_generator
+from ctm.sampling.image_noise import DEQUANTISATION, PROBE, image_generator
 
 __all__ = ["Estimate", "bits_per_dim", "estimate_bits_per_dim", "estimate_log_density", "log_density"]
 

@@ -5,7 +5,8 @@ use only `denoise`.
 """
 
 from ctm.sampling.common import Cancelled, Step
-from ctm.sampling.generation import class_labels, draw, generate, starting_noise, stream
+from ctm.sampling.generation import class_labels, draw, generate, stream
+from ctm.sampling.image_noise import starting_noise
 from ctm.sampling.jumps import consistency, gamma, gamma_plan, jump_to_many, two_level
 from ctm.sampling.ode import dpmpp_2m, euler, heun, midpoint
 from ctm.sampling.replacement import Projection, restore

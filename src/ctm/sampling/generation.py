@@ -9,78 +9,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_seed, whole_numbers, words_for
+from ctm.arguments import as_count, whole_numbers, words_for
 from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
 from ctm.models.grids import tuned_for
 from ctm.models.protocol import Denoiser, can_jump
 from ctm.noise import karras_grid
 from ctm.sampling.common import beyond_range, device_of, tensors_of, usable_device
+from ctm.sampling.image_noise import LABEL, NoiseStream, as_noise_stream, identities, image_generator, noise_of
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
 from ctm.sampling.marking import Marks
 
 __all__ = [
-    "ImageNoise",
     "class_labels",
     "conditions_for",
     "draw",
     "generate",
-    "identities",
-    "image_generator",
-    "starting_noise",
     "stream",
 ]
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-NOISE, LABEL, DEQUANTISATION, PROBE = range(4)  # purposes of random numbers
-
-
-def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
-    """The CPU generator of image number `image` under `seed`, for one purpose: NOISE, LABEL, DEQUANTISATION or
-    PROBE."""
-    state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
-def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[int, int]]:
-    """(seed, image) that each of `images` takes its random numbers from: with one seed (seed, i); with a sequence of seeds,
-    image i is number 0 of the i-th. Raises ValueError for a negative seed, or for fewer seeds than an image's number."""
-    if isinstance(seed, str | bytes) or not hasattr(seed, "__iter__") or getattr(seed, "shape", None) == ():
-        one = as_seed(seed)
-        return [(one, image) for image in images]
-    seeds = [as_seed(number, "seeds") for number in seed]
-    if images and max(images) >= len(seeds):
-        raise ValueError(f"a sequence of seeds needs one for each image, got {len(seeds)} for {max(images) + 1} images")
-    return [(seeds[image], 0) for image in images]
-
-
-class ImageNoise:
-    """A `noise` for samplers: row j of each draw comes from the generator of image indices[j]. Each call gives the next
-    draw, standard normal, made in float32 on the CPU and then brought to the dtype and device of its argument.
-
-    marks: the watermarks of these images, in their order; the first draw, from which x_T is made, then has their signs."""
-
-    def __init__(self, seed: int | Sequence[int], indices: Sequence[int], marks: Marks | None = None) -> None:
-        self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
-        self._marks = marks
-
-    def __call__(self, like: Tensor) -> Tensor:
-        drawn = torch.empty(len(self._generators), *like.shape[1:])
-        for row, generator in zip(drawn, self._generators, strict=True):
-            row.normal_(generator=generator)
-        if self._marks is not None:
-            drawn, self._marks = self._marks.put(drawn), None
-        return drawn.to(like)
-
-
-def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int = 0) -> Tensor:
-    """The first draw, ε with x_T = sigma_max·ε, of the images `indices`: float32 (len(indices), *shape) on the CPU."""
-    return ImageNoise(seed, indices)(torch.empty(len(indices), *shape))
 
 
 def class_labels(
@@ -154,12 +106,13 @@ def draw(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     marks: Marks | None = None,
+    noise_stream: NoiseStream = "v1",
 ) -> Tensor:
     """The images number `indices` of those that `generate` makes: dtype (len(indices), *shape) on `device`, not clamped.
 
     levels: the grid; sampler: f(model, x, grid, condition=, noise=) -> x; condition: of those images, or None; the model on
-    `device` already. marks: the watermarks of those images."""
-    noise = ImageNoise(seed, indices, marks)
+    `device` already. marks: the watermarks of those images. noise_stream: as of `generate`."""
+    noise = noise_of(noise_stream, seed, indices, marks)
     sampler = condition_named(sampler)
     with torch.no_grad():
         like = torch.empty(len(indices), *model.shape, device=device, dtype=dtype)
@@ -221,6 +174,7 @@ def stream(
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
+    noise_stream: NoiseStream = "v1",
     start: int = 0,
 ) -> Iterator[Tensor]:
     """What `generate` returns, in batches (on the CPU) in the order of the images. Arguments as there; they are checked
@@ -251,6 +205,7 @@ def stream(
     model = model if device is None else copy_on(model, place)
     method = sampler or partial(gamma_sampler, gamma=gamma)
     make = partial(draw, model, levels=levels, sampler=method, seed=seed, device=place, dtype=dtype)
+    make = partial(make, noise_stream=as_noise_stream(noise_stream))
 
     def batches() -> Iterator[Tensor]:
         for first in range(start, num, batch_size):
@@ -276,6 +231,7 @@ def generate(
     sampler: Callable[..., Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
+    noise_stream: NoiseStream = "v1",
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
 
@@ -291,6 +247,8 @@ def generate(
     dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
     watermark: (key, nonces), to take the signs of x_T from `ctm.keystream` and only the magnitudes from (seed, i): see
     `ctm.provenance`. nonces: one for each image, or one alone for a single image.
+    noise_stream: how (seed, i) becomes noise. "v1" draws on the CPU by a generator for each image. "v2" computes the noise of all
+    images at once where the model computes, by a counter (`ctm.philox`): other images, the same on every device to 1e-4.
     Raises ValueError for arguments out of range.
     """
     return torch.cat(
@@ -308,6 +266,7 @@ def generate(
                 sampler=sampler,
                 dtype=dtype,
                 watermark=watermark,
+                noise_stream=noise_stream,
             )
         )
     )

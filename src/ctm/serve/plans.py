@@ -23,7 +23,7 @@ from ctm.noise import karras_grid, to_zero
 from ctm.requests import Denoise, Jump, Request, Steps
 from ctm.sampling.common import device_of
 from ctm.sampling.driving import Sampler
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.marking import Marks
 
