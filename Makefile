@@ -7,12 +7,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # One thread for each of the two workers: more threads than cores slow the networks down many times.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: help demo test test-all lint format check clean
+.PHONY: help demo test test-all gpu lint format check clean
 
 help:
 	@echo "make demo      train a teacher and a CTM on real digits, compare them, write runs/demo/report.html"
 	@echo "make test      the tests (at most six minutes on two cores), with the ten slowest at the end"
 	@echo "make test-all  the tests and the slow ones: soaks, long trainings, the page in Chromium, replicas"
+	@echo "make gpu       on one GPU: parity, precision, waiting, compilation and speed, in under eight minutes"
 	@echo "make lint      ruff, format check, mypy"
 	@echo "make format    bring the sources into form"
 	@echo "make check     what CI runs: lint and test"
@@ -49,6 +50,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test $(VENV)/.browser $(VENV)/.ray
 	$(PYTEST)
+
+gpu: $(VENV)/.core
+	$(BIN)/ctm bench gpu --out runs/gpu.json
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check src tests tools

@@ -18,6 +18,7 @@ from ctm.console import text_console
 from ctm.models import ConsistencyModel, TrajectoryModel, load_model
 from ctm.noise import karras_grid
 from ctm.sampling import class_labels, draw, jump_to_many, starting_noise
+from ctm.sampling.image_noise import NoiseStream
 from ctm.terminal.options import add_device_option, jumper, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
@@ -112,13 +113,15 @@ def network_calls(model: JumpModel, work: Callable[[], object]) -> Calls:
     return calls
 
 
-def measure(model: JumpModel, cell: Cell, batch_size: int, pairs: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    model: JumpModel, cell: Cell, batch_size: int, pairs: int, device: torch.device, noise_stream: NoiseStream = "v1"
+) -> dict[str, Any]:
     """Medians over the pairs. ratio_to_bare: of the sampler's seconds to those of its network evaluations run alone;
     ratio_to_inside: to those inside the network in the same run; own_microseconds: outside the network, for an evaluation.
 
     On a CPU the seconds are the processor's, which other processes disturb less."""
     labels = class_labels(model, batch_size)
-    options: dict[str, Any] = {"levels": cell.levels, "sampler": cell.method}
+    options: dict[str, Any] = {"levels": cell.levels, "sampler": cell.method, "noise_stream": noise_stream}
 
     def sampler() -> None:
         draw(model, range(batch_size), seed=0, device=device, condition=labels, **options)

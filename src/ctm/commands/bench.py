@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import matching, overhead, restoring, samplers, serve, shares
+from ctm.bench import gpu, matching, overhead, restoring, samplers, serve, shares
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
@@ -16,6 +16,7 @@ _BENCHMARKS = {
     "samplers": samplers,
     "overhead": overhead,
     "serve": serve,
+    "gpu": gpu,
 }
 
 
