@@ -32,6 +32,7 @@ _COMMANDS = {
     "serve": "Serve models over HTTP: OpenAI's images interface, with a policy, a filter, provenance and a record.",
     "moderate": "Decide about pictures that a service holds, check its record, manage its keys and its policy.",
     "verify": "Say where a picture came from: its signed manifest, its text, its watermark.",
+    "check-network": "Check a network of your own before a run is spent on it.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 _GOES_ON = ("train", "demo", "evaluate")
@@ -114,7 +115,7 @@ def _command(name: str) -> "Any":
     """The module of a command. Only the command that runs is imported: training needs much that sampling does not."""
     import importlib
 
-    return importlib.import_module(f"ctm.commands.{name}")
+    return importlib.import_module(f"ctm.commands.{name.replace('-', '_')}")
 
 
 def _parser(chosen: str | None) -> "ArgumentParser":

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctm import DiffusionModel, TrajectoryModel
-from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
+from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, DiT, NCSNpp
 from ctm.networks.blocks import Attention, BlockStyle, Resample
 
 from ..conftest import random_weights
@@ -48,8 +48,9 @@ BUILDERS = {
     "adm": lambda **kw: ADM(
         (1, 8, 8), 5, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), head_channels=4, **kw
     ),
+    "dit": lambda **kw: DiT((1, 8, 8), 5, width=24, blocks=2, heads=3, embedding=16, **kw),
 }
-U_NETS = {name: builder for name, builder in BUILDERS.items() if name != "mlp"}
+U_NETS = {name: builder for name, builder in BUILDERS.items() if name not in ("mlp", "dit")}
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -212,3 +213,20 @@ def test_bad_settings_are_refused_with_a_sentence():
         ADM((1, 8, 8), channels=16, channel_mult=(1,), attention=(8,), head_channels=5)
     with pytest.raises(ValueError, match="ADM with 4 levels needs image sides divisible by 8, got 12×12"):
         ADM((3, 12, 12), channels=8)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "dhariwal", "adm", "dit"])
+def test_height_and_width_may_differ(name):
+    build = {
+        "ddpmpp": lambda shape: DDPMpp(shape, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,)),
+        "ncsnpp": lambda shape: NCSNpp(shape, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,)),
+        "dhariwal": lambda shape: DhariwalUNet(
+            shape, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), head_channels=4
+        ),
+        "adm": lambda shape: ADM(shape, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), head_channels=4),
+        "dit": lambda shape: DiT(shape, width=24, blocks=1, heads=3, embedding=16),
+    }[name]
+    network = random_weights(build((2, 8, 12))).eval()
+    x, t, s = torch.randn(2, 2, 8, 12), torch.rand(2) + 0.1, torch.rand(2) * 0.1
+    assert network(x, t, s).shape == x.shape
+    assert [found.dim() for found in network.encode(x, t)] == [4] * len(network.encode(x, t))

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ctm.conditions import Condition
-from ctm.networks.base import GuidanceEmbedding, LabelEmbedding, LevelEmbedding, Network, add_rows, add_s, song_features
-from ctm.networks.fields import Fields, Shapes
+from ctm.networks.base import add_s
+from ctm.networks.fields import Shapes
+from ctm.networks.vectors import VectorNetwork
 
 __all__ = ["MLP"]
 
 
-class MLP(Network):
+class MLP(VectorNetwork):
     """F for data of any shape, flattened: `blocks` residual blocks of norm, (scale, shift) from t, s and label, two layers.
 
     shape: of one sample, without batch. num_classes: 0 = no labels. width: of the hidden layers. embedding: size of the
@@ -40,12 +41,9 @@ class MLP(Network):
     ) -> None:
         super().__init__()
         size = math.prod(shape)
-        self.conditions = Fields(arrays, shape, embedding)
-        self.features = embedding
-        self.t_embedding = LevelEmbedding(embedding, embedding)
-        self.s_embedding = LevelEmbedding(embedding, embedding) if s_embedding else None
-        self.label_embedding = LabelEmbedding(num_classes, embedding) if num_classes else None
-        self.guidance_embedding = GuidanceEmbedding(embedding, embedding) if guidance_embedding else None
+        self._build_vectors(
+            shape, num_classes, embedding, arrays, s_embedding=s_embedding, guidance_embedding=guidance_embedding
+        )
         self.first = nn.Linear(size + self.conditions.channels * math.prod(shape[1:]), width)
         self.blocks = nn.ModuleList(_Block(width, embedding, s_embedding, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -64,13 +62,7 @@ class MLP(Network):
 
     def _hidden(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> list[Tensor]:
         """(B, width) before the blocks and after each."""
-        label_row = self.label_embedding(condition, len(x)) if self.label_embedding is not None else None
-        row = add_rows(label_row, self.conditions.row(condition, len(x)))
-        guidance_row = None if self.guidance_embedding is None else self.guidance_embedding(condition, t)
-        t_vector = self.t_embedding(song_features(t, self.features), add_rows(row, guidance_row))
-        s_vector = None
-        if self.s_embedding is not None and s is not None:
-            s_vector = self.s_embedding(song_features(s, self.features), row)
+        t_vector, s_vector = self._vectors(t, s, condition)
         hidden = [self.first(self.conditions.beside(x, condition).flatten(1))]
         for block in self.blocks:
             hidden.append(block(hidden[-1], t_vector, s_vector))

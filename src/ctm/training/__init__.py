@@ -4,6 +4,7 @@ from ctm.training.dry_run import dry_run
 from ctm.training.ema import Average, Decay, PowerFunction
 from ctm.training.engine import EngineSettings
 from ctm.training.guard import TrainingDiverged
+from ctm.training.network_checks import check_network
 from ctm.training.recipe import DataSettings, Recipe
 from ctm.training.run_directory import CannotWrite
 from ctm.training.schedules import Doubling, Progressive
@@ -20,6 +21,7 @@ __all__ = [
     "Progressive",
     "Recipe",
     "TrainingDiverged",
+    "check_network",
     "dry_run",
     "train",
 ]
