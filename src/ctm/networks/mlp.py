@@ -64,8 +64,8 @@ class MLP(Network):
 
     def _hidden(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> list[Tensor]:
         """(B, width) before the blocks and after each."""
-        label_row = self.label_embedding(condition, len(x)) if self.label_embedding is not None else None
-        row = add_rows(label_row, self.conditions.row(condition, len(x)))
+        label_row = self.label_embedding(condition, x.shape[0]) if self.label_embedding is not None else None
+        row = add_rows(label_row, self.conditions.row(condition, x.shape[0]))
         guidance_row = None if self.guidance_embedding is None else self.guidance_embedding(condition, t)
         t_vector = self.t_embedding(song_features(t, self.features), add_rows(row, guidance_row))
         s_vector = None
