@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from ctm.conditions import LABELS
 from ctm.export.flow_map import TIME_SCALE, MeanVelocity
-from ctm.export.graphs import condition_inputs, from_inputs
+from ctm.export.graphs import condition_inputs, free_batch, from_inputs
 from ctm.files import whole_directory
 from ctm.models import TrajectoryModel
 from ctm.models.grids import grids_as_json
 
-__all__ = ["export_diffusers"]
+__all__ = ["SHIPPED", "export_diffusers"]
 
-_SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parent / "shipped"
 _RHO = 7.0
 
 
@@ -41,11 +40,11 @@ def export_diffusers(model: TrajectoryModel, out: Path) -> None:
     """Write the pipeline's directory: model_index.json, pipeline.py, scheduler/, flow_map/ with the model's config.json and
     model.safetensors, and the graph flow_map.pt2, which runs where ctm-torch is not installed.
 
-    Raises ValueError for a directory that is there and not empty, and ModuleNotFoundError, with what to install, without diffusers."""
+    Raises FileExistsError for a directory that is not empty; ModuleNotFoundError, with what to install, without diffusers."""
     if find_spec("diffusers") is None:
-        raise ModuleNotFoundError(
-            "diffusers is not installed: pip install 'ctm-torch[diffusers]'", name="diffusers"
-        )
+        raise ModuleNotFoundError("diffusers is not installed: pip install 'ctm-torch[diffusers]'", name="diffusers")
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is there already and not empty: give a new name, or remove it first")
     model = model.cpu().eval()
     with whole_directory(out) as made:
         index = {
@@ -55,7 +54,7 @@ def export_diffusers(model: TrajectoryModel, out: Path) -> None:
             "scheduler": ["scheduler", "CTMScheduler"],
         }
         _write(made / "model_index.json", index)
-        shutil.copy(_SHIPPED / "pipeline.py", made / "pipeline.py")
+        shutil.copy(SHIPPED / "pipeline.py", made / "pipeline.py")
         _write_flow_map(model, made / "flow_map")
         _write_scheduler(model, made / "scheduler")
 
@@ -64,7 +63,9 @@ def _write_flow_map(model: TrajectoryModel, place: Path) -> None:
     """The component: our model directory, whose config.json also says what the pipeline needs to know, code and graph."""
     model.save_pretrained(place)
     rows = condition_inputs(model.conditioner, 1)
-    about = {name: [0 if name == LABELS else float(value.flatten()[0]), *value.shape[1:]] for name, value in rows.items()}
+    about = {
+        name: [0 if name == LABELS else float(value.flatten()[0]), *value.shape[1:]] for name, value in rows.items()
+    }
     own = {
         "_class_name": "FlowMap",
         "shape": list(model.shape),
@@ -76,19 +77,18 @@ def _write_flow_map(model: TrajectoryModel, place: Path) -> None:
         "rho": _RHO,
     }
     _write(place / "flow_map.json", own)
-    shutil.copy(_SHIPPED / "flow_map.py", place / "flow_map.py")
+    shutil.copy(SHIPPED / "flow_map.py", place / "flow_map.py")
     sample = torch.randn(2, *model.shape)
-    inputs = (sample, torch.tensor([900.0, 500.0]), torch.tensor([300.0, 500.0]), *condition_inputs(model.conditioner, 2).values())
-    batch = {0: Dim("batch", min=1, max=1 << 20)}
-    free = (batch, batch, batch, tuple(batch for _ in inputs[3:]))
+    times = torch.tensor([900.0, 500.0]), torch.tensor([300.0, 500.0])
+    inputs = (sample, *times, *condition_inputs(model.conditioner, 2).values())
     with torch.no_grad():
-        program = torch.export.export(_Graph(model), inputs, dynamic_shapes=free)
+        program = torch.export.export(_Graph(model), inputs, dynamic_shapes=free_batch(inputs))
     torch.export.save(program, place / "flow_map.pt2")
 
 
 def _write_scheduler(model: TrajectoryModel, place: Path) -> None:
     place.mkdir()
-    shutil.copy(_SHIPPED / "scheduler.py", place / "scheduler.py")
+    shutil.copy(SHIPPED / "scheduler.py", place / "scheduler.py")
     settings: dict[str, Any] = {
         "_class_name": "CTMScheduler",
         "_diffusers_version": version("diffusers"),

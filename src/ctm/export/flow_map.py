@@ -42,9 +42,7 @@ class MeanVelocity(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor, r_timestep: Tensor, condition: Condition = None
-    ) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, r_timestep: Tensor, condition: Condition = None) -> Tensor:
         model = self.model
         tau, r = timestep / TIME_SCALE, r_timestep / TIME_SCALE
         sigma, low = noise_level(tau), noise_level(r)

@@ -24,8 +24,8 @@ except ImportError:
 class FlowMap(ModelMixin, ConfigMixin):
     """forward(sample, timestep, r_timestep, *condition) -> mean velocity like sample.
 
-    sample (B, *shape), timestep = 1000·τ and r_timestep = 1000·r ≤ timestep (B,). condition: as `conditions` of the config names them,
-    in that order: labels int64 (B,) with −1 for none; each field (B, …) float and its NAME_present bool (B,)."""
+    sample (B, *shape), timestep = 1000·τ and r_timestep = 1000·r ≤ timestep (B,). condition: as `conditions` of the config names
+    them, in that order: labels int64 (B,) with −1 for none; each field (B, …) float and its NAME_present bool (B,)."""
 
     config_name = "flow_map.json"  # config.json is the model's own
 
@@ -67,7 +67,7 @@ class FlowMap(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         timestep, r_timestep = (level.expand(len(sample)).to(sample.device) for level in (timestep, r_timestep))
         if _ctm is not None:
-            named = dict(zip(self.config.conditions, condition))
+            named = dict(zip(self.config.conditions, condition, strict=True))
             given: Any = named.get("labels") if set(named) <= {"labels"} else named
             return self.body(sample, timestep, r_timestep, given)
         return self.body(sample, timestep.float(), r_timestep.float(), *condition)

@@ -41,7 +41,8 @@ class CTMPipeline(DiffusionPipeline):
         """Draw images. class_labels: numbers or names, one for all or one each, −1 for none; None draws a class for each
         image where `seed` is given, else from the generator. conditions: fields by name, (B, …). seed: one number, and image i
         depends on (seed, i) alone, as in ctm.generate; or one number for each image. generator: for all images, where there is no
-        seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C) in [0, 1], or "pt": (B, *shape) not clamped.
+        seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C) in [0, 1], or "pt": (B, *shape),
+        not clamped.
         callback_on_step_end(pipeline, index, timestep, {"latents": z}) may return other latents."""
         config, device = self.flow_map.config, self._execution_device
         draw = _Noise(seed, batch_size, generator)
@@ -51,14 +52,16 @@ class CTMPipeline(DiffusionPipeline):
             ends = self.scheduler.r_timesteps
         else:
             if gamma:
-                raise ValueError(f"{type(self.scheduler).__name__} takes no gamma: use the scheduler that came with the model")
+                raise ValueError(
+                    f"{type(self.scheduler).__name__} takes no gamma: use the scheduler that came with the model"
+                )
             levels = _karras(num_inference_steps, config) if sigmas is None else list(sigmas)
             self.scheduler.set_timesteps(sigmas=[level / (1 + level) for level in levels], device=device)
             ends = torch.cat([self.scheduler.timesteps[1:], self.scheduler.timesteps.new_zeros(1)])
         shape = (batch_size, *config.shape)
         dtype = next(self.flow_map.parameters()).dtype
         z = (config.sigma_max / (1 + config.sigma_max) * draw(shape)).to(device, dtype)
-        for i, (t, r) in enumerate(self.progress_bar(list(zip(self.scheduler.timesteps, ends)))):
+        for i, (t, r) in enumerate(self.progress_bar(list(zip(self.scheduler.timesteps, ends, strict=True)))):
             u = self.flow_map(z, t, r, *given)
             if hasattr(self.scheduler, "r_timesteps"):
                 last = i + 1 == len(self.scheduler.timesteps)
@@ -93,7 +96,9 @@ class CTMPipeline(DiffusionPipeline):
                 value = torch.as_tensor(left.pop(name, float(about[0]))).float().expand(n, *about[1:])
             found.append(value.to(device))
         if left:
-            raise ValueError(f"the model takes no condition {', '.join(left)}: it takes {', '.join(config.conditions) or 'none'}")
+            raise ValueError(
+                f"the model takes no condition {', '.join(left)}: it takes {', '.join(config.conditions) or 'none'}"
+            )
         return found
 
     def _labels(self, n: int, labels: int | str | Sequence[int | str] | None, draw: _Noise) -> torch.Tensor:
@@ -112,7 +117,9 @@ class _Noise:
 
     def __init__(self, seed: int | Sequence[int] | None, n: int, generator: torch.Generator | None) -> None:
         self.n, self.generator = n, generator
-        who = None if seed is None else [(seed, i) for i in range(n)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        who = (
+            None if seed is None else [(seed, i) for i in range(n)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        )
         if who is not None and len(who) != n:
             raise ValueError(f"a sequence of seeds needs one for each of {n} images, got {len(who)}")
         self.own = None if who is None else [_stream(*pair, 0) for pair in who]

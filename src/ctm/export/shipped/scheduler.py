@@ -1,6 +1,6 @@
 """γ-sampling of a Consistency Trajectory Model (arXiv 2310.02279) as a diffusers scheduler, in flow matching's coordinates.
 
-    jump from σ_i to t' = max(√(1 − γ²)·σ_{i+1}, σ_min);   then add noise up to σ_{i+1};   none after the last jump
+jump from σ_i to t' = max(√(1 − γ²)·σ_{i+1}, σ_min);   then add noise up to σ_{i+1};   none after the last jump
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class CTMScheduler(SchedulerMixin, ConfigMixin):
         if not bool((levels[:-1] > levels[1:]).all()) or not bool((levels > config.sigma_min).all()):
             raise ValueError(f"sigmas must fall and stay above {config.sigma_min}, got {levels.tolist()}")
         stops = ((1 - self.gamma**2) ** 0.5 * levels[1:]).clamp(min=config.sigma_min)
-        self._fresh = (levels[1:] ** 2 - stops**2).clamp(min=0).sqrt().tolist() + [0.0]
+        self._fresh = [*(levels[1:] ** 2 - stops**2).clamp(min=0).sqrt().tolist(), 0.0]
         self._levels = [*levels.tolist(), 0.0]
         self._stops = [*stops.tolist(), 0.0]
         scale = config.num_train_timesteps
