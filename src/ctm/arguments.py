@@ -82,7 +82,7 @@ def as_levels(value: Any, x: Tensor, name: str = "t", *, zero: bool = False) -> 
     at."""
     if not checked():
         return value
-    if isinstance(value, Tensor) and value.shape == (len(x),) and value.is_floating_point():
+    if isinstance(value, Tensor) and value.shape == (x.shape[0],) and value.is_floating_point():
         levels = value if value.device == x.device else value.to(x.device)
     else:
         levels = _new_levels(value, x, name)
@@ -111,10 +111,10 @@ def _new_levels(value: Any, x: Tensor, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{wanted}; got {words_for(value)}") from error
     whole = levels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if levels.shape not in ((), (len(x),)) or not (levels.is_floating_point() or whole):
+    if levels.shape not in ((), (x.shape[0],)) or not (levels.is_floating_point() or whole):
         raise ValueError(f"{wanted}; got {words_for(levels if isinstance(value, list | tuple) else value)}")
     python = not isinstance(value, Tensor)
-    return levels.to(x.dtype if python or whole else levels.dtype).to(x.device).expand(len(x))
+    return levels.to(x.dtype if python or whole else levels.dtype).to(x.device).expand(x.shape[0])
 
 
 def as_labels(labels: Any, x: Tensor) -> Tensor | None:
@@ -122,7 +122,7 @@ def as_labels(labels: Any, x: Tensor) -> Tensor | None:
     with one for each; None stays None. Which classes there are is the model's to say."""
     if not checked():
         return labels
-    right = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (len(x),)
+    right = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (x.shape[0],)
     if labels is None or (right and labels.device == x.device):
         return labels
     return whole_numbers(labels, len(x)).to(x.device)

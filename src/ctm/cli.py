@@ -33,6 +33,7 @@ _COMMANDS = {
     "moderate": "Decide about pictures that a service holds, check its record, manage its keys and its policy.",
     "verify": "Say where a picture came from: its signed manifest, its text, its watermark.",
     "check-network": "Check a network of your own before a run is spent on it.",
+    "export": "Write a CTM for other programs: a diffusers pipeline, an ONNX graph, a graph of torch.export.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 _GOES_ON = ("train", "demo", "evaluate")

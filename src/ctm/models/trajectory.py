@@ -66,7 +66,7 @@ class TrajectoryModel(Model):
 
     def _g(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
         c_skip, c_out = output_scalings(self.inner, t, self.sigma_data, self.sigma_min)
-        output = self._call_network(x, t, s, self._with_known_scale(condition, len(x)))
+        output = self._call_network(x, t, s, self._with_known_scale(condition, x.shape[0]))
         return match_dims(c_skip, x) * x + match_dims(c_out, x) * output
 
     def _with_known_scale(self, condition: Condition, count: int) -> Condition:

@@ -108,7 +108,7 @@ class DhariwalUNet(_ADMBase):
         self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The augmentation's and the guidance's row go early into the vector of t, the condition's late into both."""
-        row = self._condition_row(condition, len(t))
+        row = self._condition_row(condition, t.shape[0])
         early = add_rows(self._augment_row(augment), self._guidance_row(condition, t))
         t_vector = self.t_embedding(self._features(t), early, row)
         if self.s_embedding is None or s is None:
@@ -177,7 +177,7 @@ class ADM(_ADMBase):
         self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The guidance's row goes early into the vector of t, the condition's late."""
-        row = self._condition_row(condition, len(t))
+        row = self._condition_row(condition, t.shape[0])
         t_vector = self.t_embedding(self._features(t), self._guidance_row(condition, t), row)
         if self.s_embedding is None or s is None:
             return t_vector, None

@@ -93,7 +93,7 @@ class GuidanceEmbedding(nn.Module):
         """The scale in a condition, 1 where it has none, in the precision of the levels `like` (B,) -> (B, out)."""
         scale = torch.ones_like(like)
         if isinstance(condition, Mapping) and GUIDANCE in condition:
-            there = presence(condition, GUIDANCE, len(like))
+            there = presence(condition, GUIDANCE, like.shape[0])
             scale = torch.where(there, condition[GUIDANCE].to(like), scale)
         features = _sine_cosine(scale, self.channels).to(self.first.weight.dtype)
         return self.second(nn.functional.silu(self.first(features)))

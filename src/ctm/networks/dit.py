@@ -103,7 +103,7 @@ class DiT(VectorNetwork):
         """Tokens (B, N, width) before the blocks and after each."""
         tokens = self.first(self._tokens(self.conditions.beside(x, condition)))
         hidden = [tokens + self.positions.to(tokens.dtype)]
-        context = None if self.sequences is None else self.sequences(condition, len(x))
+        context = None if self.sequences is None else self.sequences(condition, x.shape[0])
         for block in self.blocks:
             hidden.append(block(hidden[-1], t_vector, s_vector, context))
         return hidden
@@ -119,9 +119,9 @@ class DiT(VectorNetwork):
     def _image(self, tokens: Tensor) -> Tensor:
         """What `_tokens` does, undone."""
         d = len(self.places)
-        x = tokens.reshape(len(tokens), *self.places, self.channels, *(self.patch,) * d)
+        x = tokens.reshape(tokens.shape[0], *self.places, self.channels, *(self.patch,) * d)
         order = [0, 1 + d, *(axis for i in range(d) for axis in (1 + i, 2 + d + i))]
-        return x.permute(order).reshape(len(tokens), self.channels, *(places * self.patch for places in self.places))
+        return x.permute(order).reshape(tokens.shape[0], self.channels, *(places * self.patch for places in self.places))
 
     def encode(self, x: Tensor, t: Tensor, condition: Condition = None) -> list[Tensor]:
         """What each quarter of the blocks ends with: x (B, C, …), already scaled by c_in, at levels t (B,), condition as in
@@ -129,7 +129,7 @@ class DiT(VectorNetwork):
         t_vector, _ = self._vectors(t, None, condition)
         hidden = self._hidden(x, t_vector, None, condition)
         wanted = sorted({math.ceil(len(self.blocks) * quarter / 4) for quarter in (1, 2, 3, 4)} - {0})
-        maps = [hidden[index].transpose(1, 2).reshape(len(x), -1, *self.places) for index in wanted]
+        maps = [hidden[index].transpose(1, 2).reshape(x.shape[0], -1, *self.places) for index in wanted]
         return [found if found.dim() == 4 else found[..., None] for found in maps]
 
 

@@ -49,12 +49,12 @@ class Fields(nn.Module):
         """x (B, C, …) with the maps as further channels, each with its presence; x itself where there are none."""
         parts = [x]
         for name, shape in self.maps.items():
-            there = presence(condition, name, len(x), x.device).to(x.dtype).reshape(-1, *(1,) * len(shape))
+            there = presence(condition, name, x.shape[0], x.device).to(x.dtype).reshape(-1, *(1,) * len(shape))
             if isinstance(condition, Mapping) and name in condition:
                 parts.append(torch.where(there > 0, condition[name].to(x.dtype), 0.0))
             else:
-                parts.append(x.new_zeros(len(x), *shape))
-            parts.append(there.expand(len(x), 1, *shape[1:]))
+                parts.append(x.new_zeros(x.shape[0], *shape))
+            parts.append(there.expand(x.shape[0], 1, *shape[1:]))
         return torch.cat(parts, dim=1) if len(parts) > 1 else x
 
 

@@ -37,8 +37,8 @@ class VectorNetwork(Network):
     def _vectors(self, t: Tensor, s: Tensor | None, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """The level vectors (B, embedding) of t and s, None without s or without an s branch. The condition's rows are in
         both, the guidance scale in that of t."""
-        label_row = None if self.label_embedding is None else self.label_embedding(condition, len(t))
-        row = add_rows(label_row, self.conditions.row(condition, len(t)))
+        label_row = None if self.label_embedding is None else self.label_embedding(condition, t.shape[0])
+        row = add_rows(label_row, self.conditions.row(condition, t.shape[0]))
         guidance = None if self.guidance_embedding is None else self.guidance_embedding(condition, t)
         t_vector = self.t_embedding(song_features(t, self.features), add_rows(row, guidance))
         if self.s_embedding is None or s is None:

@@ -1,0 +1,15 @@
+"""A CTM for other programs: a diffusers pipeline, an ONNX graph, a graph of torch.export."""
+
+from ctm.export.diffusers_directory import SHIPPED, export_diffusers
+from ctm.export.flow_map import MeanVelocity
+from ctm.export.graphs import JumpGraph, condition_inputs, export_onnx, export_torch
+
+__all__ = [
+    "SHIPPED",
+    "JumpGraph",
+    "MeanVelocity",
+    "condition_inputs",
+    "export_diffusers",
+    "export_onnx",
+    "export_torch",
+]

@@ -1,0 +1,163 @@
+"""A Consistency Trajectory Model (arXiv 2310.02279) as a diffusers pipeline: one step, or more steps for more quality.
+
+Its scheduler does γ-sampling. diffusers' own FlowMapEulerDiscreteScheduler can stand in its place (γ = 0, Karras' levels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+
+
+class CTMPipeline(DiffusionPipeline):
+    """flow_map: u(z, τ, r), the mean velocity. scheduler: CTMScheduler or FlowMapEulerDiscreteScheduler."""
+
+    model_cpu_offload_seq = "flow_map"
+
+    def __init__(self, flow_map: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(flow_map=flow_map, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 1,
+        *,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        conditions: dict[str, torch.Tensor] | None = None,
+        gamma: float | None = None,
+        sigmas: Sequence[float] | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, Any]] | None = None,
+    ) -> Any:
+        """Draw images. class_labels: numbers or names, one for all or one each, −1 for none; None draws a class for each
+        image where `seed` is given, else from the generator. conditions: fields by name, (B, …). seed: one number, and image i
+        depends on (seed, i) alone, as in ctm.generate; or one number for each image. generator: for all images, where there is no
+        seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C) in [0, 1], or "pt": (B, *shape),
+        not clamped.
+        callback_on_step_end(pipeline, index, timestep, {"latents": z}) may return other latents."""
+        config, device = self.flow_map.config, self._execution_device
+        draw = _Noise(seed, batch_size, generator)
+        given = self._conditions(batch_size, class_labels, conditions, draw, device)
+        if hasattr(self.scheduler, "r_timesteps"):
+            self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, gamma=gamma)
+            ends = self.scheduler.r_timesteps
+        else:
+            if gamma:
+                raise ValueError(
+                    f"{type(self.scheduler).__name__} takes no gamma: use the scheduler that came with the model"
+                )
+            levels = _karras(num_inference_steps, config) if sigmas is None else list(sigmas)
+            self.scheduler.set_timesteps(sigmas=[level / (1 + level) for level in levels], device=device)
+            ends = torch.cat([self.scheduler.timesteps[1:], self.scheduler.timesteps.new_zeros(1)])
+        shape = (batch_size, *config.shape)
+        dtype = next(self.flow_map.parameters()).dtype
+        z = (config.sigma_max / (1 + config.sigma_max) * draw(shape)).to(device, dtype)
+        for i, (t, r) in enumerate(self.progress_bar(list(zip(self.scheduler.timesteps, ends, strict=True)))):
+            u = self.flow_map(z, t, r, *given)
+            if hasattr(self.scheduler, "r_timesteps"):
+                last = i + 1 == len(self.scheduler.timesteps)
+                noise = draw(shape).to(z) if self.scheduler.gamma > 0 and not last else None
+                z = self.scheduler.step(u, t, z, noise=noise).prev_sample
+            else:
+                z = self.scheduler.step(u, t, z, r_timestep=r).prev_sample
+            if callback_on_step_end is not None:
+                z = callback_on_step_end(self, i, t, {"latents": z}).get("latents", z)
+        self.maybe_free_model_hooks()
+        images = _as_asked(z, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _conditions(
+        self,
+        n: int,
+        class_labels: int | str | Sequence[int | str] | None,
+        fields: dict[str, torch.Tensor] | None,
+        draw: _Noise,
+        device: torch.device,
+    ) -> list[torch.Tensor]:
+        """The inputs of the flow map, in its order."""
+        config, left = self.flow_map.config, dict(fields or {})
+        found = []
+        for name, about in config.conditions.items():
+            field = name.removesuffix("_present")
+            if name == "labels":
+                value = self._labels(n, class_labels, draw)
+            elif field in config.conditions and field != name:  # whether the field is there: it is, if it is given
+                value = left.pop(name, torch.full((n,), field in (fields or {})))
+            else:
+                value = torch.as_tensor(left.pop(name, float(about[0]))).float().expand(n, *about[1:])
+            found.append(value.to(device))
+        if left:
+            raise ValueError(
+                f"the model takes no condition {', '.join(left)}: it takes {', '.join(config.conditions) or 'none'}"
+            )
+        return found
+
+    def _labels(self, n: int, labels: int | str | Sequence[int | str] | None, draw: _Noise) -> torch.Tensor:
+        names, classes = self.flow_map.config.class_names or [], self.flow_map.config.num_classes
+        if labels is None:
+            return draw.classes(classes)
+        listed = [labels] * n if isinstance(labels, int | str) else list(labels)
+        numbers = [names.index(one) if one in names else int(one) for one in listed]
+        if len(numbers) != n or not all(-1 <= number < classes for number in numbers):
+            raise ValueError(f"class_labels must be one or {n} of −1 … {classes - 1} or of {names}, got {labels}")
+        return torch.tensor(numbers, dtype=torch.int64)
+
+
+class _Noise:
+    """Standard normal draws: of image i from (seed, i), the same stream as ctm.generate's; else from one generator."""
+
+    def __init__(self, seed: int | Sequence[int] | None, n: int, generator: torch.Generator | None) -> None:
+        self.n, self.generator = n, generator
+        who = (
+            None if seed is None else [(seed, i) for i in range(n)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        )
+        if who is not None and len(who) != n:
+            raise ValueError(f"a sequence of seeds needs one for each of {n} images, got {len(who)}")
+        self.own = None if who is None else [_stream(*pair, 0) for pair in who]
+        self.of_labels = None if who is None else [_stream(*pair, 1) for pair in who]
+
+    def __call__(self, shape: Sequence[int]) -> torch.Tensor:
+        if self.own is not None:
+            return torch.stack([torch.empty(tuple(shape[1:])).normal_(generator=one) for one in self.own])
+        place = "cpu" if self.generator is None else self.generator.device
+        return torch.randn(tuple(shape), generator=self.generator, device=place)
+
+    def classes(self, count: int) -> torch.Tensor:
+        if self.of_labels is not None:
+            return torch.stack([torch.randint(count, (), generator=one) for one in self.of_labels])
+        place = "cpu" if self.generator is None else self.generator.device
+        return torch.randint(count, (self.n,), generator=self.generator, device=place).cpu()
+
+
+def _stream(seed: int, image: int, purpose: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def _karras(steps: int, config: Any) -> list[float]:
+    """The levels that jumps start from: N of the N + 1 of Karras' grid."""
+    high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    return [(high + i / steps * (low - high)) ** config.rho for i in range(steps)]
+
+
+def _as_asked(z: torch.Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return z.float().cpu()
+    pixels = ((z.float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return pixels
+    if output_type != "pil":
+        raise ValueError(f'output_type is "pil", "np" or "pt", got {output_type!r}')
+    from PIL import Image
+
+    rounded = (pixels * 255).round().astype("uint8")
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in rounded]

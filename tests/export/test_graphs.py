@@ -1,0 +1,113 @@
+"""Graphs give what the model gives, for any number of samples, with labels and fields, present and absent."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from ctm import TrajectoryModel, generate, load_model
+from ctm.export import SHIPPED, condition_inputs, export_onnx, export_torch
+from ctm.networks import MLP, DDPMpp
+
+from ..conftest import random_weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    network = MLP([1, 4, 4], 3, width=16, blocks=1, embedding=8, arrays={"y": [2]}, guidance_embedding=True)
+    return TrajectoryModel(random_weights(network), shape=[1, 4, 4], num_classes=3).eval()
+
+
+def _rows(model, n):
+    x = torch.randn(n, *model.shape)
+    t, s = torch.linspace(1, 80, n), torch.linspace(0.002, 0.9, n)
+    condition = condition_inputs(model.conditioner, n)
+    condition["labels"] = torch.arange(n) % 4 - 1
+    condition["y"], condition["y_present"] = torch.randn(n, 2), torch.arange(n) % 2 == 0
+    condition["guidance"] = torch.linspace(1, 4, n)
+    return x, t, s, condition
+
+
+def test_the_graph_of_torch_export_is_the_model(model, tmp_path):
+    export_torch(model, tmp_path / "jump.pt2")
+    graph = torch.export.load(tmp_path / "jump.pt2").module()
+    for n in (1, 2, 5):
+        x, t, s, condition = _rows(model, n)
+        torch.testing.assert_close(
+            graph(x, t, s, *condition.values()), model.jump(x, t, s, condition), rtol=0, atol=1e-4
+        )
+
+
+def test_the_onnx_graph_is_the_model(model, tmp_path):
+    names = export_onnx(model, tmp_path / "jump.onnx")
+    assert names == ["x", "t", "s", "labels", "y", "y_present", "guidance"]
+    session = onnxruntime.InferenceSession(tmp_path / "jump.onnx")
+    assert [entry.name for entry in session.get_inputs()] == names
+    for n in (1, 2, 5):
+        x, t, s, condition = _rows(model, n)
+        given = {"x": x, "t": t, "s": s, **condition}
+        found = session.run(None, {name: value.numpy() for name, value in given.items()})[0]
+        np.testing.assert_allclose(found, model.jump(x, t, s, condition).detach().numpy(), rtol=0, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["ctm"])["sigma_max"] == 80
+    made = [
+        sys.executable,
+        str(SHIPPED / "run_onnx.py"),
+        str(tmp_path / "jump.onnx"),
+        str(tmp_path / "x.npy"),
+        "3",
+        "0.5",
+        "2",
+        "4",
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    assert np.load(tmp_path / "x.npy").shape == (4, 1, 4, 4)
+
+
+def test_the_runner_is_thirty_lines_and_needs_onnxruntime_alone():
+    lines = (SHIPPED / "run_onnx.py").read_text().splitlines()
+    assert len(lines) <= 30
+    imports = {line.split()[1] for line in lines if line.startswith(("import", "from"))}
+    assert imports == {"itertools", "json", "sys", "numpy", "onnxruntime"}
+
+
+def test_the_runner_samples_as_generate_does(tmp_path, monkeypatch):
+    """Its own noise, given to our γ-sampling: one model, four steps, γ = 0 and 0.5."""
+    from ctm.noise import karras_grid
+    from ctm.sampling import gamma
+
+    model = TrajectoryModel(random_weights(MLP([2, 3], width=16, blocks=1)), shape=[2, 3]).eval()
+    export_onnx(model, tmp_path / "jump.onnx")
+    for g in (0.0, 0.5):
+        command = [sys.executable, str(SHIPPED / "run_onnx.py"), str(tmp_path / "jump.onnx"), str(tmp_path / "x.npy")]
+        subprocess.run([*command, "4", str(g), "-1", "5", "7"], check=True, capture_output=True)
+        draw = np.random.default_rng(7)
+
+        def noise(x, draw=draw):
+            return torch.from_numpy(draw.standard_normal(tuple(x.shape))).to(x)
+
+        x = 80 * noise(torch.empty(5, 2, 3))
+        with torch.no_grad():
+            expected = gamma(model, x, karras_grid(4), gamma=g, noise=noise)
+        np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddpmpp", "shipped"])
+def test_u_nets_go_through(kind, tmp_path):
+    if kind == "shipped":
+        model = load_model("models/fashion-mnist-ctm")
+    else:
+        network = DDPMpp([2, 8, 12], channels=8, channel_mult=[1, 2], blocks=1, attention=[4])
+        model = TrajectoryModel(random_weights(network), shape=[2, 8, 12]).eval()
+    export_onnx(model, tmp_path / "jump.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "jump.onnx")
+    x, t, s = 80 * torch.randn(3, *model.shape), torch.full((3,), 80.0), torch.full((3,), 0.002)
+    labels = {"labels": np.array([0, 1, -1])} if model.num_classes else {}
+    found = session.run(None, {"x": x.numpy(), "t": t.numpy(), "s": s.numpy(), **labels})[0]
+    expected = model.jump(x, t, s, torch.tensor([0, 1, -1]) if labels else None)
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
+    assert generate(model, 1, condition=0 if labels else None).isfinite().all()
