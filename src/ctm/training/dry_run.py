@@ -19,7 +19,7 @@ from ctm.objectives import Objective
 from ctm.objectives.player import players_of, student_learns
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
-from ctm.training.processes import check_launch
+from ctm.training.processes import all_reduce_max, check_launch
 from ctm.training.recipe import Recipe
 from ctm.training.stand_in import random_images
 from ctm.training.step import step_generator
@@ -241,13 +241,17 @@ def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[
 
 
 def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
-    """Take a step. Returns its seconds, those inside the teacher, and how often each network was called."""
+    """Take a step. Returns its seconds (of the slowest process), those inside the teacher, and how often each network was
+    called."""
     models = {"student": run.student, "target": run.target, "teacher": run.teacher}
     calls, inside = {name: 0 for name, model in models.items() if model is not None}, [0.0]
     with _counting(models, calls, inside, run.accelerator.device):
         started = _now(run.accelerator.device)
         _step(run, step)
-        return _now(run.accelerator.device) - started, inside[0], calls
+        seconds = _now(run.accelerator.device) - started
+    if run.accelerator.num_processes > 1:  # all must decide alike how many images to take
+        seconds = all_reduce_max(run.accelerator, round(1e6 * seconds)) / 1e6
+    return seconds, inside[0], calls
 
 
 @contextmanager
