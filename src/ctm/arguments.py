@@ -167,10 +167,8 @@ def as_count(value: Any, name: str, least: int = 1, *, why: str = "") -> int:
 
 
 def as_float_type(value: Any, name: str = "dtype") -> torch.dtype:
-    """A type of floating-point numbers of two bytes or more; None gives torch's default. In one of whole numbers, or of one
-    byte, small noise levels would be 0."""
-    if value is None:
-        return torch.get_default_dtype()
+    """A type of floating-point numbers of two bytes or more. In one of whole numbers, or of one byte, small noise levels would
+    be 0."""
     if not isinstance(value, torch.dtype) or not value.is_floating_point or value.itemsize < 2:
         shown = value if isinstance(value, torch.dtype) else words_for(value)
         raise ValueError(f"{name} must be a floating-point type such as torch.float32, got {shown}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
 
 __all__ = ["asking_hub"]

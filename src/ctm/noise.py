@@ -70,6 +70,11 @@ def _check_grid(steps: int, sigma_min: float, sigma_max: float) -> None:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
 
 
+def _float_type(dtype: torch.dtype | None) -> torch.dtype:
+    """The type of a grid; None gives torch's default. Raises ValueError for a type in which small levels would be 0."""
+    return torch.get_default_dtype() if dtype is None else as_float_type(dtype)
+
+
 def karras_grid(
     steps: int,
     sigma_min: float = 0.002,
@@ -86,7 +91,7 @@ def karras_grid(
     0 < sigma_min < sigma_max, and for a dtype of whole numbers, in which small levels would be 0.
     """
     _check_grid(steps, sigma_min, sigma_max)
-    dtype = as_float_type(dtype)
+    dtype = _float_type(dtype)
     rho = as_number(rho, "rho", 1, why="7 is EDM's, 1 spaces the levels evenly")
     levels = karras_level(torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64), sigma_min, sigma_max, rho)
     levels[0], levels[-1] = sigma_max, sigma_min
@@ -100,7 +105,7 @@ def log_linear_grid(
 
     Computed in float64 with both ends exact. Returns (steps + 1,). Raises ValueError as `karras_grid`."""
     _check_grid(steps, sigma_min, sigma_max)
-    dtype = as_float_type(dtype)
+    dtype = _float_type(dtype)
     share = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
     levels = sigma_max * (sigma_min / sigma_max) ** share
     levels[0], levels[-1] = sigma_max, sigma_min
@@ -122,7 +127,7 @@ def index_grid(
     Returns (steps + 1,). Raises ValueError as `karras_grid`, and unless 1 ≤ steps ≤ points − 1."""
     if not 1 <= as_count(steps, "steps") <= as_count(points, "points") - 1:
         raise ValueError(f"an index grid takes 1 … points − 1 steps, got {steps} steps on {points} points")
-    dtype = as_float_type(dtype)
+    dtype = _float_type(dtype)
     fine = karras_grid(points - 1, sigma_min, sigma_max, rho, dtype=torch.float64)
     chosen = (torch.arange(steps + 1, dtype=torch.float64) * (points - 1) / steps).round().long()
     return fine[chosen].to(dtype)
@@ -217,7 +222,7 @@ def continuous_times(
         raise ValueError(
             f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks"
         )
-    dtype = as_float_type(dtype)
+    dtype = _float_type(dtype)
     device = generator.device if generator is not None else None
     draws = torch.rand(2, n, generator=generator, dtype=torch.float64, device=device)
     start = draws[0] * (1 - span)
