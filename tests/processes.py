@@ -10,29 +10,29 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+FORK = multiprocessing.get_context("forkserver")  # the only one: its list of modules is one for the whole process
 _PRELOADED = [
     "ctm.cli",
     "ctm.commands.train",
     "ctm.commands.sample",
     "ctm.commands.serve",
     "ctm.serve.running",
+    "ctm.safety.state",
     "torch._dynamo",
 ]
-_CONTEXT.set_forkserver_preload(_PRELOADED)
+FORK.set_forkserver_preload(_PRELOADED)
 
 
-class Command:
-    """`ctm ARGUMENTS` in the background, with the words of subprocess.Popen. own: with ctm's own handling of signals."""
+class Forked:
+    """A function of a test's module in the background, with the words of subprocess.Popen."""
 
-    def __init__(self, arguments: list[str], *, own: bool = False, **environment: str) -> None:
+    def __init__(self, function: Callable[..., object], *arguments: object, **environment: str) -> None:
         self.output = Path(tempfile.mkdtemp(prefix="command-"))
-        everything = {**os.environ, **environment}
-        self.arguments = arguments
-        about = (arguments, everything, os.getcwd(), self.output, own)
-        self._process = _CONTEXT.Process(target=_run, args=about, daemon=True)  # ended with the tests, if still there
+        about = (function, arguments, {**os.environ, **environment}, os.getcwd(), self.output)
+        self._process = FORK.Process(target=_enter, args=about, daemon=True)  # ended with the tests, if still there
         self._process.start()
         self.pid = self._process.pid
 
@@ -65,6 +65,14 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
 
+class Command(Forked):
+    """`ctm ARGUMENTS` in the background. own: with ctm's own handling of signals."""
+
+    def __init__(self, arguments: list[str], *, own: bool = False, **environment: str) -> None:
+        self.arguments = arguments
+        super().__init__(_command, arguments, own, **environment)
+
+
 class Group:
     """`ctm ARGUMENTS` in several processes that know of each other by the environment that torchrun gives them, with the words
     of one: it has ended when all have, its output is theirs in order, and the exit code is the first that is not 0."""
@@ -94,7 +102,13 @@ class Group:
             member.kill()
 
 
-def _run(arguments: list[str], environment: dict[str, str], directory: str, output: Path, own: bool) -> None:
+def _enter(
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    environment: dict[str, str],
+    directory: str,
+    output: Path,
+) -> None:
     """In the new process."""
     os.environ.clear()
     os.environ.update(environment)
@@ -102,6 +116,10 @@ def _run(arguments: list[str], environment: dict[str, str], directory: str, outp
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT, 0o600), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    function(*arguments)
+
+
+def _command(arguments: list[str], own: bool) -> None:
     from ctm.cli import main
 
     sys.argv = ["ctm", *arguments]

@@ -21,7 +21,7 @@ FLOORS = [
         "solvers",
         "version",
     },
-    {"backbones", "discriminators", "files", "foreign", "lock", "networks", "models", "teachers"},
+    {"backbones", "discriminators", "files", "foreign", "hub", "lock", "networks", "models", "teachers"},
     {"objectives", "sampling", "likelihood", "guidance", "editing", "provenance"},
     {"console", "data", "evaluation", "export", "pictures", "progress", "safety", "training"},
     {"cli", "bench", "commands", "demo", "serve", "terminal", "__main__"},

@@ -61,11 +61,33 @@ def test_default_dtype_is_torchs():
         ({"steps": 2, "sigma_min": 0.0}, "0 < sigma_min < sigma_max"),
         ({"steps": 2, "sigma_min": 3.0, "sigma_max": 2.0}, "0 < sigma_min < sigma_max"),
         ({"steps": 2, "rho": 0.5}, "rho must be at least 1"),
+        (
+            {"steps": 2, "dtype": torch.int64},
+            r"dtype must be a floating-point type such as torch.float32, got torch.int64",
+        ),
+        ({"steps": 2, "dtype": torch.float8_e4m3fn}, r"got torch.float8_e4m3fn"),
+        ({"steps": 2, "dtype": "float32"}, r"got 'float32' \(str\)"),
     ],
 )
 def test_grid_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         karras_grid(**arguments)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        lambda dtype: log_linear_grid(2, dtype=dtype),
+        lambda dtype: index_grid(2, 10, dtype=dtype),
+        lambda dtype: continuous_times(3, 1, 0.5, dtype=dtype),
+    ],
+    ids=["log", "index", "times"],
+)
+def test_no_grid_is_rounded_to_whole_numbers(grid):
+    """The lowest levels would be 0, where no model can be asked."""
+    grid(torch.float64)
+    with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+        grid(torch.int64)
 
 
 def test_edm_weight_makes_the_network_target_unit_variance():

@@ -45,15 +45,23 @@ def small(objectives):
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
 def test_the_papers_recipes_run_at_reduced_width(path, tmp_path, capsys):
-    """As `ctm train --dry-run` on random pictures, with a teacher of the same reduced width."""
+    """As `ctm train --dry-run` on random pictures of 32 pixels, with a teacher of the same reduced width."""
     name = path.name.split("-")[0]
-    side, classes = (32, 10) if name == "cifar10" else (64, 1000)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+    classes = 10 if name == "cifar10" else 1000
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     labels = np.array([0, 1, 2, 3, 4, 5, 6, classes - 1])
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
     objectives = yaml.safe_load(path.read_text())["objectives"]
     objectives[0]["init_args"]["max_solver_steps"] = 2
-    options = ["--data.name", str(tmp_path / "data.npz"), "--data.batch_size", "2", f"--objectives={small(objectives)}"]
+    options = [
+        "--data.name",
+        str(tmp_path / "data.npz"),
+        "--data.size",
+        "32",
+        "--data.batch_size",
+        "2",
+        f"--objectives={small(objectives)}",
+    ]
     narrow = [word for key, value in NARROW[name].items() for word in (f"--network.init_args.{key}", str(value))]
     options += ["--teacher", "null", "--student", "null", *narrow]
     assert main(["train", "--config", str(path), "--dry-run", *options]) == 0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "as_count",
+    "as_float_type",
     "as_labels",
     "as_levels",
     "as_number",
@@ -163,6 +164,15 @@ def as_count(value: Any, name: str, least: int = 1, *, why: str = "") -> int:
     if number is None or not math.isfinite(number) or int(number) != number or number < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {_shown(value)}{why and ': '}{why}")
     return int(value)
+
+
+def as_float_type(value: Any, name: str = "dtype") -> torch.dtype:
+    """A type of floating-point numbers of two bytes or more. In one of whole numbers, or of one byte, small noise levels would
+    be 0."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point or value.itemsize < 2:
+        shown = value if isinstance(value, torch.dtype) else words_for(value)
+        raise ValueError(f"{name} must be a floating-point type such as torch.float32, got {shown}")
+    return value
 
 
 def as_seed(value: Any, name: str = "seed") -> int:

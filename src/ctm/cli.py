@@ -86,13 +86,13 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
         _discard(sys.stdout)
         return 128 + int(signal.SIGPIPE)
     except Exception as error:
-        from ctm.terminal.failures import sentence_of
+        from ctm.terminal.failures import sentence_of, whose_fault
 
         words = sentence_of(error)
         if debug:
             raise
         if words is None:
-            _say(f"ctm: {type(error).__name__}: {error}\nThis is a fault of ctm; --debug shows where.")
+            _say(f"ctm: {type(error).__name__}: {error}\n{whose_fault(error)}")
             return 1
         _say(f"ctm: {words}")
         return 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_number
+from ctm.arguments import as_count, as_float_type, as_number
 
 __all__ = [
     "Times",
@@ -70,6 +70,11 @@ def _check_grid(steps: int, sigma_min: float, sigma_max: float) -> None:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
 
 
+def _float_type(dtype: torch.dtype | None) -> torch.dtype:
+    """The type of a grid; None gives torch's default. Raises ValueError for a type in which small levels would be 0."""
+    return torch.get_default_dtype() if dtype is None else as_float_type(dtype)
+
+
 def karras_grid(
     steps: int,
     sigma_min: float = 0.002,
@@ -82,14 +87,15 @@ def karras_grid(
     """steps + 1 noise levels from sigma_max down to sigma_min, even in the Karras coordinate (arXiv 2206.00364, eq. 5).
 
     steps ≥ 1 is the number of intervals, rho ≥ 1 bends the grid towards small levels. Computed in float64 with both ends
-    exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, or
-    unless 0 < sigma_min < sigma_max.
+    exact, then cast to dtype (torch's default dtype). Returns (steps + 1,). Raises ValueError for steps < 1, rho < 1, unless
+    0 < sigma_min < sigma_max, and for a dtype of whole numbers, in which small levels would be 0.
     """
     _check_grid(steps, sigma_min, sigma_max)
+    dtype = _float_type(dtype)
     rho = as_number(rho, "rho", 1, why="7 is EDM's, 1 spaces the levels evenly")
     levels = karras_level(torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64), sigma_min, sigma_max, rho)
     levels[0], levels[-1] = sigma_max, sigma_min
-    return levels.to(dtype=dtype or torch.get_default_dtype(), device=device)
+    return levels.to(dtype=dtype, device=device)
 
 
 def log_linear_grid(
@@ -99,10 +105,11 @@ def log_linear_grid(
 
     Computed in float64 with both ends exact. Returns (steps + 1,). Raises ValueError as `karras_grid`."""
     _check_grid(steps, sigma_min, sigma_max)
+    dtype = _float_type(dtype)
     share = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
     levels = sigma_max * (sigma_min / sigma_max) ** share
     levels[0], levels[-1] = sigma_max, sigma_min
-    return levels.to(dtype or torch.get_default_dtype())
+    return levels.to(dtype)
 
 
 def index_grid(
@@ -120,9 +127,10 @@ def index_grid(
     Returns (steps + 1,). Raises ValueError as `karras_grid`, and unless 1 ≤ steps ≤ points − 1."""
     if not 1 <= as_count(steps, "steps") <= as_count(points, "points") - 1:
         raise ValueError(f"an index grid takes 1 … points − 1 steps, got {steps} steps on {points} points")
+    dtype = _float_type(dtype)
     fine = karras_grid(points - 1, sigma_min, sigma_max, rho, dtype=torch.float64)
     chosen = (torch.arange(steps + 1, dtype=torch.float64) * (points - 1) / steps).round().long()
-    return fine[chosen].to(dtype or torch.get_default_dtype())
+    return fine[chosen].to(dtype)
 
 
 def to_zero(levels: Tensor) -> Tensor:
@@ -209,11 +217,12 @@ def continuous_times(
     span, ξ_s uniform on [ξ_u, 1]. The solver walks t → u in solver_steps equal steps of the coordinate.
 
     span: in (0, 1], one draw for the whole batch (`draw_span`; U(0, M/N) in the official code). Returns Times of n samples
-    on the generator's device. Raises ValueError for span outside (0, 1]."""
+    on the generator's device. Raises ValueError for span outside (0, 1], and for a dtype of whole numbers."""
     if not 0 < span <= 1:
         raise ValueError(
             f"span must be in (0, 1], got {span}: it is the part of the Karras coordinate the solver walks"
         )
+    dtype = _float_type(dtype)
     device = generator.device if generator is not None else None
     draws = torch.rand(2, n, generator=generator, dtype=torch.float64, device=device)
     start = draws[0] * (1 - span)
@@ -221,7 +230,7 @@ def continuous_times(
     s = end if s_from_u else end + draws[1] * (1 - end)
     walk = torch.linspace(0, 1, solver_steps + 1, dtype=torch.float64, device=device)[:, None]
     levels = karras_level(torch.cat([start + walk * span, s[None]]).clamp(max=1), sigma_min, sigma_max, rho)
-    levels = levels.clamp(sigma_min, sigma_max).to(dtype or torch.get_default_dtype())
+    levels = levels.clamp(sigma_min, sigma_max).to(dtype)
     return Times(levels[:-1], torch.minimum(levels[-1], levels[-2]))  # rounding must not lift s above u
 
 

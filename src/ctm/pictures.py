@@ -15,7 +15,7 @@ from torch import Tensor
 from ctm.data.images import to_model_range
 from ctm.files import whole_file
 
-__all__ = ["as_saved", "class_columns", "grid_picture", "save_picture", "to_uint8"]
+__all__ = ["as_saved", "check_numbers", "class_columns", "grid_picture", "save_picture", "to_uint8"]
 
 _TARGET_SIDE = 640
 
@@ -23,6 +23,18 @@ _TARGET_SIDE = 640
 def to_uint8(x: Tensor) -> Tensor:
     """float (B, C, H, W) -> uint8 (B, H, W, C): (x + 1)·127.5, rounded and clamped to 0 … 255."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def check_numbers(x: Tensor, numbers: Sequence[int] | np.ndarray | None = None) -> None:
+    """Raises ValueError where an image of x (B, …) holds NaN or infinity, which a picture would show as black or white.
+    numbers: of the images, for the sentence."""
+    wrong = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        number = wrong[0] if numbers is None else numbers[wrong[0]]
+        raise ValueError(
+            f"image {number} is no numbers (NaN or infinite): a setting of the sampler is too large, or the model's "
+            "weights are not finite"
+        )
 
 
 def as_saved(x: Tensor) -> Tensor:

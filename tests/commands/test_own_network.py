@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from .test_cli import sentence
+from .test_cli import run, sentence
 
 NETWORK = """
 import torch
@@ -53,6 +53,25 @@ def test_what_is_wrong_with_a_network_is_a_sentence(capsys, tmp_path, monkeypatc
     assert words in trained(capsys, tmp_path, monkeypatch)
 
 
+BELOW = """
+from ctm.networks import MLP
+
+
+class Net(MLP):
+    def forward(self, x, t, s, condition):
+        return super().forward(x[..., :3], t, s, condition)
+"""
+
+
+def test_an_error_in_a_part_of_ctm_that_the_network_calls_is_not_told_as_the_networks(capsys, tmp_path, monkeypatch):
+    """Either may be wrong: the part of ctm and its caller are named, and the exit code is that of a fault of ctm."""
+    (tmp_path / "ownnet.py").write_text(BELOW)
+    code, _, said = run(capsys, *command(tmp_path, monkeypatch))
+    assert code == 1
+    assert said.startswith("ctm: RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    assert "It came up in ctm.networks.mlp, which ownnet calls: a fault of ctm, unless ownnet gives it what it" in said
+
+
 def test_a_module_that_its_module_needs_is_named(capsys, tmp_path, monkeypatch):
     (tmp_path / "ownnet.py").write_text("import no_such_module\n")
     said = trained(capsys, tmp_path, monkeypatch)
@@ -61,6 +80,11 @@ def test_a_module_that_its_module_needs_is_named(capsys, tmp_path, monkeypatch):
 
 def trained(capsys, tmp_path, monkeypatch) -> str:
     """What a run with the network ownnet.Net says when it fails."""
+    return sentence(capsys, *command(tmp_path, monkeypatch))
+
+
+def command(tmp_path, monkeypatch) -> list[str]:
+    """`ctm train` with the network ownnet.Net."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "ownnet", raising=False)
     monkeypatch.setenv("CTM_ALLOW", "ownnet")
@@ -70,4 +94,4 @@ def trained(capsys, tmp_path, monkeypatch) -> str:
         "network: {class_path: ownnet.Net, init_args: {width: 8}}\n"
         "objectives: [{class_path: DenoisingScoreMatching}]\noptimizer: {class_path: torch.optim.Adam}\nsteps: 2\n"
     )
-    return sentence(capsys, "train", "--config", str(recipe), "--out", str(tmp_path / "run"))
+    return ["train", "--config", str(recipe), "--out", str(tmp_path / "run")]

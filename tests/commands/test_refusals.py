@@ -1,8 +1,11 @@
 """The user's disk, path, terminal and interrupt: each ends in a sentence and 2, or the signal's own code, whole or not at all."""
 
+import contextlib
 import errno
+import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,39 +17,39 @@ import pytest
 import torch
 from PIL import Image
 
+from ctm.cli import main
 from ctm.files import mapped_array, whole_directory, whole_file, write_whole
 from ctm.terminal.failures import sentence_of
 from ctm.terminal.paths import settle_paths
 
+from ..processes import Command, Forked
 from .test_cli import run, sentence
 
 SHIPPED = Path(__file__).parents[2] / "models" / "fashion-mnist-ctm"
 COMMAND = [sys.executable, "-m", "ctm"]
 
-# In one process that has imported torch once: a limit on the size of files, then each command that writes.
-LIMITED = """
-import contextlib, io, json, os, resource, sys
-from ctm.cli import main
-model, picture, folder, shipped = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-outs = {
-    "png": ["sample", model, "--num", "9"],
-    "npz": ["sample", model, "--num", "64"],
-    "directory": ["sample", model, "--num", "9", "--labels", "0-8"],
-    "edit.png": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "5"],
-    "edits": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "9"],
-    "tuned": ["tune", model, "--steps", "2", "--num", "2"],
-    "model.pt": ["convert", shipped],
-}
-answers = {}
-for name, arguments in outs.items():
-    out = os.path.join(folder, {"png": "a.PNG", "npz": "a.npz"}.get(name, name))
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = main([*arguments, *([out] if arguments[0] == "convert" else ["--out", out])])
-    answers[name] = [code, said.getvalue(), sorted(os.listdir(folder))]
-sys.stdout.write(json.dumps(answers))
-"""
+
+def limited(model: str, picture: str, folder: str, shipped: str) -> None:
+    """Under a limit on the size of files each command that writes; prints what came of it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+    outs = {
+        "png": ["sample", model, "--num", "9"],
+        "npz": ["sample", model, "--num", "64"],
+        "directory": ["sample", model, "--num", "9", "--labels", "0-8"],
+        "edit.png": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "5"],
+        "edits": ["edit", "stroke", model, picture, "--num", "2", "--sigma", "9"],
+        "tuned": ["tune", model, "--steps", "2", "--num", "2"],
+        "model.pt": ["convert", shipped],
+    }
+    answers = {}
+    for name, arguments in outs.items():
+        out = os.path.join(folder, {"png": "a.PNG", "npz": "a.npz"}.get(name, name))
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            code = main([*arguments, *([out] if arguments[0] == "convert" else ["--out", out])])
+        answers[name] = [code, said.getvalue(), sorted(os.listdir(folder))]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(json.dumps(answers))
 
 
 @pytest.fixture
@@ -61,15 +64,18 @@ def test_case_16_a_limit_that_every_writing_command_meets(model, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     arguments = [str(model), str(tmp_path / "picture.png"), str(folder), str(SHIPPED)]
-    made = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=True)
-    for name, (code, said, _) in json.loads(made.stdout).items():
+    process = Forked(limited, *arguments)
+    printed, said = process.communicate(120)
+    assert process.returncode == 0, said
+    answers = json.loads(printed)
+    for name, (code, said, _) in answers.items():
         if code == 0:
             continue  # small enough, or nothing was written
         assert code == 2, (name, said)
         assert said.startswith(f"ctm: {folder}"), (name, said)
         assert "File too large: the limit on a file's size" in said or "writing failed" in said, (name, said)
         assert len(said.strip().splitlines()) == 1, (name, said)
-    codes = {name: answer[0] for name, answer in json.loads(made.stdout).items()}
+    codes = {name: answer[0] for name, answer in answers.items()}
     assert {"png", "npz", "edit.png", "model.pt"} <= {name for name, code in codes.items() if code == 2}
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert not {name for name in left if name.endswith((".writing", ".pt"))}
@@ -322,13 +328,13 @@ def test_case_28_a_signal_while_torch_is_imported(number, until, delay):
 def test_a_signal_while_samples_are_made_leaves_whole_files(model, tmp_path):
     out = tmp_path / "out"
     arguments = ["sample", str(model), "--num", "100000", "--batch_size", "16", "--out", str(out)]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Command(arguments, own=True)
     give_up = time.monotonic() + 120
     while not (out / "000050.png").exists() and time.monotonic() < give_up:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert process.stderr.read() == "ctm: stopped by SIGTERM.\n"
+    assert process.communicate(60)[1] == "ctm: stopped by SIGTERM.\n"
+    assert process.returncode == 128 + signal.SIGTERM
     names = {path.name for path in out.iterdir()}
     assert not {name for name in names if name.endswith(".writing")}
     assert all(Image.open(out / name).size == (8, 8) for name in names if name.endswith(".png"))

@@ -1,9 +1,8 @@
 """Samples are written as they are made: what was killed goes on, to the same bits, and memory is that of a batch."""
 
 import json
+import resource
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from ctm.networks import MLP
 from ctm.sampling import stream
 
 from ..conftest import random_weights
-from ..processes import Command
+from ..processes import Command, Forked
 from .test_cli import run, sentence
 
 NUM = 1500
@@ -82,22 +81,22 @@ def test_a_killed_npz_goes_on_to_the_same_bits(model, tmp_path, monkeypatch):
         assert stored["arr_1"].shape == (NUM,)
 
 
+def peaks(model: str, out: str) -> None:
+    """Print the largest memory of the process after a few samples, and after many."""
+    for num in (400, 5000):
+        for name in (f"{num}", f"{num}.npz"):
+            pictures = num if name.endswith("npz") else num // 4
+            assert main(["sample", model, "--num", str(pictures), "--batch_size", "50", "--out", f"{out}/{name}"]) == 0
+        print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def test_memory_is_that_of_a_batch(tmp_path):
     """Twelve times the samples, whose bytes alone are 15 MB as pictures and 60 MB as floats, in the same memory."""
     network = MLP((3, 32, 32), width=4, blocks=1, embedding=4)
     random_weights(TrajectoryModel(network, shape=(3, 32, 32))).save_pretrained(tmp_path / "model")
-    code = """
-import resource, sys
-from ctm.cli import main
-model, out = sys.argv[1:]
-for num in (400, 5000):
-    for name in (f"{num}", f"{num}.npz"):
-        pictures = num if name.endswith("npz") else num // 4
-        assert main(["sample", model, "--num", str(pictures), "--batch_size", "50", "--out", f"{out}/{name}"]) == 0
-    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-    command = [sys.executable, "-c", code, str(tmp_path / "model"), str(tmp_path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    process = Forked(peaks, str(tmp_path / "model"), str(tmp_path))
+    printed, said = process.communicate(300)
+    assert process.returncode == 0, said
     few, many = (int(line.split()[1]) for line in printed.splitlines() if line.startswith("peak"))
     assert many - few < 5_000, f"{few} kB became {many} kB"
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from ctm.cli import main
@@ -149,6 +150,60 @@ def test_a_text_that_begins_with_a_negative_number_is_a_value(capsys, small_ctm,
         assert words in sentence(capsys, "sample", str(tmp_path / "model"), option, "-1,0")
 
 
+def test_many_steps_are_said_to_cost_much(capsys, caplog, small_ctm, tmp_path):
+    """The line comes before anything is drawn, here 1,001 jumps of one sample; 1,000 pass in silence."""
+    small_ctm.save_pretrained(tmp_path / "model")
+    for steps in (1001, 1000):
+        out = tmp_path / f"{steps}.npz"
+        assert main(["sample", str(tmp_path / "model"), "--num", "1", "--steps", str(steps), "--out", str(out)]) == 0
+    words = "each sample takes 1,001 calls of the network, one after another; 1 to 4 jumps, or 18 levels"
+    (said,) = [message for message in caplog.messages if "calls of the network" in message]
+    assert f"--steps 1,001: {words}" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", MODEL, "--data", "digits", "--steps", "1,2000000"],
+        ["evaluate", MODEL, "--data", "digits", "--teacher", MODEL, "--teacher_steps", "2000000"],
+        ["tune", MODEL, "--steps", "2000000"],
+        ["edit", "stroke", MODEL, "absent.png", "--sigma", "5", "--steps", "2000000"],
+        ["edit", "inpaint", MODEL, "absent.png", "--steps", "1000", "--rounds", "2000"],
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_every_command_with_steps_bounds_them(capsys, arguments):
+    said = sentence(capsys, *arguments)
+    assert "takes at most 1,000,000 steps, got 2,000,000" in said
+
+
+def test_pictures_far_outside_their_range_are_said_to_be_cut_off(capsys, caplog, small_ctm, tmp_path):
+    small_ctm.save_pretrained(tmp_path / "model")
+    for name, cfg in (("far", "900"), ("near", "1")):
+        out = tmp_path / f"{name}.npz"
+        assert main(["sample", str(tmp_path / "model"), "--num", "4", "--cfg", cfg, "--out", str(out)]) == 0
+    said = [message for message in caplog.messages if "are cut off at [-1, 1]" in message]
+    assert len(said) == 1, said
+
+
+def test_a_class_of_the_name_minus_one(capsys, small_ctm, tmp_path):
+    """−1 means no class; where a class has that name, the message offers a spelling for each meaning, and both are taken."""
+    small_ctm.class_names = ["-1", *"abcdefghi"]
+    small_ctm.save_pretrained(tmp_path / "model")
+    sample = ["sample", str(tmp_path / "model"), "--num", "1"]
+    said = sentence(capsys, *sample, "--labels", "-1", "--out", "x.npz")
+    assert (
+        "--labels -1: is it no class, or the class named -1, whose number is 0? Give 0, or '\"-1\"' in quotes" in said
+    )
+    assert "or −1, with the other minus sign, for no class" in said
+    for text, label in (("0", 0), ('"-1"', 0), ("−1", -1)):
+        out = tmp_path / "x.npz"
+        assert main([*sample, f"--labels={text}", "--out", str(out)]) == 0
+        with np.load(out) as stored:
+            assert stored["arr_1"].tolist() == [label]
+        out.unlink()
+
+
 @pytest.mark.parametrize(
     "command", [["recipes"], ["sample", MODEL], ["compare", "a", "b"], ["convert", "a", "b"], ["demo"]]
 )
@@ -175,6 +230,13 @@ def test_every_command_looks_at_ctm_allow(capsys, monkeypatch, command):
         ),
         (["--sampler", "ancestral", "--eta", "2"], "--eta must be in [0, 1], got 2"),
         (["--sampler", "heun", "--churn", "-1"], "--churn must be at least 0, got -1"),
+        (["--cfg", "1e30"], "--cfg must be in [-1000, 1000], got 1e+30: 1 is the conditional model, 2 to 10 are usual"),
+        (["--cfg", "-1e30"], "--cfg must be in [-1000, 1000]"),
+        (["--steps", "100000000"], "--steps takes at most 1,000,000 steps, got 100,000,000: 1 to 4 jumps"),
+        (
+            ["--sampler", "heun", "--steps", "3", "--churn", "9", "--churn_noise", "1e38"],
+            "image 0 is no numbers (NaN or infinite): a setting of the sampler is too large",
+        ),
         (["--out", "MODEL"], "is the directory of a model or a run (it has config.json): give another for the samples"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -1,6 +1,5 @@
 """kill -9 while pictures are served: nothing that was acknowledged is lost, and the record stays whole."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,10 +10,8 @@ import pytest
 from ctm.safety import State, verify
 from ctm.safety.head import read_head
 
+from ..processes import FORK
 from .states import picture
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["ctm.safety.state", "ctm.cli"])
 
 
 def _serve_without_end(folder, acknowledged):

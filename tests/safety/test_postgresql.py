@@ -1,7 +1,6 @@
 """The store on PostgreSQL. A server of its own is started where Debian's `postgresql` and the package psycopg are installed;
 elsewhere these tests are not collected."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -14,9 +13,8 @@ from ctm.safety.head import read_head
 from ctm.safety.record import now
 
 from ..postgresql import IS_THERE, server
+from ..processes import FORK
 from .states import picture
-
-FORK = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")

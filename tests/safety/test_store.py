@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import threading
 from datetime import timedelta
 
@@ -17,9 +16,8 @@ from ctm.safety.schema import pictures
 from ctm.safety.state import database_url
 from ctm.safety.store import Store
 
+from ..processes import FORK
 from .states import picture
-
-FORK = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ctm.backbones import FunctionBackbone, deit, efficientnet, lpips
 from ctm.backbones.base import Backbone
 from ctm.cli import main
 from ctm.conditioner import Labels
-from ctm.discriminators import ProjectedDiscriminator
+from ctm.discriminators import MLPDiscriminator, ProjectedDiscriminator
 from ctm.objectives import Adversarial, DenoisingScoreMatching, FeatureDistance, Matching, Squared, TargetJump
 from ctm.teachers import GaussianMixture
 from ctm.terminal.recipe_parser import parse_recipe
@@ -20,7 +20,7 @@ from ctm.training.dry_run import expected_teacher_evaluations
 from ctm.training.recipe import NetworkDescription
 from ctm.training.stand_in import random_images, usable_features, with_usable_features
 
-from .runs import RECIPES, SMALL, student_arguments, teacher_arguments, trained
+from .runs import RECIPES, SMALL, SMALL_TEACHER, student_arguments, teacher_arguments, trained
 
 MODEL = GaussianMixture(torch.zeros(1, 2), 0.5, torch.ones(1))
 
@@ -60,6 +60,42 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
     assert (found.evaluations["student"], found.evaluations["target"]) == (3, 2)
     assert 0 < found.expected_seconds < 10 * found.seconds
     assert found.stand_ins == []
+
+
+@pytest.mark.parametrize(("gan", "images"), [(False, 1), (True, 2)])
+def test_a_step_that_takes_a_processor_long_is_measured_with_fewer_images(monkeypatch, gan, images):
+    """Here no time at all is long. Seconds are those of all images, in proportion; a player gets two, as some layers need."""
+    taken = []
+    module = sys.modules["ctm.training.dry_run"]
+    measured = module._measured
+    monkeypatch.setattr(module, "_LONGEST", 0.0)
+    monkeypatch.setattr(module, "_measured", lambda run, step: taken.append(measured(run, step)) or taken[-1])
+    recipe, _ = parse_recipe(student_arguments("runs/nowhere", "--engine.accumulate", "2", "--data.batch_size", "64"))
+    if gan:
+        recipe.objectives = [*recipe.objectives, Adversarial(discriminator=MLPDiscriminator())]
+    found = dry_run(recipe)
+    assert (found.images, found.recipe.data.batch_size) == (images, 64)
+    assert found.seconds == pytest.approx(taken[1][0] * 64 / images)
+    assert len(taken) == 1 + len(found.kinds)  # each of these steps is long, so none is taken twice
+    (line,) = (line for line in found.lines() if line.startswith("measured"))
+    assert (
+        line == f"measured with {images} of 64 images a step, as this processor takes long: all times are in proportion"
+    )
+
+
+def test_the_images_of_a_measured_step_grow_while_there_is_time(monkeypatch):
+    """A step of n images that takes n seconds: 1 twice, 4, 16; 64 would take more than a minute."""
+    module, asked = sys.modules["ctm.training.dry_run"], []
+
+    def measured(run, step):
+        asked.append(run.recipe.data.batch_size)
+        return float(asked[-1]), 0.0, {}
+
+    monkeypatch.setattr(module, "_measured", measured)
+    recipe, _ = parse_recipe(teacher_arguments("--data.batch_size", "256"))
+    found = dry_run(recipe)
+    assert asked == [1, 1, 4, 16, 16, 16]
+    assert (found.images, found.seconds) == (16, 256.0)
 
 
 def run(capsys, *arguments: str) -> str:
@@ -128,10 +164,43 @@ def test_the_shape_of_data_is_told_from_the_recipe_or_the_sets_name(name, size, 
 
 
 def test_data_of_unknown_size_are_asked_for(capsys):
-    assert main(["train", *teacher_arguments("--data.name", "./my-pictures"), "--dry-run"]) == 2
+    assert main(["train", *teacher_arguments("--data.name", "my-pictures"), "--dry-run"]) == 2
     said = capsys.readouterr().err
-    assert "there is no file or folder ./my-pictures" in said
+    assert "my-pictures is no existing path" in said
     assert "A dry run takes random pictures in their place once it knows their size: give --data.size" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./my-picturs", "there is no file or folder ./my-picturs: did you mean my-pictures?"),
+        ("my-picturs", "there is no file or folder my-picturs: did you mean my-pictures?"),
+        ("my-pictures/trian", "there is no file or folder my-pictures/trian: did you mean my-pictures/train?"),
+        (
+            "my-pictures/other",
+            "there is no file or folder my-pictures/other. A dry run takes random pictures only in place",
+        ),
+        ("~/somewhere", "there is no file or folder"),
+        ("a/b/c", "there is no file or folder a/b/c. A dry run"),
+        ("digits.npz", "there is no file or folder digits.npz. A dry run"),
+    ],
+)
+def test_a_mistyped_path_is_refused_and_not_stood_in_for(capsys, tmp_path, monkeypatch, name, words):
+    (tmp_path / "my-pictures" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *teacher_arguments("--data.name", name, "--data.size", "8"), "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_a_recipe_or_a_hub_id_names_is_stood_in_for(capsys, tmp_path, monkeypatch):
+    """Also a path, where the recipe itself names it: the data may be on another machine."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(
+        (RECIPES / "digits-teacher.yaml").read_text().replace("name: digits", "name: ./elsewhere")
+    )
+    narrow = [*SMALL_TEACHER, "--data.size", "8", "--data.channels", "1"]
+    for given in (["--config", "own.yaml"], ["--config", str(RECIPES / "digits-teacher.yaml"), "--data.name", "a/b"]):
+        assert "10 classes stand in" in run(capsys, *given, *narrow)
 
 
 def test_missing_data_stop_the_run_itself(capsys, tmp_path):

@@ -137,6 +137,30 @@ def test_matching_without_a_teacher_is_a_sentence(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "words"),
+    [
+        ("--teacher", "runs/nowhere", r"the teacher \(--teacher MODEL\): there is no directory runs/nowhere"),
+        ("--teacher", "nowhere.pkl", r"the teacher \(--teacher MODEL\): there is no file nowhere.pkl"),
+        ("--student", "runs/nowhere", r"the student \(--student MODEL\): there is no directory runs/nowhere"),
+    ],
+)
+def test_a_missing_teacher_is_refused_before_the_data_are_read(monkeypatch, tmp_path, option, name, words):
+    """Reading a folder of a million pictures takes an hour."""
+    monkeypatch.setattr("ctm.training.trainer.load_data", lambda recipe: pytest.fail("the data were read"))
+    arguments = [
+        "--config",
+        str(RECIPES / "digits-ctm.yaml"),
+        *SMALL,
+        "--teacher",
+        "models/digits-teacher",
+        option,
+        name,
+    ]
+    with pytest.raises(FileNotFoundError, match=words):
+        train(*_with_out(parse_recipe(arguments), tmp_path / "run"))
+
+
 def test_a_teacher_of_other_shape_is_a_sentence(teacher, tmp_path):
     with pytest.raises(ValueError, match=r"the teacher makes samples of shape \(1, 8, 8\), the data are \(1, 6, 6\)"):
         train(*_with_out(parse_recipe(student_arguments(teacher, "--data.size", "6")), tmp_path / "run"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ctm.backbones.base import IMAGENET, Backbone, Channels
+from ctm.hub import asking_hub
 
 __all__ = ["DeiT"]
 
@@ -53,5 +55,6 @@ def _network(model: str, side: int, pretrained: bool, device: str) -> Any:
             f"DeiT comes with timm, which cannot be imported here ({error}): pip install 'ctm-torch[deit]', with the torchvision "
             "that fits torch, or leave DeiT out of `backbones`"
         ) from error
-    network = timm.create_model(model, pretrained=pretrained, img_size=side, num_classes=0)
+    with asking_hub() if pretrained else nullcontext():
+        network = timm.create_model(model, pretrained=pretrained, img_size=side, num_classes=0)
     return network.requires_grad_(False).eval().to(device)

@@ -28,7 +28,7 @@ from ctm.files import write_whole
 from ctm.models import AnyModel, load_model
 from ctm.pictures import as_saved
 from ctm.progress import tracked
-from ctm.terminal.options import jumper, numbers
+from ctm.terminal.options import check_steps, jumper, numbers
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure", "parser", "run"]
@@ -74,6 +74,7 @@ def run(settings: Namespace) -> None:
     model = jumper(load_model(settings.model), f"--model {settings.model}", instead)
     names = [name.strip() for name in settings.samplers.split(",") if name.strip()]
     steps, gammas = numbers(settings.steps, int, "--steps"), numbers(settings.gammas, float, "--gammas")
+    check_steps(steps)
     wanted = cells(model, names, steps, gammas)
     if settings.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {settings.seeds}")

@@ -18,7 +18,7 @@ from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import write_result
 from ctm.evaluation.run import evaluate_plans, make_judge
 from ctm.models import load_model
-from ctm.terminal.options import numbers
+from ctm.terminal.options import check_steps, numbers
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["measure_shares", "parser", "run"]
@@ -74,6 +74,7 @@ def run(settings: Namespace) -> None:
     """Measure, keep the results, print them."""
     results = Results(Path(settings.out), go_on=settings["continue"])
     steps = numbers(settings.steps, int, "--steps")
+    check_steps(steps)
     found = measure_shares(settings.model, settings.data, settings.features, steps, settings.count, settings.teacher)
     asked = {name: settings[name] for name in ("model", "teacher", "data", "features", "steps", "count")}
     results.add(

@@ -28,7 +28,7 @@ from ctm.evaluation.table import rows_table
 from ctm.models import load_model
 from ctm.progress import Progress, silent, tracked_parts
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, check_steps, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.processes import check_launch
@@ -142,6 +142,8 @@ def _plans(settings: Namespace) -> list[Plan]:
         return []
     steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
     gammas = None if settings.gamma is None else numbers(settings.gamma, float, "--gamma")
+    check_steps(steps or ())
+    check_steps([settings.teacher_steps] if settings.teacher is not None else (), "--teacher_steps")
     subject = subject_of("model", settings.model, load_model(settings.model))
     options: dict[str, Any] = {"seed": settings.seed, "guidance": settings.cfg}
     plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, grid=settings.grid, **options)

@@ -7,7 +7,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,14 +16,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ctm.data.notes import tell
 from ctm.files import named_failures, suffix_of, whole_file, write_whole
 from ctm.foreign.text import parse_json, plain, read_json, text_in
-from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
+from ctm.pictures import check_numbers, class_columns, grid_picture, save_picture, to_uint8
 from ctm.terminal.paths import check_place
 
-__all__ = ["check_output", "finished_samples", "sample_grid", "sampling_record", "write_record", "write_samples"]
+__all__ = [
+    "check_output",
+    "finished_samples",
+    "looked_at",
+    "sample_grid",
+    "sampling_record",
+    "write_record",
+    "write_samples",
+]
 
 _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
+_FAR, _MUCH = 1.5, 0.01  # a value of a picture, and the share of such values, that a line tells of
 _RECORD = "sample.json"
 _LONGEST = 16 << 20  # bytes of it: it has a label and a seed for each sample
 _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
@@ -89,6 +99,25 @@ def finished_samples(out: Path, about: dict[str, Any], withheld: Collection[int]
             f"--out {out} holds samples made with another {', '.join(others)} (see its {_RECORD}): use another directory"
         )
     return next((index for index in range(about["num"]) if index not in done), about["num"])
+
+
+def looked_at(batches: Iterable[Tensor], start: int = 0) -> Iterator[Tensor]:
+    """The batches. A line at the end says if much of the pictures was cut off at the ends of their range.
+
+    start: the number of the first sample. Raises ValueError for samples that are no numbers, before they are written."""
+    far = values = 0
+    for batch in batches:
+        check_numbers(batch, range(start, start + len(batch)))
+        start += len(batch)
+        if batch.dim() == 4:
+            far, values = far + int((batch.abs() > _FAR).sum()), values + batch.numel()
+        yield batch
+    if far > _MUCH * values:
+        tell(
+            [
+                f"{far / values:.0%} of the values of the pictures lie outside [-{_FAR}, {_FAR}] and are cut off at [-1, 1]"
+            ]
+        )
 
 
 def write_samples(

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm import __version__, sampling
-from ctm.commands.output import check_output, finished_samples, write_samples
+from ctm.commands.output import check_output, finished_samples, looked_at, write_samples
 from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.conditions import LABELS, Condition
 from ctm.data.conditions import fields_digest, load_fields
@@ -32,6 +32,7 @@ from ctm.sampling.jumps import two_level_plan
 from ctm.terminal.options import (
     GRID_HELP,
     add_device_option,
+    check_steps,
     explicit_levels,
     jumper,
     parse_columns,
@@ -115,6 +116,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Draw samples and write them, batch by batch."""
+    check_steps([] if settings.steps is None else [settings.steps])
     model = load_model(settings.model)
     name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
@@ -181,7 +183,7 @@ def _sample(
         **asked,
     )
     total = -(-(num - start) // settings.batch_size)
-    shown = tracked(batches, "sampling", total, unit="batches")
+    shown = looked_at(tracked(batches, "sampling", total, unit="batches"), start)
     if policy is None:
         write_samples(out, shown, labels, about, start, columns)
         return int(num)

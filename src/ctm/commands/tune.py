@@ -29,7 +29,7 @@ from ctm.models.grids import TunedGrid, grids_as_json
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
-from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
+from ctm.terminal.options import add_data_options, add_device_option, check_steps, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 
@@ -79,6 +79,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Tune a grid for each number of steps, print the table, and write the grids that are better."""
     steps = numbers(settings.steps, int, "--steps")
+    check_steps(steps)
     gammas = _GAMMAS if settings.gamma == "tune" else numbers(settings.gamma, float, "--gamma")
     _check(settings, gammas)
     model = load_model(settings.model)

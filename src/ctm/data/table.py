@@ -109,10 +109,10 @@ def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
 
 
 def _hub(name: str, split: str, datasets: Any) -> _Table:
-    from huggingface_hub.utils import logging as hub_logging
+    from ctm.hub import asking_hub
 
-    hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
-    table = datasets.load_dataset(name, split=split)
+    with asking_hub():
+        table = datasets.load_dataset(name, split=split)
 
     def read(column: str) -> Iterator[Any]:
         for batch in table.with_format("arrow").select_columns([column]).iter(_ROWS):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ctm.hub import asking_hub
+
 __all__ = ["MODEL", "Dino", "load_dino"]
 
 MODEL = "facebook/dinov2-large"  # the size that the comparison of feature networks (arXiv 2306.04675) recommends
@@ -49,7 +51,8 @@ def load_dino(side: int | None = None, name: str = MODEL) -> Dino:
     except ImportError as error:
         raise ImportError("--features dinov2 needs transformers: pip install 'ctm-torch[dinov2]'") from error
     try:
-        model = Dinov2Model.from_pretrained(name)
+        with asking_hub():
+            model = Dinov2Model.from_pretrained(name)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {name} are neither in the hub's cache nor to be fetched ({str(error).splitlines()[0]}): fetch "

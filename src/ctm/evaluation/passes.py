@@ -17,7 +17,7 @@ from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.sources import Source
 from ctm.evaluation.statistics import Layout, Statistics
-from ctm.pictures import to_uint8
+from ctm.pictures import check_numbers, to_uint8
 from ctm.progress import Progress, silent
 
 __all__ = ["Processes", "forget", "run_pass"]
@@ -160,6 +160,7 @@ def _look(
     images, labels = source.batch(indices)
     _synchronise(device)
     clock.append(time.perf_counter())
+    check_numbers(images, indices)
     pixels = to_uint8(images)
     seen = to_model_range(pixels).to(device)
     pooled, spatial = extractor(seen)

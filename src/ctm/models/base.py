@@ -17,6 +17,7 @@ from ctm.arguments import as_levels, as_state, checked
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, Condition, takes_labels
 from ctm.files import as_source, whole_file
+from ctm.hub import asking_hub
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
 from ctm.models.grids import TunedGrid, grids_as_json, read_grids
@@ -181,7 +182,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         elif not place.is_dir():
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             chosen = {name: options[name] for name in names if name in options}
-            read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
+            with asking_hub():
+                read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
+                return super().from_pretrained(pretrained_model_name_or_path, **options)
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 
 from ctm.files import as_source, suffix_of
 from ctm.foreign.kinds import foreign_directory, what_file
 from ctm.foreign.text import plain
+from ctm.hub import asking_hub
 from ctm.models.consistency import ConsistencyModel
 from ctm.models.diffusion import DiffusionModel
 from ctm.models.reading import CONFIG, read_config
 from ctm.models.trajectory import TrajectoryModel
 
-__all__ = ["MODELS", "AnyModel", "load_model"]
+__all__ = ["MODELS", "AnyModel", "check_model", "load_model"]
 
 AnyModel: TypeAlias = DiffusionModel | ConsistencyModel | TrajectoryModel
 MODELS: dict[str, type[AnyModel]] = {
@@ -33,7 +33,25 @@ def load_model(source: str | Path) -> AnyModel:
     Raises FileNotFoundError where there is none, ValueError where config.json or the weights do not fit, and TypeError for
     anything but a text or a path.
     """
-    source = as_source(source, "a model's directory or hub id")
+    config_file, place = _found(as_source(source, "a model's directory or hub id"))
+    kind = read_config(config_file).get("model", "TrajectoryModel")
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise ValueError(f"{config_file} names the model {plain(kind)!r}; this version reads {', '.join(MODELS)}")
+    try:
+        return MODELS[kind].from_pretrained(place)
+    except (RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error
+
+
+def check_model(source: str | Path) -> None:
+    """Return where `load_model` finds a configuration, which is read and nothing else. Raises FileNotFoundError and ValueError as
+    `load_model`."""
+    read_config(_found(as_source(source, "a model's directory or hub id"))[0])
+
+
+def _found(source: str | Path) -> tuple[Path, str]:
+    """config.json of a model, and the place of the model for `from_pretrained`. Raises as `load_model`."""
     directory = Path(source)
     if directory.is_file():
         raise ValueError(f"{source} is a file and no model directory: {_what_to_do(directory)}")
@@ -51,22 +69,15 @@ def load_model(source: str | Path) -> AnyModel:
         ):
             raise FileNotFoundError(f"there is no directory {source}. Give a model or run directory, or a hub id.")
         try:
-            hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
-            config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
+            with asking_hub():
+                config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
         except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
             near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
             raise FileNotFoundError(
                 f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
                 + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
             ) from error
-    kind = read_config(config_file).get("model", "TrajectoryModel")
-    if not isinstance(kind, str) or kind not in MODELS:
-        raise ValueError(f"{config_file} names the model {plain(kind)!r}; this version reads {', '.join(MODELS)}")
-    try:
-        return MODELS[kind].from_pretrained(place)
-    except (RuntimeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error
+    return config_file, place
 
 
 def _what_to_do(file: Path) -> str:

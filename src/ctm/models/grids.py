@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm.arguments import as_float_type
 from ctm.foreign.text import plain
 
 __all__ = ["TunedGrid", "grids_as_json", "read_grids", "tuned_for"]
@@ -65,8 +66,8 @@ class TunedGrid:
         return self.gain > 2 * (self.gain_error or 0.0)
 
     def grid(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The levels as a tensor (steps + 1,), for samplers."""
-        return torch.tensor(self.levels, dtype=dtype)
+        """The levels as a tensor (steps + 1,), for samplers. Raises ValueError for a dtype of whole numbers."""
+        return torch.tensor(self.levels, dtype=as_float_type(dtype))
 
 
 def tuned_for(model: object, steps: int, gamma: float | None) -> TunedGrid | None:

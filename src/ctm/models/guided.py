@@ -33,6 +33,9 @@ from ctm.parametrization import euler_update
 __all__ = ["AtGuidance", "ClassifierFree", "Guided", "at_guidance", "at_scale", "image_of", "takes_guidance"]
 
 
+_LARGEST_SCALE = 1000.0  # of a command: float32 keeps four digits of the difference of two denoised images then
+
+
 def takes_guidance(model: object) -> bool:
     """Whether the guidance scale is an input of the model, so that `at_guidance` sets it at no further cost."""
     return bool(getattr(model, "takes_guidance", False))
@@ -46,8 +49,10 @@ def at_guidance(model: Model, scale: float) -> AtGuidance:
 
 
 def at_scale(model: Model, scale: float) -> AtGuidance | ClassifierFree:
-    """The model under classifier-free guidance of this scale: by its own input where guidance was distilled into it, else by
-    two evaluations. Raises ValueError for a model that takes no condition."""
+    """The model under classifier-free guidance of this scale, as --cfg gives it: by its own input where guidance was distilled
+    into it, else by two evaluations. Raises ValueError for a model that takes no condition, and for a scale outside
+    [-1000, 1000], which leaves nothing of the pictures."""
+    as_number(scale, "--cfg", -_LARGEST_SCALE, _LARGEST_SCALE, why="1 is the conditional model, 2 to 10 are usual")
     if takes_guidance(model):
         return at_guidance(model, scale)
     if droppable(model) == ():

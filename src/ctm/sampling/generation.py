@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, whole_numbers, words_for
+from ctm.arguments import as_count, as_float_type, whole_numbers, words_for
 from ctm.conditions import Condition, as_condition, condition_named, rows, takes_labels, to
 from ctm.models.grids import tuned_for
 from ctm.models.protocol import Denoiser, can_jump
@@ -186,8 +186,7 @@ def stream(
     num, batch_size, start = as_count(num, "num"), as_count(batch_size, "batch_size"), as_count(start, "start", 0)
     if start > num:
         raise ValueError(f"start must be in 0 … num = {num}, got {start}")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
+    dtype = as_float_type(dtype)
     _check_shape(model)
     if sampler is not None and gamma is not None:
         _LOG.warning("gamma %g is not used: it belongs to γ-sampling, and another sampler is given", as_gamma(gamma))

@@ -9,9 +9,10 @@ from typing import Any
 
 from ctm.files import as_source, suffix_of
 from ctm.models import AnyModel, ConsistencyModel, load_model
+from ctm.models.files import check_model
 from ctm.teachers.checkpoints import read_checkpoint
 
-__all__ = ["load_teacher"]
+__all__ = ["check_source", "load_teacher"]
 
 _LOG = logging.getLogger(__name__)
 _FILES = (".pkl", ".pickle", ".pt", ".pth")
@@ -44,3 +45,13 @@ def load_teacher(
     if isinstance(model, ConsistencyModel):
         _LOG.warning("%s is a consistency model: its weights can start a CTM, but its output is no denoiser", source)
     return model.requires_grad_(False)
+
+
+def check_source(source: str | Path) -> None:
+    """Return where `load_teacher` finds a file or a configuration; weights are not read. Raises FileNotFoundError and ValueError
+    as `load_teacher`."""
+    path = Path(as_source(source, "a teacher's directory, file or hub id"))
+    if suffix_of(path) in _FILES and not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        check_model(path if path.is_dir() else source)

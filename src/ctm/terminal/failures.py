@@ -13,7 +13,7 @@ from ctm.files import disk_failure
 from ctm.foreign.allowed import allowed_modules, is_allowed
 from ctm.foreign.text import plain
 
-__all__ = ["sentence_of"]
+__all__ = ["sentence_of", "whose_fault"]
 
 _ADVICE = {
     errno.ENOSPC: "make room, or name another place",
@@ -64,10 +64,33 @@ def _words_of(error: Exception) -> str | None:
     return str(error) if isinstance(error, ValueError) else _in_their_code(error)
 
 
+def whose_fault(error: Exception) -> str:
+    """The words for a fault of ctm. They name the user's own module where it called the part of ctm that failed."""
+    theirs, ours = _theirs_and_ours(error)
+    if not ours:
+        return "This is a fault of ctm; --debug shows where."
+    caller, part = theirs[-1].f_globals["__name__"], ours[-1].f_globals["__name__"]
+    return (
+        f"It came up in {part}, which {caller} calls: a fault of ctm, unless {caller} gives it what it does not take; "
+        "--debug shows where."
+    )
+
+
+def _theirs_and_ours(error: Exception) -> tuple[list[FrameType], list[FrameType]]:
+    """The frames of the user's own modules, and those of ctm that they called last, outermost first."""
+    frames = _frames(error)
+    names = [str(frame.f_globals.get("__name__")) for frame in frames]
+    theirs = [place for place, name in enumerate(names) if is_allowed(name)]
+    below = range(theirs[-1] + 1, len(frames)) if theirs else range(0)
+    ours = [place for place in below if names[place].partition(".")[0] == "ctm"]
+    return [frames[place] for place in theirs], [frames[place] for place in ours]
+
+
 def _in_their_code(error: Exception) -> str | None:
-    """The sentence for an error that came up in the user's own module, or below it; None where none of its code ran."""
-    theirs = [frame for frame in _frames(error) if is_allowed(str(frame.f_globals.get("__name__")))]
-    if not theirs:
+    """The sentence for an error that came up in the user's own module, or in a library that it called; None where none of its
+    code ran, and for an error in a part of ctm that it called."""
+    theirs, ours = _theirs_and_ours(error)
+    if not theirs or ours:
         return None
     name, inside = theirs[-1].f_globals["__name__"], theirs[-1].f_code.co_name
     reason = plain(f"{type(error).__name__}: {error}", 200)

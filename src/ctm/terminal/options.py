@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from ctm.terminal.parser import Parser
 __all__ = [
     "add_data_options",
     "add_device_option",
+    "check_steps",
     "data_options",
     "jumper",
     "numbers",
@@ -38,8 +39,10 @@ _T = TypeVar("_T", int, float)
 
 GRID_HELP = "karras or karras:RHO, log, index:POINTS (of a discrete model's levels), or levels such as 80,2.5,0.002"
 
+_MANY_STEPS, _MOST_STEPS = 1_000, 1_000_000
 _LONGEST_RANGE = 10_000_000  # numbers, each of which takes memory
 
+_OTHER_MINUS = {"-1": "−1", "−1": "-1"}  # both mean no class
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(,|$)')
 
 
@@ -97,10 +100,15 @@ def _parts(text: str) -> list[tuple[str, bool]]:
 
 def _labels_of(part: str, quoted: bool, classes: int, names: Sequence[str]) -> list[int]:
     """Class numbers that one part of --labels means."""
-    numbers = None if quoted else [-1] if part in ("-1", "−1") else _ranges(part)
+    numbers = None if quoted else [-1] if part in _OTHER_MINUS else _ranges(part)
     if numbers is None or (part in names and min(numbers) >= classes):
         return _named(part, names)
     named = [number for number, name in enumerate(names) if name == part]
+    if named not in ([], numbers) and numbers == [-1]:
+        raise ValueError(
+            f"--labels {part}: is it no class, or the class named {part}, whose number is {named[0]}? Give {named[0]}, or "
+            f"'\"{part}\"' in quotes, for the class, or {_OTHER_MINUS[part]}, with the other minus sign, for no class"
+        )
     if named not in ([], numbers):
         raise ValueError(
             f"--labels {part}: is it the class number {part}, or the class named {part}, whose number is {named[0]}? Give "
@@ -254,3 +262,16 @@ def numbers(text: str, kind: type[_T], option: str) -> list[_T]:
     except ValueError as error:
         raise ValueError(f"{option} takes numbers such as 1,2,4, got {text!r}") from error
     return found
+
+
+def check_steps(counts: Iterable[int], option: str = "--steps") -> None:
+    """Say in one line what more than 1,000 steps cost. Raises ValueError for more than 1,000,000 steps, which no sampler here
+    gains from."""
+    most = max(counts, default=0)
+    if most > _MOST_STEPS:
+        raise ValueError(
+            f"{option} takes at most {_MOST_STEPS:,} steps, got {most:,}: 1 to 4 jumps, or 18 levels, are usual"
+        )
+    if most > _MANY_STEPS:
+        words = f"each sample takes {most:,} calls of the network, one after another"
+        tell([f"{option} {most:,}: {words}; 1 to 4 jumps, or 18 levels of a diffusion sampler, are usual"])

@@ -22,10 +22,11 @@ _LONGEST, _LONGEST_VALUE = 800, 120  # characters of a message, and of the value
 
 
 class Parser(ArgumentParser):
-    """An argument parser. A mistake is one sentence on stderr and exit code 2."""
+    """An argument parser. A mistake is one sentence on stderr and exit code 2. An option counts by its whole name alone: the
+    beginning of a name would be another option as soon as there are two that begin with it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, formatter_class=Help, **options)
+        super().__init__(*arguments, formatter_class=Help, allow_abbrev=False, **options)
 
     @property
     def prog(self) -> str:

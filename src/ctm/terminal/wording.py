@@ -168,7 +168,8 @@ def _unknown(found: re.Match[str], parser: Any) -> str:
     if not options:
         return f"{plain(' '.join(left))} is one argument too many"
     known = [option for option in parser._option_string_actions if option.startswith("--") and not option.endswith("+")]
-    near = get_close_matches(options[0], known, 2, cutoff=0.75)
+    begun = [option for option in known if option.startswith(options[0])]
+    near = begun if len(begun) == 1 else get_close_matches(options[0], known, 2, cutoff=0.75)
     hint = f": did you mean {' or '.join(near)}?" if near else ""
     return f"there is no option {plain(options[0])}{hint}"
 

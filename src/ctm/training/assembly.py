@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
+from ctm.models.files import check_model
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
+from ctm.teachers.load import check_source
 from ctm.training.classes import in_classes_of, name_classes
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
@@ -30,7 +34,7 @@ from ctm.training.trackers import check_trackers
 from ctm.training.unused import fit_to_processes
 from ctm.training.verdict import step_guards
 
-__all__ = ["Run", "load_data", "prepare"]
+__all__ = ["Run", "check_sources", "load_data", "prepare"]
 
 _COPY = "a copy of the untrained student stands in for it"
 
@@ -138,6 +142,24 @@ class Run:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
 
+def check_sources(recipe: Recipe) -> None:
+    """Return if the teacher and the student that a recipe names, or needs, are there. It takes no time: `train` asks before it
+    reads the data, which can take an hour. Raises ValueError and FileNotFoundError with a sentence."""
+    if _needs_teacher(recipe) and recipe.teacher is None:
+        raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
+    checks: list[tuple[str, str | None, Callable[[str], None]]] = [
+        ("teacher", recipe.teacher, check_source),
+        ("student", recipe.student, check_model),
+    ]
+    for what, name, check in checks:
+        if name is not None:
+            found_or_none(partial(check, name), what, "", None)
+
+
+def _needs_teacher(recipe: Recipe) -> bool:
+    return any(objective.needs_teacher for objective in recipe.objectives)
+
+
 def load_data(recipe: Recipe) -> Images:
     """The images that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_images`."""
     data = recipe.data
@@ -157,9 +179,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     ValueError for settings that do not fit each other."""
     rows_of_process(recipe.data.batch_size, accelerator.num_processes, 0, recipe.engine.accumulate)
     check_trackers(recipe.trackers)
-    needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
-    if needs_teacher and recipe.teacher is None and stand_in is None:
-        raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
+    if stand_in is None:
+        check_sources(recipe)
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_compile(recipe)
@@ -167,7 +188,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
         objective.check(student, teacher)
-    if teacher is None and needs_teacher:
+    if teacher is None and _needs_teacher(recipe):
         teacher = frozen_copy(student)
         assert stand_in is not None
         if recipe.teacher is None:

@@ -19,7 +19,7 @@ from ctm.objectives import Objective
 from ctm.objectives.player import players_of, student_learns
 from ctm.training.assembly import Run, load_data, prepare
 from ctm.training.log import peak_memory
-from ctm.training.processes import check_launch
+from ctm.training.processes import all_reduce_max, check_launch
 from ctm.training.recipe import Recipe
 from ctm.training.stand_in import random_images
 from ctm.training.step import step_generator
@@ -28,6 +28,7 @@ from ctm.training.trainer import _step
 __all__ = ["DryRun", "dry_run", "expected_teacher_evaluations"]
 
 _DRAWS = 4000
+_LONGEST = 60.0  # seconds: a step that would take a CPU longer is measured with fewer images
 _AVERAGES = ("ema", "target")
 
 
@@ -57,7 +58,8 @@ class DryRun:
     optimizer_bytes: after a step. peak_bytes: largest memory of the GPU's tensors, or of the process where there is none.
     evaluations: of each network for each image in the student's measured step. expected_teacher: the teacher's, in the mean over
     steps. first_seconds, seconds: the student's step that warms up, and its next one. expected_seconds: of a step in the mean.
-    kinds: of steps, by who learns, the student's first.
+    kinds: of steps, by who learns, the student's first. images: of a measured step; where they are fewer than the recipe's, all
+    seconds are those of the recipe's, in proportion.
     stand_ins: a line for each thing that is not on this machine and what was taken in its place. start: lines on where the
     student's weights and noise levels come from."""
 
@@ -75,12 +77,16 @@ class DryRun:
     seconds: float
     expected_seconds: float
     kinds: list[Kind]
+    images: int
     stand_ins: list[str]
     start: list[str]
 
     def lines(self) -> list[str]:
         """The measurements in words."""
         recipe, whole = self.recipe, self.expected_seconds * self.recipe.steps
+        part = (
+            "" if self.images == recipe.data.batch_size else f" with {self.images} of {recipe.data.batch_size} images"
+        )
         networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         calls = ", ".join(f"{name} {count}" for name, count in self.evaluations.items())
         place = f"{self.device}, {self.processes} process{'es' if self.processes > 1 else ''}"
@@ -91,7 +97,8 @@ class DryRun:
             f"dry run on {place}: nothing is written",
             f"parameters: {networks}; total {sum(self.parameters.values()):,}",
             f"memory: {held}, optimiser {_size(self.optimizer_bytes)}; peak {_size(self.peak_bytes)}"
-            + ("" if self.device.startswith("cuda") else " (of the process)"),
+            + ("" if self.device.startswith("cuda") else f" (of the process{part})"),
+            *([f"measured{part} a step, as this processor takes long: all times are in proportion"] if part else []),
             f"evaluations for each image in {which} step: {calls}{mean}",
             f"time: {self.seconds:.3g} s a step of {recipe.data.batch_size} images (the first {self.first_seconds:.3g} s), "
             f"about {self.expected_seconds:.3g} s in the mean over steps",
@@ -102,7 +109,8 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
-    """Build everything, take a step to warm up and a measured one for each kind of step (who learns in it); writes nothing. What
+    """Build everything, take a step to warm up and a measured one for each kind of step (who learns in it); writes nothing. On a
+    CPU a step that would take more than a minute is measured with fewer images, and its times are in proportion. What
     is not on this machine is stood in for:
     data by random pictures of the recipe's shape, a teacher (also one that is needed and not named) by a copy of the student,
     a starting student by random weights; an adversarial objective without any of its feature networks is left out. Raises
@@ -124,7 +132,7 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     begin = recipe.steps // 2  # where an objective that starts late takes part
-    kinds = [_taken(run, kind) for kind in kinds_of_steps(recipe.objectives, begin)]
+    kinds, images_taken = _kinds_measured(run, kinds_of_steps(recipe.objectives, begin))
     student, evaluations = kinds[0], kinds[0].evaluations
     each = student.teacher_seconds / max(evaluations.get("teacher", 0), 1)
     held = {**run.modules(), **({"teacher": run.teacher} if run.teacher is not None else {})}
@@ -143,6 +151,7 @@ def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
         seconds=student.seconds,
         expected_seconds=sum(kind.share * (kind.seconds - kind.teacher_seconds) for kind in kinds) + expected * each,
         kinds=kinds,
+        images=images_taken,
         stand_ins=stand_ins,
         start=run.begun.lines,
     )
@@ -161,18 +170,61 @@ def kinds_of_steps(objectives: Sequence[Objective], begin: int) -> list[Kind]:
     return sorted(kinds, key=lambda kind: "student" not in kind.learners)
 
 
+def _kinds_measured(run: Run, kinds: Sequence[Kind]) -> tuple[list[Kind], int]:
+    """The kinds with their measurements, and the number of images in a measured step. On a CPU these are as many as take about
+    a minute, four times as many each time, where all of the recipe's would take longer; seconds are in proportion."""
+    whole, taken = run.recipe, run.recipe.data.batch_size
+    least = run.accelerator.num_processes * (2 if run.players else 1)  # some layers of a player need two images
+    if run.accelerator.device.type == "cpu" and taken > least:
+        taken = _enough(run, kinds[0].steps[0], least)
+    scale = whole.data.batch_size / taken
+    try:
+        _take(run, whole, taken)
+        return [_scaled(_taken(run, kind), scale) for kind in kinds], taken
+    finally:
+        run.recipe = whole
+
+
+def _enough(run: Run, step: int, least: int) -> int:
+    """The number of images with which a step takes about `_LONGEST` seconds, or the recipe's if it takes less."""
+    whole, images = run.recipe, least
+    _take(run, whole, images)
+    for _ in range(2):  # the first warms up
+        seconds, _, _ = _measured(run, step)
+        if seconds * whole.data.batch_size / images <= _LONGEST:
+            return whole.data.batch_size
+        if seconds > _LONGEST:
+            return images
+    while seconds * 4 <= _LONGEST and images * 4 <= whole.data.batch_size:
+        images *= 4
+        _take(run, whole, images)
+        seconds, _, _ = _measured(run, step)
+        if seconds * whole.data.batch_size / images <= _LONGEST:
+            return whole.data.batch_size
+    return images
+
+
+def _take(run: Run, whole: Recipe, images: int) -> None:
+    """Let the run's steps have so many images: in one piece, where they are fewer than the recipe's."""
+    if images == whole.data.batch_size:
+        run.recipe = whole
+        return
+    run.recipe = replace(whole, data=replace(whole.data, batch_size=images), engine=replace(whole.engine, accumulate=1))
+
+
+def _scaled(kind: Kind, factor: float) -> Kind:
+    names = ("first_seconds", "seconds", "teacher_seconds")
+    return replace(kind, **{name: factor * getattr(kind, name) for name in names})
+
+
 def _taken(run: Run, kind: Kind) -> Kind:
-    """The kind with the measurements of its second step; the first warms up."""
+    """The kind with the measurements of its second step. The first warms up, and is the only one if it takes very long."""
     step, period = kind.steps[0], round(len(kind.steps) / kind.share)
-    first, _, _ = _measured(run, step)
-    seconds, teacher_seconds, evaluations = _measured(run, step + period)
-    return replace(
-        kind,
-        first_seconds=first,
-        seconds=seconds,
-        teacher_seconds=teacher_seconds,
-        evaluations=evaluations,
-    )
+    first, teacher_seconds, evaluations = _measured(run, step)
+    seconds = first
+    if first <= _LONGEST:
+        seconds, teacher_seconds, evaluations = _measured(run, step + period)
+    return replace(kind, first_seconds=first, seconds=seconds, teacher_seconds=teacher_seconds, evaluations=evaluations)
 
 
 def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[int, ...]) -> float:
@@ -189,13 +241,17 @@ def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[
 
 
 def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
-    """Take a step. Returns its seconds, those inside the teacher, and how often each network was called."""
+    """Take a step. Returns its seconds (of the slowest process), those inside the teacher, and how often each network was
+    called."""
     models = {"student": run.student, "target": run.target, "teacher": run.teacher}
     calls, inside = {name: 0 for name, model in models.items() if model is not None}, [0.0]
     with _counting(models, calls, inside, run.accelerator.device):
         started = _now(run.accelerator.device)
         _step(run, step)
-        return _now(run.accelerator.device) - started, inside[0], calls
+        seconds = _now(run.accelerator.device) - started
+    if run.accelerator.num_processes > 1:  # all must decide alike how many images to take
+        seconds = all_reduce_max(run.accelerator, round(1e6 * seconds)) / 1e6
+    return seconds, inside[0], calls
 
 
 @contextmanager

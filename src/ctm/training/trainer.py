@@ -19,7 +19,7 @@ from ctm.console import text_console
 from ctm.data import Images, epoch_order, random_flips
 from ctm.objectives import Networks
 from ctm.objectives.player import student_learns
-from ctm.training.assembly import Run, load_data, prepare
+from ctm.training.assembly import Run, check_sources, load_data, prepare
 from ctm.training.ema import move_average
 from ctm.training.interrupt import InterruptLater, Terminated
 from ctm.training.log import MetricsLog, loss_names
@@ -58,6 +58,7 @@ def train(
     processor = not torch.accelerator.is_available()  # said aloud, or processes on CPUs do not find each other
     accelerator = Accelerator(cpu=processor, mixed_precision="no")  # the recipe's precision is set by ours alone
     check_launch(accelerator.num_processes, "train")
+    check_sources(recipe)
     run = prepare(recipe, accelerator, images or load_data(recipe))
     settings = _with_levels(settings, run)
     directory, trackers = RunDirectory(out, recipe.keep_checkpoints), []

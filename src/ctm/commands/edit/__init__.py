@@ -18,7 +18,8 @@ from ctm.commands.screened import Gate, gate
 from ctm.evaluation.extractors import checksum_of
 from ctm.lock import place_locked
 from ctm.models import load_model
-from ctm.terminal.options import parse_labels, usable_device
+from ctm.pictures import check_numbers
+from ctm.terminal.options import check_steps, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["arrange", "parser", "run"]
@@ -75,6 +76,8 @@ def run(settings: Namespace) -> None:
     """Read the pictures, edit them and write the results. Nothing is written if any part fails."""
     task, own = settings.task, settings[settings.task]
     own.task = task
+    rounds = own.get("rounds") or 1
+    check_steps([own.steps * rounds] if "steps" in own else (), "--steps" if rounds == 1 else "--steps times --rounds")
     model = load_model(own.model)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(
@@ -88,6 +91,7 @@ def run(settings: Namespace) -> None:
         if policy is not None:
             _admit(policy, model, own, [file for name, file in inputs.items() if name != "mask"])
         edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
+        check_numbers(edited.results)
         about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
         about |= edited.facts | {"version": __version__}
         made = len(edited.results)
