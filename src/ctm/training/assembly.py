@@ -164,6 +164,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_compile(recipe)
     begun = _beginning(recipe, images, stand_in)
+    _check_dropout(recipe, begun.images)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
         objective.check(student, teacher)
@@ -210,6 +211,20 @@ def _check_compile(recipe: Recipe) -> None:
         raise ValueError(
             f"engine.compile does not go with {', '.join(names)}: torch.compile leaves a network uncompiled where forward-mode "
             "derivatives are taken of it. Leave engine.compile unset"
+        )
+
+
+def _check_dropout(recipe: Recipe, images: Images) -> None:
+    """Raises ValueError where `condition_dropout` names what the data's condition does not have."""
+    if not isinstance(recipe.condition_dropout, dict):
+        return
+    known = images.conditioner.may_be_absent
+    unknown = [name for name in recipe.condition_dropout if name not in known]
+    if unknown:
+        there = ", ".join(known) or "nothing"
+        raise ValueError(
+            f"condition_dropout names {unknown[0]!r}, and the condition of {images.name} is {there}: give shares for these "
+            "names, or one share for all"
         )
 
 
