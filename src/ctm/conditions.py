@@ -243,7 +243,7 @@ def is_flag_of(name: str, names: Any) -> bool:
     return any(name.endswith(end) and name.removesuffix(end) in names for end in (PRESENT, MASK))
 
 
-def as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: object) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

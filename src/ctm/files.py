@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def suffix_of(path: Path) -> str:
     return path.suffix.lower()
 
 
-def as_source(value: Any, wanted: str) -> str | Path:
+def as_source(value: object, wanted: str) -> str | Path:
     """A path or name as it was given. wanted: what it is, for the sentence. Raises TypeError for anything but a text or a path,
     and ValueError for an empty one and for one with a zero byte."""
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):

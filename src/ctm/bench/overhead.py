@@ -143,7 +143,9 @@ def measure(model: JumpModel, cell: Cell, batch_size: int, pairs: int, device: t
     }
 
 
-def measure_fan(model: JumpModel, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
+def measure_fan(
+    model: JumpModel, batch_size: int, pairs: int, device: torch.device, count: int = 8
+) -> dict[str, object]:
     """ratio: the median over the pairs of the seconds of `jump_to_many` to `count` levels to those of as many calls of `jump`."""
     levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)[1:]
     x = model.sigma_max * starting_noise(model.shape, range(batch_size)).to(device)

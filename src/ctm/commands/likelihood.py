@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +157,7 @@ def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
     return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
-def _measure(model: AnyModel, pixels: np.ndarray, condition: Condition, settings: Namespace) -> dict[str, Any]:
+def _measure(model: AnyModel, pixels: np.ndarray, condition: Condition, settings: Namespace) -> dict[str, object]:
     """The model's numbers over the images, as --out keeps them."""
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []

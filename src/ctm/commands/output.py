@@ -7,7 +7,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -127,7 +127,7 @@ def sample_grid(
     return grid_picture(images, columns=columns, places=[None if each in withheld else each for each in places])
 
 
-def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
+def _write_pictures(out: Path, batches: Iterable[Tensor], about: Mapping[str, object], start: int) -> None:
     """Write the record, then each picture that is missing. A picture appears under its name only when it is whole."""
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, about)
@@ -169,7 +169,7 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
     shutil.rmtree(partial)
 
 
-def sampling_record(source: Path) -> dict[str, Any]:
+def sampling_record(source: Path) -> dict[str, object]:
     """The settings with which `ctm sample` made a directory or .npz, under the names of an evaluation's record. Empty for
     other samples.
 
@@ -187,7 +187,7 @@ def sampling_record(source: Path) -> dict[str, Any]:
         return {}
 
 
-def _packed_record(source: Path) -> dict[str, Any] | None:
+def _packed_record(source: Path) -> dict[str, object] | None:
     """The contents of sample.json in an .npz, None where there is none. At most 16 MB of it are inflated."""
     name = f"{source} ({_RECORD})"
     try:
@@ -256,12 +256,12 @@ def _record(folder: Path, remedy: str = "use another directory") -> dict[str, An
     return kept
 
 
-def write_record(folder: Path, about: dict[str, Any]) -> None:
+def write_record(folder: Path, about: Mapping[str, object]) -> None:
     """Write sample.json into a folder, which is made."""
     write_whole(folder / _RECORD, (json.dumps(about, indent=2) + "\n").encode())
 
 
-def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:
+def _differing(kept: Mapping[str, object], about: Mapping[str, object]) -> list[str]:
     """Names of the entries in which two records would give other samples. `num` does not count. `model` does not count
     either, because the weights do. Lists with one value for each sample are compared up to the shorter length."""
     asked = json.loads(json.dumps(about))

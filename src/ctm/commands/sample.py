@@ -183,7 +183,7 @@ def _sample(
 
 def _admitted(
     policy: Gate | None, model: AnyModel, settings: Namespace, labels: Tensor | None, fields: Collection[str], num: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the record of the samples says of the policy. Raises ValueError for what it does not allow."""
     if policy is None:
         return {}
@@ -219,7 +219,7 @@ def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
 
 def _about(
     settings: Namespace, name: str, num: int, grid: Tensor, labels: Tensor | None, seed: int | list[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The record that sample.json keeps."""
     return {
         "model": str(settings.model),

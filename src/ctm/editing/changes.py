@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from ctm.sampling.generation import ImageNoise
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "stroking", "variations"]
 
 
-def _level(model: RangedDenoiser, sigma: Any) -> float:
+def _level(model: RangedDenoiser, sigma: object) -> float:
     """The level as a float. Raises ValueError for one that the model does not know."""
     sigma = as_number(sigma, "sigma")
     if not model.sigma_min < sigma <= model.sigma_max:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def significant(p_values: Sequence[float | None], level: float = _LEVEL) -> list
     return chosen
 
 
-def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _same_kind(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
     return all(a[name] == b[name] for name in _DESCRIPTION)
 
 

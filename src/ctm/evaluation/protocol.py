@@ -48,7 +48,7 @@ def protocol(
     }
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> dict[str, object]:
     """The version, and the machine it ran on, which should make no difference."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return {
@@ -61,7 +61,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
-def _flat(record: Any, path: str = "") -> dict[str, Any]:
+def _flat(record: object, path: str = "") -> dict[str, object]:
     if not isinstance(record, dict):
         return {path: record}
     return {

@@ -66,11 +66,11 @@ class Frame:
 def write_result(
     out: Path,
     protocol: dict[str, Any],
-    environment: dict[str, Any],
+    environment: Mapping[str, object],
     reference: Reference,
     rows: Sequence[Row],
     frame: Frame | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds. frame: None for
     the names of what was evaluated and against what."""
     about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}

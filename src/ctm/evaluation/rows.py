@@ -32,14 +32,14 @@ class Row:
     pixels: Tensor
     copies: Tensor
     originals: Tensor
-    environment: dict[str, Any]
+    environment: dict[str, object]
 
     @property
     def seconds_per_image(self) -> float | None:
         """Seconds in the generator for an image, on one process; None for samples that were given."""
         return None if self.record["role"] == "samples" else self.seconds["generator"] / self.count
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """All except the images, as plain values."""
         numbers = {name: {"value": number.value, "error": number.error} for name, number in self.numbers.items()}
         about = {"count": self.count, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image}

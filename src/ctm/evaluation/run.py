@@ -76,7 +76,7 @@ class Judge:
         """The reference's images, None for a file of statistics."""
         return None if self.reference.source is None else self.reference.source.images
 
-    def key(self, record: dict[str, Any]) -> str:
+    def key(self, record: Mapping[str, object]) -> str:
         """A name for one set of samples under this protocol."""
         text = json.dumps([self.protocol, record], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -227,7 +227,7 @@ def evaluate_images(
     name: str,
     out: Path,
     *,
-    made: Mapping[str, Any] | None = None,
+    made: Mapping[str, object] | None = None,
     batch_size: int = 250,
     progress: Progress = silent,
 ) -> Row:
@@ -258,7 +258,7 @@ def evaluate_images(
     return _row(judge, source, record, images.shape, out, shared, batch_size, None, progress, name)
 
 
-def shared_with(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
+def shared_with(judge: Judge, other: object, who: str, quiet: bool) -> SharedClasses | None:
     """The classes that the data share with a model or with samples."""
     return shared_classes(
         judge.data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
@@ -270,7 +270,7 @@ def _numbers(shared: SharedClasses | None) -> dict[str, Any]:
     return {} if shared is None or shared.same else {"classes": shared.to_model.tolist()}
 
 
-def _about(teacher: Row) -> dict[str, Any]:
+def _about(teacher: Row) -> dict[str, object]:
     """The teacher whose samples a row is compared with."""
     return {name: teacher.record[name] for name in ("name", "checksum", "sampler", "evaluations")}
 

@@ -51,7 +51,7 @@ def parse_json(text: str, name: str) -> Any:
     Raises ValueError with a sentence for a text that is no JSON, gives a name twice, has a number that is not finite, or is
     nested deeper than 50."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         values: dict[str, Any] = {}
         for key, value in pairs:
             if key in values:
@@ -76,7 +76,7 @@ def parse_json(text: str, name: str) -> Any:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [
@@ -131,7 +131,7 @@ class _Walk:
         self.scalars: dict[str, str] = {}
         self.open = [_Open(None, 0, mapping=False)]
 
-    def take(self, event: Any) -> None:
+    def take(self, event: object) -> None:
         """Raises ValueError if the file must be refused at this event."""
         self._check_tag(getattr(event, "tag", None))
         if isinstance(event, yaml.events.CollectionEndEvent):

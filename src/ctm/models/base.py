@@ -68,7 +68,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         self.conditioner = conditioner_for(self.network, conditioner, int(num_classes))
         self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
-        self.extra_config: dict[str, Any] = {}
+        self.extra_config: dict[str, object] = {}
 
     @property
     def num_classes(self) -> int:
@@ -133,7 +133,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         condition = self.conditioner.check(condition, x)
         return as_levels(t, x).to(x.dtype), condition
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """The constructor's arguments other than the network."""
         names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
         beside_labels = set(self.conditioner.fields) - {GUIDANCE}  # the guidance scale is in the network's arguments
@@ -150,7 +150,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         """The card of this model alone, without a licence; a training run writes a fuller one."""
         return ModelCard(card(self))
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, object]:
         """class_path and init_args of the network. Raises ValueError where there are none."""
         described = describe(self.network)
         if described is None:

@@ -56,7 +56,7 @@ class TrajectoryModel(Model):
         outer_scaling(outer, one, one, self.sigma_data, self.sigma_min)
         self.inner, self.outer = inner, outer
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return {**super()._settings(), "inner": self.inner, "outer": self.outer}
 
     @property

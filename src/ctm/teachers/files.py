@@ -89,11 +89,11 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path} claims more numbers than it holds: its tensors overlap. A network's do not")
 
 
-def _tensors(contents: Mapping[Any, Any]) -> bool:
+def _tensors(contents: Mapping[object, object]) -> bool:
     return any(isinstance(value, Tensor) for value in contents.values())
 
 
-def _preferred(parts: Mapping[str, Any]) -> str:
+def _preferred(parts: Mapping[str, object]) -> str:
     """The name of the slowest average, else of the target, else of the model, else the first name."""
     averages = sorted(name for name in parts if name.startswith("ema"))
     named = [name for wanted in ("target", "model") for name in sorted(parts) if name.startswith(wanted)]
@@ -144,7 +144,7 @@ def _table(module: Stored, name: str) -> dict[Any, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _keywords(module: Stored) -> dict[str, Any]:
+def _keywords(module: Stored) -> dict[str, object]:
     """The arguments with which a network was made, if they are one number or a few numbers. Others are not needed."""
     return {name: value for name, value in _table(module, "_init_kwargs").items() if _is_plain(value)}
 

@@ -129,7 +129,7 @@ class Run:
                 model.load_state_dict(state)
         return dict(zip(names, models, strict=bool(models)))
 
-    def together(self, last: bool) -> AbstractContextManager[Any]:
+    def together(self, last: bool) -> AbstractContextManager[object]:
         """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
         if self.sharded:
             network: Any = self.student.network  # an FSDPModule now

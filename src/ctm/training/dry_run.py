@@ -204,12 +204,12 @@ def _counting(
 ) -> Iterator[None]:
     """Count the calls of each model's network meanwhile, and the teacher's seconds."""
 
-    def begin(module: nn.Module, inputs: Any, name: str) -> None:
+    def begin(module: nn.Module, inputs: object, name: str) -> None:
         calls[name] += 1
         if name == "teacher":
             inside[0] -= _now(device)
 
-    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+    def end(module: nn.Module, inputs: object, output: object) -> None:
         inside[0] += _now(device)
 
     hooks = [

@@ -126,7 +126,7 @@ class NetworkDescription:
         return build({"class_path": self.class_path, "init_args": arguments})
 
 
-def check_finite(value: Any, name: str = "") -> None:
+def check_finite(value: object, name: str = "") -> None:
     """Raises ValueError, naming the setting, where a number in it is NaN or infinite: in a dataclass, mapping or list."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")

@@ -46,7 +46,7 @@ def take_up(run: Run, directory: RunDirectory, settings: str) -> TakenUp:
     def opened() -> int:
         origin = origin_of(run.images, run.begun.sources)
 
-        def check(before: Mapping[str, Any]) -> None:
+        def check(before: Mapping[str, object]) -> None:
             now = yaml.safe_load(settings)
             equal, lines = compare_origins(read_origin(directory.path), origin, place, source_differences(before, now))
             reached = max(directory.steps(), default=0)

@@ -31,7 +31,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: str) -> dict[str, object] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -69,7 +69,7 @@ class RunDirectory:
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
         self.lock = DirectoryLock(path)
 
-    def claim(self, settings: str, check: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def claim(self, settings: str, check: Callable[[Mapping[str, object]], None] | None = None) -> None:
         """Take the directory for a run with these settings (YAML), or continue in it, and keep other processes out until
         `release`; what a killed writer left is cleared away.
 
@@ -143,9 +143,9 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        modules: Mapping[str, Any],
-        optimizers: Mapping[str, Any],
-        extra: Mapping[str, Any],
+        modules: Mapping[str, object],
+        optimizers: Mapping[str, object],
+        extra: Mapping[str, object],
         elapsed: float,
     ) -> None:
         """Write checkpoints/<step>/, whole or not at all, and keep the newest of those up to `step`.

@@ -60,7 +60,7 @@ def decided(path: str) -> str:
 
 
 def check_settings(
-    before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe, *, place: str, reached: int, equal: Set[str]
+    before: Mapping[str, Any], now: Mapping[str, object], recipe: Recipe, *, place: str, reached: int, equal: Set[str]
 ) -> list[str]:
     """Lines that say what changed between the settings that a run directory holds and those given, where it can go on.
 
@@ -81,7 +81,7 @@ def check_settings(
     return [f"other settings than before, which change nothing computed so far: {'; '.join(kinds)}"] if kinds else []
 
 
-def source_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+def source_differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[str]]:
     """The settings that name where data, teacher and starting student come from, where they differ, by the source."""
     found: dict[str, list[str]] = {}
     for path, text in _differences(_with_defaults(before), _with_defaults(now)):
@@ -129,7 +129,7 @@ def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[
     return found
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, str]]:
+def _differences(before: object, now: object, path: str = "") -> list[tuple[str, str]]:
     """Settings that differ, as (path, 'path: before there, now here')."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted(before.keys() | now.keys())

@@ -75,7 +75,7 @@ class WholeOptimizer:
         self.optimizer.load_state_dict({**state, "state": shares})
 
 
-def _gathered(optimizer: Any) -> dict[str, Any]:
+def _gathered(optimizer: Any) -> dict[str, object]:
     """The whole state in the main process, {} in the others. torch names parameters by their module; here this is a list of
     them, so that the names are the numbers that an unsharded optimiser's state has."""
     numbered = nn.ParameterList(p for group in optimizer.param_groups for p in group["params"])
@@ -86,7 +86,7 @@ def _gathered(optimizer: Any) -> dict[str, Any]:
     )
 
 
-def _share(value: Any, like: Any) -> Any:
+def _share(value: object, like: object) -> Any:
     """This process's share of a whole tensor, where `like` is sharded and has its shape."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value

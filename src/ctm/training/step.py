@@ -72,7 +72,7 @@ class LossModule(nn.Module):
         """Of the student's network."""
         return last_layer(self.student.network)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if output.requires_grad and not self.chained:
             self.outputs.append(output)
 

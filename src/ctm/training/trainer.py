@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -91,7 +90,7 @@ def _say(title: str, lines: Sequence[str]) -> None:
         console.print(f"{title}: {line}")
 
 
-def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, trackers: Sequence[Any] = ()) -> None:
+def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, trackers: Sequence[object] = ()) -> None:
     recipe, main, step = run.recipe, run.accelerator.is_main_process, taken.step
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]

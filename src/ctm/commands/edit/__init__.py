@@ -3,10 +3,9 @@ pictures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -113,7 +112,7 @@ def _admit(policy: Gate, model: AnyModel, settings: Namespace, files: list[str])
         policy.check_upload(file)
 
 
-def _screened(policy: Gate, model: AnyModel, edited: Edited, about: dict[str, Any]) -> Edited:
+def _screened(policy: Gate, model: AnyModel, edited: Edited, about: Mapping[str, object]) -> Edited:
     """The results that the policy passes, with their numbers."""
     common = {
         name: value for name, value in about.items() if name not in ("image", "first", "second", "mask", "model", "num")
