@@ -2,12 +2,15 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from ctm import DiffusionModel, editing
 from ctm.data import Images, load_images
+from ctm.evaluation import reference
+from ctm.evaluation.classifier import train_classifier
 from ctm.evaluation.extractors import classifier_extractor
 from ctm.evaluation.inception import resize_bilinear
 from ctm.evaluation.likelihood import likelihood_number
@@ -22,9 +25,9 @@ from .mac import DEVICE, OnMac, mac
 
 
 @pytest.fixture(autouse=True)
-def _without_float64(monkeypatch, session_cache):
+def _without_float64(monkeypatch):
     monkeypatch.setattr(flow, "WITHOUT_FLOAT64", {DEVICE.type})
-    monkeypatch.setenv("CTM_CACHE", str(session_cache))
+    monkeypatch.setattr(reference, "train_classifier", partial(train_classifier, steps=3))
 
 
 def on_cpu(x):

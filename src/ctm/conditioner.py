@@ -70,12 +70,12 @@ class Conditioner:
 
     @property
     def given_fields(self) -> dict[str, tuple[int, ...]]:
-        """The fields that a caller gives, names to shapes: all but those of `always`."""
+        """The fields that a caller gives, names to shapes: all but the fields of `always`."""
         return {name: shape for name, shape in self.fields.items() if name not in self.always}
 
     @property
     def may_be_absent(self) -> tuple[str, ...]:
-        """The names that guidance and dropout may leave out: labels and all fields but those of `always`."""
+        """The names that guidance and dropout may leave out: labels and all fields but the fields of `always`."""
         own = tuple(self.given_fields)
         return (LABELS, *own) if self.num_classes else own
 

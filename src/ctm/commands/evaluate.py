@@ -79,7 +79,7 @@ def parser() -> Parser:
         "--condition",
         type=str,
         default="data",
-        help="fields of the samples' conditions: data, those of its rows by number; none; or an .npz, whose rows are repeated",
+        help="fields of the samples' conditions: data, its rows' own by number; none; or an .npz, whose rows are repeated",
     )
     result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
     result.add_argument(

@@ -70,7 +70,7 @@ def parser() -> Parser:
     )
     add("--batch_size", type=int, default=64, help="images computed together")
     add("--device", type=str, default=None, help="cpu, cuda … (default: cuda where there is one)")
-    add("--out", type=str, default=None, help="a JSON file for the numbers, those of each image among them")
+    add("--out", type=str, default=None, help="a JSON file for the numbers of all images together and of each")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The fields of the samples' conditions: those of the reference's rows, those of a file, or none."""
+"""The fields of the samples' conditions: from the reference's rows, from a file, or none."""
 
 from __future__ import annotations
 

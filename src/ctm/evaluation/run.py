@@ -296,7 +296,7 @@ def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
 
 def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, dict[str, Any]]:
     """The condition of a model's samples, classes as in `labels_of`, and what a row's record says of its fields; nothing without
-    fields. Where the fields are those of the data's rows and the rows' classes are not known to the model, it gets no class."""
+    fields. Where the fields come from the data's rows and the rows' classes are not known to the model, it gets no class."""
     labels = labels_of(judge, model, seed)
     fields = sample_fields(judge.fields, judge.data, model, judge.images, seed)
     if not fields:

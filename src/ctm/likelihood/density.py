@@ -35,7 +35,7 @@ class Estimate:
 
 
 def _probes(x: Tensor, probes: int, kind: ProbeKind, seed: int, first: int) -> Tensor:
-    """(probes, B, …) of ±1 or standard normal, those of sample i from (seed, first + i) alone."""
+    """(probes, B, …) of ±1 or standard normal, the probes of sample i from (seed, first + i) alone."""
     shape = (probes, *x.shape[1:])
     generators = [image_generator(seed, first + i, PROBE) for i in range(len(x))]
     if kind == "gaussian":

@@ -45,7 +45,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
     `class_names`: one for each class where they are known, else empty; kept in config.json.
-    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
+    `grids`: the grids of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
 
     autocast: torch.dtype | None = None
 

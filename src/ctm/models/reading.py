@@ -134,7 +134,7 @@ class _TooLarge(Exception):
 
 
 def check_fit(spec: Mapping[str, object], weights: Path, place: str) -> None:
-    """Raises ValueError where the weights are not those of the network described. It is built without memory for its numbers, and
+    """Raises ValueError where the weights do not belong to the network described. It is built without memory for its numbers, and
     no further than the weights go: a config.json that asks for more than they hold costs what they cost.
 
     A network of the user's own, allowed by name, is not looked at: its code is trusted."""

@@ -61,7 +61,7 @@ class TrajectoryModel(Model):
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the guidance scale is an input of the network: those of ctm.networks with guidance_embedding."""
+        """Whether the guidance scale is an input of the network, as of the networks of ctm.networks with guidance_embedding."""
         return GUIDANCE in self.conditioner.fields
 
     def _g(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:

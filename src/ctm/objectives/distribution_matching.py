@@ -25,7 +25,7 @@ _NAME = "fake_score"
 @dataclass(frozen=True)
 class DistributionDraw(Draw):
     """The random numbers of one step: start (B, …), standard normal, that the samples come from; sigma (B,) and noise (B, …),
-    with which they are noised for the student's loss; and those of the fake score's own loss."""
+    with which they are noised for the student's loss; and the numbers of the fake score's own loss."""
 
     start: Tensor
     sigma: Tensor

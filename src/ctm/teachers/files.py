@@ -17,7 +17,7 @@ from ctm.teachers.torch_files import read_torch
 __all__ = ["StateFile", "read_state"]
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9c"
-_MOST_PARTS = 100_000  # modules, parameters and buffers: ten times those of the largest networks
+_MOST_PARTS = 100_000  # modules, parameters and buffers: ten times as many as the largest networks have
 _LONGEST_NAME = 1000
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
 

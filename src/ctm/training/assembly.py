@@ -101,7 +101,7 @@ class Run:
 
     @property
     def skipping(self) -> bool:
-        """Whether the student's last step, or that of a player, was skipped."""
+        """Whether the last step of the student or of a player was skipped."""
         return any(guard.in_a_row > 0 for guard in self.guards.values())
 
     def others(self) -> list[tuple[Average, AnyModel]]:

@@ -33,8 +33,8 @@ _AVERAGES = ("ema", "target")
 
 @dataclass(frozen=True)
 class Kind:
-    """Steps in which the same networks learn. learners: their names. steps: those of one common period of all rhythms. share: of
-    all steps. seconds, teacher_seconds: of a step, and those inside the teacher. evaluations: of each network for each image."""
+    """Steps in which the same networks learn. learners: their names. steps: of one common period of all rhythms. share: of all
+    steps. seconds, teacher_seconds: of a step, and those inside the teacher. evaluations: of each network for each image."""
 
     learners: tuple[str, ...]
     steps: list[int]

@@ -70,9 +70,9 @@ class ModelSettings:
 
     Args:
         kind: trajectory (a CTM), diffusion (a teacher, which cannot jump) or consistency (jumps to sigma_min only).
-        sigma_min: lowest noise level; unset: that of the starting student or the teacher, else 0.002.
+        sigma_min: lowest noise level; unset: the level of the starting student or the teacher, else 0.002.
         sigma_max: highest noise level; unset: likewise, else 80.
-        sigma_data: standard deviation of the data that the scalings assume; unset: that of the starting student or the teacher,
+        sigma_data: standard deviation of the data that the scalings assume; unset: as the starting student or the teacher has it,
             else measured.
         inner: scaling of g in a CTM.
         outer: form of the jump in a CTM.
@@ -151,7 +151,7 @@ class Recipe:
         model: the model around the network.
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
-        discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
+        discriminator_optimizer: the discriminator's optimiser, where an objective is Adversarial; unset: RAdam with learning rate
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
@@ -168,7 +168,7 @@ class Recipe:
         condition_dropout: share of samples whose condition (labels and all fields) is left out; or a share for each name, such
             as {labels: 0.1, half: 0.2}, where each is left out by itself and a name that is not given never is.
         label_dropout: the older name of condition_dropout, accepted for one release.
-        warmup_steps: the learning rate rises linearly over these first steps; that of a player too, but for the discriminator's.
+        warmup_steps: the learning rate rises linearly over these first steps; a player's too, but not the discriminator's.
         decay_fraction: share of the steps, at the end, over which the learning rates fall linearly to 0.
         seed: of every random number in the run.
         log_every: steps between lines of metrics.jsonl.

@@ -255,7 +255,7 @@ def _files(
 
 
 def _check_names(checkpoint: Path, expected: set[str]) -> None:
-    """Raises ValueError where a checkpoint has not the weights of just these files, such as those of a player of an objective."""
+    """Raises ValueError where a checkpoint has not the weights of just these files, such as a player's weights."""
     there = {file.name for file in checkpoint.glob("*.safetensors")}
     for name in sorted(expected - there):
         raise ValueError(

@@ -64,7 +64,7 @@ def check_settings(
 ) -> list[str]:
     """Lines that say what changed between the settings that a run directory holds and those given, where it can go on.
 
-    recipe: that of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
+    recipe: made of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
     whose digests were compared and are the same. Raises ValueError naming the settings that would make it another run."""
     before, now = _with_defaults(before), _with_defaults(now)
     kinds = {text: decided(path) for path, text in _differences(before, now)}
