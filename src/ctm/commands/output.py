@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ctm.files import named_failures, suffix_of, whole_file, write_whole
-from ctm.foreign.text import parse_json, plain, read_json, text_in
+from ctm.foreign.text import JSONObject, parse_json, plain, read_json, text_in
 from ctm.pictures import class_columns, grid_picture, save_picture, to_uint8
 from ctm.terminal.paths import check_place
 
@@ -60,7 +60,7 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
 
 
-def finished_samples(out: Path, about: dict[str, Any], withheld: Collection[int] = ()) -> int:
+def finished_samples(out: Path, about: JSONObject, withheld: Collection[int] = ()) -> int:
     """Number of samples, from the first on, that an earlier run with the record `about` has written to `out`. withheld: numbers
     of those that it judged and did not write.
 
@@ -95,7 +95,7 @@ def write_samples(
     out: Path,
     batches: Iterable[Tensor],
     labels: Tensor | None,
-    about: dict[str, Any],
+    about: JSONObject,
     start: int = 0,
     columns: int | Literal["class"] | None = None,
 ) -> None:
@@ -142,7 +142,7 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: Mapping[str, ob
             save_picture(picture, path)
 
 
-def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
+def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: JSONObject, start: int) -> None:
     """Write an .npz. arr_0 is uint8 (N, H, W, C) for pictures and float for other data; arr_1 holds the labels, if any;
     np.load ignores sample.json.
 
@@ -243,7 +243,7 @@ def _partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _record(folder: Path, remedy: str = "use another directory") -> dict[str, Any] | None:
+def _record(folder: Path, remedy: str = "use another directory") -> JSONObject | None:
     """The contents of sample.json in a folder, None where there is none. Raises ValueError for a file that cannot be read."""
     try:
         kept = read_json(folder / _RECORD, _LONGEST)

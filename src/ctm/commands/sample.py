@@ -19,6 +19,7 @@ from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.files import suffix_of
+from ctm.foreign.text import JSONObject
 from ctm.guidance import at_scale
 from ctm.lock import place_locked
 from ctm.models import AnyModel, DiffusionModel, load_model
@@ -148,7 +149,7 @@ def _sample(
     model: AnyModel,
     settings: Namespace,
     out: Path,
-    about: dict[str, Any],
+    about: JSONObject,
     labels: Tensor | None,
     asked: dict[str, Any],
     columns: int | Literal["class"] | None,
@@ -194,7 +195,7 @@ def _admitted(
     return {"policy": policy.policy_digest}
 
 
-def _claims(about: dict[str, Any], num: int, settings: Namespace) -> list[dict[str, Any]]:
+def _claims(about: JSONObject, num: int, settings: Namespace) -> list[JSONObject]:
     """How each sample was made, for the record that --policy keeps."""
     common = {name: about[name] for name in ("sampler", "steps", "gamma", "grid", "cfg", "version")}
     common |= {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ctm.evaluation.number import Number
 from ctm.files import whole_file
+from ctm.foreign.text import JSONObject
 
 __all__ = ["Row"]
 
@@ -25,7 +25,7 @@ class Row:
     most like a training image. originals: the numbers of these training images in the reference's order, nearest first.
     environment: the version and the machine that made the numbers."""
 
-    record: dict[str, Any]
+    record: JSONObject
     numbers: dict[str, Number]
     seconds: dict[str, float]
     count: int

@@ -36,6 +36,7 @@ from ctm.evaluation.reference import (
 from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
+from ctm.foreign.text import JSONObject
 from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
@@ -64,7 +65,7 @@ class Judge:
     extractor: Extractor
     classifier: Classifier | None
     reference: Reference
-    protocol: dict[str, Any]
+    protocol: JSONObject
     images: int
     rows: int
     labels: str
@@ -235,7 +236,7 @@ def evaluate_images(
     ValueError if there are fewer of them than the judge is to see."""
     if len(images) < judge.images:
         raise ValueError(f"{name} holds {len(images)} images, fewer than --num {judge.images}: lower --num")
-    record: dict[str, Any] = dict.fromkeys(
+    record: JSONObject = dict.fromkeys(
         (
             "ema",
             "sampler",
@@ -265,7 +266,7 @@ def shared_with(judge: Judge, other: object, who: str, quiet: bool) -> SharedCla
     )
 
 
-def _numbers(shared: SharedClasses | None) -> dict[str, Any]:
+def _numbers(shared: SharedClasses | None) -> JSONObject:
     """Entries of a row's record for classes that were matched by name; empty if the numbers are the same."""
     return {} if shared is None or shared.same else {"classes": shared.to_model.tolist()}
 
@@ -294,7 +295,7 @@ def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
     return class_labels(model, judge.images, chosen, seed)
 
 
-def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, dict[str, Any]]:
+def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, JSONObject]:
     """The condition of a model's samples, classes as in `labels_of`, and what a row's record says of its fields; nothing without
     fields. Where the fields come from the data's rows and the rows' classes are not known to the model, it gets no class."""
     labels = labels_of(judge, model, seed)
@@ -310,7 +311,7 @@ def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, d
 def _row(
     judge: Judge,
     source: Source,
-    record: dict[str, Any],
+    record: JSONObject,
     shape: tuple[int, ...],
     out: Path,
     shared: SharedClasses | None,
@@ -360,7 +361,7 @@ def _row(
     return row
 
 
-def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: bool, teacher: Row | None) -> Row:
+def _numbered(judge: Judge, seen: Statistics, record: JSONObject, labelled: bool, teacher: Row | None) -> Row:
     """The row of the samples, with the numbers from their statistics."""
     started = time.perf_counter()
     numbers, copies = measure(seen, judge.reference, labelled=labelled)

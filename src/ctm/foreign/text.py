@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeAlias
 
 import yaml
 
-__all__ = ["check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
+__all__ = ["JSONObject", "check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
+
+# An object of a JSON file, as it was read: whoever reads one looks at what it holds before using it.
+JSONObject: TypeAlias = dict[str, Any]
 
 MOST_BYTES = 1 << 20  # the longest of the shipped files has 4 kB
 MOST_DEPTH = 50
@@ -52,7 +55,7 @@ def parse_json(text: str, name: str) -> Any:
     nested deeper than 50."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        values: dict[str, Any] = {}
+        values: JSONObject = {}
         for key, value in pairs:
             if key in values:
                 raise ValueError(f"{plain(key)!r} is given twice")

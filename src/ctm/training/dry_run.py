@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
+from ctm.models import AnyModel
 from ctm.models.protocol import Diffusion
 from ctm.objectives import Objective
 from ctm.objectives.player import players_of, student_learns
@@ -190,8 +191,9 @@ def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[
 
 def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
     """Take a step. Returns its seconds, those inside the teacher, and how often each network was called."""
-    models = {"student": run.student, "target": run.target, "teacher": run.teacher}
-    calls, inside = {name: 0 for name, model in models.items() if model is not None}, [0.0]
+    there = {"student": run.student, "target": run.target, "teacher": run.teacher}
+    models = {name: model for name, model in there.items() if model is not None}
+    calls, inside = dict.fromkeys(models, 0), [0.0]
     with _counting(models, calls, inside, run.accelerator.device):
         started = _now(run.accelerator.device)
         _step(run, step)
@@ -200,7 +202,7 @@ def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
 
 @contextmanager
 def _counting(
-    models: dict[str, Any], calls: dict[str, int], inside: list[float], device: torch.device
+    models: Mapping[str, AnyModel], calls: dict[str, int], inside: list[float], device: torch.device
 ) -> Iterator[None]:
     """Count the calls of each model's network meanwhile, and the teacher's seconds."""
 

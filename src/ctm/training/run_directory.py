@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
-from ctm.foreign.text import plain, read_json, read_yaml
+from ctm.foreign.text import JSONObject, plain, read_json, read_yaml
 from ctm.lock import LOCK, DirectoryLock
 from ctm.models import AnyModel
 from ctm.models.grids import TunedGrid, read_grids
@@ -57,7 +57,7 @@ class Checkpoint:
 
     step: int
     elapsed: float
-    extra: dict[str, Any]
+    extra: JSONObject
 
 
 class RunDirectory:
@@ -99,7 +99,7 @@ class RunDirectory:
         with self.writing():
             self.lock.release()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         """The recipe in config.yaml. Raises ValueError naming the file where it is damaged."""
         try:
             found = read_yaml(self.config)
@@ -111,7 +111,7 @@ class RunDirectory:
                 f"{self.config} is damaged: {what}. Restore it (it is what ctm train --print_config prints for "
                 "this run), or use another --out"
             )
-        settings: dict[str, Any] = found
+        settings: JSONObject = found
         return settings
 
     def steps(self) -> list[int]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
 
+from ctm.foreign.text import JSONObject
 from ctm.training.engine import EngineSettings
 from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
 from ctm.training.self_evaluation import EvaluationSettings
@@ -113,7 +114,7 @@ def _check_length(steps: int, recipe: Recipe, place: str, reached: int) -> None:
             )
 
 
-def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[str, Any]:
+def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> JSONObject:
     """Settings that an older version wrote, with the defaults of those it did not know."""
     found = dict(before)
     for older, name in OLDER_NAMES.items() if kind is Recipe else ():

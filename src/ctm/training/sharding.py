@@ -16,12 +16,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ctm.models import AnyModel
+
 __all__ = ["WholeModule", "WholeOptimizer", "reshard", "shard_networks"]
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process; the others get an empty dict
 
 
-def shard_networks(models: Iterable[Any], last_layers: Iterable[nn.Module], device: torch.device) -> None:
+def shard_networks(models: Iterable[AnyModel], last_layers: Iterable[nn.Module], device: torch.device) -> None:
     """Divide the parameters of the models' networks, in place, among all processes: each block (entry of a ModuleList) as
     one group, the rest as another. A block with the last layer is not a group of its own: the rest stays gathered between
     forward and backward, when `balance` asks for the gradient of that layer's weight."""
