@@ -17,6 +17,7 @@ import numpy as np
 __all__ = [
     "as_source",
     "disk_failure",
+    "file_digest",
     "mapped_array",
     "named_failures",
     "suffix_of",
@@ -118,6 +119,15 @@ def mapped_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...])
             path.unlink(missing_ok=True)
             raise
     return array
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
