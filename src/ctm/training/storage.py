@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ctm.files import file_digest, sync, write_file
+from ctm.files import sync, write_file
 from ctm.foreign.text import plain, read_json
 
 __all__ = [
@@ -103,9 +103,13 @@ def damage(directory: Path) -> str | None:
 
 def _difference(file: Path, size: int, checksum: str) -> str | None:
     """How a file differs from what was written."""
-    found = file.stat().st_size
-    if found != size:
-        return f"has {found} bytes instead of {size}"
-    if file_digest(file) != checksum:
+    with file.open("rb") as opened:
+        found = os.fstat(opened.fileno()).st_size
+        if found != size:
+            return f"has {found} bytes instead of {size}"
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != checksum:
         return "does not have the checksum it was written with"
     return None
