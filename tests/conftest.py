@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from ctm import TrajectoryModel
 from ctm.networks import MLP
-from ctm.teachers import GaussianMixture
+from ctm.teachers import ConditionalGaussian, GaussianMixture
 
 settings.register_profile("ctm", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ctm")
@@ -35,6 +35,17 @@ def mixture(dimensions: int, components: int = 4, std: float = 0.25, seed: int =
     means = 0.7 * means / means.norm(dim=1, keepdim=True) * dimensions**0.5
     weights = torch.rand(components, generator=generator, dtype=torch.float64) + 0.5
     return GaussianMixture(means, std, weights)
+
+
+@pytest.fixture
+def conditional() -> ConditionalGaussian:
+    """Two coordinates given three numbers y, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    matrix, offset = (
+        torch.randn(2, 3, generator=generator).double() / 2,
+        torch.randn(2, generator=generator).double() / 2,
+    )
+    return ConditionalGaussian(matrix, offset, 0.4)
 
 
 @pytest.fixture

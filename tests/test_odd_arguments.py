@@ -207,12 +207,12 @@ def test_scales_of_guidance(kind):
 @pytest.mark.parametrize("share", [[0.5, math.nan], [-0.1, 0.5], [0.5, 1.1], [math.inf, 0.0]])
 def test_shares_between_labels(share):
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
-        guidance.BetweenLabels(CTM, torch.tensor([0, 1]), torch.tensor(share))
+        guidance.BetweenConditions(CTM, torch.tensor([0, 1]), torch.tensor(share))
 
 
 def test_labels_between_labels_are_whole():
     with pytest.raises(ValueError, match="labels must be whole numbers"):
-        guidance.BetweenLabels(CTM, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+        guidance.BetweenConditions(CTM, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("wrong", ["heun", 3])

@@ -50,7 +50,7 @@ def inside() -> Iterator[None]:
         _INSIDE.reset(token)
 
 
-def words_for(value: Any) -> str:
+def words_for(value: object) -> str:
     """A value and its type in a few words: 0.5 (float), an array of shape (2,) (ndarray), None."""
     kind = type(value).__name__
     if value is None:
@@ -99,7 +99,7 @@ def as_levels(value: Any, x: Tensor, name: str = "t", *, zero: bool = False) -> 
     return levels
 
 
-def _new_levels(value: Any, x: Tensor, name: str) -> Tensor:
+def _new_levels(value: object, x: Tensor, name: str) -> Tensor:
     wanted = f"{name} is a noise level: one number, or a tensor of shape ({len(x)},), one for each sample"
     if value is None or isinstance(value, bool | str | bytes):
         raise ValueError(f"{wanted}; got {words_for(value)}")
@@ -129,7 +129,7 @@ def as_labels(labels: Any, x: Tensor) -> Tensor | None:
     return whole_numbers(labels, len(x)).to(x.device)
 
 
-def whole_numbers(labels: Any, count: int) -> Tensor:
+def whole_numbers(labels: object, count: int) -> Tensor:
     """Labels as int64 (count,) where they are."""
     wanted = f"labels must be whole numbers (int64): one for all, or {count} of them, one for each sample"
     try:
@@ -145,7 +145,7 @@ def whole_numbers(labels: Any, count: int) -> Tensor:
 
 
 def as_number(
-    value: Any, name: str, low: float = -math.inf, high: float = math.inf, *, why: str = "", above: bool = False
+    value: object, name: str, low: float = -math.inf, high: float = math.inf, *, why: str = "", above: bool = False
 ) -> float:
     """A finite number in [low, high] (above: low itself is not allowed) as a float. why: what the ends mean, for the sentence."""
     number, range_ = _number(value), _range(low, high, above)
@@ -166,7 +166,7 @@ def as_count(value: Any, name: str, least: int = 1, *, why: str = "") -> int:
     return int(value)
 
 
-def as_float_type(value: Any, name: str = "dtype") -> torch.dtype:
+def as_float_type(value: object, name: str = "dtype") -> torch.dtype:
     """A type of floating-point numbers of two bytes or more. In one of whole numbers, or of one byte, small noise levels would
     be 0."""
     if not isinstance(value, torch.dtype) or not value.is_floating_point or value.itemsize < 2:
@@ -175,7 +175,7 @@ def as_float_type(value: Any, name: str = "dtype") -> torch.dtype:
     return value
 
 
-def as_seed(value: Any, name: str = "seed") -> int:
+def as_seed(value: object, name: str = "seed") -> int:
     """A whole number of at least 0 and below 2^64, as torch takes them, as an int."""
     if _number(value) is None or not hasattr(value, "__index__"):
         raise ValueError(f"{name} must be a whole number, got {words_for(value)}")
@@ -204,6 +204,6 @@ def _range(low: float, high: float, above: bool) -> str:
     return f"in {'(' if above else '['}{low:g}, {high:g}]"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     number = _number(value)
     return words_for(value) if number is None or (isinstance(value, int) and math.isinf(number)) else str(value)

@@ -70,18 +70,18 @@ class Conditioner:
 
     @property
     def given_fields(self) -> dict[str, tuple[int, ...]]:
-        """The fields that a caller gives, names to shapes: all but those of `always`."""
+        """The fields that a caller gives, names to shapes: all but the fields of `always`."""
         return {name: shape for name, shape in self.fields.items() if name not in self.always}
 
     @property
     def may_be_absent(self) -> tuple[str, ...]:
-        """The names that guidance and dropout may leave out: labels and all fields but those of `always`."""
+        """The names that guidance and dropout may leave out: labels and all fields but the fields of `always`."""
         own = tuple(self.given_fields)
         return (LABELS, *own) if self.num_classes else own
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The conditioner as config.json keeps it; `conditioner_from` reads it."""
-        fields: dict[str, Any] = {"fields": {name: list(shape) for name, shape in self.fields.items()}}
+        fields: dict[str, object] = {"fields": {name: list(shape) for name, shape in self.fields.items()}}
         fields |= {"always": dict(self.always)} if self.always else {}
         return {"num_classes": self.num_classes, **(fields if self.fields else {})}
 
@@ -134,7 +134,7 @@ class Conditioner:
         said = f"the condition {name!r} is none that this model takes: {takes}"
         raise ValueError(said + (hint if name == GUIDANCE else ""))
 
-    def _labels(self, labels: Any, x: Tensor) -> Tensor | None:
+    def _labels(self, labels: object, x: Tensor) -> Tensor | None:
         labels = as_labels(labels, x)
         if labels is not None and len(labels) and not labels.is_meta:  # meta holds no numbers to look at
             low, high = int(labels.min()), int(labels.max())
@@ -160,7 +160,7 @@ class Arrays(Conditioner):
         super().__init__(0, {name: _sides(shape) for name, shape in fields.items()}, always or {})
 
 
-def conditioner_from(settings: Any, num_classes: int = 0) -> Conditioner:
+def conditioner_from(settings: object, num_classes: int = 0) -> Conditioner:
     """The conditioner in a config.json or a recipe: a `Conditioner` as it is, a mapping as of `Conditioner.as_json`, None:
     `num_classes` labels. Raises ValueError for anything else, and where both give another number of classes."""
     if settings is None:
@@ -183,7 +183,7 @@ def conditioner_from(settings: Any, num_classes: int = 0) -> Conditioner:
     return found
 
 
-def _as_field(name: str, value: Any, shape: tuple[int, ...], x: Tensor) -> Tensor:
+def _as_field(name: str, value: object, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """A field (B, *shape) in x's dtype, on its device; one without B is the same for all samples."""
     tensor = as_tensor(name, value)
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -196,7 +196,7 @@ def _as_field(name: str, value: Any, shape: tuple[int, ...], x: Tensor) -> Tenso
     return tensor.to(device=x.device, dtype=x.dtype)
 
 
-def _as_flag(name: str, value: Any, x: Tensor) -> Tensor:
+def _as_flag(name: str, value: object, x: Tensor) -> Tensor:
     tensor = as_tensor(name, value)
     wanted = 2 if name.endswith(MASK) else 1
     if tensor.dtype != torch.bool or tensor.dim() != wanted or len(tensor) != len(x):
@@ -216,7 +216,7 @@ def _check_finite(name: str, value: Tensor, present: Tensor | None) -> None:
         )
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == LABELS or name.endswith((PRESENT, MASK)):
         raise ValueError(
             f"a field's name is letters, digits and _, not labels and not ending in {PRESENT} or {MASK}, got {words_for(name)}"

@@ -83,11 +83,14 @@ def rows(condition: Condition, index: Any) -> Condition:
     return {name: value[index] for name, value in condition.items()}
 
 
-def to(condition: Condition, device: torch.device | str) -> Condition:
-    """The condition on a device."""
+def to(condition: Condition, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
+    """The condition on a device, its fields in that dtype where one is given."""
     if condition is None or isinstance(condition, Tensor):
         return None if condition is None else condition.to(device)
-    return {name: value.to(device) for name, value in condition.items()}
+    return {
+        name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        for name, value in condition.items()
+    }
 
 
 def repeat(condition: Condition, times: int) -> Condition:
@@ -240,7 +243,7 @@ def is_flag_of(name: str, names: Any) -> bool:
     return any(name.endswith(end) and name.removesuffix(end) in names for end in (PRESENT, MASK))
 
 
-def as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: object) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

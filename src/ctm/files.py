@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 __all__ = [
     "as_source",
     "disk_failure",
+    "file_digest",
     "mapped_array",
     "named_failures",
     "suffix_of",
@@ -41,7 +41,7 @@ def suffix_of(path: Path) -> str:
     return path.suffix.lower()
 
 
-def as_source(value: Any, wanted: str) -> str | Path:
+def as_source(value: object, wanted: str) -> str | Path:
     """A path or name as it was given. wanted: what it is, for the sentence. Raises TypeError for anything but a text or a path,
     and ValueError for an empty one and for one with a zero byte."""
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
@@ -119,6 +119,15 @@ def mapped_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...])
             path.unlink(missing_ok=True)
             raise
     return array
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

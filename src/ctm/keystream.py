@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ LEAST_KEY, MOST_NONCE = 16, 64  # bytes
 _DOMAIN = b"ctm keystream 1\0"
 
 
-def as_key(key: Any) -> bytes:
+def as_key(key: object) -> bytes:
     """A secret key as bytes. Raises ValueError, which shows nothing of it, for anything but at least 16 bytes."""
     if not isinstance(key, bytes | bytearray):
         raise ValueError(f"the key of the watermark must be bytes, got a value of type {type(key).__name__}")
@@ -35,7 +34,7 @@ def as_key(key: Any) -> bytes:
     return bytes(key)
 
 
-def as_nonce(nonce: Any) -> bytes:
+def as_nonce(nonce: object) -> bytes:
     """A nonce as bytes. Raises ValueError for anything but 1 to 64 bytes."""
     if not isinstance(nonce, bytes | bytearray) or not 1 <= len(nonce) <= MOST_NONCE:
         size = f"{len(nonce)} bytes" if isinstance(nonce, bytes | bytearray) else words_for(nonce)

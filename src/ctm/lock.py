@@ -9,10 +9,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 __all__ = ["LOCK", "DirectoryInUse", "DirectoryLock", "place_locked", "run_locked"]
 
@@ -132,7 +131,7 @@ def place_locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read(descriptor: int) -> dict[str, Any]:
+def _read(descriptor: int) -> dict[str, object]:
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError, RecursionError):
@@ -140,7 +139,7 @@ def _read(descriptor: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _in_words(holder: dict[str, Any]) -> str:
+def _in_words(holder: Mapping[str, object]) -> str:
     if not {"pid", "host", "since"} <= holder.keys():
         return "another process"
     return f"process {holder['pid']} on {holder['host']}, which began at {holder['since']}"

@@ -20,7 +20,7 @@ __all__ = ["Denoise", "Jump", "Request", "Steps", "joined", "kind_of", "part", "
 
 @dataclass(frozen=True)
 class Denoise:
-    """Asks for D(x, t), like x. x (B, *shape) at levels t (B,); condition: that of the B rows, or None."""
+    """Asks for D(x, t), like x. x (B, *shape) at levels t (B,); condition: of the B rows, or None."""
 
     x: Tensor
     t: Tensor
@@ -29,7 +29,7 @@ class Denoise:
 
 @dataclass(frozen=True)
 class Jump:
-    """Asks for G(x, t, s), like x. x (B, *shape) at levels t (B,), s (B,) ≤ t; condition: that of the B rows, or None."""
+    """Asks for G(x, t, s), like x. x (B, *shape) at levels t (B,), s (B,) ≤ t; condition: of the B rows, or None."""
 
     x: Tensor
     t: Tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm import TrajectoryModel
+from ctm import Arrays, Labels, TrajectoryModel
 from ctm.commands.edit.inputs import for_model, read, to_fill
 from ctm.editing import averaging
 from ctm.networks import MLP
@@ -79,6 +79,61 @@ def test_each_edit_writes_pictures_and_their_record_twice_the_same(capsys, three
     code, _, _ = run(capsys, "edit", source, task, three, *options, "--seed", 1, "--out", tmp_path / "strip.png")
     assert code == 0  # the model may stand first
     assert Image.open(tmp_path / "strip.png").width > 3 * 128
+
+
+@pytest.fixture(scope="module")
+def fields_model(tmp_path_factory):
+    """A small grey CTM of three classes with an observation of two numbers, of random weights."""
+    place, shape, arrays = tmp_path_factory.mktemp("fields") / "model", (1, 8, 8), {"observation": (2,)}
+    network = MLP(shape, 3, width=16, blocks=1, arrays=arrays)
+    random_weights(TrajectoryModel(network, shape=shape, conditioner=Labels(3) | Arrays(arrays))).save_pretrained(place)
+    return place
+
+
+FIELDS = {
+    "inpaint": (["--mask", "mask.png", "--steps", 2], 2),
+    "superresolve": (["--factor", 2, "--steps", 2, "--method", "guided"], 2),
+    "stroke": (["--sigma", 1, "--steps", 2], 2),
+    "denoise": (["--sigma", 0.3, "--num", 1, "--steps", 3], 1),
+    "vary": (["--num", 2], 1),
+    "interpolate": (["--num", 2], 2),
+}
+
+
+@pytest.mark.parametrize("task", FIELDS)
+def test_an_edit_takes_the_fields_of_a_file(capsys, three, fields_model, tmp_path, task):
+    """Each edit under two rows that differ, and under none. The record names the file. One result for each row where --num says
+    nothing; where a row is a picture's own, another number of rows is refused."""
+    options, rows = FIELDS[task]
+    options = [tmp_path / value if value == "mask.png" else value for value in options]
+    pictures = [three, tmp_path / "mask.png"] if task == "interpolate" else [three]
+    made = {}
+    for name, values in {"a": [[1, 2], [3, 4]], "b": [[-2, 1], [0, 5]], "none": None}.items():
+        given = []
+        if values is not None:
+            np.savez(tmp_path / f"{name}.npz", observation=np.array(values[:rows], dtype=np.float32))
+            given = ["--condition", tmp_path / f"{name}.npz"]
+        code, _, said = run(capsys, "edit", task, fields_model, *pictures, *options, *given, "--labels", "1,2"[: 2 * rows - 1],
+            "--out", tmp_path / name)  # fmt: skip
+        assert code == 0, said
+        about = json.loads((tmp_path / name / "edit.json").read_text())
+        assert about.get("condition", {}).get("file") == (None if values is None else f"{name}.npz")
+        assert about["num"] == 2
+        made[name] = np.stack([pixels_of(tmp_path / name / f"{i:06d}.png") for i in range(2)]).astype(int)
+    if task != "interpolate":  # its ends are the pictures themselves, whatever the condition
+        assert np.abs(made["a"] - made["b"]).max() > 0
+        assert np.abs(made["a"] - made["none"]).max() > 0
+    if task in ("denoise", "vary", "interpolate"):
+        np.savez(tmp_path / "three.npz", observation=np.zeros((3, 2), np.float32))
+        said = sentence(capsys, "edit", task, fields_model, *pictures, *options, "--condition", tmp_path / "three.npz")
+        assert f"--condition of {task} takes" in said
+        assert "has 3" in said
+
+
+def test_a_model_without_fields_takes_none_in_an_edit(capsys, three, tmp_path):
+    np.savez(tmp_path / "a.npz", observation=np.zeros((1, 2), np.float32))
+    said = sentence(capsys, "edit", "vary", GREY, three, "--condition", tmp_path / "a.npz")
+    assert "this model takes no fields, leave it out" in said
 
 
 @pytest.mark.parametrize("method", ["replace", "guided"])

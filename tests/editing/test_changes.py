@@ -4,6 +4,7 @@ import torch
 from ctm.editing import denoise, interpolate, posterior_sample, spherical, stroke, stroking, variations
 from ctm.requests import run
 from ctm.sampling.driving import answer
+from ctm.sampling.generation import ImageNoise
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture
@@ -64,7 +65,7 @@ def test_an_interpolation_ends_at_its_images():
     a, b = teacher.sample(2, seed=4)
     made = interpolate(teacher, a, b, 5)
     torch.testing.assert_close(made[[0, -1]], torch.stack([a, b]), rtol=0, atol=0.01)
-    labelled = interpolate(teacher, teacher.means[0], teacher.means[2], 3, labels=(0, 2))
+    labelled = interpolate(teacher, teacher.means[0], teacher.means[2], 3, condition=torch.tensor([0, 2]))
     torch.testing.assert_close(labelled[[0, -1]], teacher.means[[0, 2]], rtol=0, atol=0.01)
     with pytest.raises(
         ValueError, match="num must be a whole number of at least 2, got 1: an interpolation has its two ends"
@@ -72,6 +73,33 @@ def test_an_interpolation_ends_at_its_images():
         interpolate(teacher, a, b, 1)
     with pytest.raises(ValueError, match=r"images must have shape \(2,\), got \(1, 2\)"):
         interpolate(teacher, a[None], b, 3)
+
+
+def test_an_interpolation_between_two_conditions_is_the_known_flow(conditional):
+    """The denoiser is affine in y, so half of both is the denoiser under the mean of both y: the picture in the middle is the
+    flow's image of the noise in the middle under that y. Up the flow the distance to the mean grows as √(t² + c²)."""
+    images, y = torch.randn(2, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    made = interpolate(conditional, *images, 3, condition={"y": y}, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(made[[0, 2]], images, rtol=0, atol=1e-3)
+    low, top = torch.full((2,), 0.002).double(), torch.full((2,), 80.0).double()
+    mean = y @ conditional.matrix.T + conditional.offset
+    ends = (mean + (images - mean) * ((80**2 + 0.4**2) / (0.002**2 + 0.4**2)) ** 0.5) / 80
+    middle = spherical(ends[:1], ends[1:], torch.tensor([0.5]).double())
+    expected = conditional.jump(80 * middle, top[:1], low[:1], {"y": y.mean(0, keepdim=True)})
+    torch.testing.assert_close(made[1:2], expected, rtol=0, atol=1e-3)
+
+
+def test_a_variation_under_a_condition_is_the_known_flow(conditional):
+    """amount 0 gives the image back, amount 1 the flow's images of fresh noise under its y."""
+    image, y = torch.randn(2, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
+    same = variations(conditional, image, 2, 0.0, condition={"y": y}, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(same, image.expand(2, 2), rtol=0, atol=1e-3)
+    fresh = variations(conditional, image, 2, 1.0, condition={"y": y}, rtol=1e-6, atol=1e-6)
+    noise = 80 * ImageNoise(0, range(2))(same)
+    low, top = torch.full((2,), 0.002).double(), torch.full((2,), 80.0).double()
+    torch.testing.assert_close(fresh, conditional.jump(noise, top, low, {"y": y.expand(2, 3)}), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="label is the condition of a model of classes: give condition or label"):
+        variations(conditional, image, 2, 0.5, condition={"y": y}, label=1)
 
 
 def test_variations_go_from_the_image_to_fresh_samples():

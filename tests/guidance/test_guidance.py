@@ -6,7 +6,7 @@ import torch
 from ctm import generate
 from ctm.guidance import (
     Autoguided,
-    BetweenLabels,
+    BetweenConditions,
     ClassifierFree,
     ClassifierGuided,
     Limited,
@@ -228,11 +228,24 @@ def test_between_two_labels(points):
     x, t, s, labels = points
     teacher, other = mixture(2), (torch.arange(8) + 1) % 4
     share = torch.tensor([0.0, 1.0] * 4)
-    made = BetweenLabels(teacher, other, share).jump(x, t, s, labels)
+    made = BetweenConditions(teacher, other, share).jump(x, t, s, labels)
     torch.testing.assert_close(made[::2], teacher.jump(x, t, s, labels)[::2], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(made[1::2], teacher.jump(x, t, s, other)[1::2], rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="labels for the same 8 samples"):
-        BetweenLabels(teacher, other, share).denoise(x[:3], t[:3], labels[:3])
+    with pytest.raises(ValueError, match="between two conditions: the call needs the same 8 samples, got 3"):
+        BetweenConditions(teacher, other, share).denoise(x[:3], t[:3], labels[:3])
+
+
+def test_between_two_conditions_of_fields(conditional):
+    """Share 0 is the denoiser under the call's y, share 1 under the other, and a half is the mean of both; a row whose other y is
+    absent has the denoiser without y there."""
+    x, t = 3 * torch.randn(4, 2, dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
+    first, second = ({"y": torch.randn(4, 3, dtype=torch.float64)} for _ in range(2))
+    second["y_present"] = torch.tensor([True, True, True, False])
+    share = torch.tensor([0.0, 1.0, 0.5, 1.0])
+    made = BetweenConditions(conditional, second, share).denoise(x, t, first)
+    one, two = conditional.denoise(x, t, first), conditional.denoise(x, t, second)
+    expected = torch.stack([one[0], two[1], (one[2] + two[2]) / 2, conditional.denoise(x, t)[3]])
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_guided_models_are_models(small_ctm):

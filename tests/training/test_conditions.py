@@ -120,6 +120,44 @@ def test_dropout_leaves_out_the_condition_at_its_rate(data, rate):
         assert len(set(shares)) > 1
 
 
+def test_dropout_by_name_leaves_each_field_out_by_itself_at_its_rate(data):
+    """Shares of 4,000 rows within four standard deviations, of rows that lack both, too: independent, so the product. A
+    name that is not given is never left out. Another order of the same names draws the same."""
+    shares = {"labels": 0.3, "observation": 0.2}
+    found = []
+    for given in (shares, dict(reversed(shares.items()))):
+        arguments = teacher_arguments(*on(data, "observation", "map"), "--condition_dropout", json.dumps(given))
+        recipe, _ = parse_recipe([*arguments, "--data.batch_size", "4000"])
+        run = prepare(recipe, Accelerator(cpu=True), load_data(recipe))
+        found.append(trainer._batch(run, 0, slice(0, 4000)).condition)
+    gone = {"labels": found[0]["labels"] < 0, "observation": ~found[0]["observation_present"]}
+    expected = {"labels": 0.3, "observation": 0.2, "both": 0.3 * 0.2}
+    for name, rate in expected.items():
+        share = (gone["labels"] & gone["observation"] if name == "both" else gone[name]).float().mean().item()
+        assert abs(share - rate) < 4 * (rate * (1 - rate) / 4000) ** 0.5, name
+    assert "map_present" not in found[0]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            '{"observatoin": 0.1}',
+            "condition_dropout names 'observatoin', and the condition of .* is labels, observation: give",
+        ),
+        ('{"labels": 1.5}', r"condition_dropout.labels must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_dropout_by_a_name_or_a_share_that_cannot_be_is_refused(data, given, said):
+    def begin():
+        recipe, _ = parse_recipe(teacher_arguments(*on(data, "observation"), "--condition_dropout", given))
+        prepare(recipe, Accelerator(cpu=True), load_data(recipe))
+
+    with pytest.raises(ValueError, match=said):
+        begin()
+
+
 def test_a_dropped_row_trains_the_network_without_its_fields(data, tmp_path):
     """At dropout 1 the field's own layers get no gradient and stay as they were drawn, while the row for its absence moves; at
     dropout 0 it is the other way round."""

@@ -121,18 +121,30 @@ def test_the_fake_score_learns_the_denoiser_of_the_students_samples():
 
     before = missed(0.3), missed(1.0)
     for step in range(steps):
-        player.optimizer.param_groups[0]["lr"] = 2e-2 * (1 - step / steps)
         batch = draw_batch(
             objectives, student, torch.zeros(256, 2), labels[:256], total=256, part=slice(0, 256), condition_dropout=0.0,
             generator=step_generator(0, step), step=step,
         )  # fmt: skip
-        player.begin()
+        player.begin(1 - step / steps)
         with torch.no_grad():
             module(batch, None, teacher, networks.players, make_for=[0])
         player.learn(batch, module.made[0], networks, step)
         player.move()
     assert missed(0.3) < 0.4 * before[0]
     assert missed(1.0) < 0.3 * before[1]
+
+
+def test_a_player_follows_the_runs_schedule_and_the_discriminator_keeps_its_rate(teacher):
+    """Warm-up over 4 steps and a fall over the last half of 8: the student's factors are 1/4, 2/4, 3/4, 1, 1, 3/4, 2/4, 1/4. The
+    fake score's rate, Adam's 1e-3, is multiplied by the same; the discriminator's stays at 2e-3."""
+    run = prepared(arguments(teacher, "--steps", "8", "--warmup_steps", "4", "--decay_fraction", "0.5"))
+    seen = {"fake_score": [], "discriminator": []}
+    for step in range(8):
+        trainer._step(run, step)
+        for name, rates in seen.items():
+            rates += [group["lr"] for group in run.players[name].optimizer.param_groups]
+    assert seen["fake_score"] == pytest.approx([1e-3 * share / 4 for share in (1, 2, 3, 4, 4, 3, 2, 1)], rel=1e-12)
+    assert seen["discriminator"] == [2e-3] * 8
 
 
 def test_who_moves_in_which_step(teacher):

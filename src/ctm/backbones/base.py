@@ -5,18 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "resized"]
+from ctm.models.protocol import Denoiser
+
+__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "Networks", "resized"]
 
 Channels = tuple[float, float, float]
 IMAGENET: tuple[Channels, Channels] = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of images in [0, 1], for each channel
+
+
+class Networks(Protocol):
+    """Whom a feature network may look through: `ctm.objectives.Networks`, as this floor sees it."""
+
+    @property
+    def student(self) -> Denoiser: ...
+
+    @property
+    def teacher(self) -> Denoiser | None: ...
 
 
 def resized(images: Tensor, side: int) -> Tensor:
@@ -55,7 +67,7 @@ class Backbone(ABC):
         """Maps of images (B, 1 or 3, H, W) in [−1, 1]."""
         return list(self.features(self.prepare(images)))
 
-    def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
+    def maps(self, networks: Networks | None, images: Tensor) -> list[Tensor]:
         """Maps of images, for an objective. networks: its `ctm.objectives.Networks`, for a feature network that uses one of
         them."""
         return self(images)

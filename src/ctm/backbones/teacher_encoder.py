@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ctm.backbones.base import Backbone
+from ctm.backbones.base import Backbone, Networks
+from ctm.models.protocol import Diffusion
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
 
@@ -37,19 +38,19 @@ class TeacherEncoder(Backbone):
     def __call__(self, images: Tensor) -> list[Tensor]:
         return self.maps(None, images)
 
-    def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
+    def maps(self, networks: Networks | None, images: Tensor) -> list[Tensor]:
         """Maps (B, C, h, w), finest first, of images (B, *shape) as the teacher takes them. networks: has the `teacher`.
 
         Raises ValueError if there is no teacher or its network has no `encode`."""
-        teacher = getattr(networks, "teacher", None)
-        network: Any = getattr(teacher, "network", None)
-        if not hasattr(network, "encode"):
+        teacher = None if networks is None else networks.teacher
+        network = getattr(teacher, "network", None)
+        if network is None or not hasattr(network, "encode"):
             found = "there is no teacher" if teacher is None else f"{type(network or teacher).__name__} has none"
             raise ValueError(
                 f"the teacher's own features need a teacher whose network has encode(x, t, condition), and {found}: "
                 "give --teacher MODEL, or take another distance"
             )
-        assert teacher is not None
+        teacher = cast(Diffusion, teacher)
         weights = next(network.parameters())
         level = torch.full((len(images),), self.level, device=images.device)
         scaled = match_dims(input_scaling(level, teacher.sigma_data), images) * images

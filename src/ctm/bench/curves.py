@@ -92,7 +92,7 @@ def picture(about: dict[str, Any], found: Sequence[Curve]) -> bytes:
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.8))
     for axes, shown in zip(panels, ([*jumps, *codes], [*(jumps[:1] + jumps[1:][-1:]), *others]), strict=True):
         for index, curve in enumerate(shown):
-            look: dict[str, Any] = {"linestyle": ":" if curve.sampler == "gamma_code" else "-"}
+            look: dict[str, object] = {"linestyle": ":" if curve.sampler == "gamma_code" else "-"}
             look["color"] = colours[curve.gamma] if curve.gamma is not None else f"C{index}"
             _draw(axes, curve, look)
         _finish(axes, {count for curve in shown for count in curve.values})

@@ -98,7 +98,7 @@ def _name(kind: str, dsm: bool, seed: int) -> str:
 
 def _within(
     budget: Budget, objectives: list[Objective], teacher: GaussianMixture, truth: Truth, seed: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train until both budgets are used. Returns the errors at the moment each budget is used."""
     found: dict[str, Any] = {}
     evaluations, used = 0, 0.0

@@ -116,7 +116,7 @@ def network_calls(model: JumpModel, work: Callable[[], object]) -> Calls:
 def measure(
     model: JumpModel, cell: Cell, batch_size: int, pairs: int, device: torch.device, noise_stream: NoiseStream = "v1"
 ) -> dict[str, Any]:
-    """Medians over the pairs. ratio_to_bare: of the sampler's seconds to those of its network evaluations run alone;
+    """Medians over the pairs. ratio_to_bare: of the sampler's seconds to the seconds of its network evaluations run alone;
     ratio_to_inside: to those inside the network in the same run; own_microseconds: outside the network, for an evaluation.
 
     On a CPU the seconds are the processor's, which other processes disturb less."""
@@ -146,8 +146,11 @@ def measure(
     }
 
 
-def measure_fan(model: JumpModel, batch_size: int, pairs: int, device: torch.device, count: int = 8) -> dict[str, Any]:
-    """ratio: the median over the pairs of the seconds of `jump_to_many` to `count` levels to those of as many calls of `jump`."""
+def measure_fan(
+    model: JumpModel, batch_size: int, pairs: int, device: torch.device, count: int = 8
+) -> dict[str, object]:
+    """ratio: the median over the pairs of the seconds of `jump_to_many` to `count` levels, over the seconds of `count` calls of
+    `jump`."""
     levels = karras_grid(count, model.sigma_min, model.sigma_max, dtype=torch.float32)[1:]
     x = model.sigma_max * starting_noise(model.shape, range(batch_size)).to(device)
     labels = class_labels(model, batch_size)

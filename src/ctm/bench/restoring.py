@@ -4,6 +4,7 @@ model."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def run(settings: Namespace) -> None:
     console.print(f"results: {path}; pictures: {path.with_suffix('')}")
 
 
-def _holds(results: Results, name: str, asked: dict[str, Any]) -> bool:
+def _holds(results: Results, name: str, asked: Mapping[str, object]) -> bool:
     """Whether the results hold the entry. Raises ValueError for an entry that other settings made."""
     held = results.entries.get(name, asked)
     other = [f"{key} {held[key]}, not {value}" for key, value in asked.items() if held[key] != value]
@@ -155,7 +156,7 @@ def _misfit(task: Task, made: Tensor, y: Tensor) -> float:
     return float((task.operator.A(made) - y).abs().max())
 
 
-def _of_several(samples: Tensor, score: Score) -> dict[str, Any]:
+def _of_several(samples: Tensor, score: Score) -> dict[str, object]:
     """samples (draws, B, …) of the first B images."""
     samples = samples.clamp(-1, 1)
     psnr = score.psnr(samples.mean(dim=0))

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,14 @@ class Results:
                 )
             self.entries = json.loads(path.read_text(encoding="utf-8"))
 
-    def add(self, name: str, entry: dict[str, Any]) -> None:
+    def add(self, name: str, entry: Mapping[str, object]) -> None:
         """Keep an entry and write the file as a whole."""
         self.entries[name] = {**entry, "measured": _where()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, (json.dumps(self.entries, indent=1) + "\n").encode())
 
 
-def _where() -> dict[str, Any]:
+def _where() -> dict[str, object]:
     """Date, commit, processor and torch version of a measurement."""
     return {
         "date": date.today().isoformat(),

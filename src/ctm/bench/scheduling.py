@@ -19,7 +19,7 @@ from ctm.serve.scheduler import Scheduler
 __all__ = ["measure_scheduler"]
 
 
-def measure_scheduler(model: AnyModel, *, steps: int, batch_size: int, rounds: int) -> dict[str, Any]:
+def measure_scheduler(model: AnyModel, *, steps: int, batch_size: int, rounds: int) -> dict[str, object]:
     """Images a second, medians over `rounds` rounds, and the medians of the ratios in each round. On a CPU the seconds are the
     processor's, of all threads together, which other processes disturb less.
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ def run(settings: Namespace) -> None:
 
 def measure_http(
     model: AnyModel, clients: list[int], seconds: float, body: dict[str, Any], batch_size: int
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, dict[str, object]]:
     """For each number of clients: images a second, and milliseconds of requests and of their stages, median and 99th percentile.
     rest: what the stages leave of the mean request, HTTP and JSON on both sides."""
     with tempfile.TemporaryDirectory() as place, _running(model, Path(place), batch_size) as (service, url):
@@ -91,14 +91,14 @@ def measure_http(
         return {count: _measured(service, url, count, seconds, body) for count in clients}
 
 
-def load_of(url: str, clients: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
+def load_of(url: str, clients: int, seconds: float, body: Mapping[str, object]) -> dict[str, Any]:
     """What clients in a process of their own meet: see `ctm.bench.load`."""
     command = [sys.executable, "-m", "ctm.bench.load", url, str(clients), str(seconds), json.dumps(body)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 300)
     return json.loads(done.stdout)
 
 
-def _measured(service: Service, url: str, count: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
+def _measured(service: Service, url: str, count: int, seconds: float, body: dict[str, Any]) -> dict[str, object]:
     times: dict[str, list[float]] = {stage: [] for stage in _STAGES}
     service.meters.listener = lambda stage, spent: times[stage].append(spent)
     met = load_of(url, count, seconds, body)

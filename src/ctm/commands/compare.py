@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE
@@ -15,6 +14,7 @@ from ctm.evaluation.measure import METRICS
 from ctm.evaluation.number import Number
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.report import read_result
+from ctm.foreign.text import JSONObject
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
@@ -52,7 +52,7 @@ def run(settings: Namespace) -> None:
         console.print(table)
 
 
-def _rows(results: list[tuple[str, dict[str, Any]]]) -> Table:
+def _rows(results: list[tuple[str, JSONObject]]) -> Table:
     """The rows of all results for the table, with every number of `shown` that some row has."""
     shown = ("frechet", "kid", "precision", "recall", "label_accuracy", "mse_to_teacher", "bits_per_dim")
     rows = [(name, row) for name, result in results for row in result["rows"]]

@@ -79,7 +79,7 @@ def parser() -> Parser:
         "--condition",
         type=str,
         default="data",
-        help="fields of the samples' conditions: data, those of its rows by number; none; or an .npz, whose rows are repeated",
+        help="fields of the samples' conditions: data, its rows' own by number; none; or an .npz, whose rows are repeated",
     )
     result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
     result.add_argument(
@@ -155,7 +155,7 @@ def _plans(settings: Namespace) -> list[Plan]:
     return plans
 
 
-def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, Any]]:
+def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, object]]:
     """Where the fields of the samples' conditions come from, and how --data is read. Raises ValueError where they do not fit the
     models, or the likelihood of the data."""
     models = [plan.subject.model for plan in plans]

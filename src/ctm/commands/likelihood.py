@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ def parser() -> Parser:
     )
     add("--batch_size", type=int, default=64, help="images computed together")
     add("--device", type=str, default=None, help="cpu, cuda … (default: cuda where there is one)")
-    add("--out", type=str, default=None, help="a JSON file for the numbers, those of each image among them")
+    add("--out", type=str, default=None, help="a JSON file for the numbers of all images together and of each")
     return result
 
 
@@ -158,7 +157,7 @@ def _histogram(pixels: np.ndarray, drawn: np.ndarray) -> float:
     return float(histogram_bits(np.asarray(pixels))[drawn].mean())
 
 
-def _measure(model: AnyModel, pixels: np.ndarray, condition: Condition, settings: Namespace) -> dict[str, Any]:
+def _measure(model: AnyModel, pixels: np.ndarray, condition: Condition, settings: Namespace) -> dict[str, object]:
     """The model's numbers over the images, as --out keeps them."""
     starts = range(0, len(pixels), settings.batch_size)
     values, errors, evaluations = [], [], []

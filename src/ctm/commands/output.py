@@ -7,9 +7,9 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctm.data.notes import tell
 from ctm.files import named_failures, suffix_of, whole_file, write_whole
-from ctm.foreign.text import parse_json, plain, read_json, text_in
+from ctm.foreign.text import JSONObject, parse_json, plain, read_json, text_in
 from ctm.pictures import check_numbers, class_columns, grid_picture, save_picture, to_uint8
 from ctm.terminal.paths import check_place
 
@@ -70,7 +70,7 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
 
 
-def finished_samples(out: Path, about: dict[str, Any], withheld: Collection[int] = ()) -> int:
+def finished_samples(out: Path, about: JSONObject, withheld: Collection[int] = ()) -> int:
     """Number of samples, from the first on, that an earlier run with the record `about` has written to `out`. withheld: numbers
     of those that it judged and did not write.
 
@@ -124,7 +124,7 @@ def write_samples(
     out: Path,
     batches: Iterable[Tensor],
     labels: Tensor | None,
-    about: dict[str, Any],
+    about: JSONObject,
     start: int = 0,
     columns: int | Literal["class"] | None = None,
 ) -> None:
@@ -156,7 +156,7 @@ def sample_grid(
     return grid_picture(images, columns=columns, places=[None if each in withheld else each for each in places])
 
 
-def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any], start: int) -> None:
+def _write_pictures(out: Path, batches: Iterable[Tensor], about: Mapping[str, object], start: int) -> None:
     """Write the record, then each picture that is missing. A picture appears under its name only when it is whole."""
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, about)
@@ -171,7 +171,7 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: dict[str, Any],
             save_picture(picture, path)
 
 
-def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: dict[str, Any], start: int) -> None:
+def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: JSONObject, start: int) -> None:
     """Write an .npz. arr_0 is uint8 (N, H, W, C) for pictures and float for other data; arr_1 holds the labels, if any;
     np.load ignores sample.json.
 
@@ -198,7 +198,7 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
     shutil.rmtree(partial)
 
 
-def sampling_record(source: Path) -> dict[str, Any]:
+def sampling_record(source: Path) -> dict[str, object]:
     """The settings with which `ctm sample` made a directory or .npz, under the names of an evaluation's record. Empty for
     other samples.
 
@@ -216,7 +216,7 @@ def sampling_record(source: Path) -> dict[str, Any]:
         return {}
 
 
-def _packed_record(source: Path) -> dict[str, Any] | None:
+def _packed_record(source: Path) -> dict[str, object] | None:
     """The contents of sample.json in an .npz, None where there is none. At most 16 MB of it are inflated."""
     name = f"{source} ({_RECORD})"
     try:
@@ -272,7 +272,7 @@ def _partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _record(folder: Path, remedy: str = "use another directory") -> dict[str, Any] | None:
+def _record(folder: Path, remedy: str = "use another directory") -> JSONObject | None:
     """The contents of sample.json in a folder, None where there is none. Raises ValueError for a file that cannot be read."""
     try:
         kept = read_json(folder / _RECORD, _LONGEST)
@@ -285,12 +285,12 @@ def _record(folder: Path, remedy: str = "use another directory") -> dict[str, An
     return kept
 
 
-def write_record(folder: Path, about: dict[str, Any]) -> None:
+def write_record(folder: Path, about: Mapping[str, object]) -> None:
     """Write sample.json into a folder, which is made."""
     write_whole(folder / _RECORD, (json.dumps(about, indent=2) + "\n").encode())
 
 
-def _differing(kept: dict[str, Any], about: dict[str, Any]) -> list[str]:
+def _differing(kept: Mapping[str, object], about: Mapping[str, object]) -> list[str]:
     """Names of the entries in which two records would give other samples. `num` does not count. `model` does not count
     either, because the weights do. Lists with one value for each sample are compared up to the shorter length."""
     asked = json.loads(json.dumps(about))

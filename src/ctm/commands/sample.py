@@ -13,13 +13,13 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ctm import __version__, sampling
+from ctm.commands.fields import add_condition_option, condition_of_rows, given_fields, named_fields
 from ctm.commands.output import check_output, finished_samples, looked_at, write_samples
 from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
-from ctm.conditions import LABELS, Condition
-from ctm.data.conditions import fields_digest, load_fields
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
 from ctm.files import suffix_of
+from ctm.foreign.text import JSONObject
 from ctm.guidance import at_scale
 from ctm.lock import place_locked
 from ctm.models import AnyModel, DiffusionModel, load_model
@@ -90,12 +90,7 @@ def parser() -> Parser:
     add("--churn_noise", type=float, default=1.0, help="scale of that noise (EDM: 1.003 … 1.007)")
     add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
-    add(
-        "--condition",
-        type=str,
-        default=None,
-        help="an .npz with the arrays of the model's condition, (N, …) each, whose rows are repeated over the samples",
-    )
+    add_condition_option(result, "samples")
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--noise_stream", choices=["v1", "v2"], default="v1", help="v2: the noise of all samples at once, by a counter")
@@ -128,18 +123,18 @@ def run(settings: Namespace) -> None:
     if columns == "class" and settings.labels is None:
         settings.labels = "all"
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
-    fields = _fields(settings, model)
+    fields = given_fields(settings, model)
     num = _number(settings, cycle, seeds, fields)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     seed = settings.seed if seeds is None else seeds
     labels = sampling.class_labels(model, num, asked, seed)
-    condition = _condition(labels, fields, num)
+    condition = condition_of_rows(labels, fields, num)
     tell(_idle_columns(columns, labels, num))
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
     check_output(out, model.shape, num)
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
-    about |= {} if settings.condition is None else {"condition": _named(settings, fields)}
+    about |= named_fields(settings, fields)
     with gate(settings, "ctm sample") as policy:
         about |= _admitted(policy, model, settings, labels, fields, num)
         with place_locked(out):
@@ -158,7 +153,7 @@ def _sample(
     model: AnyModel,
     settings: Namespace,
     out: Path,
-    about: dict[str, Any],
+    about: JSONObject,
     labels: Tensor | None,
     asked: dict[str, Any],
     columns: int | Literal["class"] | None,
@@ -194,7 +189,7 @@ def _sample(
 
 def _admitted(
     policy: Gate | None, model: AnyModel, settings: Namespace, labels: Tensor | None, fields: Collection[str], num: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the record of the samples says of the policy. Raises ValueError for what it does not allow."""
     if policy is None:
         return {}
@@ -205,7 +200,7 @@ def _admitted(
     return {"policy": policy.policy_digest}
 
 
-def _claims(about: dict[str, Any], num: int, settings: Namespace) -> list[dict[str, Any]]:
+def _claims(about: JSONObject, num: int, settings: Namespace) -> list[JSONObject]:
     """How each sample was made, for the record that --policy keeps."""
     common = {name: about[name] for name in ("sampler", "steps", "gamma", "grid", "cfg", "version")}
     common |= {
@@ -231,7 +226,7 @@ def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:
 
 def _about(
     settings: Namespace, name: str, num: int, grid: Tensor, labels: Tensor | None, seed: int | list[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The record that sample.json keeps."""
     return {
         "model": str(settings.model),
@@ -251,20 +246,6 @@ def _about(
     }
 
 
-def _fields(settings: Namespace, model: AnyModel) -> dict[str, np.ndarray]:
-    """The fields of the condition that --condition names, (N, …) each. Lines say what is left out."""
-    known = model.conditioner.given_fields
-    if settings.condition is None:
-        if known:
-            tell([f"the model is conditioned on {', '.join(known)}: drawn without (--condition FILE.npz gives it)"])
-        return {}
-    if not known:
-        raise ValueError(f"--condition {settings.condition}: this model takes no fields, leave it out")
-    fields, lines = load_fields(settings.condition, known)
-    tell(lines, settings.condition)
-    return fields
-
-
 def _idle_columns(columns: int | Literal["class"] | None, labels: Tensor | None, num: int) -> list[str]:
     """A line where --columns changes less than it says: for samples of one class, or more columns than samples."""
     if columns == "class":
@@ -274,20 +255,6 @@ def _idle_columns(columns: int | Literal["class"] | None, labels: Tensor | None,
     elif columns is not None and columns > num:
         return [f"--columns {columns}: there are {num} samples, so the picture has {num} columns"]
     return []
-
-
-def _condition(labels: Tensor | None, fields: dict[str, np.ndarray], num: int) -> Condition:
-    """The condition of num samples: their labels, and the rows of the fields in turn."""
-    if not fields:
-        return labels
-    rows = np.arange(num) % len(next(iter(fields.values())))
-    given = {name: torch.from_numpy(values[rows]) for name, values in fields.items()}
-    return given if labels is None else {**given, LABELS: labels}
-
-
-def _named(settings: Namespace, fields: dict[str, np.ndarray]) -> dict[str, str]:
-    """What the record of the samples keeps of their fields: the file's name and the content's digest."""
-    return {"file": Path(settings.condition).name, "sha256": fields_digest(fields)}
 
 
 def _number(

@@ -22,7 +22,8 @@ from ctm.commands.output import sample_grid, write_record
 from ctm.data.files import open_picture
 from ctm.data.resize import normal_mode
 from ctm.files import suffix_of, whole_file, write_whole
-from ctm.foreign.text import read_json
+from ctm.foreign.text import JSONObject, read_json
+from ctm.models import AnyModel
 from ctm.pictures import save_picture, to_uint8
 from ctm.safety.extra import installed
 from ctm.terminal.parser import Parser
@@ -84,7 +85,7 @@ class Gate:
 
     def admit(
         self,
-        model: Any,
+        model: AnyModel,
         name: str,
         num: int,
         labels: Iterable[int],
@@ -112,7 +113,7 @@ class Gate:
             self._state.store.note("upload refused", {"sha256": digest, "verdict": asdict(verdict)})
             raise ValueError(f"the policy does not let {file} be used ({verdict.reason}): take another picture")
 
-    def judge(self, images: Tensor, numbers: Sequence[int], claims: Sequence[dict[str, Any]]) -> list[bytes | None]:
+    def judge(self, images: Tensor, numbers: Sequence[int], claims: Sequence[JSONObject]) -> list[bytes | None]:
         """PNG files of the images (B, C, H, W) in [−1, 1] that may leave, None for the others. All of them are in the record, and
         held ones in the queue, before this returns."""
         from ctm.safety import Picture
@@ -164,8 +165,8 @@ def write_screened(
     gate: Gate,
     out: Path,
     batches: Iterable[Tensor],
-    about: dict[str, Any],
-    claims: Sequence[dict[str, Any]],
+    about: JSONObject,
+    claims: Sequence[JSONObject],
     start: int,
     columns: int | Literal["class"] | None,
 ) -> None:
@@ -186,7 +187,7 @@ def write_screened(
         start += len(batch)
 
 
-def _write_batch(gate: Gate, out: Path, batch: Tensor, claims: Sequence[dict[str, Any]], start: int) -> None:
+def _write_batch(gate: Gate, out: Path, batch: Tensor, claims: Sequence[JSONObject], start: int) -> None:
     """Write the files of one batch. A picture that is there, and one that an earlier run withheld, is not judged again."""
     numbers = range(start, start + len(batch))
     new = [number for number in numbers if number not in gate.withheld and not _is_there(_path(out, number))]

@@ -96,7 +96,7 @@ def _whole(values: np.ndarray, name: str) -> np.ndarray:
     return known.astype(np.int64)
 
 
-def text_of(value: Any, name: str) -> str:
+def text_of(value: object, name: str) -> str:
     """Raises ValueError, calling the value `name`, for bytes that are no text."""
     try:
         return value.decode() if isinstance(value, bytes) else "" if _missing(value) else str(value)
@@ -104,7 +104,7 @@ def text_of(value: Any, name: str) -> str:
         raise ValueError(f"{name} is no text in UTF-8: save it as text, or number the classes 0, 1, 2 …") from error
 
 
-def _missing(value: Any) -> bool:
+def _missing(value: object) -> bool:
     return value is None or value != value  # NaN
 
 
@@ -144,7 +144,7 @@ def compare_classes(
 
 
 def match_classes(
-    data_names: Sequence[str], labels: np.ndarray, model: Any, *, data: str, **words: str
+    data_names: Sequence[str], labels: np.ndarray, model: object, *, data: str, **words: str
 ) -> np.ndarray | None:
     """The numbers of `compare_classes`. Its line goes to the log."""
     numbers, line = compare_classes(data_names, labels, model, data=data, **words)

@@ -129,7 +129,7 @@ def fields_for(
 
 
 def names_of(fields: Iterable[str]) -> list[str]:
-    """The names of fields without those of their flags."""
+    """The names of fields without the names of their flags."""
     names = list(fields)
     return [name for name in names if not is_flag_of(name, names)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -24,7 +24,7 @@ def way_from_noise(levels: list[float], states: Tensor, ends: Tensor) -> Figure:
     return image_lines(lines, columns=[f"{level:.3g}" for level in levels])
 
 
-def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
+def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Losses against steps, one panel for each run."""
     figure, panels = plt.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 3.6), squeeze=False)
     for axes, (name, rows) in zip(panels[0], metrics.items(), strict=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from ctm.backbones.base import Networks
 from ctm.conditioner import Conditioner
+from ctm.models.protocol import Denoiser
 from ctm.networks.fields import Shapes
 
 __all__ = ["Discriminator", "built_for", "label_term", "row_term"]
@@ -22,14 +23,14 @@ class Discriminator(ABC):
 
     @abstractmethod
     def build(
-        self, shape: Sequence[int], num_classes: int, networks: Any = None, arrays: Shapes | None = None
+        self, shape: Sequence[int], num_classes: int, networks: Networks | None = None, arrays: Shapes | None = None
     ) -> nn.Module:
         """The module for data of `shape` (without batch), num_classes labels (0: without) and the fields `arrays` of a condition,
         names to shapes without B. It is called with arrays only where there are fields. Its trainable weights come from torch's
         global generator. Raises ValueError for data or fields that it cannot take."""
 
 
-def built_for(discriminator: Discriminator, student: Any, networks: Any, *, moves: bool) -> nn.Module:
+def built_for(discriminator: Discriminator, student: Denoiser, networks: Networks, *, moves: bool) -> nn.Module:
     """The module for a student's samples, labels and fields. moves: whether augmentation moves what it sees.
 
     Raises ValueError for a discriminator that takes no fields, and for maps that augmentation would leave where they are."""

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ctm.backbones import Backbone, EfficientNetLite0
+from ctm.backbones.base import Networks
 from ctm.conditions import Condition, labels_of
 from ctm.discriminators.base import Discriminator, label_term, row_term
 from ctm.networks.fields import Fields, Shapes
@@ -46,7 +47,7 @@ class ProjectedDiscriminator(Discriminator):
                 raise ValueError(f"{name} must be a multiple of {_GROUP}, got {getattr(self, name)}")
 
     def build(
-        self, shape: Sequence[int], num_classes: int, networks: Any = None, arrays: Shapes | None = None
+        self, shape: Sequence[int], num_classes: int, networks: Networks | None = None, arrays: Shapes | None = None
     ) -> ProjectedDiscriminatorNetwork:
         """The module. One image is passed through the feature networks to find the sizes of their maps. Raises ValueError
         for data that are not images, and for fields that are maps."""
@@ -72,13 +73,14 @@ class ProjectedDiscriminatorNetwork(nn.Module):
         settings: ProjectedDiscriminator,
         shape: Sequence[int],
         num_classes: int,
-        networks: Any = None,
+        networks: Networks | None = None,
         arrays: Shapes | None = None,
     ) -> None:
         super().__init__()
         self.backbones = tuple(settings.backbones)
         self.mixings, self.heads = nn.ModuleList(), nn.ModuleList()
-        device = next(networks.student.parameters()).device if networks is not None else None
+        student = None if networks is None else networks.student
+        device = next(student.parameters()).device if isinstance(student, nn.Module) else None
         for number, backbone in enumerate(self.backbones):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):  # loading one may draw numbers, the first time
                 maps = backbone.maps(networks, torch.zeros(1, *shape, device=device))
@@ -91,7 +93,7 @@ class ProjectedDiscriminatorNetwork(nn.Module):
             self.mixings.append(mixing)
             self.heads.append(nn.ModuleList(heads))
 
-    def forward(self, images: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
+    def forward(self, images: Tensor, condition: Condition = None, networks: Networks | None = None) -> list[Tensor]:
         """A logit map (B, 1, h, w) from each head, finest first for each backbone. images (B, C, H, W) in [−1, 1]."""
         logits: list[Tensor] = []
         for backbone, mixing, heads in zip(self.backbones, self.mixings, self.heads, strict=True):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
+from ctm.backbones.base import Networks
 from ctm.conditions import Condition, labels_of
 from ctm.discriminators.base import Discriminator, label_term, row_term
 from ctm.networks.fields import Fields, Shapes
@@ -32,7 +32,7 @@ class MLPDiscriminator(Discriminator):
             raise ValueError(f"width and layers must be at least 1, got {self.width} and {self.layers}")
 
     def build(
-        self, shape: Sequence[int], num_classes: int, networks: Any = None, arrays: Shapes | None = None
+        self, shape: Sequence[int], num_classes: int, networks: Networks | None = None, arrays: Shapes | None = None
     ) -> MLPDiscriminatorNetwork:
         return MLPDiscriminatorNetwork(shape, self.width, self.layers, num_classes, arrays)
 
@@ -51,7 +51,7 @@ class MLPDiscriminatorNetwork(nn.Module):
         self.logit = nn.Linear(width, 1)
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
 
-    def forward(self, x: Tensor, condition: Condition = None, networks: Any = None) -> list[Tensor]:
+    def forward(self, x: Tensor, condition: Condition = None, networks: Networks | None = None) -> list[Tensor]:
         """x (B, …) -> [(B, 1)]."""
         labels = labels_of(condition)
         seen = x if self.fields is None else self.fields.beside(x, condition)

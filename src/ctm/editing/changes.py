@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_number, as_state, whole_numbers, words_for
-from ctm.conditions import Condition, as_condition, takes_labels
-from ctm.guidance import BetweenLabels
+from ctm.arguments import as_count, as_number, as_state, words_for
+from ctm.conditions import Condition, as_condition, repeat, rows, takes_labels
+from ctm.guidance import BetweenConditions
 from ctm.likelihood import decode, encode
 from ctm.models.protocol import RangedDenoiser, denoiser_of
 from ctm.noise import karras_grid, match_dims
@@ -22,7 +21,7 @@ from ctm.sampling.image_noise import ImageNoise
 __all__ = ["denoise", "interpolate", "posterior_sample", "spherical", "stroke", "stroking", "variations"]
 
 
-def _level(model: RangedDenoiser, sigma: Any) -> float:
+def _level(model: RangedDenoiser, sigma: object) -> float:
     """The level as a float. Raises ValueError for one that the model does not know."""
     sigma = as_number(sigma, "sigma")
     if not model.sigma_min < sigma <= model.sigma_max:
@@ -129,13 +128,14 @@ def _halves(
     return lambda share: progress(share / 2), lambda share: progress((1 + share) / 2)
 
 
+@takes_labels
 def interpolate(
     model: RangedDenoiser,
     first: Tensor,
     second: Tensor,
     num: int,
     *,
-    labels: tuple[int, int] | None = None,
+    condition: Condition = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     progress: Callable[[float], object] | None = None,
@@ -143,23 +143,24 @@ def interpolate(
     """num images from `first` to `second` (each of the model's shape): both go to noise along the flow, the noise moves on the
     sphere between them, and the flow brings each back. The ends are the given images, to the tolerances.
 
-    labels: classes of both; on the way the denoiser is a mixture of theirs. progress(share) is called with the share of the way
-    done, in [0, 1]. Returns (num, *shape). Raises ValueError for num < 2 and other shapes."""
+    condition: of both images, two rows; on the way the denoiser is a mixture of theirs. progress(share) is called with the share
+    of the way done, in [0, 1]. Returns (num, *shape). Raises ValueError for num < 2 and other shapes."""
     num = as_count(num, "num", 2, why="an interpolation has its two ends")
     for image in (first, second):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             raise ValueError(f"images must be floating-point tensors, got {words_for(image)}")
     if tuple(first.shape) != tuple(model.shape) or tuple(second.shape) != tuple(model.shape):
         raise ValueError(f"images must have shape {model.shape}, got {tuple(first.shape)} and {tuple(second.shape)}")
-    own = None if labels is None else whole_numbers(labels, 2).to(first.device)
+    both = torch.stack([first, second])
+    own = as_condition(condition, both)
     up, down = _halves(progress)
-    ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol, progress=up)
+    ends = encode(model, both, own, rtol=rtol, atol=atol, progress=up)
     share = torch.linspace(0, 1, num, dtype=first.dtype, device=first.device)
     z = spherical(ends[:1].expand(num, *model.shape), ends[1:].expand(num, *model.shape), share)
     if own is None:
         return decode(model, z, rtol=rtol, atol=atol, progress=down)
-    mixed = BetweenLabels(model, own[1:].expand(num), share)
-    return decode(mixed, z, own[:1].expand(num), rtol=rtol, atol=atol, progress=down)
+    start, end = (repeat(rows(own, slice(row, row + 1)), num) for row in (0, 1))
+    return decode(BetweenConditions(model, end, share), z, start, rtol=rtol, atol=atol, progress=down)
 
 
 def variations(
@@ -168,6 +169,7 @@ def variations(
     num: int,
     amount: float,
     *,
+    condition: Condition = None,
     label: int | None = None,
     seed: int = 0,
     rtol: float = 1e-4,
@@ -176,17 +178,19 @@ def variations(
 ) -> Tensor:
     """num variations of an image of the model's shape: its noise z becomes cos θ·z + sin θ·ε with θ = amount·90°, and the flow
     brings that back. amount 0 is the image, 1 a fresh sample; where z is standard normal, so are all: of data drawn from the
-    model, every variation is a draw from the model. progress: as of `interpolate`. Returns (num, *shape). Raises ValueError for
-    amount outside [0, 1]."""
+    model, every variation is a draw from the model. condition: of the image, one row; label: a class as the condition. progress:
+    as of `interpolate`. Returns (num, *shape). Raises ValueError for amount outside [0, 1], and for a condition and a label."""
     amount = as_number(amount, "amount", 0, 1, why="0 is the image itself, 1 a fresh sample")
     num = as_count(num, "num")
     if not isinstance(image, Tensor) or tuple(image.shape) != tuple(model.shape) or not image.is_floating_point():
         raise ValueError(
             f"the image must be a floating-point tensor of shape {tuple(model.shape)}, got {words_for(image)}"
         )
-    labels = None if label is None else whole_numbers(label, 1).to(image.device)
+    if label is not None and condition is not None:
+        raise ValueError("label is the condition of a model of classes: give condition or label, not both")
+    own = as_condition(condition if label is None else label, image[None])
     up, down = _halves(progress)
-    z = encode(model, image[None], labels, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
+    z = encode(model, image[None], own, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
     angle = torch.tensor(amount * torch.pi / 2, dtype=torch.float64)
     turned = float(angle.cos()) * z + float(angle.sin()) * ImageNoise(seed, range(num))(z)
-    return decode(model, turned, None if labels is None else labels.expand(num), rtol=rtol, atol=atol, progress=down)
+    return decode(model, turned, repeat(own, num), rtol=rtol, atol=atol, progress=down)

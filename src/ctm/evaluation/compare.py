@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ctm.evaluation.measure import METRICS
 from ctm.evaluation.plans import title_of
 from ctm.evaluation.protocol import differences
+from ctm.foreign.text import JSONObject
 
 __all__ = ["Comparison", "check_protocols", "compare", "significant"]
 
@@ -24,7 +24,7 @@ class Comparison:
     of such a difference, or a larger one, between equals; None without error bars. verdict: better, worse, other or "" (not
     significant), of the second against the first."""
 
-    row: dict[str, Any]
+    row: JSONObject
     metric: str
     other: str
     first: float
@@ -33,7 +33,7 @@ class Comparison:
     verdict: str = ""
 
 
-def check_protocols(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def check_protocols(results: Sequence[tuple[str, JSONObject]]) -> None:
     """Raises ValueError, naming every difference, for a result that was not made like the first."""
     name, first = results[0]
     for other, result in results[1:]:
@@ -44,7 +44,7 @@ def check_protocols(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
             )
 
 
-def _p_value(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+def _p_value(a: JSONObject, b: JSONObject) -> float | None:
     """The two-sided p-value of two independent normal estimates: erfc(|a − b|/√(2(e_a² + e_b²)))."""
     errors = [number["error"] for number in (a, b)]
     if any(error is None or not math.isfinite(error) for error in errors):
@@ -68,11 +68,11 @@ def significant(p_values: Sequence[float | None], level: float = _LEVEL) -> list
     return chosen
 
 
-def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _same_kind(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
     return all(a[name] == b[name] for name in _DESCRIPTION)
 
 
-def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
+def _comparable(a: JSONObject, b: JSONObject, metric: str) -> bool:
     """Whether two rows both have a metric, measured on the same thing. Distances to a teacher need the same teacher, bits
     per dimension the same images."""
     if not (metric in a["numbers"] and metric in b["numbers"]):
@@ -82,7 +82,7 @@ def _comparable(a: dict[str, Any], b: dict[str, Any], metric: str) -> bool:
     return metric != "bits_per_dim" or a["likelihood_images"] == b["likelihood_images"]
 
 
-def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
+def compare(results: Sequence[tuple[str, JSONObject]]) -> list[Comparison]:
     """Comparisons of every metric, for every row that the first result shares with another by role, sampler, steps and γ.
 
     Raises ValueError for fewer than two results, for different protocols, for shared rows with another form, guidance,
@@ -119,7 +119,7 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Comparison]:
     return [_judged(each, flag) for each, flag in zip(found, flags, strict=True)]
 
 
-def _named(name: str, row: dict[str, Any], twin: dict[str, Any]) -> str:
+def _named(name: str, row: JSONObject, twin: JSONObject) -> str:
     """The other result's name, and its grid if it is another grid."""
     grids = [each.get("grid") or {} for each in (row, twin)]
     if grids[0] == grids[1]:

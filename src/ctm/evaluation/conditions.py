@@ -1,11 +1,11 @@
-"""The fields of the samples' conditions: those of the reference's rows, those of a file, or none."""
+"""The fields of the samples' conditions: from the reference's rows, from a file, or none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def rule_of(given: FieldsFrom, images: Images | None) -> str | None:
     return PAIRED if images is not None and images.fields else None
 
 
-def check_fields(given: FieldsFrom, images: Images | None, model: Any, who: str, labels: str) -> list[str]:
+def check_fields(given: FieldsFrom, images: Images | None, model: object, who: str, labels: str) -> list[str]:
     """Lines that say which fields are left out for a model. labels: how classes are drawn, data or uniform.
 
     Raises ValueError for a field of another shape, and where classes are drawn apart from the fields of the data's rows."""
@@ -91,7 +91,9 @@ def check_fields(given: FieldsFrom, images: Images | None, model: Any, who: str,
     return lines
 
 
-def sample_fields(given: FieldsFrom, images: Images | None, model: Any, count: int, seed: int) -> dict[str, np.ndarray]:
+def sample_fields(
+    given: FieldsFrom, images: Images | None, model: object, count: int, seed: int
+) -> dict[str, np.ndarray]:
     """The fields of `count` samples, (count, …) each, as far as the model takes them. Of the data they are the fields of the rows
     whose labels `ctm.evaluation.sources.data_labels` gives under this seed. Raises ValueError for another shape."""
     if given == "none" or (given == "data" and images is None):
@@ -113,5 +115,5 @@ def with_labels(fields: Mapping[str, np.ndarray], labels: Tensor | None) -> Cond
     return given if labels is None else {**given, LABELS: labels}
 
 
-def _conditioner(model: Any) -> Conditioner:
+def _conditioner(model: object) -> Conditioner:
     return getattr(model, "conditioner", None) or Conditioner(int(getattr(model, "num_classes", 0) or 0))

@@ -16,6 +16,7 @@ from ctm.data import Images
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.dino import load_dino
 from ctm.evaluation.inception import SIDE, load_inception
+from ctm.files import file_digest
 
 __all__ = [
     "NAMES",
@@ -57,11 +58,7 @@ class Extractor:
 
 def file_checksum(path: Path) -> str:
     """The first 16 digits of the file's SHA-256."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()[:16]
+    return file_digest(path)[:16]
 
 
 def checksum_of(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ __all__ = ["check_result"]
 _LARGEST = 1e300
 
 
-def check_result(result: Any) -> None:
+def check_result(result: object) -> None:
     """Raises ValueError, naming the entry, for a result that does not have the form `ctm evaluate` writes."""
     if not isinstance(result, Mapping) or not {"protocol", "rows"} <= result.keys():
         raise ValueError("it has no protocol and rows")
@@ -31,7 +31,7 @@ def check_result(result: Any) -> None:
             raise ValueError(f"its row {number} {wrong}")
 
 
-def _wrong(row: Any) -> str | None:
+def _wrong(row: object) -> str | None:
     """What is wrong with a row, or None."""
     if not isinstance(row, Mapping):
         return "is no mapping of names to values"

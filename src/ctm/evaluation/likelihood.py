@@ -41,5 +41,5 @@ def likelihood_number(
         if data.images.labels is not None and shared is not None:
             labels = shared.of_model(torch.from_numpy(data.images.labels[numbers].astype(np.int64)))
         condition = with_labels({name: values[numbers] for name, values in fields.items()}, labels)
-        found.append(bits_per_dim(model, pixels, condition, seed=seed + start))
+        found.append(bits_per_dim(model, pixels, condition, seed=seed + start).cpu())
     return mean_with_error(torch.cat(found))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctm import sampling
 from ctm.evaluation.extractors import checksum_of
-from ctm.foreign.text import read_yaml
+from ctm.foreign.text import JSONObject, read_yaml
 from ctm.guidance import at_scale
 from ctm.models import AnyModel
 from ctm.models.grids import TunedGrid, tuned_for
@@ -46,7 +46,7 @@ class Plan:
     subject: Subject
     levels: Tensor
     method: Callable[..., Tensor]
-    record: dict[str, Any]
+    record: JSONObject
 
     @property
     def title(self) -> str:
@@ -54,7 +54,7 @@ class Plan:
         return title_of(self.record)
 
 
-def title_of(record: dict[str, Any]) -> str:
+def title_of(record: JSONObject) -> str:
     """A short title of a record."""
     if record["role"] == "samples":
         return "samples"
@@ -139,7 +139,7 @@ def _guided(plan: Plan, scale: float | None) -> Plan:
     return replace(plan, method=method, record=record)
 
 
-def _record(subject: Subject, sampler: str, steps: int, evaluations: int, seed: int) -> dict[str, Any]:
+def _record(subject: Subject, sampler: str, steps: int, evaluations: int, seed: int) -> JSONObject:
     model = subject.model
     return {
         "role": subject.role,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from ctm.evaluation.extractors import Extractor
 from ctm.evaluation.moments import BLOCKS
 from ctm.evaluation.neighbours import NEIGHBOURS
 from ctm.evaluation.reference import Reference
+from ctm.foreign.text import JSONObject
 from ctm.version import __version__
 
 __all__ = ["differences", "environment", "protocol"]
@@ -29,7 +29,7 @@ def protocol(
     rows: int,
     labels: str,
     condition: str | None = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """The record of how numbers were made. classifier: its checksum, for Inception score and label accuracy. labels: how the
     samples' classes were chosen. condition: how the fields of their conditions were (`rule_of`), None where there are none."""
     return {
@@ -48,7 +48,7 @@ def protocol(
     }
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> dict[str, object]:
     """The version, and the machine it ran on, which should make no difference."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return {
@@ -61,7 +61,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
-def _flat(record: Any, path: str = "") -> dict[str, Any]:
+def _flat(record: object, path: str = "") -> dict[str, object]:
     if not isinstance(record, dict):
         return {path: record}
     return {
@@ -69,7 +69,7 @@ def _flat(record: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], *, ignore: tuple[str, ...] = ("reference.name",)) -> list[str]:
+def differences(a: JSONObject, b: JSONObject, *, ignore: tuple[str, ...] = ("reference.name",)) -> list[str]:
     """Each entry in which two protocols differ, such as 'images: 5000 and 10000'. For a reference the content counts, not
     the name."""
     absent = {name: value for name, value in _ABSENT.items() if name in a or name in b}

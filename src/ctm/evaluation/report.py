@@ -22,7 +22,7 @@ from ctm.evaluation.plans import title_of
 from ctm.evaluation.reference import Reference
 from ctm.evaluation.rows import Row
 from ctm.files import write_whole
-from ctm.foreign.text import read_json
+from ctm.foreign.text import JSONObject, read_json
 
 __all__ = ["Frame", "notes_on", "read_result", "write_result"]
 
@@ -65,16 +65,16 @@ class Frame:
 
 def write_result(
     out: Path,
-    protocol: dict[str, Any],
-    environment: dict[str, Any],
+    protocol: JSONObject,
+    environment: Mapping[str, object],
     reference: Reference,
     rows: Sequence[Row],
     frame: Frame | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write result.json, quality.png, samples.png and report.html to `out`; returns what result.json holds. frame: None for
     the names of what was evaluated and against what."""
     about = {"halves": reference.halves, "classifier_accuracy": reference.accuracy}
-    result: dict[str, Any] = {"protocol": protocol, "environment": environment, "reference": about}
+    result: JSONObject = {"protocol": protocol, "environment": environment, "reference": about}
     result["warnings"] = too_few(protocol["images"], reference.count, len(reference.gaussian.mean))
     result["rows"] = [row.as_json() for row in rows]
     frame = frame or _plain_frame(result)
@@ -89,13 +89,13 @@ def write_result(
     return result
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> JSONObject:
     """What result.json holds. Raises FileNotFoundError or ValueError for a file that is no result."""
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: give a result.json, or the folder of an evaluation")
     try:
-        result: dict[str, Any] = read_json(file, _LONGEST)
+        result: JSONObject = read_json(file, _LONGEST)
         check_result(result)
     except ValueError as error:
         raise ValueError(f"{file} is not a result of ctm evaluate: {str(error).removeprefix(f'{file} ')}") from error
@@ -143,7 +143,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def notes_on(result: dict[str, Any]) -> str:
+def notes_on(result: JSONObject) -> str:
     """What a reader must know to read the numbers, as text."""
     about, facts = result["reference"], result["protocol"]
     resized = facts["features"]["resize"]
@@ -166,7 +166,7 @@ def notes_on(result: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _plain_frame(result: dict[str, Any]) -> Frame:
+def _plain_frame(result: JSONObject) -> Frame:
     """Of an evaluation with nothing around it."""
     subjects = {f"{row['role']} {row['name']}": None for row in result["rows"]}
     facts = result["protocol"]
@@ -176,7 +176,7 @@ def _plain_frame(result: dict[str, Any]) -> Frame:
     )
 
 
-def _page(result: dict[str, Any], rows: Sequence[Row], frame: Frame, pictures: Sequence[tuple[str, bytes]]) -> str:
+def _page(result: JSONObject, rows: Sequence[Row], frame: Frame, pictures: Sequence[tuple[str, bytes]]) -> str:
     names = [name for name in METRICS if any(name in row.numbers for row in rows)]
     table = _table(["", *(METRICS[name].title for name in names), "ms/image"], [_cells(row, names) for row in rows])
     parts = []

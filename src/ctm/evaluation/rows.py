@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ctm.evaluation.number import Number
 from ctm.files import whole_file
+from ctm.foreign.text import JSONObject
 
 __all__ = ["Row"]
 
@@ -25,21 +25,21 @@ class Row:
     most like a training image. originals: the numbers of these training images in the reference's order, nearest first.
     environment: the version and the machine that made the numbers."""
 
-    record: dict[str, Any]
+    record: JSONObject
     numbers: dict[str, Number]
     seconds: dict[str, float]
     count: int
     pixels: Tensor
     copies: Tensor
     originals: Tensor
-    environment: dict[str, Any]
+    environment: dict[str, object]
 
     @property
     def seconds_per_image(self) -> float | None:
         """Seconds in the generator for an image, on one process; None for samples that were given."""
         return None if self.record["role"] == "samples" else self.seconds["generator"] / self.count
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """All except the images, as plain values."""
         numbers = {name: {"value": number.value, "error": number.error} for name, number in self.numbers.items()}
         about = {"count": self.count, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image}

@@ -36,6 +36,7 @@ from ctm.evaluation.reference import (
 from ctm.evaluation.rows import Row, nothing
 from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
+from ctm.foreign.text import JSONObject
 from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
@@ -64,7 +65,7 @@ class Judge:
     extractor: Extractor
     classifier: Classifier | None
     reference: Reference
-    protocol: dict[str, Any]
+    protocol: JSONObject
     images: int
     rows: int
     labels: str
@@ -76,7 +77,7 @@ class Judge:
         """The reference's images, None for a file of statistics."""
         return None if self.reference.source is None else self.reference.source.images
 
-    def key(self, record: dict[str, Any]) -> str:
+    def key(self, record: Mapping[str, object]) -> str:
         """A name for one set of samples under this protocol."""
         text = json.dumps([self.protocol, record], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -227,7 +228,7 @@ def evaluate_images(
     name: str,
     out: Path,
     *,
-    made: Mapping[str, Any] | None = None,
+    made: Mapping[str, object] | None = None,
     batch_size: int = 250,
     progress: Progress = silent,
 ) -> Row:
@@ -235,7 +236,7 @@ def evaluate_images(
     ValueError if there are fewer of them than the judge is to see."""
     if len(images) < judge.images:
         raise ValueError(f"{name} holds {len(images)} images, fewer than --num {judge.images}: lower --num")
-    record: dict[str, Any] = dict.fromkeys(
+    record: JSONObject = dict.fromkeys(
         (
             "ema",
             "sampler",
@@ -258,19 +259,19 @@ def evaluate_images(
     return _row(judge, source, record, images.shape, out, shared, batch_size, None, progress, name)
 
 
-def shared_with(judge: Judge, other: Any, who: str, quiet: bool) -> SharedClasses | None:
+def shared_with(judge: Judge, other: object, who: str, quiet: bool) -> SharedClasses | None:
     """The classes that the data share with a model or with samples."""
     return shared_classes(
         judge.data, other, who=who, strict=judge.labels == "data" and who != "the samples", quiet=quiet, remedy=UNIFORM
     )
 
 
-def _numbers(shared: SharedClasses | None) -> dict[str, Any]:
+def _numbers(shared: SharedClasses | None) -> JSONObject:
     """Entries of a row's record for classes that were matched by name; empty if the numbers are the same."""
     return {} if shared is None or shared.same else {"classes": shared.to_model.tolist()}
 
 
-def _about(teacher: Row) -> dict[str, Any]:
+def _about(teacher: Row) -> dict[str, object]:
     """The teacher whose samples a row is compared with."""
     return {name: teacher.record[name] for name in ("name", "checksum", "sampler", "evaluations")}
 
@@ -294,9 +295,9 @@ def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:
     return class_labels(model, judge.images, chosen, seed)
 
 
-def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, dict[str, Any]]:
+def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, JSONObject]:
     """The condition of a model's samples, classes as in `labels_of`, and what a row's record says of its fields; nothing without
-    fields. Where the fields are those of the data's rows and the rows' classes are not known to the model, it gets no class."""
+    fields. Where the fields come from the data's rows and the rows' classes are not known to the model, it gets no class."""
     labels = labels_of(judge, model, seed)
     fields = sample_fields(judge.fields, judge.data, model, judge.images, seed)
     if not fields:
@@ -310,7 +311,7 @@ def condition_of(judge: Judge, model: Denoiser, seed: int) -> tuple[Condition, d
 def _row(
     judge: Judge,
     source: Source,
-    record: dict[str, Any],
+    record: JSONObject,
     shape: tuple[int, ...],
     out: Path,
     shared: SharedClasses | None,
@@ -360,7 +361,7 @@ def _row(
     return row
 
 
-def _numbered(judge: Judge, seen: Statistics, record: dict[str, Any], labelled: bool, teacher: Row | None) -> Row:
+def _numbered(judge: Judge, seen: Statistics, record: JSONObject, labelled: bool, teacher: Row | None) -> Row:
     """The row of the samples, with the numbers from their statistics."""
     started = time.perf_counter()
     numbers, copies = measure(seen, judge.reference, labelled=labelled)

@@ -24,7 +24,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str] | None]] = {
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """One line for each row: what it is, those of the most asked numbers that any row has, and milliseconds for an image."""
+    """One line for each row: what it is, of the most asked numbers those that any row has, and milliseconds for an image."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     names = [name for name in _SHOWN if any(name in row.numbers for row in rows)]
     for column in ("", *(_SHOWN[name][0] for name in names), "ms"):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ctm.foreign.text import plain
 
@@ -130,7 +130,7 @@ def allowed_class(path: str) -> type[nn.Module]:
         raise ValueError(refusal(path))
     module, _, name = path.rpartition(".")
     try:
-        named: Any = getattr(import_module(module), name)
+        named: object = getattr(import_module(module), name)
     except Exception as error:  # the module's own code runs, and may raise anything
         reason = plain(f"{type(error).__name__}: {error}", 200)
         raise ValueError(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from ctm.files import suffix_of
-from ctm.foreign.text import plain, read_json
+from ctm.foreign.text import JSONObject, plain, read_json
 
 __all__ = ["foreign_directory", "foreign_settings", "what_file"]
 
@@ -45,7 +44,7 @@ def what_file(path: Path) -> str:
     return f"it begins with the bytes {start[:7].hex(' ')}"
 
 
-def foreign_settings(settings: dict[str, Any], place: str) -> str | None:
+def foreign_settings(settings: JSONObject, place: str) -> str | None:
     """The sentence for a config.json of another library; None for a file that may be ours."""
     if "network" in settings:
         return None

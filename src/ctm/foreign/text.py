@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeAlias
 
 import yaml
 
-__all__ = ["check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
+__all__ = ["JSONObject", "check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
+
+# An object of a JSON file, as it was read: whoever reads one looks at what it holds before using it.
+JSONObject: TypeAlias = dict[str, Any]
 
 MOST_BYTES = 1 << 20  # the longest of the shipped files has 4 kB
 MOST_DEPTH = 50
@@ -51,8 +54,8 @@ def parse_json(text: str, name: str) -> Any:
     Raises ValueError with a sentence for a text that is no JSON, gives a name twice, has a number that is not finite, or is
     nested deeper than 50."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        values: JSONObject = {}
         for key, value in pairs:
             if key in values:
                 raise ValueError(f"{plain(key)!r} is given twice")
@@ -76,7 +79,7 @@ def parse_json(text: str, name: str) -> Any:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [
@@ -131,7 +134,7 @@ class _Walk:
         self.scalars: dict[str, str] = {}
         self.open = [_Open(None, 0, mapping=False)]
 
-    def take(self, event: Any) -> None:
+    def take(self, event: object) -> None:
         """Raises ValueError if the file must be refused at this event."""
         self._check_tag(getattr(event, "tag", None))
         if isinstance(event, yaml.events.CollectionEndEvent):

@@ -6,12 +6,13 @@ a model again, so wrappers nest, and every sampler takes them. docs/sampling.md 
 
 from ctm.guidance.gradients import ClassifierGuided, LossDescent, LossGuided
 from ctm.guidance.limits import Limited, Thresholded
-from ctm.guidance.opinions import Autoguided, BetweenLabels
+from ctm.guidance.opinions import Autoguided, BetweenConditions, BetweenLabels
 from ctm.guidance.rejection import Rejected, rejection_sample
 from ctm.models.guided import ClassifierFree, Guided, at_guidance, at_scale, takes_guidance
 
 __all__ = [
     "Autoguided",
+    "BetweenConditions",
     "BetweenLabels",
     "ClassifierFree",
     "ClassifierGuided",

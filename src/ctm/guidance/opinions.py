@@ -1,16 +1,18 @@
-"""Guidance by a second opinion of a model: of a weaker one, or for other labels."""
+"""Guidance by a second opinion of a model: of a weaker one, or under another condition."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_number, whole_numbers, words_for
-from ctm.conditions import LABELS, Condition, cat, labels_of, with_field
+from ctm.arguments import as_number, words_for
+from ctm.conditions import LABELS, Condition, as_condition, as_tensor, cat, to, with_field
 from ctm.models.guided import Guided, image_of
 from ctm.models.protocol import Model, can_jump
 
-__all__ = ["Autoguided", "BetweenLabels"]
+__all__ = ["Autoguided", "BetweenConditions", "BetweenLabels"]
 
 
 class Autoguided(Guided):
@@ -32,29 +34,36 @@ class Autoguided(Guided):
         return weak + self.scale * (good - weak)
 
 
-class BetweenLabels(Guided):
-    """D = (1 − share)·D_y + share·D_other: between two classes, for interpolation.
+class BetweenConditions(Guided):
+    """D = (1 − share)·D_y + share·D_other: between two conditions, for interpolation.
 
-    other: int64 labels (B,); share (B,) in [0, 1], 0 being the labels that the call gives. One call on 2B samples."""
+    other: a condition of the B samples, labels or a mapping; labels alone take the place of the call's labels, whose fields stay.
+    share (B,) in [0, 1], 0 being the condition that the call gives. One call on 2B samples."""
 
-    def __init__(self, model: Model, other: Tensor, share: Tensor) -> None:
+    def __init__(self, model: Model, other: Condition, share: Tensor) -> None:
         super().__init__(model)
-        if not (isinstance(other, Tensor) and isinstance(share, Tensor)):
-            raise ValueError(f"other and share are tensors (B,), got {words_for(other)} and {words_for(share)}")
-        if other.shape != share.shape or other.dim() != 1:
-            raise ValueError(f"other and share are one number for each sample, got {other.shape} and {share.shape}")
+        if other is None or not isinstance(share, Tensor):
+            raise ValueError(
+                f"other is a condition and share a tensor (B,), got {words_for(other)} and {words_for(share)}"
+            )
+        if share.dim() != 1 or (isinstance(other, Tensor) and other.shape != share.shape):
+            raise ValueError(f"share is one number for each sample of other, got {words_for(other)} and {share.shape}")
         if not bool(((share >= 0) & (share <= 1)).all()):  # so that NaN is refused too
             raise ValueError(f"share must be in [0, 1], got {[round(value, 6) for value in share.tolist()[:8]]}")
-        self.other, self.share = whole_numbers(other, len(other)), share
+        self.other, self.share = as_condition(other, share), share
+        if isinstance(other, Mapping):  # as precise as it was given: a call brings it to its own type
+            self.other = {name: as_tensor(name, value) for name, value in other.items() if value is not None}
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
-        labels = labels_of(condition)
-        if labels is None or len(labels) != len(self.other):
-            raise ValueError(f"between labels: the call needs labels for the same {len(self.other)} samples")
+        if len(x) != len(self.share):
+            raise ValueError(f"between two conditions: the call needs the same {len(self.share)} samples, got {len(x)}")
+        other = to(self.other, x.device, x.dtype)
+        if isinstance(other, Tensor) and isinstance(condition, Mapping):
+            other = with_field(condition, LABELS, other)
+        both = cat([condition, other], [len(x), len(x)])
         twice = None if s is None else torch.cat([s, s])
-        other = self.other.to(labels)
-        both = cat(
-            [condition, other if condition is labels else with_field(condition, LABELS, other)], [len(x), len(x)]
-        )
         first, second = image_of(self.model, torch.cat([x, x]), torch.cat([t, t]), twice, both).chunk(2)
         return torch.lerp(first, second, self.share.to(x).reshape(-1, *(1,) * (x.dim() - 1)))
+
+
+BetweenLabels = BetweenConditions  # its older name, for one release

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctm.arguments import as_count, as_seed, as_state, words_for
 from ctm.conditions import Condition, as_condition, takes_labels
-from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior
+from ctm.likelihood.flow import exact_trace, hutchinson_trace, integrate_flow, log_prior, solver_precision
 from ctm.models.protocol import Model, denoiser_of
 from ctm.sampling.common import tensors_of
 from ctm.sampling.image_noise import DEQUANTISATION, PROBE, image_generator
@@ -24,8 +24,9 @@ ProbeKind = Literal["rademacher", "gaussian"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """value (B,) float64; standard_error (B,) of the value by the scatter of the probes: 0 for the exact trace, NaN for one
-    probe, which shows no scatter; evaluations: calls of the denoiser, each with a backward pass for every probe, or coordinate.
+    """value (B,) float64, or float32 where the device of x has no float64; standard_error (B,) of the value by the scatter of
+    the probes: 0 for the exact trace, NaN for one probe, which shows no scatter; evaluations: calls of the denoiser, each with a
+    backward pass for every probe, or coordinate.
     """
 
     value: Tensor
@@ -34,7 +35,7 @@ class Estimate:
 
 
 def _probes(x: Tensor, probes: int, kind: ProbeKind, seed: int, first: int) -> Tensor:
-    """(probes, B, …) of ±1 or standard normal, those of sample i from (seed, first + i) alone."""
+    """(probes, B, …) of ±1 or standard normal, the probes of sample i from (seed, first + i) alone."""
     shape = (probes, *x.shape[1:])
     generators = [image_generator(seed, first + i, PROBE) for i in range(len(x))]
     if kind == "gaussian":
@@ -74,7 +75,7 @@ def estimate_log_density(
         raise ValueError("x must be floating point at the model's scale, got uint8: bits_per_dim takes uint8 images")
     condition = as_condition(condition, as_state(x))
     if len(x) == 0:
-        nothing = x.new_zeros(0, dtype=torch.float64)
+        nothing = x.new_zeros(0, dtype=solver_precision(x.device))
         return Estimate(nothing, nothing, 0)
     exact = trace == "exact"
     method = exact_trace if exact else hutchinson_trace(_probes(x, probes, probe, seed, first), each=True)

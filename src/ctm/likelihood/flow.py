@@ -30,10 +30,17 @@ __all__ = [
     "integrate_flow",
     "log_prior",
     "probability_flow",
+    "solver_precision",
 ]
 
 Trace = Callable[[DenoisingFunction, Tensor, Tensor], tuple[Tensor, Tensor]]
 RHO = 7.0
+WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of devices
+
+
+def solver_precision(device: torch.device) -> torch.dtype:
+    """In which the flow is integrated: float64, or float32 on a device that has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def exact_trace(denoise: DenoisingFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +130,7 @@ def integrate_flow(
     rtol, atol = as_number(rtol, "rtol", 0, above=True), as_number(atol, "atol", 0, above=True)
     from torchdiffeq import odeint  # here, because it brings scipy, which little else needs
 
-    precision = torch.float32 if x.device.type == "mps" else torch.float64
+    precision = solver_precision(x.device)
     size, evaluations = x[0].numel(), 0
 
     def slope(clock: Tensor, state: Tensor) -> Tensor:
@@ -147,7 +154,8 @@ def integrate_flow(
     with torch.no_grad():
         start = torch.cat([x.flatten(1), x.new_zeros(len(x), traces if trace else 0)], dim=1).to(precision)
         clock = torch.tensor([0.0, 1.0], dtype=precision, device=x.device)
-        options = {"norm": worst, "step_t": clock[1:]}  # a step that ends at 1: the solver would interpolate there
+        # dtype: the solver's clock is float64 else; step_t: a step that ends at 1, where the solver would interpolate
+        options = {"norm": worst, "dtype": precision, "step_t": clock[1:]}
         end = odeint(slope, start, clock, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
     return Integral(end[:, :size], end[:, size:], evaluations)
 

@@ -46,7 +46,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
     `class_names`: one for each class where they are known, else empty; kept in config.json.
-    `grids`: those of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
+    `grids`: the grids of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
 
     autocast: torch.dtype | None = None
 
@@ -69,7 +69,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         self.conditioner = conditioner_for(self.network, conditioner, int(num_classes))
         self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
-        self.extra_config: dict[str, Any] = {}
+        self.extra_config: dict[str, object] = {}
 
     @property
     def num_classes(self) -> int:
@@ -134,7 +134,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         condition = self.conditioner.check(condition, x)
         return as_levels(t, x).to(x.dtype), condition
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """The constructor's arguments other than the network."""
         names = ("shape", "num_classes", "sigma_min", "sigma_max", "sigma_data")
         beside_labels = set(self.conditioner.fields) - {GUIDANCE}  # the guidance scale is in the network's arguments
@@ -151,7 +151,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         """The card of this model alone, without a licence; a training run writes a fuller one."""
         return ModelCard(card(self))
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, object]:
         """class_path and init_args of the network. Raises ValueError where there are none."""
         described = describe(self.network)
         if described is None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ctm.models.base import Model
 
 __all__ = ["card"]
 
@@ -28,7 +31,7 @@ model = ctm.load_model("directory or hub id")
 
 
 def card(
-    model: Any,
+    model: Model,
     facts: Mapping[str, str] | None = None,
     *,
     classes: Sequence[str] = (),

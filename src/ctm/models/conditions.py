@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,7 @@ __all__ = ["conditioner_for"]
 
 
 def conditioner_for(
-    network: nn.Module, conditioner: Conditioner | Mapping[str, Any] | None, num_classes: int = 0
+    network: nn.Module, conditioner: Conditioner | Mapping[str, object] | None, num_classes: int = 0
 ) -> Conditioner:
     """The conditioner of a model: the one that is given, else `num_classes` labels and the fields that the network takes. A
     network that embeds the guidance scale adds that field, which is 1 where it is not given.

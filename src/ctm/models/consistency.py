@@ -17,7 +17,7 @@ class ConsistencyModel(Model):
     """A consistency model (arXiv 2303.01469): f(x, t) = c_skip·x + c_out·F with the "cm" scalings, so that f(x, σ_min) = x.
 
     It jumps from any level to sigma_min and to no other. f is an end of the trajectory, not the mean E[x_0 | x_t]: its
-    `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
+    `denoise` and `score` are a denoiser's only where the two agree, at low noise. Arguments as TrajectoryModel's.
     """
 
     @takes_labels

@@ -78,7 +78,7 @@ def tuned_for(model: object, steps: int, gamma: float | None) -> TunedGrid | Non
     return found if found is not None and gamma in (None, found.gamma) else None
 
 
-def grids_as_json(grids: Mapping[int, TunedGrid]) -> dict[str, Any]:
+def grids_as_json(grids: Mapping[int, TunedGrid]) -> dict[str, object]:
     """The entry of config.json: {"2": {"levels": […], "gamma": …, …}, …}."""
     return {str(steps): asdict(grids[steps]) for steps in sorted(grids)}
 

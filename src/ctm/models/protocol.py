@@ -73,7 +73,7 @@ Model: TypeAlias = (
 
 
 def can_jump(model: object) -> bool:
-    """Whether the model has `jump`, its own or that of the model inside it. (`isinstance` would not see the latter.)"""
+    """Whether the model has `jump`, its own or through the model inside it. (`isinstance` would not see the latter.)"""
     return callable(getattr(model, "jump", None))
 
 

@@ -38,7 +38,7 @@ _MOST_CLASSES = 1 << 22
 _OWN = ("model", "network", "class_names", "grids")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, object]:
     """The settings in a config.json of ours. Raises ValueError in a sentence for a file that is none, and says whose it is."""
     try:
         settings = read_json(path)
@@ -133,8 +133,8 @@ class _TooLarge(Exception):
     """More parameters than the weights hold."""
 
 
-def check_fit(spec: Mapping[str, Any], weights: Path, place: str) -> None:
-    """Raises ValueError where the weights are not those of the network described. It is built without memory for its numbers, and
+def check_fit(spec: Mapping[str, object], weights: Path, place: str) -> None:
+    """Raises ValueError where the weights do not belong to the network described. It is built without memory for its numbers, and
     no further than the weights go: a config.json that asks for more than they hold costs what they cost.
 
     A network of the user's own, allowed by name, is not looked at: its code is trusted."""

@@ -56,12 +56,12 @@ class TrajectoryModel(Model):
         outer_scaling(outer, one, one, self.sigma_data, self.sigma_min)
         self.inner, self.outer = inner, outer
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return {**super()._settings(), "inner": self.inner, "outer": self.outer}
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the guidance scale is an input of the network: those of ctm.networks with guidance_embedding."""
+        """Whether the guidance scale is an input of the network, as of the networks of ctm.networks with guidance_embedding."""
         return GUIDANCE in self.conditioner.fields
 
     def _g(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two forms of the ADM U-Net (Dhariwal and Nichol, arXiv 2105.05233): EDM's, and that of consistency models and of CTM's
+"""The two forms of the ADM U-Net (Dhariwal and Nichol, arXiv 2105.05233): EDM's, and the form of consistency models and of CTM's
 ImageNet-64 model. Both take CTM's second level embedding (arXiv 2310.02279)."""
 
 from __future__ import annotations

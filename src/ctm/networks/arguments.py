@@ -21,7 +21,7 @@ _MOST_ENTRIES = 64
 _FROM_ZERO = ("num_classes", "augment_dim", "blocks")
 
 
-def check_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
+def check_shape(shape: object, name: str = "shape") -> tuple[int, ...]:
     """The shape of one sample as whole numbers. Raises ValueError for none, for sides below 1, and for more than 2^26 numbers."""
     sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
     whole = all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides)
@@ -34,7 +34,7 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
     return tuple(int(side) for side in sides)
 
 
-def check_arguments(network: type[nn.Module], arguments: Mapping[str, Any]) -> None:
+def check_arguments(network: type[nn.Module], arguments: Mapping[str, object]) -> None:
     """Raises ValueError, naming the argument, where one of our networks does not take it, or it has another kind or is out of
     range: whole numbers are no booleans, and finite; lists have at most 64 entries."""
     hints = get_type_hints(network.__init__)
@@ -55,7 +55,7 @@ def check_arguments(network: type[nn.Module], arguments: Mapping[str, Any]) -> N
             raise ValueError(f"{network.__name__}'s {name} must be {_range(name, hints[name])}, got {_shown(value)}")
 
 
-def _fits(name: str, value: Any, hint: Any) -> bool:
+def _fits(name: str, value: object, hint: object) -> bool:
     if name == "arrays":
         return _fits_arrays(value)
     if get_origin(hint) is Literal:
@@ -86,7 +86,7 @@ def _fits_arrays(value: Any) -> bool:
     return len(value or {}) <= _MOST_ENTRIES
 
 
-def _range(name: str, hint: Any) -> str:
+def _range(name: str, hint: object) -> str:
     if name == "arrays":
         return "a mapping of field names to shapes, such as {observation: [20]}"
     if get_origin(hint) is Literal:
@@ -102,7 +102,7 @@ def _range(name: str, hint: Any) -> str:
     return f"a whole number from {0 if name in _FROM_ZERO else 1} to {_MOST.get(name, 1 << 16)}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value of a file in a message: its beginning."""
     entries = list(value[:8]) if isinstance(value, list | tuple) else [value]
     texts = [

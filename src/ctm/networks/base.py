@@ -56,7 +56,7 @@ class Network(nn.Module):
         raise AttributeError(f"{type(self).__name__} does not name its last layer")
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> Any:
     if isinstance(value, Mapping):
         return {name: _as_json(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value

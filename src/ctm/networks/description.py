@@ -65,7 +65,7 @@ def _own_networks() -> dict[str, type[nn.Module]]:
     return {f"{place}.{kind.__name__}": kind for kind in networks for place in ("ctm.networks", kind.__module__)}
 
 
-def describe(network: nn.Module) -> dict[str, Any] | None:
+def describe(network: nn.Module) -> dict[str, object] | None:
     """class_path and init_args of a network made by `build` or one of ctm.networks; None for any other."""
     described = network.__dict__.get("description")
     if described is not None or not isinstance(network, Network):

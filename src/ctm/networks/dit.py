@@ -121,7 +121,9 @@ class DiT(VectorNetwork):
         d = len(self.places)
         x = tokens.reshape(tokens.shape[0], *self.places, self.channels, *(self.patch,) * d)
         order = [0, 1 + d, *(axis for i in range(d) for axis in (1 + i, 2 + d + i))]
-        return x.permute(order).reshape(tokens.shape[0], self.channels, *(places * self.patch for places in self.places))
+        return x.permute(order).reshape(
+            tokens.shape[0], self.channels, *(places * self.patch for places in self.places)
+        )
 
     def encode(self, x: Tensor, t: Tensor, condition: Condition = None) -> list[Tensor]:
         """What each quarter of the blocks ends with: x (B, C, …), already scaled by c_in, at levels t (B,), condition as in

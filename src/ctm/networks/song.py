@@ -125,7 +125,7 @@ class DDPMpp(UNet):
     def _vectors(
         self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The condition's row goes early into both vectors, the augmentation's and the guidance's into that of t."""
+        """The condition's row goes early into both vectors, the augmentation's and the guidance's into the vector of t."""
         row = self._condition_row(condition, t.shape[0])
         early = add_rows(row, self._augment_row(augment), self._guidance_row(condition, t))
         t_vector = self.t_embedding(self._features(t), early)

@@ -114,11 +114,11 @@ class UNet(Network):
         self, t: Tensor, s: Tensor | None, condition: Condition, augment: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The level vectors of t and s (None without an s branch or without s), with the condition in them and the guidance
-        scale in that of t."""
+        scale in the vector of t."""
         raise NotImplementedError
 
     def _condition_row(self, condition: Condition, n: int) -> Tensor | None:
-        """The label's row and those of the fields together, (n, ·); None where the network takes neither."""
+        """The rows of the label and of the fields together, (n, ·); None where the network takes neither."""
         label_row = None if self.label_embedding is None else self.label_embedding(condition, n)
         return add_rows(label_row, self.conditions.row(condition, n))
 

@@ -2,7 +2,7 @@
 
 Logits are (B, …): the first dimension is the batch, the rest are positions of one discriminator's map. A row is averaged
 over its positions, and all rows of all discriminators over each other, as in the official code: a discriminator counts the
-same whatever the size of its map. All return a scalar, but for those of single rows.
+same whatever the size of its map. All return a scalar, but for the losses of single rows.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctm.conditions import Condition
 from ctm.models.protocol import Denoiser, Diffusion
@@ -28,10 +28,10 @@ class Networks:
     student: Diffusion
     target: Diffusion | None = None
     teacher: Denoiser | None = None
-    players: Mapping[str, Any] = field(default_factory=dict)
+    players: Mapping[str, nn.Module] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
 
-    def player(self, name: str) -> Any:
+    def player(self, name: str) -> nn.Module:
         """The network of the player of that name. Raises ValueError where there is none."""
         if name not in self.players:
             there = ", ".join(self.players) or "none"

@@ -24,11 +24,13 @@ class DiscriminatorPlayer(Player):
     """Learns to tell the estimate of `Matching` from data.
 
     Its network stays in eval mode but for `begin`, where its spectral norms make their power iteration: one a step, however
-    many passes the step has. Spikes are not judged: a penalty now and then makes the gradient's norm jump."""
+    many passes the step has. Spikes are not judged: a penalty now and then makes the gradient's norm jump. The learning
+    rate stays in the whole run: it is the `discriminator_optimizer`'s."""
 
     name = "discriminator"
     learns_from = ("estimate",)
     judges_spikes = False
+    follows_schedule = False
 
     def __init__(self, objective: Adversarial) -> None:
         self.objective = objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ _NAME = "fake_score"
 @dataclass(frozen=True)
 class DistributionDraw(Draw):
     """The random numbers of one step: start (B, …), standard normal, that the samples come from; sigma (B,) and noise (B, …),
-    with which they are noised for the student's loss; and those of the fake score's own loss."""
+    with which they are noised for the student's loss; and the numbers of the fake score's own loss."""
 
     start: Tensor
     sigma: Tensor
@@ -150,7 +151,7 @@ class FakeScore(Player):
         return torch.optim.Adam(parameters, lr=self.objective.fake_learning_rate)
 
     def loss(self, networks: Networks, lesson: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
-        fake = networks.player(self.name)
+        fake = cast(Diffusion, networks.player(self.name))
         condition = taken_by(fake, lesson.condition)
         losses = self.objective.denoising(Networks(fake), lesson.made["sample"], condition, lesson.draw.fake)
         return losses.mean(), {}

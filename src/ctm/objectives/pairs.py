@@ -24,7 +24,7 @@ class Pairs(ABC):
 
     @property
     def only_to_end(self) -> bool:
-        """Whether every jump ends at sigma_min, as those of a consistency model do."""
+        """Whether every jump ends at sigma_min, as a consistency model's jumps do."""
         return False
 
 

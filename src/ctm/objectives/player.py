@@ -118,6 +118,7 @@ class Player(ABC):
     rhythm: when it learns, and when the student does. The student learns in a step where the rhythms of all players let it.
     clip_gradient_norm: larger gradients are scaled down to this norm; None: none are.
     judges_spikes: whether a spike of its gradient's norm is skipped, as the student's is.
+    follows_schedule: whether its learning rate rises and falls with the student's (`warmup_steps`, `decay_fraction` of the run).
     """
 
     name: str
@@ -125,6 +126,7 @@ class Player(ABC):
     rhythm: Rhythm = Rhythm()
     clip_gradient_norm: float | None = None
     judges_spikes: bool = True
+    follows_schedule: bool = True
 
     @abstractmethod
     def build(self, networks: Networks) -> nn.Module:
@@ -138,7 +140,7 @@ class Player(ABC):
 
     @abstractmethod
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of the network. Its learning rate stays."""
+        """The optimiser of the network. Its learning rate is the highest of the run where the player follows the schedule."""
 
     def begin(self, network: nn.Module) -> None:
         """Before the pieces of a step in which the network learns: puts it into the mode in which it learns, train or eval. While

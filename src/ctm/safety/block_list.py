@@ -16,6 +16,7 @@ from PIL import Image
 from usearch.index import Index
 
 from ctm.backbones import EfficientNetLite0
+from ctm.data.images import to_model_range
 from ctm.files import write_whole
 from ctm.foreign.text import read_json
 from ctm.safety.filters import Limits, Scores
@@ -98,7 +99,7 @@ def features_of(images: Iterable[np.ndarray]) -> np.ndarray:
     network, found, prepared = EfficientNetLite0(_SIDE), [], [_prepared(image) for image in images]
     for start in range(0, len(prepared), _BATCH):
         batch = torch.from_numpy(np.stack(prepared[start : start + _BATCH]))
-        found.append(network.pooled(batch.permute(0, 3, 1, 2).float() / 127.5 - 1))
+        found.append(network.pooled(to_model_range(batch)))
     return torch.nn.functional.normalize(torch.cat(found), dim=1).numpy()
 
 

@@ -7,7 +7,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -59,7 +59,9 @@ def class_labels(
     return chosen
 
 
-def conditions_for(model: Any, num: int, condition: int | Condition = None, seed: int | Sequence[int] = 0) -> Condition:
+def conditions_for(
+    model: object, num: int, condition: int | Condition = None, seed: int | Sequence[int] = 0
+) -> Condition:
     """The condition of num images, on the CPU: the given mapping as the model takes it, else their labels (`class_labels`).
     Raises ValueError for what the model does not take."""
     if not isinstance(condition, Mapping):
@@ -77,7 +79,7 @@ def copy_on(model: T, device: torch.device) -> T:
     tensors = tensors_of(model)
     if all(tensor.device == device for tensor in tensors):
         return model
-    there: dict[int, Any] = {}
+    there: dict[int, object] = {}
     for tensor in tensors:
         moved = tensor.detach().to(device)
         there[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if _is_parameter(tensor) else moved

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def _code_stop(level: float, share: float, lowest: float) -> float:
 _STOPS: dict[str, Callable[[float, float, float], float]] = {"paper": _paper_stop, "code": _code_stop}
 
 
-def as_gamma(gamma: Any, name: str = "gamma") -> float:
+def as_gamma(gamma: object, name: str = "gamma") -> float:
     """γ as a float. Raises ValueError for anything but a number in [0, 1]."""
     return as_number(gamma, name, 0, 1, why="0 jumps deterministically, 1 is consistency-model multistep")
 

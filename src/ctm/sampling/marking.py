@@ -12,7 +12,6 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class Marks:
             )
 
     @classmethod
-    def of(cls, watermark: Any, num: int) -> Marks | None:
+    def of(cls, watermark: object, num: int) -> Marks | None:
         """The marks that `watermark=(key, nonces)` of `generate` asks for; None where it is None. Raises ValueError for
         anything else."""
         if watermark is None:

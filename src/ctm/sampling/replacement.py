@@ -1,7 +1,8 @@
 """Zero-shot restoration by replacement: what is known of an image is put in after each jump, the model fills in the rest.
 
-What is known is a linear projection A of the image (A∘A = A), e.g. that of a `ctm.editing.LinearOperator`. After a jump to data,
-x ← x − A(x) + A(known), as consistency models (arXiv 2303.01469, algorithm 4) and ctm-cifar10 do in an orthogonal basis.
+What is known is a linear projection A of the image (A∘A = A), e.g. the projection of a `ctm.editing.LinearOperator`. After a
+jump to data, x ← x − A(x) + A(known), as consistency models (arXiv 2303.01469, algorithm 4) and ctm-cifar10 do in an
+orthogonal basis.
 """
 
 from __future__ import annotations

@@ -236,11 +236,11 @@ def interpolate(
 ) -> Work:
     """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere."""
     num = body.num
-    labels = None if label is None else (label, label)
+    labels = None if label is None else torch.tensor([label, label])
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:
-            return editing.interpolate(model, first, second, num, labels=labels)
+            return editing.interpolate(model, first, second, num, condition=labels)
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 

@@ -53,7 +53,11 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | Path, *, preset: str | None = None, settings: Mapping[str, Any] | None = None, part: str | None = None
+    path: str | Path,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    part: str | None = None,
 ) -> Checkpoint:
     """An EDM pickle, an OpenAI consistency-model .pt or an official CTM .pt as a model. Nothing in the file is run.
 
@@ -87,7 +91,7 @@ def _check_ranks(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, Any]) -> Checkpoint:
+def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, object]) -> Checkpoint:
     _check_ranks(state.tensors)
     seen = recognise(state.tensors)
     choice = _Choice(given, _stored(state, seen), PRESETS[preset].settings if preset else {}, f"preset {preset}")
@@ -140,10 +144,10 @@ class _Choice:
         return None
 
 
-def _stored(state: StateFile, seen: OfficialNetwork) -> dict[str, Any]:
+def _stored(state: StateFile, seen: OfficialNetwork) -> dict[str, object]:
     """The settings that the file gives: by its s layers, and by what an EDM pickle stores."""
     arguments = state.arguments
-    stored: dict[str, Any] = {"model": "trajectory"} if seen.init_args.get("s_embedding") else {}
+    stored: dict[str, object] = {"model": "trajectory"} if seen.init_args.get("s_embedding") else {}
     if not arguments:
         return stored
     stored = {"model": "diffusion", "edm": True, **stored}
@@ -182,7 +186,7 @@ def _check_kind(seen: OfficialNetwork, preset: str | None, choice: _Choice) -> N
         raise ValueError(f"this EDM pickle holds a diffusion model, not the consistency model that {where} says")
 
 
-def _check_unused(given: Mapping[str, Any], seen: OfficialNetwork) -> None:
+def _check_unused(given: Mapping[str, object], seen: OfficialNetwork) -> None:
     """Raises ValueError for a setting that was given and is not needed, unless names and shapes say the same."""
     shape = seen.init_args.get("shape")
     said = {"image_size": shape and shape[1], "resample_filter": seen.init_args.get("resample_filter")}

@@ -17,7 +17,7 @@ from ctm.teachers.torch_files import read_torch
 __all__ = ["StateFile", "read_state"]
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9c"
-_MOST_PARTS = 100_000  # modules, parameters and buffers: ten times those of the largest networks
+_MOST_PARTS = 100_000  # modules, parameters and buffers: ten times as many as the largest networks have
 _LONGEST_NAME = 1000
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
 
@@ -89,11 +89,11 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path} claims more numbers than it holds: its tensors overlap. A network's do not")
 
 
-def _tensors(contents: Mapping[Any, Any]) -> bool:
+def _tensors(contents: Mapping[object, object]) -> bool:
     return any(isinstance(value, Tensor) for value in contents.values())
 
 
-def _preferred(parts: Mapping[str, Any]) -> str:
+def _preferred(parts: Mapping[str, object]) -> str:
     """The name of the slowest average, else of the target, else of the model, else the first name."""
     averages = sorted(name for name in parts if name.startswith("ema"))
     named = [name for wanted in ("target", "model") for name in sorted(parts) if name.startswith(wanted)]
@@ -144,7 +144,7 @@ def _table(module: Stored, name: str) -> dict[Any, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _keywords(module: Stored) -> dict[str, Any]:
+def _keywords(module: Stored) -> dict[str, object]:
     """The arguments with which a network was made, if they are one number or a few numbers. Others are not needed."""
     return {name: value for name, value in _table(module, "_init_kwargs").items() if _is_plain(value)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class GaussianMixture(nn.Module):
         """The components as labels."""
         return Labels(self.num_classes)
 
-    def _checked(self, x: Tensor, t: Tensor | float, condition: Any) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, x: Tensor, t: Tensor | float, condition: object) -> tuple[Tensor, Tensor | None]:
         """Levels (B,) in x's dtype and labels int64 (B,) or None. Raises ValueError for what does not fit."""
         if tuple(as_state(x).shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ctm.files import as_source, suffix_of
 from ctm.models import AnyModel, ConsistencyModel, load_model
@@ -19,7 +18,7 @@ _FILES = (".pkl", ".pickle", ".pt", ".pth")
 
 
 def load_teacher(
-    source: str | Path, *, preset: str | None = None, settings: Mapping[str, Any] | None = None
+    source: str | Path, *, preset: str | None = None, settings: Mapping[str, object] | None = None
 ) -> AnyModel:
     """A frozen model in eval mode with denoise, score, shape, conditioner, num_classes, sigma_min, sigma_max and
     sigma_data.

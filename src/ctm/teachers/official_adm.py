@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -89,7 +88,7 @@ def recognise_adm(
             f"{channels} channels do not make one"
         )
     attends = [level for level, start in enumerate(starts) if f"input_blocks.{start}.1.qkv.weight" in state]
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "num_classes": state["label_emb.weight"].shape[0] if "label_emb.weight" in state else 0,
         "channels": channels,
         "channel_mult": [w // channels if w % channels == 0 else w / channels for w in widths],

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +131,7 @@ def recognise_edm(
             f"this looks like one of EDM's networks, but its level vector of {embedding}, features of {features} and widths "
             f"{widths} are not multiples of its {channels} channels"
         )
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "shape": [in_channels, sizes[0], sizes[0]],
         "num_classes": state["map_label.weight"].shape[1] if "map_label.weight" in state else 0,
         "channels": channels,
@@ -159,7 +158,7 @@ def recognise_edm(
 
 
 def _song(
-    state: Mapping[str, Tensor], arguments: dict[str, Any], features_mult: int, missing: Sequence[str]
+    state: Mapping[str, Tensor], arguments: dict[str, object], features_mult: int, missing: Sequence[str]
 ) -> OfficialNetwork:
     """DDPM++ or NCSN++. A mixture of the two is a DDPMpp with the settings that say so."""
     fourier, residual = "map_noise.freqs" in state, any("_aux_residual" in name for name in state)

@@ -49,10 +49,10 @@ SETTINGS: tuple[str, ...] = (*_CHOICES, *_NUMBERS, *_WHOLE, "resample_filter")
 the arguments of models and networks."""
 
 
-def parse_settings(given: Iterable[str]) -> dict[str, Any]:
+def parse_settings(given: Iterable[str]) -> dict[str, object]:
     """The settings in ["key=value", …]. Raises ValueError for an unknown key, a value that does not fit, or a key given
     twice."""
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or name in parsed:
@@ -80,5 +80,5 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def _is_filter(value: Any) -> bool:
+def _is_filter(value: object) -> bool:
     return isinstance(value, list) and 0 < len(value) <= 16 and all(type(v) in (int, float) and v > 0 for v in value)

@@ -50,7 +50,7 @@ class _Dtype:
 
     kind: str
 
-    def takes_state(self, state: Any) -> bool:
+    def takes_state(self, state: object) -> bool:
         """Take the byte order and similar state, as numpy sets it."""
         return type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "=")
 
@@ -60,7 +60,7 @@ class _Reader:
 
     def __init__(self, source: Source) -> None:
         self.source, self.tensors = source, Tensors()
-        calls: dict[str, Callable[..., Any] | None] = {
+        calls: dict[str, Callable[..., object] | None] = {
             "torch_utils.persistence._reconstruct_persistent_obj": _object,
             "torch.storage._load_from_bytes": self.storage,
             "torch._utils._rebuild_tensor_v2": self.tensors.rebuild,
@@ -82,7 +82,7 @@ class _Reader:
         self.tensors.fill(len(self.source))
         return contents
 
-    def storage(self, data: Any) -> Storage:
+    def storage(self, data: object) -> Storage:
         """The stand-in of torch.storage._load_from_bytes: one storage, in torch's form before its zip files."""
         if not isinstance(data, bytes | memoryview) or bytes(data[: len(_LEGACY_START)]) != _LEGACY_START:
             raise UnsafePickleError(f"a tensor's data in it is not in the form that torch writes there. {REFUSED}")
@@ -93,14 +93,14 @@ class _Reader:
             raise UnsafePickleError(f"a tensor's data in it is no storage of numbers. {REFUSED}")
         return contents
 
-    def encode(self, text: Any, encoding: Any) -> bytes:
+    def encode(self, text: object, encoding: object) -> bytes:
         """The stand-in of _codecs.encode, with which pickles of protocol 2 write bytes."""
         if type(text) is not str or encoding != "latin1":
             raise UnsafePickleError(f"it encodes text otherwise than to bytes. {REFUSED}")
         self.machine.charge(len(text))
         return text.encode("latin1")
 
-    def set_of(self, items: Any = ()) -> set[Any]:
+    def set_of(self, items: Any = ()) -> set[object]:
         if type(items) not in (list, tuple):
             raise DamagedError("a set in it is made of something else than a list")
         self.machine.charge(len(items))
@@ -116,20 +116,20 @@ def _object(meta: Any) -> Stored:
     return Stored(meta["class_name"], state)
 
 
-def _dtype(kind: Any, *unused: Any) -> _Dtype:
+def _dtype(kind: object, *unused: Any) -> _Dtype:
     if type(kind) is not str or kind not in _NUMPY_KINDS:
         raise UnsafePickleError(f"it holds a numpy number of kind {plain(kind, 20)!r}. {REFUSED}")
     return _Dtype(kind)
 
 
-def _scalar(dtype: Any, data: Any) -> float | int | bool:
+def _scalar(dtype: object, data: object) -> float | int | bool:
     """A numpy number as a Python number."""
     if type(dtype) is not _Dtype or type(data) is not bytes or len(data) != int(dtype.kind[1]):
         raise DamagedError("a numpy number in it has the wrong length")
     return np.frombuffer(data, f"<{dtype.kind}")[0].item()
 
 
-def _dictionary() -> dict[Any, Any]:
+def _dictionary() -> dict[object, object]:
     return {}
 
 

@@ -81,16 +81,16 @@ class Tensors:
             tensor.set_(storage.data, offset, shape, stride)
 
 
-def parameter(data: Any, *unused: Any) -> Tensor:
+def parameter(data: object, *unused: Any) -> Tensor:
     """The stand-in of torch._utils._rebuild_parameter: the tensor itself."""
     if not isinstance(data, Tensor):
         raise DamagedError("a parameter in it is no tensor")
     return data
 
 
-def torch_calls(tensors: Tensors) -> dict[str, Callable[..., Any] | None]:
+def torch_calls(tensors: Tensors) -> dict[str, Callable[..., object] | None]:
     """The names that a file of torch.save with tensors, numbers and texts needs, with their stand-ins."""
-    names: dict[str, Callable[..., Any] | None] = dict.fromkeys(STORAGES)
+    names: dict[str, Callable[..., object] | None] = dict.fromkeys(STORAGES)
     return names | {
         "torch._utils._rebuild_tensor_v2": tensors.rebuild,
         "torch._utils._rebuild_parameter": parameter,
@@ -98,7 +98,7 @@ def torch_calls(tensors: Tensors) -> dict[str, Callable[..., Any] | None]:
     }
 
 
-def stored_numbers(identity: Any, parts: int) -> tuple[str, Storage]:
+def stored_numbers(identity: object, parts: int) -> tuple[str, Storage]:
     """(key, storage) of a persistent id of torch: ("storage", type, key, place, count, …), with that number of parts."""
     if type(identity) is not tuple or len(identity) != parts or identity[0] != "storage":
         raise DamagedError("a tensor's data in it is no storage of numbers")
@@ -110,7 +110,7 @@ def stored_numbers(identity: Any, parts: int) -> tuple[str, Storage]:
     return key, Storage(STORAGES[kind.path], count)
 
 
-def read_legacy(source: Source, tensors: Tensors, calls: Mapping[str, Callable[..., Any] | None]) -> Any:
+def read_legacy(source: Source, tensors: Tensors, calls: Mapping[str, Callable[..., object] | None]) -> Any:
     """The object in a file that torch wrote before its zip files: a magic number, a version, sizes of C's types, the object,
     and the storages' bytes.
 

@@ -58,7 +58,7 @@ def _zip(path: Path, view: memoryview, tensors: Tensors, mapped: bool) -> Any:
     whole = torch.UntypedStorage.from_file(str(path), False, len(view)) if mapped else None
     known: dict[str, torch.UntypedStorage] = {}
 
-    def persistent(identity: Any) -> Storage:
+    def persistent(identity: object) -> Storage:
         key, storage = stored_numbers(identity, 5)
         place = records.get(f"{root}data/{key}", range(0))
         if len(place) < storage.size:

@@ -7,13 +7,13 @@ import inspect
 import re
 import types
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
 __all__ = ["Help"]
 
-_METAVARS: dict[Any, str] = {int: "N", float: "X"}
+_METAVARS: dict[object, str] = {int: "N", float: "X"}
 _PRINT = "--print_config"
 
 
@@ -49,7 +49,7 @@ class Help(DefaultHelpFormatter):
         return re.sub(r", --[\w.]+\+ \S+", "", super()._format_action_invocation(action))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A default in words: a class by its name with its settings, a function by its name."""
     if isinstance(value, Namespace):
         value = value.as_dict()

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import types
-from typing import Any, get_args
+from typing import get_args
 
 __all__ = ["ROOMS", "classes_of", "fitting_classes", "settings_of"]
 
@@ -20,7 +20,7 @@ def classes_of(room: str) -> dict[str, type]:
     return {name: value for name, value in made.items() if inspect.isclass(value) and not name.startswith("_")}
 
 
-def fitting_classes(hint: Any) -> list[str]:
+def fitting_classes(hint: object) -> list[str]:
     """The names of the classes that fit a type such as list[Objective] or Callable[..., Optimizer]; none for one of numbers."""
     base = _class_in(hint)
     if base is None or base.__module__ == "builtins":
@@ -33,7 +33,7 @@ def fitting_classes(hint: Any) -> list[str]:
     )
 
 
-def _class_in(hint: Any) -> type | None:
+def _class_in(hint: object) -> type | None:
     """The last class in a type, the one that a function of it gives."""
     inner = [each for each in get_args(hint) if each is not types.NoneType]
     return _class_in(inner[-1]) if inner else hint if inspect.isclass(hint) else None

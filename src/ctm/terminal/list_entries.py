@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -64,7 +64,7 @@ class SetEntry(argparse.Action):
             raise ValueError(value_mistake(str(error), option=f"--{path}") or f"--{path} {text}: {reason}") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Namespaces, and lists of them, as new dictionaries and lists."""
     if isinstance(value, Namespace):
         return {key: _plain(inner) for key, inner in vars(value).items()}
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _set(node: Any, keys: list[str], value: Any, option: str) -> None:
+def _set(node: object, keys: list[str], value: Any, option: str) -> None:
     """Put the value at the place the keys lead to, in nested lists and entries. `init_args` between keys may be left out."""
     key, *further = keys
     if _is_entry(node) and key == "init_args" and further:
@@ -89,7 +89,7 @@ def _set(node: Any, keys: list[str], value: Any, option: str) -> None:
     _set(inside, further, value, option)
 
 
-def _is_entry(node: Any) -> bool:
+def _is_entry(node: object) -> bool:
     return isinstance(node, dict) and "class_path" in node
 
 
@@ -125,5 +125,5 @@ def _index(entries: list[Any], key: str, option: str) -> int:
     return places[0]
 
 
-def _class_name(entry: dict[str, Any]) -> str:
+def _class_name(entry: Mapping[str, object]) -> str:
     return str(entry["class_path"]).rpartition(".")[2]

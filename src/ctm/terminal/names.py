@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 
@@ -47,7 +46,7 @@ def explained(message: str) -> str | None:
     return None if denied is None else refusal(denied[1], "the recipe", _WORDS)
 
 
-def check_entries(settings: Any) -> None:
+def check_entries(settings: object) -> None:
     """Raises ValueError for a name in a parsed recipe that is not a public class of its room, not a function of the maths,
     and not allowed by the user. A class_path that names a function would be called with the recipe's own arguments."""
     waiting = [settings]

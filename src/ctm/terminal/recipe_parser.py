@@ -59,7 +59,7 @@ def _check(text: str, name: str, parser: Any) -> None:
     _check_texts(settings, name)
 
 
-def _check_texts(value: Any, name: str) -> None:
+def _check_texts(value: object, name: str) -> None:
     if isinstance(value, dict):
         for inner in value.values():
             _check_texts(inner, name)

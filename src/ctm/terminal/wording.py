@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from ctm.foreign.text import plain
 from ctm.terminal.known_classes import fitting_classes, settings_of
@@ -33,7 +34,7 @@ _QUOTES = " '\""
 _LONGEST = 120  # characters of a value
 
 
-def mistake(message: str, parser: Any) -> str | None:
+def mistake(message: str, parser: ArgumentParser) -> str | None:
     """The sentence for a message of the parser; None for a message that is one already."""
     for pattern, words in _PATTERNS:
         found = re.search(pattern, message, re.DOTALL)
@@ -42,7 +43,7 @@ def mistake(message: str, parser: Any) -> str | None:
     return value_mistake(message, parser)
 
 
-def value_mistake(message: str, parser: Any = None, option: str | None = None) -> str | None:
+def value_mistake(message: str, parser: ArgumentParser | None = None, option: str | None = None) -> str | None:
     """The sentence for a value that its setting does not take; None for another message. option: the setting's name where the
     message has only the end of it."""
     keys = _KEY.findall(message)
@@ -124,7 +125,7 @@ def _allowed(message: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _hint_of(parser: Any, key: str) -> Any:
+def _hint_of(parser: ArgumentParser | None, key: str) -> object:
     """The type of a setting, None where the parser does not have it."""
     for action in getattr(parser, "_actions", ()):
         if action.dest == key:
@@ -139,30 +140,30 @@ def _instead(name: str, known: Sequence[str], there: str = "there are") -> str:
     return f": {there} {', '.join(known)}" if known else ""
 
 
-def _needs_value(found: re.Match[str], parser: Any) -> str:
+def _needs_value(found: re.Match[str], parser: ArgumentParser) -> str:
     option = found[1].split("/")[0]
     return f"{option} needs a value after it: {option} VALUE"
 
 
-def _no_value(found: re.Match[str], parser: Any) -> str:
+def _no_value(found: re.Match[str], parser: ArgumentParser) -> str:
     return f"{found[1].split('/')[-1]} takes no value, got {plain(found[2])}"
 
 
-def _no_choice(found: re.Match[str], parser: Any) -> str:
+def _no_choice(found: re.Match[str], parser: ArgumentParser) -> str:
     known = [part.strip(_QUOTES) for part in found[3].split(",")]
     return f"there is no {found[1]} {plain(found[2])}{_instead(found[2], known)}"
 
 
-def _none_chosen(found: re.Match[str], parser: Any) -> str:
+def _none_chosen(found: re.Match[str], parser: ArgumentParser) -> str:
     *commands, kind = found[1].split(".")
-    own = _parser_of(parser, commands)
-    listed = ", ".join(own._subcommands_action._name_parser_map)
+    subcommands = _parser_of(parser, commands)._subcommands_action
+    listed = ", ".join([] if subcommands is None else subcommands._name_parser_map)
     if not commands:
         return f"there is no {kind}: give one of {listed}"
     return f"{' '.join(commands)} needs a {kind} after it: {listed} (see ctm {' '.join(commands)} --help)"
 
 
-def _unknown(found: re.Match[str], parser: Any) -> str:
+def _unknown(found: re.Match[str], parser: ArgumentParser) -> str:
     left = found[1].split()
     options = [word.partition("=")[0] for word in left if word.startswith("-")]
     if not options:
@@ -174,14 +175,14 @@ def _unknown(found: re.Match[str], parser: Any) -> str:
     return f"there is no option {plain(options[0])}{hint}"
 
 
-def _required(found: re.Match[str], parser: Any) -> str:
+def _required(found: re.Match[str], parser: ArgumentParser) -> str:
     missing = [name.strip() for name in found[1].split(",")]
     commands: list[str] = []
     own = parser
-    while getattr(own, "_subcommands_action", None) is not None:
+    while (subcommands := getattr(own, "_subcommands_action", None)) is not None:
         word = missing[0].split(".")[len(commands)]
         commands.append(word)
-        own = own._subcommands_action._name_parser_map[word]
+        own = subcommands._name_parser_map[word]
     names = [name.split(".", len(commands))[-1] for name in missing]
     if commands == ["train"]:
         if "network" in names:
@@ -194,28 +195,29 @@ def _required(found: re.Match[str], parser: Any) -> str:
     return f"{' '.join(commands)} needs {' and '.join(shown)} (see ctm {' '.join(commands)} --help)"
 
 
-def _no_entry(found: re.Match[str], parser: Any) -> str:
+def _no_entry(found: re.Match[str], parser: ArgumentParser) -> str:
     own = _parser_of(parser, [found[1]])
     near = get_close_matches(found[2], [action.dest for action in own._actions], 1, cutoff=0.7)
     return f"the recipe sets {plain(found[2])}, which is no setting{f': did you mean {near[0]}?' if near else ''}"
 
 
-def _no_recipe(found: re.Match[str], parser: Any) -> str:
+def _no_recipe(found: re.Match[str], parser: ArgumentParser) -> str:
     return f"the recipe holds no settings, such as steps: 1000, but {plain(found[1].strip(), 40) or 'nothing'}"
 
 
-def _group(found: re.Match[str], parser: Any) -> str:
+def _group(found: re.Match[str], parser: ArgumentParser) -> str:
     known = [option for option in parser._option_string_actions if option.startswith(f"--{found[1]}.")]
     return f"--{found[1]} is a group of settings: give each by its own name, as {known[0]} {plain(found[2])}"
 
 
-def _parser_of(parser: Any, commands: Sequence[str]) -> Any:
+def _parser_of(parser: ArgumentParser, commands: Sequence[str]) -> ArgumentParser:
     for word in commands:
+        assert parser._subcommands_action is not None
         parser = parser._subcommands_action._name_parser_map[word]
     return parser
 
 
-_PATTERNS: list[tuple[str, Callable[[re.Match[str], Any], str]]] = [
+_PATTERNS: list[tuple[str, Callable[[re.Match[str], ArgumentParser], str]]] = [
     (r"^argument (\S+): expected (?:one|at least one) argument", _needs_value),
     (r"^argument (\S+): ignored explicit argument '(.*)'$", _no_value),
     (r"^argument (\w+): invalid choice: '(.*)' \(choose from (.*)\)$", _no_choice),

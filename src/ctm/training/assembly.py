@@ -105,7 +105,7 @@ class Run:
 
     @property
     def skipping(self) -> bool:
-        """Whether the student's last step, or that of a player, was skipped."""
+        """Whether the last step of the student or of a player was skipped."""
         return any(guard.in_a_row > 0 for guard in self.guards.values())
 
     def others(self) -> list[tuple[Average, AnyModel]]:
@@ -133,7 +133,7 @@ class Run:
                 model.load_state_dict(state)
         return dict(zip(names, models, strict=bool(models)))
 
-    def together(self, last: bool) -> AbstractContextManager[Any]:
+    def together(self, last: bool) -> AbstractContextManager[object]:
         """Gradients of processes are averaged in the backward pass within, for the last piece of a batch only."""
         if self.sharded:
             network: Any = self.student.network  # an FSDPModule now
@@ -185,6 +185,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_compile(recipe)
     begun = _beginning(recipe, images, stand_in)
+    _check_dropout(recipe, begun.images)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
         objective.check(student, teacher)
@@ -231,6 +232,20 @@ def _check_compile(recipe: Recipe) -> None:
         raise ValueError(
             f"engine.compile does not go with {', '.join(names)}: torch.compile leaves a network uncompiled where forward-mode "
             "derivatives are taken of it. Leave engine.compile unset"
+        )
+
+
+def _check_dropout(recipe: Recipe, images: Images) -> None:
+    """Raises ValueError where `condition_dropout` names what the data's condition does not have."""
+    if not isinstance(recipe.condition_dropout, dict):
+        return
+    known = images.conditioner.may_be_absent
+    unknown = [name for name in recipe.condition_dropout if name not in known]
+    if unknown:
+        there = ", ".join(known) or "nothing"
+        raise ValueError(
+            f"condition_dropout names {unknown[0]!r}, and the condition of {images.name} is {there}: give shares for these "
+            "names, or one share for all"
         )
 
 

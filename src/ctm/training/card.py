@@ -20,7 +20,7 @@ __all__ = ["published_card", "run_card"]
 
 
 def run_card(
-    directory: RunDirectory, run: Run, data: Mapping[str, Any], step: int, seconds: float, model: AnyModel
+    directory: RunDirectory, run: Run, data: Mapping[str, object], step: int, seconds: float, model: AnyModel
 ) -> str:
     """The card of a run's model after `step` steps and so many seconds. directory: the RunDirectory. data: what made_of.json
     says of the data."""

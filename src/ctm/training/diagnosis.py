@@ -19,7 +19,7 @@ class Observed:
     """A model seen from outside: `seen(name, output)` is called with what its denoise and jump return; everything else is
     the model's. For models that compute without calling a module, such as a mixture."""
 
-    def __init__(self, model: Any, name: str, seen: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, model: object, name: str, seen: Callable[[str, Tensor], None]) -> None:
         self._model, self._name, self._seen = model, name, seen
 
     def __getattr__(self, attribute: str) -> Any:
@@ -51,7 +51,7 @@ def first_bad_value(
     """
     seen: list[str] = []
 
-    def note(name: str, output: Any) -> None:
+    def note(name: str, output: object) -> None:
         if not seen and isinstance(output, Tensor) and not _all_finite(output):
             seen.append(f"the first output that is not finite is that of {name}")
 
@@ -91,7 +91,7 @@ def _first_bad_gradient(learner: str, network: nn.Module) -> str:
 
 
 @contextmanager
-def _watched(modules: Mapping[str, nn.Module], note: Callable[[str, Any], None]) -> Iterator[None]:
+def _watched(modules: Mapping[str, nn.Module], note: Callable[[str, object], None]) -> Iterator[None]:
     """Call `note` with the name and output of every module meanwhile, innermost first."""
     hooks = []
     for kind, model in modules.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.data import Images
+from ctm.models import AnyModel
 from ctm.models.protocol import Diffusion
 from ctm.objectives import Objective
 from ctm.objectives.player import players_of, student_learns
@@ -34,8 +35,8 @@ _AVERAGES = ("ema", "target")
 
 @dataclass(frozen=True)
 class Kind:
-    """Steps in which the same networks learn. learners: their names. steps: those of one common period of all rhythms. share: of
-    all steps. seconds, teacher_seconds: of a step, and those inside the teacher. evaluations: of each network for each image."""
+    """Steps in which the same networks learn. learners: their names. steps: of one common period of all rhythms. share: of all
+    steps. seconds, teacher_seconds: of a step, and those inside the teacher. evaluations: of each network for each image."""
 
     learners: tuple[str, ...]
     steps: list[int]
@@ -243,8 +244,9 @@ def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[
 def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
     """Take a step. Returns its seconds (of the slowest process), those inside the teacher, and how often each network was
     called."""
-    models = {"student": run.student, "target": run.target, "teacher": run.teacher}
-    calls, inside = {name: 0 for name, model in models.items() if model is not None}, [0.0]
+    there = {"student": run.student, "target": run.target, "teacher": run.teacher}
+    models = {name: model for name, model in there.items() if model is not None}
+    calls, inside = dict.fromkeys(models, 0), [0.0]
     with _counting(models, calls, inside, run.accelerator.device):
         started = _now(run.accelerator.device)
         _step(run, step)
@@ -256,16 +258,16 @@ def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
 
 @contextmanager
 def _counting(
-    models: dict[str, Any], calls: dict[str, int], inside: list[float], device: torch.device
+    models: Mapping[str, AnyModel], calls: dict[str, int], inside: list[float], device: torch.device
 ) -> Iterator[None]:
     """Count the calls of each model's network meanwhile, and the teacher's seconds."""
 
-    def begin(module: nn.Module, inputs: Any, name: str) -> None:
+    def begin(module: nn.Module, inputs: object, name: str) -> None:
         calls[name] += 1
         if name == "teacher":
             inside[0] -= _now(device)
 
-    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+    def end(module: nn.Module, inputs: object, output: object) -> None:
         inside[0] += _now(device)
 
     hooks = [

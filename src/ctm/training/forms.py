@@ -18,7 +18,7 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def recipe_damage(settings: Any) -> str | None:
+def recipe_damage(settings: object) -> str | None:
     """What is wrong with the settings in a run directory, whatever recipe they are compared with; None where nothing is."""
     if not isinstance(settings, Mapping):
         return "it is no recipe in YAML"

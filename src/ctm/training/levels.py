@@ -1,4 +1,4 @@
-"""The noise levels of a run's model and the deviation of its data: as the recipe says, else those of the models that it comes
+"""The noise levels of a run's model and the deviation of its data: as the recipe says, else as the models have them that it comes
 from, else measured."""
 
 from __future__ import annotations

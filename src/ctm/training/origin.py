@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ctm.data import Images
 from ctm.data.digest import digest_of
-from ctm.foreign.text import read_json
+from ctm.foreign.text import JSONObject, read_json
 from ctm.models import AnyModel
 from ctm.networks.description import describe
 
@@ -29,7 +28,7 @@ class Origin:
     """By the name of each source (data, teacher, student): its digest, what the digest is of, and what else a person wants to
     know of it."""
 
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[str, JSONObject] = field(default_factory=dict)
 
     def text(self) -> str:
         return json.dumps(self.sources, indent=2, ensure_ascii=False) + "\n"
@@ -38,7 +37,7 @@ class Origin:
 def origin_of(images: Images, models: Mapping[str, tuple[str, AnyModel]]) -> Origin:
     """The origin of a run on these images. models: under teacher and student, the name it was given by and the model."""
     digest = digest_of(images)
-    data: dict[str, Any] = {"name": images.name, "source": images.source, "images": len(images)}
+    data: JSONObject = {"name": images.name, "source": images.source, "images": len(images)}
     data |= {"classes": images.num_classes, "digest": digest.value, "of": digest.of}
     sources = {"data": data}
     for kind, (name, model) in models.items():

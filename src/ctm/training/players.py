@@ -69,6 +69,8 @@ class PlayerInTraining:
         self.optimizer = ScaledOptimizer(
             fitting_optimizer(build(self.network.parameters())), accelerator.device, settings
         )
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         self.watch = player.watch()
         self._mode = False
         self._numbers: list[dict[str, Tensor]] = []
@@ -82,8 +84,12 @@ class PlayerInTraining:
         """Whether it learns in this step (from 0)."""
         return self.player.rhythm.player_learns(step)
 
-    def begin(self) -> None:
-        """Before the pieces of a step."""
+    def begin(self, rate_factor: float = 1.0) -> None:
+        """Before the pieces of a step. rate_factor: the multiple of the student's learning rate in this step, which is the
+        player's too where it follows the schedule."""
+        for group in self.optimizer.param_groups:
+            highest = group.setdefault("initial_lr", group["lr"])  # checkpoints of earlier versions lack it
+            group["lr"] = highest * (rate_factor if self.player.follows_schedule else 1.0)
         self.player.begin(self.network)
         self._mode = self.network.training
         self.network.eval()

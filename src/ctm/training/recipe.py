@@ -70,9 +70,9 @@ class ModelSettings:
 
     Args:
         kind: trajectory (a CTM), diffusion (a teacher, which cannot jump) or consistency (jumps to sigma_min only).
-        sigma_min: lowest noise level; unset: that of the starting student or the teacher, else 0.002.
+        sigma_min: lowest noise level; unset: the level of the starting student or the teacher, else 0.002.
         sigma_max: highest noise level; unset: likewise, else 80.
-        sigma_data: standard deviation of the data that the scalings assume; unset: that of the starting student or the teacher,
+        sigma_data: standard deviation of the data that the scalings assume; unset: as the starting student or the teacher has it,
             else measured.
         inner: scaling of g in a CTM.
         outer: form of the jump in a CTM.
@@ -126,7 +126,7 @@ class NetworkDescription:
         return build({"class_path": self.class_path, "init_args": arguments})
 
 
-def check_finite(value: Any, name: str = "") -> None:
+def check_finite(value: object, name: str = "") -> None:
     """Raises ValueError, naming the setting, where a number in it is NaN or infinite: in a dataclass, mapping or list."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
@@ -151,7 +151,7 @@ class Recipe:
         model: the model around the network.
         objectives: the losses; the first is the reference to which the others are balanced.
         optimizer: class_path and init_args of a torch.optim optimiser.
-        discriminator_optimizer: that of the discriminator, where an objective is Adversarial; unset: RAdam with learning rate
+        discriminator_optimizer: the discriminator's optimiser, where an objective is Adversarial; unset: RAdam with learning rate
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
@@ -165,10 +165,11 @@ class Recipe:
             ctm.training.Progressive or ctm.training.Doubling.
         ema: decay of the published weights, lowered to (1 + n)/(10 + n) in the first steps n; or a list of averages
             (ctm.training.Decay, ctm.training.PowerFunction), the first published as model/, the others as model-NAME/.
-        condition_dropout: share of samples whose condition (labels and all fields) is left out.
+        condition_dropout: share of samples whose condition (labels and all fields) is left out; or a share for each name, such
+            as {labels: 0.1, half: 0.2}, where each is left out by itself and a name that is not given never is.
         label_dropout: the older name of condition_dropout, accepted for one release.
-        warmup_steps: the learning rate rises linearly over these first steps.
-        decay_fraction: share of the steps, at the end, over which the learning rate falls linearly to 0.
+        warmup_steps: the learning rate rises linearly over these first steps; a player's too, but not the discriminator's.
+        decay_fraction: share of the steps, at the end, over which the learning rates fall linearly to 0.
         seed: of every random number in the run.
         log_every: steps between lines of metrics.jsonl.
         sample_every: steps between sample grids.
@@ -199,7 +200,7 @@ class Recipe:
     target_ema: float = 0.999
     schedule: Schedule | None = None
     ema: float | list[Average] = 0.999
-    condition_dropout: float = 0.1
+    condition_dropout: float | dict[str, float] = 0.1
     label_dropout: float | None = None
     warmup_steps: int = 0
     decay_fraction: float = 0.0
@@ -236,9 +237,15 @@ class Recipe:
         names = [average.name for average in self.averages]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"ema must be a decay or a list of different averages, got {', '.join(names) or 'none'}")
-        for name in ("target_ema", "condition_dropout", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        dropout = self.condition_dropout
+        shares = {"target_ema": self.target_ema, "decay_fraction": self.decay_fraction}
+        if isinstance(dropout, dict):
+            shares |= {f"condition_dropout.{name}": share for name, share in dropout.items()}
+        else:
+            shares["condition_dropout"] = dropout
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {share}")
         if self.sample_minutes is not None and not self.sample_minutes > 0:
             raise ValueError(f"sample_minutes must be above 0, or null for none, got {self.sample_minutes}")
         if self.spike_factor is not None and self.spike_factor <= 1:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ctm.files import write_whole
+from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel
 from ctm.training.assembly import Run
 from ctm.training.card import run_card
@@ -34,9 +35,9 @@ class TakenUp:
 
     step: int = 0
     elapsed: float = 0.0
-    sums: dict[str, Any] = field(default_factory=dict)
+    sums: JSONObject = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
+    data: JSONObject = field(default_factory=dict)
 
 
 def take_up(run: Run, directory: RunDirectory, settings: str) -> TakenUp:
@@ -46,7 +47,7 @@ def take_up(run: Run, directory: RunDirectory, settings: str) -> TakenUp:
     def opened() -> int:
         origin = origin_of(run.images, run.begun.sources)
 
-        def check(before: Mapping[str, Any]) -> None:
+        def check(before: Mapping[str, object]) -> None:
             now = yaml.safe_load(settings)
             equal, lines = compare_origins(read_origin(directory.path), origin, place, source_differences(before, now))
             reached = max(directory.steps(), default=0)

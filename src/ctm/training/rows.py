@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+
+from ctm.foreign.text import JSONObject
 
 __all__ = ["read_rows"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[JSONObject]:
     """The rows of a file, none where it is not there. Every row has a number "step".
 
     A last line without its end, which a killed writer left, does not count. Any other line that is no such row is left out with
@@ -31,7 +32,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: str) -> dict[str, object] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ctm.files import write_whole
-from ctm.foreign.text import plain, read_json, read_yaml
+from ctm.foreign.text import JSONObject, plain, read_json, read_yaml
 from ctm.lock import LOCK, DirectoryLock
 from ctm.models import AnyModel
 from ctm.models.grids import TunedGrid, read_grids
@@ -57,7 +57,7 @@ class Checkpoint:
 
     step: int
     elapsed: float
-    extra: dict[str, Any]
+    extra: JSONObject
 
 
 class RunDirectory:
@@ -69,7 +69,7 @@ class RunDirectory:
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
         self.lock = DirectoryLock(path)
 
-    def claim(self, settings: str, check: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def claim(self, settings: str, check: Callable[[Mapping[str, object]], None] | None = None) -> None:
         """Take the directory for a run with these settings (YAML), or continue in it, and keep other processes out until
         `release`; what a killed writer left is cleared away.
 
@@ -99,7 +99,7 @@ class RunDirectory:
         with self.writing():
             self.lock.release()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         """The recipe in config.yaml. Raises ValueError naming the file where it is damaged."""
         try:
             found = read_yaml(self.config)
@@ -111,7 +111,7 @@ class RunDirectory:
                 f"{self.config} is damaged: {what}. Restore it (it is what ctm train --print_config prints for "
                 "this run), or use another --out"
             )
-        settings: dict[str, Any] = found
+        settings: JSONObject = found
         return settings
 
     def steps(self) -> list[int]:
@@ -143,9 +143,9 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        modules: Mapping[str, Any],
-        optimizers: Mapping[str, Any],
-        extra: Mapping[str, Any],
+        modules: Mapping[str, object],
+        optimizers: Mapping[str, object],
+        extra: Mapping[str, object],
         elapsed: float,
     ) -> None:
         """Write checkpoints/<step>/, whole or not at all, and keep the newest of those up to `step`.
@@ -255,7 +255,7 @@ def _files(
 
 
 def _check_names(checkpoint: Path, expected: set[str]) -> None:
-    """Raises ValueError where a checkpoint has not the weights of just these files, such as those of a player of an objective."""
+    """Raises ValueError where a checkpoint has not the weights of just these files, such as a player's weights."""
     there = {file.name for file in checkpoint.glob("*.safetensors")}
     for name in sorted(expected - there):
         raise ValueError(

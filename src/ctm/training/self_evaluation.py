@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ctm.data import Images
 from ctm.files import write_whole
+from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel
 from ctm.models.protocol import can_jump
 from ctm.training.rows import read_rows
@@ -66,7 +66,7 @@ class SelfEvaluation:
         for warning in too_few(settings.num, len(images), self._judge.extractor.features):
             _LOG.warning("self-evaluation: %s", warning)
         self._file, self._best = directory.path / _FILE, directory.path / "best.json"
-        self._rows: list[dict[str, Any]] = [row for row in read_rows(self._file) if row["step"] <= step]
+        self._rows: list[JSONObject] = [row for row in read_rows(self._file) if row["step"] <= step]
 
     def __call__(self, model: AnyModel, step: int, card: Callable[[], str | None] = lambda: None) -> dict[str, float]:
         """Evaluate; keep the model if it is the best, with the card that `card` then makes. Returns the numbers."""

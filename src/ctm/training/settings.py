@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
 
+from ctm.foreign.text import JSONObject
 from ctm.training.engine import EngineSettings
 from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
 from ctm.training.self_evaluation import EvaluationSettings
@@ -60,11 +61,11 @@ def decided(path: str) -> str:
 
 
 def check_settings(
-    before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe, *, place: str, reached: int, equal: Set[str]
+    before: Mapping[str, Any], now: Mapping[str, object], recipe: Recipe, *, place: str, reached: int, equal: Set[str]
 ) -> list[str]:
     """Lines that say what changed between the settings that a run directory holds and those given, where it can go on.
 
-    recipe: that of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
+    recipe: made of the settings given. place: the directory, for the sentence. reached: steps taken so far. equal: the sources
     whose digests were compared and are the same. Raises ValueError naming the settings that would make it another run."""
     before, now = _with_defaults(before), _with_defaults(now)
     kinds = {text: decided(path) for path, text in _differences(before, now)}
@@ -81,7 +82,7 @@ def check_settings(
     return [f"other settings than before, which change nothing computed so far: {'; '.join(kinds)}"] if kinds else []
 
 
-def source_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+def source_differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[str]]:
     """The settings that name where data, teacher and starting student come from, where they differ, by the source."""
     found: dict[str, list[str]] = {}
     for path, text in _differences(_with_defaults(before), _with_defaults(now)):
@@ -113,7 +114,7 @@ def _check_length(steps: int, recipe: Recipe, place: str, reached: int) -> None:
             )
 
 
-def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[str, Any]:
+def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> JSONObject:
     """Settings that an older version wrote, with the defaults of those it did not know."""
     found = dict(before)
     for older, name in OLDER_NAMES.items() if kind is Recipe else ():
@@ -129,7 +130,7 @@ def _with_defaults(before: Mapping[str, Any], kind: type[Any] = Recipe) -> dict[
     return found
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, str]]:
+def _differences(before: object, now: object, path: str = "") -> list[tuple[str, str]]:
     """Settings that differ, as (path, 'path: before there, now here')."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted(before.keys() | now.keys())

@@ -16,12 +16,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ctm.models import AnyModel
+
 __all__ = ["WholeModule", "WholeOptimizer", "reshard", "shard_networks"]
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process; the others get an empty dict
 
 
-def shard_networks(models: Iterable[Any], last_layers: Iterable[nn.Module], device: torch.device) -> None:
+def shard_networks(models: Iterable[AnyModel], last_layers: Iterable[nn.Module], device: torch.device) -> None:
     """Divide the parameters of the models' networks, in place, among all processes: each block (entry of a ModuleList) as
     one group, the rest as another. A block with the last layer is not a group of its own: the rest stays gathered between
     forward and backward, when `balance` asks for the gradient of that layer's weight."""
@@ -75,7 +77,7 @@ class WholeOptimizer:
         self.optimizer.load_state_dict({**state, "state": shares})
 
 
-def _gathered(optimizer: Any) -> dict[str, Any]:
+def _gathered(optimizer: Any) -> dict[str, object]:
     """The whole state in the main process, {} in the others. torch names parameters by their module; here this is a list of
     them, so that the names are the numbers that an unsharded optimiser's state has."""
     numbered = nn.ParameterList(p for group in optimizer.param_groups for p in group["params"])
@@ -86,7 +88,7 @@ def _gathered(optimizer: Any) -> dict[str, Any]:
     )
 
 
-def _share(value: Any, like: Any) -> Any:
+def _share(value: object, like: object) -> Any:
     """This process's share of a whole tensor, where `like` is sharded and has its shape."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value

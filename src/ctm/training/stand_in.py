@@ -100,7 +100,7 @@ def usable_features(objectives: list[Objective], lines: list[str] | None) -> lis
     return usable
 
 
-def _usable(value: Any, lines: list[str] | None) -> Any:
+def _usable(value: object, lines: list[str] | None) -> Any:
     """The same object, with usable feature networks in it."""
     if isinstance(value, LPIPS):
         return (
@@ -119,7 +119,7 @@ def _usable(value: Any, lines: list[str] | None) -> Any:
                 return Squared()
             if not usable:
                 raise _NoneLeft
-            new: Any = type(inner)(usable)
+            new: object = type(inner)(usable)
         else:
             new = _usable(inner, lines)
         if new is not inner and new != inner:
@@ -148,7 +148,7 @@ def _usable_backbone(backbone: Backbone, lines: list[str] | None) -> Backbone | 
         return dataclasses.replace(backbone, pretrained=False)  # type: ignore[type-var]
 
 
-def _works(look: Callable[[], Any], what: str, instead: str, lines: list[str] | None) -> bool:
+def _works(look: Callable[[], object], what: str, instead: str, lines: list[str] | None) -> bool:
     try:
         look()
     except ImportError as error:

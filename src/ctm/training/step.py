@@ -72,7 +72,7 @@ class LossModule(nn.Module):
         """Of the student's network."""
         return last_layer(self.student.network)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if output.requires_grad and not self.chained:
             self.outputs.append(output)
 
@@ -164,15 +164,23 @@ def draw_batch(
     *,
     total: int,
     part: slice,
-    condition_dropout: float,
+    condition_dropout: float | Mapping[str, float],
     generator: torch.Generator,
     step: int = 0,
 ) -> Batch:
-    """The batch of one process: x0 and condition are its rows, `part` of the `total` that all processes have together."""
+    """The batch of one process: x0 and condition are its rows, `part` of the `total` that all processes have together.
+
+    condition_dropout: the share of rows without a condition; or a share for each of some names, which are drawn apart."""
     like = x0.new_empty(total, *x0.shape[1:])
-    if condition is not None and condition_dropout > 0:
-        left_out = torch.rand(total, generator=generator)[part] < condition_dropout
-        condition = dropped(condition, left_out)
+    if isinstance(condition_dropout, Mapping):
+        apart: list[tuple[float, list[str] | None]] = [
+            (share, [name]) for name, share in sorted(condition_dropout.items())
+        ]
+    else:
+        apart = [(condition_dropout, None)]
+    for share, names in apart:
+        if condition is not None and share > 0:
+            condition = dropped(condition, torch.rand(total, generator=generator)[part] < share, names)
     draws = [
         objective.draw_at(step, model, like, generator).rows(part) if objective.active(step) else None
         for objective in objectives

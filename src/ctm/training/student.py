@@ -80,7 +80,7 @@ def fields_left_out(teacher: AnyModel, data: Conditioner) -> list[str]:
 
 
 def _fields_of(teacher: AnyModel) -> dict[str, tuple[int, ...]]:
-    """The fields that a teacher cannot do without being told: those of its condition that can be absent."""
+    """The fields that a teacher cannot do without being told: the fields of its condition that can be absent."""
     return (getattr(teacher, "conditioner", None) or Conditioner()).given_fields
 
 

@@ -23,7 +23,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
             ) from error
 
 
-def open_trackers(names: Sequence[Tracker], title: str, directory: Path, settings: Mapping[str, Any]) -> list[Any]:
+def open_trackers(names: Sequence[Tracker], title: str, directory: Path, settings: Mapping[str, object]) -> list[Any]:
     """A run in the project "ctm" of each, with the recipe as its configuration: objects with log(values, step=) and finish().
 
     A training run that goes on is a new run of theirs in the group `title`. wandb keeps its files in the run directory."""

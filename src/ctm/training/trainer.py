@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -92,7 +91,7 @@ def _say(title: str, lines: Sequence[str]) -> None:
         console.print(f"{title}: {line}")
 
 
-def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, trackers: Sequence[Any] = ()) -> None:
+def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, trackers: Sequence[object] = ()) -> None:
     recipe, main, step = run.recipe, run.accelerator.is_main_process, taken.step
     base_rates = [group["lr"] for group in run.optimizer.param_groups] if step == 0 else None
     rates = base_rates or [group["initial_lr"] for group in run.optimizer.param_groups]
@@ -129,8 +128,9 @@ def _step(run: Run, step: int) -> dict[str, float | Tensor]:
     evaluations, how players do."""
     recipe, accelerator = run.recipe, run.accelerator
     learning = [player for player in run.players.values() if player.learns(step)]
+    rate_factor = recipe.learning_rate_factor(step)
     for group in run.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * recipe.learning_rate_factor(step)
+        group["lr"] = group["initial_lr"] * rate_factor
     seed = step_generator(recipe.seed, step).initial_seed()
     torch.manual_seed(seed + accelerator.process_index)  # dropout inside the networks
     run.module.train()
@@ -138,7 +138,7 @@ def _step(run: Run, step: int) -> dict[str, float | Tensor]:
     verdict = Verdict(run, step, lambda: [_batch(run, step, part) for part in _parts(run)])
     skipped_before = run.guards["student"].skipped
     for player in learning:
-        player.begin()
+        player.begin(rate_factor)
     if student_learns(recipe.objectives, step):
         numbers |= _student_step(run, step, verdict, learning)
     else:

@@ -3,10 +3,9 @@ pictures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -14,10 +13,11 @@ from ctm import __version__
 from ctm.commands.edit import changes, linear
 from ctm.commands.edit.common import Edited, expected
 from ctm.commands.edit.output import check_target, write_edit
+from ctm.commands.fields import given_fields, named_fields
 from ctm.commands.screened import Gate, gate
 from ctm.evaluation.extractors import checksum_of
 from ctm.lock import place_locked
-from ctm.models import load_model
+from ctm.models import AnyModel, load_model
 from ctm.pictures import check_numbers
 from ctm.terminal.options import check_steps, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
@@ -30,7 +30,7 @@ class _Task:
     """One kind of edit. parser: its options; edit: (model, settings) -> pictures; aliases: its other names."""
 
     parser: Callable[[], Parser]
-    edit: Callable[[Any, Namespace], Edited]
+    edit: Callable[[AnyModel, Namespace], Edited]
     aliases: tuple[str, ...] = ()
 
 
@@ -79,6 +79,7 @@ def run(settings: Namespace) -> None:
     rounds = own.get("rounds") or 1
     check_steps([own.steps * rounds] if "steps" in own else (), "--steps" if rounds == 1 else "--steps times --rounds")
     model = load_model(own.model)
+    own.fields = given_fields(own, model)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(
             f"{own.model} is a model of shape {model.shape}: edits need square pictures of 1 or 3 channels"
@@ -93,7 +94,7 @@ def run(settings: Namespace) -> None:
         edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
         check_numbers(edited.results)
         about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
-        about |= edited.facts | {"version": __version__}
+        about |= edited.facts | named_fields(own, own.fields) | {"version": __version__}
         made = len(edited.results)
         if policy is not None:
             edited = _screened(policy, model, edited, about)
@@ -107,19 +108,21 @@ def run(settings: Namespace) -> None:
         print(f"{count} of {made} results in {out}" if count else f"none of {made} results is written")
 
 
-def _admit(policy: Gate, model: Any, settings: Namespace, files: list[str]) -> None:
+def _admit(policy: Gate, model: AnyModel, settings: Namespace, files: list[str]) -> None:
     """Return if the policy allows the edit and its filters pass the pictures. Raises ValueError otherwise."""
     labels = [] if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
-    policy.admit(model, str(settings.model), expected(model, settings), labels, upload=True)
+    policy.admit(model, str(settings.model), expected(model, settings), labels, settings.fields, upload=True)
     for file in files:
         policy.check_upload(file)
 
 
-def _screened(policy: Gate, model: Any, edited: Edited, about: dict[str, Any]) -> Edited:
+def _screened(policy: Gate, model: AnyModel, edited: Edited, about: Mapping[str, object]) -> Edited:
     """The results that the policy passes, with their numbers."""
     common = {
         name: value for name, value in about.items() if name not in ("image", "first", "second", "mask", "model", "num")
     }
+    if "condition" in common:
+        common["fields"] = common.pop("condition")
     common |= {"model": Path(str(about["model"])).name, "model_digest": checksum_of(model)}
     numbers = range(len(edited.results))
     files = policy.judge(edited.results.detach().cpu(), numbers, [{**common, "index": number} for number in numbers])

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from ctm.commands.edit.common import (
     Edited,
+    asked_for,
+    asked_of_pictures,
     bar,
     edit_parser,
-    labels_of,
     needs_denoiser,
     of_steps,
     reports,
 )
 from ctm.commands.edit.inputs import for_model, read
+from ctm.conditions import repeat
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.models import AnyModel
-from ctm.sampling import class_labels
-from ctm.terminal.options import jumper, parse_labels
+from ctm.terminal.options import jumper
 from ctm.terminal.parser import Parser
 
 __all__ = [
@@ -75,6 +76,7 @@ def interpolated_parser() -> Parser:
         "first",
         "second",
         labels="classes of both pictures, e.g. 3,7 (default: no class)",
+        rows="pictures: two rows",
     )
     result.add_argument("--num", type=int, default=8, help="pictures, both ends among them")
     return result
@@ -87,6 +89,7 @@ def varied_parser() -> Parser:
         "models/fashion-mnist-ctm shirt.png --amount 0.3 --num 8 --labels 0 --out varied.png",
         "image",
         labels="the picture's class, e.g. 3 (default: no class)",
+        rows="picture: one row",
     )
     result.add_argument("--amount", type=float, default=0.3, help="0: the picture itself … 1: fresh samples")
     result.add_argument("--num", type=int, default=4, help="number of results")
@@ -96,21 +99,20 @@ def varied_parser() -> Parser:
 def stroked(model: AnyModel, settings: Namespace) -> Edited:
     """Results of stroke to image. Raises ValueError for unfitting pictures and options; so do the other three."""
     jumper(model, settings.model, "stroke to image needs a CTM")
-    count, labels = labels_of(model, settings, settings.num)
+    asked = asked_for(model, settings, settings.num)
     image = for_model(read(settings.image), settings.image, model)
     options: dict[str, Any] = {"steps": settings.steps, "gamma_share": settings.gamma, "seed": settings.seed}
     with bar("stroke") as advance:
         made = stroke(
             model,
-            _on(model, image).expand(count, *model.shape),
+            _on(model, image).expand(asked.count, *model.shape),
             settings.sigma,
-            condition=_on(model, labels),
+            condition=asked.condition,
             callback=of_steps(advance, settings.steps),
             **options,
         )
-    facts = {"sigma": settings.sigma, "gamma": settings.gamma, "steps": settings.steps}
-    facts["labels"] = None if labels is None else labels.tolist()
-    return Edited([("input", image)], made, reports(labels, count), facts=facts)
+    facts = {"sigma": settings.sigma, "gamma": settings.gamma, "steps": settings.steps} | asked.facts
+    return Edited([("input", image)], made, reports(asked.labels, asked.count), facts=facts)
 
 
 def denoised(model: AnyModel, settings: Namespace) -> Edited:
@@ -118,21 +120,20 @@ def denoised(model: AnyModel, settings: Namespace) -> Edited:
     needs_denoiser(model, settings)
     if settings.num < 0:
         raise ValueError(f"--num must be at least 0, got {settings.num}")
-    _, label = _one_class(model, settings, 1)
+    asked = asked_of_pictures(model, settings, 1)
     picture = read(settings.image)
     image = for_model(picture, settings.image, model)
     if picture.size != (model.shape[2], model.shape[1]):
         print("denoise: resizing changes the noise; --sigma is taken to be what it is afterwards")
     x = _on(model, image)[None]
-    made = [denoise(model, x, settings.sigma, _on(model, label))]
+    made = [denoise(model, x, settings.sigma, asked.condition)]
     if settings.num:
-        labels = None if label is None else _on(model, label).expand(settings.num)
+        several = repeat(asked.condition, settings.num)
         with bar("denoise") as advance:
             options: dict[str, Any] = {"seed": settings.seed, "callback": of_steps(advance, settings.steps)}
             x = x.expand(settings.num, *model.shape)
-            made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, condition=labels, **options))
-    facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None}
-    facts["labels"] = None if label is None else label.tolist()
+            made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, condition=several, **options))
+    facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None} | asked.facts
     captions = ["mean", *(f"draw {i + 1}" for i in range(settings.num))]
     return Edited([("input", image)], torch.cat(made), captions, facts=facts)
 
@@ -140,17 +141,16 @@ def denoised(model: AnyModel, settings: Namespace) -> Edited:
 def interpolated(model: AnyModel, settings: Namespace) -> Edited:
     """Pictures on the way from the first picture to the second."""
     needs_denoiser(model, settings)
-    given, labels = _one_class(model, settings, 2)
+    asked = asked_of_pictures(model, settings, 2)
     first = for_model(read(settings.first), settings.first, model)
     second = for_model(read(settings.second), settings.second, model)
     with bar("interpolate") as advance:
-        pair = None if given is None else (given[0], given[1])
         ends = (_on(model, first), _on(model, second))
-        made = interpolate(model, *ends, settings.num, labels=pair, progress=advance)
+        made = interpolate(model, *ends, settings.num, condition=asked.condition, progress=advance)
     off = float((made[[0, -1]].cpu().clamp(-1, 1) - torch.stack([first, second])).abs().max()) * 127.5
     print(f"interpolate: the ends come back from noise to within {off:.1f} of 255 levels")
     captions = [f"{i / (settings.num - 1):.0%}" for i in range(settings.num)]
-    facts = {"deviation_of_ends": round(off, 4), "labels": None if labels is None else labels.tolist()}
+    facts = {"deviation_of_ends": round(off, 4)} | asked.facts
     return Edited([("first", first)], made, captions, [("second", second)], facts)
 
 
@@ -159,27 +159,15 @@ def varied(model: AnyModel, settings: Namespace) -> Edited:
     needs_denoiser(model, settings)
     if settings.num < 1:
         raise ValueError(f"--num must be at least 1, got {settings.num}")
-    given, _ = _one_class(model, settings, 1)
+    asked = asked_of_pictures(model, settings, 1)
     image = for_model(read(settings.image), settings.image, model)
-    label = None if given is None else given[0]
     with bar("vary") as advance:
-        options: dict[str, Any] = {"label": label, "seed": settings.seed, "progress": advance}
+        options: dict[str, Any] = {"condition": asked.condition, "seed": settings.seed, "progress": advance}
         made = variations(model, _on(model, image), settings.num, settings.amount, **options)
-    facts = {"amount": settings.amount, "labels": given}
+    facts = {"amount": settings.amount} | asked.facts
     return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
 
 
-def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
-    """One class for each given picture: a list, and int64 (pictures,). None where --labels is not given."""
-    if settings.labels is None:
-        return None, None
-    given = parse_labels(settings.labels, model.num_classes, model.class_names)
-    if len(given) != pictures:
-        wanted = "one class, the picture's" if pictures == 1 else "two classes, those of both pictures"
-        raise ValueError(f"--labels of {settings.task} takes {wanted}, got {settings.labels!r}")
-    return given, class_labels(model, pictures, torch.tensor(given))
-
-
-def _on(model: AnyModel, x: Any) -> Any:
-    """The tensor on the model's device; None stays None."""
-    return None if x is None else x.to(next(model.parameters()).device)
+def _on(model: AnyModel, x: Tensor) -> Tensor:
+    """The tensor on the model's device."""
+    return x.to(next(model.parameters()).device)

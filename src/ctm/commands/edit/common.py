@@ -1,17 +1,20 @@
-"""What every kind of edit shares: options, labels, progress bar, and the results for the files."""
+"""What every kind of edit shares: options, conditions, progress bar, and the results for the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from ctm.commands.fields import add_condition_option, condition_of_rows
 from ctm.commands.screened import add_policy_options
+from ctm.conditions import Condition, to
 from ctm.models import AnyModel, ConsistencyModel
 from ctm.progress import JobBar
 from ctm.sampling import class_labels
@@ -20,11 +23,13 @@ from ctm.terminal.options import add_device_option, parse_labels
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = [
+    "Asked",
     "Edited",
+    "asked_for",
+    "asked_of_pictures",
     "bar",
     "edit_parser",
     "expected",
-    "labels_of",
     "needs_denoiser",
     "of_steps",
     "reports",
@@ -47,8 +52,11 @@ class Edited:
     numbers: list[int] | None = None
 
 
-def edit_parser(name: str, description: str, example: str, *images: str, labels: str | None = None) -> Parser:
-    """A parser with the options that all edits have. labels: the help text of --labels, where it differs."""
+def edit_parser(
+    name: str, description: str, example: str, *images: str, labels: str | None = None, rows: str = "results"
+) -> Parser:
+    """A parser with the options that all edits have. labels: the help text of --labels, where it differs; rows: what gets the
+    rows of --condition."""
     result = command_parser(f"edit {name}", description, f"ctm edit {name} {example}")
     add = result.add_argument
     add("model", type=str, help="model directory, run directory or hub id")
@@ -56,6 +64,7 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
         add(image, type=str, help=PICTURE)
     several = "classes of the results, repeated over them: 3, 0-9, names or all (default: no class)"
     add("--labels", "--label", type=str, default=None, help=labels or several)
+    add_condition_option(result, rows)
     add("--seed", type=int, default=0, help="result i depends on (seed, i) alone")
     add(
         "--out",
@@ -68,23 +77,67 @@ def edit_parser(name: str, description: str, example: str, *images: str, labels:
     return result
 
 
-def labels_of(model: AnyModel, settings: Namespace, num: int | None, default: int = 4) -> tuple[int, Tensor | None]:
-    """(number of results, their classes int64 (num,) or None). Raises ValueError for a class that the model does not know
-    and for a number below 1."""
+@dataclass(frozen=True)
+class Asked:
+    """What an edit is asked for. count: results; labels: their classes, int64 (N,) or None; condition: of N rows, on the model's
+    device, or None."""
+
+    count: int
+    labels: Tensor | None
+    condition: Condition
+
+    @property
+    def facts(self) -> dict[str, list[int] | None]:
+        """What edit.json keeps of it."""
+        return {"labels": None if self.labels is None else self.labels.tolist()}
+
+
+def asked_for(model: AnyModel, settings: Namespace, num: int | None, default: int = 4) -> Asked:
+    """What is asked for results whose classes and fields are given in turn. num: the number of results; None: one for each class
+    or row of fields, else `default`. Raises ValueError for a class that the model does not know and for a number below 1."""
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
-    count = num if num is not None else len(cycle or [0] * default)
+    rows = len(cycle) if cycle else _rows_of(settings.fields) or default
+    count = rows if num is None else num
     if count < 1:
         raise ValueError(f"--num must be at least 1, got {count}")
-    if cycle is None:
-        return count, None
-    return count, class_labels(model, count, torch.tensor([cycle[i % len(cycle)] for i in range(count)]))
+    labels = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(count)])
+    return _asked(model, settings, count, labels)
+
+
+def asked_of_pictures(model: AnyModel, settings: Namespace, pictures: int) -> Asked:
+    """What is asked where each given picture has its own class and its own row of fields. Raises ValueError for other numbers of
+    them."""
+    wanted = "one {}, the picture's" if pictures == 1 else "two {}, those of both pictures"
+    rows = _rows_of(settings.fields)
+    if rows not in (0, pictures):
+        raise ValueError(
+            f"--condition of {settings.task} takes {wanted.format('row' if pictures == 1 else 'rows')}, and "
+            f"{settings.condition} has {rows}"
+        )
+    if settings.labels is None:
+        return _asked(model, settings, pictures, None)
+    given = parse_labels(settings.labels, model.num_classes, model.class_names)
+    if len(given) != pictures:
+        named = wanted.format("class" if pictures == 1 else "classes")
+        raise ValueError(f"--labels of {settings.task} takes {named}, got {settings.labels!r}")
+    return _asked(model, settings, pictures, torch.tensor(given))
+
+
+def _asked(model: AnyModel, settings: Namespace, count: int, labels: Tensor | None) -> Asked:
+    labels = None if labels is None else class_labels(model, count, labels)
+    condition = condition_of_rows(labels, settings.fields, count)
+    return Asked(count, labels, to(condition, next(model.parameters()).device))
+
+
+def _rows_of(fields: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(fields.values()))) if fields else 0
 
 
 def expected(model: AnyModel, settings: Namespace) -> int:
     """The number of results there will be."""
     if settings.task == "denoise":
         return 1 + settings.num
-    return labels_of(model, settings, None)[0] if settings.num is None else settings.num
+    return asked_for(model, settings, None).count if settings.num is None else int(settings.num)
 
 
 def reports(labels: Tensor | None, count: int) -> list[str]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ctm.commands.edit.common import (
     Edited,
+    asked_for,
     bar,
     edit_parser,
-    labels_of,
     needs_denoiser,
     of_steps,
     reports,
@@ -135,11 +135,11 @@ def _solve(
         needs_denoiser(model, settings)
     if method == "guided" and settings.rounds is not None:
         raise ValueError("--rounds belongs to --method replace: leave it out")
-    count, labels = labels_of(model, settings, settings.num)
-    device = next(model.parameters()).device
+    asked = asked_for(model, settings, settings.num)
+    count, device = asked.count, next(model.parameters()).device
     given = y.to(device).expand(count, *y.shape[1:])
     steps, rounds = settings.steps, 2 if settings.rounds is None else settings.rounds
-    options: dict[str, Any] = {"steps": steps, "condition": None if labels is None else labels.to(device)}
+    options: dict[str, Any] = {"steps": steps, "condition": asked.condition}
     with bar(settings.task) as advance:
         options |= {
             "seed": settings.seed,
@@ -155,8 +155,7 @@ def _solve(
     more = "; no picture with values in 0 … 255 fits it exactly" if kept > 1 else ""
     print(f"{settings.task}: what is known is kept to within {kept:.2f} of 255 levels{more}")
     facts = {"method": method, "steps": steps, "rounds": rounds if method == "replace" else None, "deviation": kept}
-    facts["labels"] = None if labels is None else labels.tolist()
-    return Edited([*before, ("known", y[0])], made, reports(labels, count), facts=facts)
+    return Edited([*before, ("known", y[0])], made, reports(asked.labels, count), facts=facts | asked.facts)
 
 
 def _deviation(operator: LinearOperator, y: Tensor, made: Tensor) -> float:

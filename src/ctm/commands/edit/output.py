@@ -6,9 +6,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -37,7 +36,7 @@ def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[s
             raise ValueError(f"--out {out} would write over {given}, which is read: give another name")
 
 
-def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
+def write_edit(out: Path, edited: Edited, about: Mapping[str, object]) -> None:
     """Write the results. FILE.png is one strip. A directory gets input.png, known.png and so on, the results as 000000.png
     …, and edit.json: all of them or none."""
     if suffix_of(out) == ".png":
@@ -53,7 +52,7 @@ def write_edit(out: Path, edited: Edited, about: dict[str, Any]) -> None:
             os.replace(path, out / path.name)
 
 
-def _fill(folder: Path, edited: Edited, about: dict[str, Any]) -> None:
+def _fill(folder: Path, edited: Edited, about: Mapping[str, object]) -> None:
     for name, pixels in (*edited.before, *edited.after):
         save_picture(_picture(pixels), folder / f"{name}.png")
     numbers = range(len(edited.results)) if edited.numbers is None else edited.numbers
