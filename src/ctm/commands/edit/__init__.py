@@ -3,17 +3,21 @@ pictures out."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from PIL import Image
 
 from ctm import __version__
 from ctm.commands.edit import changes, linear
 from ctm.commands.edit.common import Edited, expected
 from ctm.commands.edit.output import check_target, write_edit
+from ctm.commands.marked import composed_claim, name_of, time_of_making
 from ctm.commands.screened import Gate, gate
 from ctm.evaluation.extractors import checksum_of
 from ctm.lock import place_locked
@@ -85,17 +89,18 @@ def run(settings: Namespace) -> None:
     out = Path(own.out)
     check_target(out, model.shape, expected(model, own), list(inputs.values()))
     with gate(own, f"ctm edit {task}") as policy, place_locked(out):
+        sources = {}
         if policy is not None:
-            _admit(policy, model, own, [file for name, file in inputs.items() if name != "mask"])
+            sources = _admitted(policy, model, own, {name: file for name, file in inputs.items() if name != "mask"})
         edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
         about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
         about |= edited.facts | {"version": __version__}
-        made = len(edited.results)
+        made, whole = len(edited.results), None
         if policy is not None:
-            edited = _screened(policy, model, edited, about)
+            edited, whole = _screened(policy, model, edited, own, sources)
         count = len(edited.results)
         if count:
-            write_edit(out, edited, about)
+            write_edit(out, edited, about, whole)
     if policy is None:
         print(f"{count} result{'s' if count > 1 else ''} in {out}")
     else:
@@ -103,22 +108,32 @@ def run(settings: Namespace) -> None:
         print(f"{count} of {made} results in {out}" if count else f"none of {made} results is written")
 
 
-def _admit(policy: Gate, model: Any, settings: Namespace, files: list[str]) -> None:
-    """Return if the policy allows the edit and its filters pass the pictures. Raises ValueError otherwise."""
+def _admitted(policy: Gate, model: Any, settings: Namespace, files: dict[str, str]) -> dict[str, bytes]:
+    """The contents of the picture files that are edited, by what they are in the edit, if the policy allows the edit and its
+    filters pass the pictures. Raises ValueError otherwise."""
     labels = [] if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     policy.admit(model, str(settings.model), expected(model, settings), labels, upload=True)
-    for file in files:
+    for file in files.values():
         policy.check_upload(file)
+    return {name: Path(file).read_bytes() for name, file in files.items()}
 
 
-def _screened(policy: Gate, model: Any, edited: Edited, about: dict[str, Any]) -> Edited:
-    """The results that the policy passes, with their numbers."""
-    common = {
-        name: value for name, value in about.items() if name not in ("image", "first", "second", "mask", "model", "num")
-    }
-    common |= {"model": Path(str(about["model"])).name, "model_digest": checksum_of(model)}
+def _screened(
+    policy: Gate, model: Any, edited: Edited, settings: Namespace, sources: dict[str, bytes]
+) -> tuple[Edited, Callable[[Image.Image], bytes]]:
+    """The results that the policy passes, with their numbers and signed files, and what makes the file of a strip of them."""
+    digest = checksum_of(model)
+    common = {"kind": settings.task, "model": name_of(str(settings.model)), "digest": digest, "model_digest": digest}
+    common |= {"source": [hashlib.sha256(content).hexdigest() for content in sources.values()], "nonce": None}
+    common |= {"seed": settings.seed, "version": __version__}
+
+    def tell(number: int) -> dict[str, Any]:
+        return {**common, "index": number, **edited.makings[number], "created": time_of_making()}
+
     numbers = range(len(edited.results))
-    files = policy.judge(edited.results.detach().cpu(), numbers, [{**common, "index": number} for number in numbers])
+    files = policy.judge(edited.results.detach().cpu(), numbers, tell, sources)
     left = [number for number in numbers if files[number] is not None]
-    captions = [edited.captions[number] for number in left]
-    return replace(edited, results=edited.results[left], captions=captions, numbers=left)
+    captions, kept = [edited.captions[number] for number in left], [file for file in files if file is not None]
+    claim = composed_claim(tell(left[0] if left else 0), "strip", left, settings.seed)
+    whole = partial(policy.composed, claim=claim, sources=sources)
+    return replace(edited, results=edited.results[left], captions=captions, numbers=left, files=kept), whole

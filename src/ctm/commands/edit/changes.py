@@ -11,8 +11,10 @@ from torch import Tensor
 from ctm.commands.edit.common import (
     Edited,
     bar,
+    each_condition,
     edit_parser,
     labels_of,
+    making,
     needs_denoiser,
     of_steps,
     reports,
@@ -20,6 +22,7 @@ from ctm.commands.edit.common import (
 from ctm.commands.edit.inputs import for_model, read
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.models import AnyModel
+from ctm.noise import karras_grid
 from ctm.sampling import class_labels
 from ctm.terminal.options import jumper, parse_labels
 from ctm.terminal.parser import Parser
@@ -110,7 +113,11 @@ def stroked(model: AnyModel, settings: Namespace) -> Edited:
         )
     facts = {"sigma": settings.sigma, "gamma": settings.gamma, "steps": settings.steps}
     facts["labels"] = None if labels is None else labels.tolist()
-    return Edited([("input", image)], made, reports(labels, count), facts=facts)
+    levels = karras_grid(settings.steps, model.sigma_min, settings.sigma)
+    makings = [
+        making("gamma", levels, label, settings.gamma, sigma=settings.sigma) for label in each_condition(labels, count)
+    ]
+    return Edited([("input", image)], made, reports(labels, count), facts=facts, makings=makings)
 
 
 def denoised(model: AnyModel, settings: Namespace) -> Edited:
@@ -134,7 +141,11 @@ def denoised(model: AnyModel, settings: Namespace) -> Edited:
     facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None}
     facts["labels"] = None if label is None else label.tolist()
     captions = ["mean", *(f"draw {i + 1}" for i in range(settings.num))]
-    return Edited([("input", image)], torch.cat(made), captions, facts=facts)
+    own, ends = None if label is None else int(label[0]), torch.tensor([settings.sigma, model.sigma_min])
+    levels = karras_grid(settings.steps, model.sigma_min, settings.sigma)
+    makings = [making("denoise", ends, own, sigma=settings.sigma)]
+    makings += [making("ancestral", levels, own, sigma=settings.sigma)] * settings.num
+    return Edited([("input", image)], torch.cat(made), captions, facts=facts, makings=makings)
 
 
 def interpolated(model: AnyModel, settings: Namespace) -> Edited:
@@ -151,7 +162,9 @@ def interpolated(model: AnyModel, settings: Namespace) -> Edited:
     print(f"interpolate: the ends come back from noise to within {off:.1f} of 255 levels")
     captions = [f"{i / (settings.num - 1):.0%}" for i in range(settings.num)]
     facts = {"deviation_of_ends": round(off, 4), "labels": None if labels is None else labels.tolist()}
-    return Edited([("first", first)], made, captions, [("second", second)], facts)
+    same = None if given is None or given[0] != given[1] else given[0]
+    flow = making("flow", torch.tensor([model.sigma_max, model.sigma_min]), same)
+    return Edited([("first", first)], made, captions, [("second", second)], facts, [flow] * settings.num)
 
 
 def varied(model: AnyModel, settings: Namespace) -> Edited:
@@ -166,7 +179,9 @@ def varied(model: AnyModel, settings: Namespace) -> Edited:
         options: dict[str, Any] = {"label": label, "seed": settings.seed, "progress": advance}
         made = variations(model, _on(model, image), settings.num, settings.amount, **options)
     facts = {"amount": settings.amount, "labels": given}
-    return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
+    flow = making("flow", torch.tensor([model.sigma_max, model.sigma_min]), label, amount=settings.amount)
+    captions = reports(None, settings.num)
+    return Edited([("input", image)], made, captions, facts=facts, makings=[flow] * settings.num)
 
 
 def _one_class(model: AnyModel, settings: Namespace, pictures: int) -> tuple[list[int] | None, Tensor | None]:
