@@ -14,7 +14,6 @@ from ctm.foreign.text import plain
 from ctm.models import AnyModel
 from ctm.safety import Screen, State
 from ctm.safety.filters import Filter
-from ctm.safety.record import last_entry
 from ctm.serve.errors import ApiError
 from ctm.serve.limits import Counts, Gate
 from ctm.serve.metrics import Meters
@@ -111,11 +110,10 @@ class Service:
 
     def check(self) -> None:
         """Raises what keeps requests from being answered: ApiError 503 where a network does not take them, OSError where the
-        database cannot be read."""
+        database cannot be read, or a decision and its signed head could not be written."""
         if not self.takes:
             raise ApiError(503, "the service does not take requests: it is stopping", "stopping", retry_after=5)
-        with self.store.database.reading() as connection:
-            last_entry(connection)
+        self.store.check()
 
     @property
     def takes(self) -> bool:
