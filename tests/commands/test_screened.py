@@ -155,7 +155,7 @@ def test_without_a_policy_nothing_is_kept_and_nothing_is_marked(run, model, tmp_
     assert "policy" not in json.loads((tmp_path / "plain" / "sample.json").read_text())
     code, out, _ = run(*SAMPLE, "--out", "passed", *STATE)
     assert code == 0
-    assert "6 passed that no filter judged: the policy has no filter\n" in out
+    assert "6 passed unseen: the policy has no filter\n" in out
     marked = pixels(model)
     for number, name in enumerate(names(tmp_path / "plain")):
         assert (pixels_in(tmp_path / "passed" / name) == marked[number, ..., 0]).all()

@@ -178,7 +178,7 @@ class Gate:
     def lines(self) -> list[str]:
         """What was passed without being judged, and what was withheld, in a line for each state: how many, and which numbers are
         missing."""
-        told = [f"{count} passed that no filter judged: {reason}" for reason, count in self._unseen.items()]
+        told = [f"{count} {reason}" for reason, count in self._unseen.items()]
         for state, more in (("held", f": ctm moderate list --state {self._state.folder} shows them"), ("blocked", "")):
             numbers = sorted(number for number, each in self.withheld.items() if each.get("state") == state)
             if numbers:

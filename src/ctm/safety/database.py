@@ -142,7 +142,8 @@ def _frozen(url: str) -> str | None:
     """The URL of a SQLite file in a directory that cannot be written to, so that it is read as it is; None for any other. A log
     beside it that is not empty belongs to the file, and needs a directory that can be written to."""
     path = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or not path.is_file() or os.access(path.parent, os.W_OK):
+    may_write = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    if not url.startswith("sqlite:///") or not path.is_file() or may_write:
         return None
     log = path.with_name(f"{path.name}-wal")
     if log.is_file() and log.stat().st_size > 0:

@@ -56,7 +56,7 @@ def write_head(path: Path, entry: Entry, signer: Signer) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises OSError, which names the file, where it could not be written anew: no permission in its directory, or a full disk."""
+    """Raises OSError, which names the file, where it could not be written anew: without permission, or on a full disk."""
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:

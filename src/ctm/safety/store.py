@@ -121,8 +121,8 @@ class Store(Moderation):
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else plain(str(error), 300)
             raise HeadFailure(
-                f"what was decided is in the record (entry {last.number}), but {head} cannot be written ({reason}), so its end is not "
-                "protected: make room or give permission; the next decision writes the head"
+                f"what was decided is in the record (entry {last.number}), but {head} cannot be written ({reason}), so its end "
+                "is not protected: make room or give permission; the next decision writes the head"
             ) from error
 
     @contextmanager
