@@ -132,7 +132,10 @@ def guidance(results: dict) -> list[str]:
 
 
 def edits(results: dict) -> list[str]:
-    rows = ["| images | jumps | edit | images a row | signs that match | found | predicted |", "|---|--:|---|--:|--:|--:|--:|"]
+    rows = [
+        "| images | jumps | edit | images a row | signs that match | found | predicted |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
     predicted = results["predicted of edits"]
     for name, words in MODELS.items():
         for steps in (1, 8):

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctm import TrajectoryModel
+from ctm.conditioner import Arrays, Labels
+from ctm.networks import MLP
 from ctm.provenance import manifest, text
 from ctm.safety import State, verify
 from ctm.safety.record import entries
@@ -117,6 +120,27 @@ def test_one_picture_of_many_samples_is_signed_as_a_whole(capsys, place, samples
     (composed,) = (entry["body"] for entry in told if entry["kind"] == "composed")
     assert composed["sha256"] == hashlib.sha256((place / "grid.png").read_bytes()).hexdigest()
     assert [state.store.picture(id).claim["index"] for id in composed["shows"]] == [0, 1, 2, 3]
+    state.store.close()
+
+
+def test_a_condition_with_fields_is_in_the_record_and_is_tried(capsys, place, policy):
+    """The claim has each row's fields, as a service's has; ctm verify tries them from the state's database."""
+    network = MLP((1, 8, 8), 4, width=8, blocks=1, embedding=8, arrays={"place": (2,)})
+    both = Labels(4) | Arrays({"place": (2,)})
+    TrajectoryModel(network, shape=(1, 8, 8), conditioner=both).save_pretrained(place / "fields")
+    np.savez(place / "c.npz", place=np.float32([[0.5, -0.25], [1, 2]]))
+    arguments = ("sample", place / "fields", "--labels", "1,2", "--condition", place / "c.npz", "--steps", 8, *policy)
+    done(capsys, *arguments, "--out", place / "of fields")
+    texts, signed = said(place / "of fields" / "000001.png", place)
+    assert signed.fields == texts
+    assert json.loads(texts["condition"]) == {"labels": 2, "place": [1.0, 2.0]}
+    where = ("--state", place / "state", "--model", place / "fields")
+    out = done(capsys, "verify", place / "of fields" / "000001.png", *where)
+    assert "for each of 2 tried" in out
+    state = State.open(place / "state")
+    conditions = [one.condition for one in state.store.nonces(texts["digest"])]
+    assert {"labels": 1, "place": [0.5, -0.25]} in conditions
+    assert verify(state.store, state.store.record.signer.public).problems == []
     state.store.close()
 
 

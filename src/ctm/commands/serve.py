@@ -152,8 +152,8 @@ def _about_filters(service: Service) -> list[str]:
     unseen = [name for name, served in service.models.items() if min(served.model.shape[1:]) < smallest]
     if unseen and passes:
         told.append(
-            f"filter: NO filter sees the pictures of {', '.join(unseen)}, which pass unseen because they are smaller (small_images: "
-            "pass in the policy; hold or block keeps them back)"
+            f"filter: NO filter sees the pictures of {', '.join(unseen)}, which pass unseen because they are smaller "
+            "(small_images: pass in the policy; hold or block keeps them back)"
         )
     return told
 
