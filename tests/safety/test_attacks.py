@@ -183,8 +183,12 @@ def test_a_log_that_a_reader_could_not_read_is_said(tmp_path, monkeypatch):
     folder = tmp_path / "state"
     filled(folder, 2).store.close()
     (folder / "service.sqlite3-wal").write_bytes(b"entries")
-    monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    with pytest.raises(ValueError, match=r"service.sqlite3-wal there holds entries .*: copy the whole directory"):
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ctm.safety.database.check_place", full)
+    with pytest.raises(ValueError, match=r"\(No space left on device\), and service.sqlite3-wal there holds entries"):
         Store(f"sqlite:///{folder / 'service.sqlite3'}")
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from usearch.index import MetricKind, search
+from usearch.index import search
 
 from ctm.backbones import EfficientNetLite0
 from ctm.files import write_whole
@@ -84,7 +84,7 @@ class BlockList:
         return len(self.features)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Scores]:
-        found = search(self.features, features_of(images), 1, metric=MetricKind.Cos, exact=True)
+        found = search(self.features, features_of(images), 1, exact=True)  # by 1 − cosine
         return [
             {"near": float(np.clip(1.0 - distance, 0.0, 1.0))} for distance in found.distances.reshape(len(images))
         ]  # NaN stays NaN, which blocks

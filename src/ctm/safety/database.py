@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ctm.foreign.text import plain
+from ctm.safety.head import check_place
 
 __all__ = ["Database", "DatabaseFailure"]
 
@@ -129,6 +129,7 @@ class Database:
             yield
         except DBAPIError as error:
             reason = plain(str(error.orig).strip().split("\n")[0], 200)
+            reason += " (the disk may be full)" if reason == "disk I/O error" else ""
             raise DatabaseFailure(f"the database {self.name} fails: {reason}") from error
 
 
@@ -139,17 +140,21 @@ def _config() -> Config:
 
 
 def _frozen(url: str) -> str | None:
-    """The URL of a SQLite file in a directory that cannot be written to, so that it is read as it is; None for any other. A log
-    beside it that is not empty belongs to the file, and needs a directory that can be written to."""
+    """The URL of a SQLite file in a directory that cannot be written to, or whose disk is full, so that it is read as it is; None
+    for any other. A log beside it that is not empty belongs to the file, and needs a directory that can be written to."""
     path = Path(url.removeprefix("sqlite:///"))
-    may_write = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    if not url.startswith("sqlite:///") or not path.is_file() or may_write:
+    if not url.startswith("sqlite:///") or not path.is_file():
         return None
+    try:
+        check_place(path)
+        return None
+    except OSError as error:
+        reason = error.strerror
     log = path.with_name(f"{path.name}-wal")
     if log.is_file() and log.stat().st_size > 0:
         raise ValueError(
-            f"{path.parent} cannot be written to, and {log.name} there holds entries that {path.name} lacks: copy the whole "
-            "directory to where it can be written to"
+            f"{path.parent} cannot be written to ({reason}), and {log.name} there holds entries that {path.name} lacks: make "
+            "room, or copy the whole directory to where it can be written to"
         )
     return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&immutable=1&uri=true"
 

@@ -18,7 +18,7 @@ from ctm.safety.signing import PublicKey, Signer
 
 __all__ = ["Head", "HeadFailure", "check_place", "read_head", "write_head"]
 
-_PROBE = 4096  # bytes that a place must take, more than a head has
+_PROBE = 1 << 16  # bytes that a place must take: more than a head has, and than SQLite needs beside a file to read it
 
 
 class HeadFailure(OSError):
