@@ -35,7 +35,11 @@ MANY = (
     "parquet-inflates",
     "parquet-repeats",
     "samples-inflates",
-)  # seconds to make or to read
+    "upload-pixels",
+    "upload-text",
+    "upload-size",
+    "body-deep",
+)  # seconds to make or to read, or a service to start
 RECIPE = table.RECIPE + table.RADAM
 QUICK = [name for name, entry in table.INPUTS.items() if name not in MANY]
 

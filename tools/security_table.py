@@ -1,6 +1,6 @@
 """Make a hostile file of each kind, give it to ctm in a process of its own, and put what it cost into docs/security.md.
 
-Usage: python tools/security_table.py [NAME …]     (names of rows; without any, all rows are measured and the table is written)
+Usage: python tools/security_table.py [NAME …]     (names of rows: the others stay as they are; without any, all are measured)
 """
 
 import importlib
@@ -265,6 +265,74 @@ def long_nonces(folder: Path) -> list[str]:
     return ["verify", str(folder / "x.png"), *(f"--{name}={folder / file}" for name, file in options.items())]
 
 
+def state_of(folder: Path, policy: str = "") -> Path:
+    """A state of a service whose record has one entry."""
+    from ctm.safety import State
+
+    state = State.open(folder / "state")
+    state.store.note("began", {"what": "a test"})
+    state.store.close()
+    (folder / "state" / "policy.yaml").write_text(policy)
+    return folder / "state"
+
+
+def block_list(folder: Path, content: bytes) -> list[str]:
+    """A block list of a stranger, whose digest fits."""
+    import hashlib
+
+    from ctm.safety.block_list import _weights
+
+    state = state_of(folder, "thresholds: {block_list: {near: {block: 1.0}}}\nblock_list: list\n")
+    (state / "list").write_bytes(content)
+    about = {"form": 2, "pictures": 1, "features": _weights(), "sha256": hashlib.sha256(content).hexdigest()}
+    (state / "list.json").write_text(json.dumps(about))
+    return ["moderate", "policy", "--check", "--state", str(state)]
+
+
+def usearch_index(folder: Path) -> list[str]:
+    """An index that ends the process that reads it: usearch's own, with bytes changed."""
+    from usearch.index import Index
+
+    index = Index(ndim=1280, metric="cos", dtype="f32")
+    index.add(np.arange(4), np.eye(4, 1280, dtype=np.float32))
+    content = bytearray(index.save())
+    content[-400:-100] = b"\xff" * 300
+    return block_list(folder, bytes(content))
+
+
+def head(folder: Path, size: int = 0) -> list[str]:
+    """A head of 100,000 brackets, or of `size` bytes."""
+    (folder / "head.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
+    if size:
+        os.truncate(folder / "head.json", size)
+    return ["moderate", "verify", "--state", str(state_of(folder)), "--head", str(folder / "head.json")]
+
+
+def export(folder: Path, size: int = 0) -> list[str]:
+    """An export with a line of 100,000 brackets, or of `size` bytes."""
+    (folder / "record.jsonl").write_bytes(b"[" * 100_000 + b"]" * 100_000)
+    if size:
+        os.truncate(folder / "record.jsonl", size)
+    return ["moderate", "verify", "--state", str(state_of(folder)), "--export", str(folder / "record.jsonl")]
+
+
+def upload(folder: Path, make: Callable[[Path], list[str]] | None, size: int = 0) -> list[str]:
+    """The picture that another row makes, or `size` zero bytes, sent to a service as a picture to vary."""
+    file = folder / "upload"
+    if make is None:
+        file.write_bytes(b"\x89PNG\r\n\x1a\n")
+        os.truncate(file, size)
+    else:
+        make(folder)
+        next(folder.rglob("*.png")).rename(file)
+    return ["http", str(file), str(folder / "state")]
+
+
+def json_body(folder: Path) -> list[str]:
+    (folder / "body.json").write_bytes(b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    return ["http", str(folder / "body.json"), str(folder / "state")]
+
+
 @dataclass(frozen=True)
 class Input:
     """what: the file, in words; bound: the rule that it meets; make(folder): writes it and gives the arguments of ctm."""
@@ -369,11 +437,32 @@ INPUTS: dict[str, Input] = {
     "verify-text": Input("PNG of 65 kB for ctm verify whose text inflates to 64 MB", "1 MB of text", marked_picture),
     "verify-size": Input("picture of 1 GB for ctm verify", "64 MB", long_picture),
     "verify-nonces": Input("file of nonces with a line of 1 GB", "64 kB a line", long_nonces),
+    "list-header": Input(
+        "block list whose header claims 2^60 bytes",
+        "the file's size",
+        lambda f: block_list(f, struct.pack("<Q", 1 << 60) + b"{" + bytes(100)),
+    ),
+    "list-index": Input("block list that is a damaged index of usearch", "numbers, no index", usearch_index),
+    "head-deep": Input("head of a record of 100,000 brackets", "50 levels", head),
+    "head-long": Input("head of a record of 1 GB", "1 MB", lambda f: head(f, 1 << 30)),
+    "export-deep": Input("exported record with a line of 100,000 brackets", "50 levels", export),
+    "export-line": Input("exported record with a line of 1 GB", "16 MB a line", lambda f: export(f, 1 << 30)),
+    "upload-pixels": Input(
+        "upload: PNG of 1.6 MB with 1.6·10^9 pixels", "pixels, before any is decoded", lambda f: upload(f, picture)
+    ),
+    "upload-text": Input(
+        "upload: PNG of 65 kB whose text inflates to 64 MB", "1 MB of text", lambda f: upload(f, marked_picture)
+    ),
+    "upload-size": Input("upload of 100 MB", "10 MB (--largest)", lambda f: upload(f, None, 100_000_000)),
+    "body-deep": Input("request whose JSON has 100,000 brackets", "100,000 lists and objects, few levels", json_body),
 }
 
 
 def run_one(arguments: list[str]) -> None:
     """In a process of its own: the command after its imports; prints exit code, seconds and MB beyond them as JSON."""
+    if arguments[0] == "http":
+        print(json.dumps(sent(*map(Path, arguments[1:]))))
+        return
     from ctm.cli import main
 
     importlib.import_module(f"ctm.commands.{arguments[0]}")
@@ -387,6 +476,36 @@ def run_one(arguments: list[str]) -> None:
     seconds = time.monotonic() - started
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({"code": code, "seconds": seconds, "megabytes": grown / 1024}))
+
+
+def sent(file: Path, folder: Path) -> dict:
+    """What a request costs that sends a file to a service over the shipped digits. code: 2 where the service refuses it (4xx)."""
+    import yaml
+    from starlette.testclient import TestClient
+
+    from ctm.serve.app import create_app
+    from ctm.serve.opening import Opening
+    from ctm.serve.service import Settings
+
+    policy = folder.with_name("policy.yaml")
+    policy.write_text(yaml.safe_dump({"thresholds": {}}))
+    models = (str(PAGE.parents[1] / "models" / "digits-ctm"),)
+    service = Opening(models, folder, policy, "cpu", Settings()).service()
+    with TestClient(create_app(service)) as client:
+        client.post("/v1/images/generations", json={"prompt": "3"})  # so that all is imported
+        content = file.read_bytes()
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        if file.suffix == ".json":
+            answer = client.post(
+                "/v1/images/generations", content=content, headers={"Content-Type": "application/json"}
+            )
+        else:
+            answer = client.post("/v1/images/variations", files={"image": ("x.png", content, "image/png")})
+        seconds = time.monotonic() - started
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(answer.status_code, answer.text[:300], file=sys.stderr)
+    code = 2 if 400 <= answer.status_code < 500 else answer.status_code
+    return {"code": code, "seconds": seconds, "megabytes": grown / 1024}
 
 
 def measure(name: str) -> dict:
@@ -425,11 +544,12 @@ def main() -> None:
         result = measure(name)
         rows.append(row(name, result))
         print(f"{rows[-1]}\n    {result['sentence'][:300]}", flush=True)
-    if sys.argv[1:]:
-        return
     head = ["| row | input | bound | end | seconds | MB |", "|---|---|---|---|--:|--:|"]
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join([*head, *rows])}\n{END}{rest.split(END)[1]}")
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    table, after = rest.split(END)
+    there = {line.split(" | ")[0].removeprefix("| "): line for line in [*table.strip().splitlines()[2:], *rows]}
+    lines = [there[name] for name in INPUTS if name in there]
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join([*head, *lines])}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ctm import generate, load_model
+from ctm import editing, generate, load_model
 from ctm.bench.results import Results
 from ctm.data import Images, load_images, to_model_range
 from ctm.evaluation.run import evaluate_images, judge_of, labels_of
 from ctm.guidance import at_scale
 from ctm.keystream import signs
+from ctm.likelihood import decode, encode
 from ctm.noise import karras_grid
 from ctm.pictures import as_saved, to_uint8
 from ctm.provenance import binomial_tail, least_matches
@@ -54,6 +55,23 @@ PREDICTED = {
     "quality": "Fréchet distance marked − unmarked within two standard errors, at one and at eight jumps",
     "one nonce": "Fréchet distance more than half as large again; diversity in a class about 0.6 of it, as |ε| alone has 36 % of "
     "the variance; recall halved",
+}
+EDITS = (
+    "inpainting of the middle quarter",
+    "inpainting of the lower half",
+    "stroke, σ = 0.3, γ = 1",
+    "stroke, σ = 1, γ = 1",
+    "enlarging from half the size",
+    "denoising, σ = 0.1",
+    "variation, amount 0.3",
+    "interpolation, half of the way",
+)
+PREDICTED_EDITS = {  # of marked images of one jump and of eight that are then edited, in the order of EDITS
+    "said": "before any edit was measured",
+    "digits/1": [0.05, 0.0, 0.03, 0.0, 0.0, 0.6, 0.3, 0.05],
+    "digits/8": [0.05, 0.0, 0.03, 0.0, 0.0, 0.7, 0.4, 0.05],
+    "fashion-mnist/1": [0.4, 0.1, 0.3, 0.01, 0.4, 0.85, 0.7, 0.4],
+    "fashion-mnist/8": [0.6, 0.15, 0.5, 0.01, 0.45, 0.95, 1.0, 0.95],
 }
 
 
@@ -210,6 +228,54 @@ class Measurement:
             self.model = plain
         return {"plain": self.rates(self.way_back(images, labels)), "guided": guided}
 
+    def edits(self) -> None:
+        """Marked images, saved and then edited as `ctm edit` does with its usual options: whether their own nonce is still
+        found in the saved result."""
+        for steps in (1, 8):
+            for kind in EDITS:
+                self.add(f"edits/{steps}/{kind}", lambda s=steps, k=kind: self._edits(s, k))
+
+    def _edits(self, steps: int, kind: str) -> dict:
+        count = min({"digits": 200, "fashion-mnist": 100}[self.name], self.images)
+        labels = torch.arange(count) % self.model.num_classes
+        edited = self.edited(as_saved(self.marked(count, steps)), labels, kind)
+        return self.rates(self.way_back(as_saved(edited), labels))
+
+    def edited(self, images: Tensor, labels: Tensor, kind: str) -> Tensor:
+        """Images of these classes after an edit. An interpolation goes from each image to the next one of its class."""
+        model, side = self.model, self.model.shape[-1]
+        options = {"condition": labels, "seed": SEED + 1}
+        if kind.startswith("inpainting"):
+            fill = torch.zeros(model.shape, dtype=torch.bool)
+            fill[:, side // 4 : side - side // 4, side // 4 : side - side // 4] = True
+            if kind.endswith("half"):
+                fill[:], fill[:, side // 2 :] = False, True
+            return self._solved(images, editing.masking(~fill), options)
+        if kind.startswith("enlarging"):
+            return self._solved(images, editing.averaging((side, side), (side // 2, side // 2)), options)
+        if kind.startswith("stroke"):
+            sigma = 0.3 if "0.3" in kind else 1.0
+            return editing.stroke(model, images, sigma, steps=8, gamma_share=1.0, **options)
+        if kind.startswith("denoising"):
+            return editing.denoise(model, images, 0.1, labels)
+        return self._along_the_flow(images, labels, kind)
+
+    def _along_the_flow(self, images: Tensor, labels: Tensor, kind: str) -> Tensor:
+        """What `editing.variations` and `editing.interpolate` make between pictures of one class, for many images at once."""
+        fine = {"rtol": 1e-3, "atol": 1e-3}
+        z = encode(self.model, images, labels, **fine)
+        if kind.startswith("variation"):
+            angle = torch.tensor(0.3 * torch.pi / 2)
+            other = torch.randn(z.shape, generator=torch.Generator().manual_seed(SEED + 1))
+            return decode(self.model, angle.cos() * z + angle.sin() * other, labels, **fine)
+        other = z.roll(-self.model.num_classes, 0)
+        return decode(self.model, editing.spherical(z, other, torch.full((len(z),), 0.5)), labels, **fine)
+
+    def _solved(self, images: Tensor, operator: editing.LinearOperator, options: dict) -> Tensor:
+        known = operator.A(images)
+        made = editing.replace(self.model, operator, known, steps=18, rounds=2, **options)
+        return editing.into_range(made, operator, known)
+
     def levels(self) -> None:
         """The level that pictures are taken to have, and the share of coordinates that are counted."""
         count = min(200, self.images)
@@ -311,7 +377,7 @@ def chi_square(seen: Tensor, bits: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("false_positives", "true_positives", "every_condition", "levels", "quality", "guidance")
+    parts = ("false_positives", "true_positives", "every_condition", "levels", "quality", "guidance", "edits")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "watermark.json")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--images", type=int, default=400, help="marked images of each rate of true positives")
@@ -320,6 +386,8 @@ def main() -> None:
     results = Results(settings.out, go_on=True)
     if "predicted" not in results.entries:
         results.add("predicted", PREDICTED)
+    if "predicted of edits" not in results.entries:
+        results.add("predicted of edits", PREDICTED_EDITS)
     for part in settings.only:
         for name in settings.models:
             getattr(Measurement(name, results, settings.images), part)()

@@ -14,6 +14,16 @@ PAGE, RESULTS = ROOT / "docs" / "provenance.md", ROOT / "docs" / "bench" / "wate
 MODELS = {"digits": "digits, 8×8", "fashion-mnist": "Fashion-MNIST, 28×28"}
 CHANGES = ("none", "JPEG 90", "JPEG 75", "noise 0.05", "half the size and back", "crop to 90 %")
 OTHERS = ("none, no condition given", "none, γ = 0.5", "none, γ = 1")
+EDITS = (
+    "inpainting of the middle quarter",
+    "inpainting of the lower half",
+    "stroke, σ = 0.3, γ = 1",
+    "stroke, σ = 1, γ = 1",
+    "enlarging from half the size",
+    "denoising, σ = 0.1",
+    "variation, amount 0.3",
+    "interpolation, half of the way",
+)
 METRICS = {
     "frechet": "Fréchet distance",
     "diversity": "diversity in a class",
@@ -121,12 +131,31 @@ def guidance(results: dict) -> list[str]:
     return rows
 
 
+def edits(results: dict) -> list[str]:
+    rows = [
+        "| images | jumps | edit | images a row | signs that match | found | predicted |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
+    predicted = results["predicted of edits"]
+    for name, words in MODELS.items():
+        for steps in (1, 8):
+            for kind, said in zip(EDITS, predicted[f"{name}/{steps}"], strict=True):
+                r = results.get(f"{name}/edits/{steps}/{kind}")
+                if r:
+                    rows.append(
+                        f"| {words} | {steps} | {kind} | {r['images']} | {percent(r['matching'])} of {r['bits']} | "
+                        f"{percent(r['found']['1'])} | {percent(said)} |"
+                    )
+    return rows
+
+
 TABLES = {
     "false positives": false_positives,
     "true positives": true_positives,
     "conditions": conditions,
     "levels": levels,
     "guidance": guidance,
+    "edits": edits,
     "quality": quality,
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 __all__ = [
     "as_source",
+    "check_no_device",
     "disk_failure",
     "file_digest",
     "mapped_array",
@@ -69,12 +70,21 @@ def write_whole(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def check_no_device(path: Path) -> None:
+    """Raises ValueError, naming the path, for a device, a pipe or a socket: a file that appears whole takes the place of what
+    was there, and who may do so could put one in the place of /dev/null."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a device or a pipe, which a file would replace: give the name of a file")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A new empty file with a temporary name beside `path`, to write to. At the end of the block it becomes `path`.
 
     If the block raises, nothing new is left, and an earlier file of that name is unchanged. The folder is made. Raises
-    OSError, which names `path`, if writing fails, also if torch, safetensors or Pillow report this with errors of their own."""
+    OSError, which names `path`, if writing fails, also if torch, safetensors or Pillow report this with errors of their own, and
+    ValueError as `check_no_device`."""
+    check_no_device(path)
     temporary = path.with_name(f".{_short(path.name)}.writing")
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """A place that cannot be written is refused before anything is computed for it: an hour's work would be lost."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from ctm.files import write_whole
 from ctm.terminal.paths import check_place
 
 from .test_cli import model, run, sentence  # noqa: F401
@@ -80,3 +82,13 @@ def test_a_place_that_can_be_written_is_left_as_it_was(capsys, model, tmp_path):
     options = ["--data", "digits", "--num", "2", "--rtol", "1e-1", "--atol", "1e-1"]
     assert run(capsys, "likelihood", model, *options, "--out", place / "x.json")[0] == 0
     assert json.loads((place / "x.json").read_text())["num"] == 2
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path, capsys):
+    """A pipe here, which stands for /dev/null: as root a file would take its place, for every process of the machine."""
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="is a device or a pipe, which a file would replace"):
+        write_whole(pipe, b"content")
+    assert "is a device or a pipe" in sentence(capsys, "sample", MODELS / "digits-ctm", "--num", 1, "--out", pipe)
+    assert pipe.is_fifo()

@@ -1,4 +1,4 @@
-"""ctm sample and ctm edit with --policy: refused before, screened after, and a record of it; without it, as before."""
+"""ctm sample and ctm edit with --policy: refused before, screened and marked after, and a record of it; without it, as before."""
 
 import hashlib
 import io
@@ -14,14 +14,18 @@ from ctm.pictures import to_uint8
 from ctm.safety import State, verify
 from ctm.safety.block_list import BlockList, features_of
 from ctm.safety.head import read_head
+from ctm.serve.nonces import nonces_of
 
 NUM = 6
 SEED = 5
+KEY = bytes(range(32))
 
 
 @pytest.fixture
 def model(small_ctm, tmp_path):
     small_ctm.save_pretrained(tmp_path / "model")
+    (tmp_path / "state" / "keys").mkdir(parents=True, mode=0o700)
+    (tmp_path / "state" / "keys" / "watermark.key").write_bytes(KEY)
     return tmp_path / "model"
 
 
@@ -45,13 +49,17 @@ STATE = ("--policy", "p.yaml", "--state", "state")
 
 
 def pixels(model):
-    """What the samples are, (6, 8, 8, 1), by the library."""
+    """What the samples are, (6, 8, 8, 1), by the library: marked by the state's key."""
     import torch
 
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    return to_uint8(
-        generate(TrajectoryModel.from_pretrained(model), NUM, condition=labels, seed=SEED, batch_size=4)
-    ).numpy()
+    mark = (KEY, nonces_of(KEY, "local", SEED, NUM))
+    options = {"condition": torch.tensor([0, 1, 2, 0, 1, 2]), "seed": SEED, "batch_size": 4, "watermark": mark}
+    return to_uint8(generate(TrajectoryModel.from_pretrained(model), NUM, **options)).numpy()
+
+
+def pixels_in(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 @pytest.fixture
@@ -128,7 +136,8 @@ def test_samples_of_another_policy_are_not_mixed(run, policy, tmp_path):
 
 
 def test_one_picture_has_empty_cells(run, policy, model, tmp_path):
-    assert run(*SAMPLE, "--out", "plain.png")[0] == 0
+    (tmp_path / "open.yaml").write_text("thresholds: {}\n")
+    assert run(*SAMPLE, "--out", "plain.png", "--policy", "open.yaml", "--state", "state")[0] == 0
     assert run(*SAMPLE, "--out", "screened.png", *STATE)[0] == 0
     plain, screened = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("plain", "screened"))
     assert plain.shape == screened.shape
@@ -139,16 +148,19 @@ def test_one_picture_has_empty_cells(run, policy, model, tmp_path):
     assert len(np.unique(screened[screened != plain])) == 1  # the ground
 
 
-def test_without_a_policy_nothing_is_kept_and_the_bytes_are_the_same(run, tmp_path):
+def test_without_a_policy_nothing_is_kept_and_nothing_is_marked(run, model, tmp_path):
     (tmp_path / "p.yaml").write_text("thresholds: {}\n")
     assert run(*SAMPLE, "--out", "plain")[0] == 0
-    assert not (tmp_path / "state").exists()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["keys"]
     assert "policy" not in json.loads((tmp_path / "plain" / "sample.json").read_text())
     code, out, _ = run(*SAMPLE, "--out", "passed", *STATE)
     assert code == 0
-    assert "6 passed that no filter judged: the policy has no filter\n" in out
-    for name in names(tmp_path / "plain"):
-        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "passed" / name).read_bytes()
+    assert "6 passed unseen: the policy has no filter\n" in out
+    marked = pixels(model)
+    for number, name in enumerate(names(tmp_path / "plain")):
+        assert (pixels_in(tmp_path / "passed" / name) == marked[number, ..., 0]).all()
+        assert (pixels_in(tmp_path / "plain" / name) != marked[number, ..., 0]).any()
+        assert b"ctm:" not in (tmp_path / "plain" / name).read_bytes()
 
 
 @pytest.mark.parametrize("out", ["out", "out.png"])
@@ -206,7 +218,7 @@ def test_edits_are_screened_before_and_after(run, picture, tmp_path):
     assert code == 0
     assert "4 of 4 results in passed" in out
     for name in names(tmp_path / "plain"):
-        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "passed" / name).read_bytes()
+        assert (pixels_in(tmp_path / "plain" / name) == pixels_in(tmp_path / "passed" / name)).all()
     with Image.open(tmp_path / "plain" / "000002.png") as image:
         BlockList.of([np.asarray(image)[None, ..., None]]).save(tmp_path / "list")
     (tmp_path / "p.yaml").write_text("thresholds: {block_list: {near: {hold: 0.99999}}}\nblock_list: ../list\n")

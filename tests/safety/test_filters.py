@@ -1,10 +1,12 @@
 """The shipped filters: the ONNX classifier against its package's own call, the block list against numpy."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 from sklearn.datasets import load_digits, load_sample_images
 
 from ctm.safety import Policy, Screen, block_list
@@ -90,7 +92,7 @@ def test_a_list_is_kept_in_files_that_tell_a_change(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about | {"form": 2}, "does not describe a block list of this ctm"),
+        (lambda about: about | {"form": 1}, "does not describe a block list of this ctm"),
         (lambda about: about | {"features": "0"}, "was made with another feature network"),
         (lambda about: [], "does not describe a block list"),
     ],
@@ -103,12 +105,34 @@ def test_a_list_that_does_not_fit_is_refused(tmp_path, pictures, change, message
         BlockList.load(tmp_path / "list")
 
 
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (None, "list is no block list"),
+        (np.zeros((0, 1280), np.float32), "list is no block list"),
+        (np.zeros((2, 1279), np.float32), "list is no block list"),
+        (np.zeros((2, 1280), np.float64), "list is no block list"),
+        (np.full((2, 1280), np.nan, np.float32), "list holds features that are no numbers"),
+    ],
+)
+def test_a_strangers_list_whose_digest_fits_is_refused(tmp_path, pictures, features, message):
+    """Whoever can write both files can make the digest fit: what the file holds must do no harm by itself."""
+    made = BlockList.of([pictures[:2]])
+    made.save(tmp_path / "list")
+    content = b"\x14\0\0\0 an index" if features is None else save({"features": features})
+    (tmp_path / "list").write_bytes(content)
+    about = json.loads((tmp_path / "list.json").read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "list.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=message):
+        BlockList.load(tmp_path / "list")
+
+
 def test_a_list_that_is_no_file_is_refused_unread(tmp_path):
     """A directory here; a device without end would never be read to its end."""
     (tmp_path / "list").mkdir()
     with pytest.raises(FileNotFoundError, match=r"list\.json"):
         BlockList.load(tmp_path / "list")
-    about = {"form": 1, "features": block_list._weights()}
+    about = {"form": 2, "features": block_list._weights()}
     (tmp_path / "list.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="list is no file"):
         BlockList.load(tmp_path / "list")

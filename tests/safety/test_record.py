@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from ctm.safety import State, verify
-from ctm.safety.head import Head, read_head, write_head
+from ctm.safety.head import Head, HeadFailure, read_head, write_head
 from ctm.safety.policy import Rate
 from ctm.safety.record import Entry, canonical
 from ctm.safety.schema import reports
@@ -385,6 +385,6 @@ def test_a_head_of_another_record_is_not_written_over(folder, tmp_path):
     (folder / "head.json").unlink()
     state = State.open(folder)
     shutil.copy(tmp_path / "foreign", folder / "head.json")
-    with pytest.raises(ValueError, match=r"head.json is the head of another record"):
+    with pytest.raises(HeadFailure, match=r"is in the record .entry 7., but .*head.json is the head of another record"):
         state.store.serve([picture()])
     state.store.close()

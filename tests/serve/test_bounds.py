@@ -3,14 +3,18 @@
 import asyncio
 import io
 import json
+import shutil
 import threading
+import time
 
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from ctm.serve.app import create_app
 from ctm.serve.errors import ApiError
 from ctm.serve.guards import Guard
+from ctm.serve.limits import Counts
 from ctm.serve.receiving import Receiver
 
 GENERATIONS = "/v1/images/generations"
@@ -131,3 +135,30 @@ def test_what_waits_for_a_likelihood_does_not_keep_a_variation_waiting(service, 
         assert not end.is_set()
     finally:
         end.set()
+
+
+def test_a_clock_that_is_set_keeps_nobody_out(monkeypatch):
+    """`limits` counts by the clock: set back by an hour, it would count what was asked for as an hour to come."""
+    counts = Counts()
+    assert counts.take("key", 2, 10, 2) is None
+    assert counts.take("key", 2, 10, 1).words == "minute"
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+    assert counts.take("key", 2, 10, 2) is None
+    assert counts.take("key", 2, 10, 1) is not None
+    assert counts.take_report("key")
+
+
+def test_a_service_whose_head_cannot_be_written_is_not_ready_and_gives_nothing_out(make_service, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    service = make_service(policy={"head": str(elsewhere / "head.json")})
+    with TestClient(create_app(service, stop=False)) as client:
+        assert client.get("/readyz").status_code == 200
+        shutil.rmtree(elsewhere)
+        elsewhere.write_text("a file where the directory was")
+        for answer in (client.get("/readyz"), client.post(GENERATIONS, json={"prompt": "3"})):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "state"
+        elsewhere.unlink()
+        assert client.get("/readyz").status_code == 200
+        assert client.post(GENERATIONS, json={"prompt": "3"}).status_code == 200

@@ -93,6 +93,7 @@ def test_secrets_that_are_gone_are_said(tmp_path, capsys, monkeypatch, digits):
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "keys: all revoked; no request is answered" in said
+    assert "filter: NO filter sees the pictures of digits-ctm, which pass unseen" in " ".join(said.split())
     assert "was gone" not in said
     for name in ("api.secret", "watermark.key"):
         (tmp_path / "state" / "keys" / name).unlink()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ctm import __version__, sampling
 from ctm.commands.fields import add_condition_option, condition_of_rows, given_fields, named_fields
+from ctm.commands.marked import name_of, sample_claims
 from ctm.commands.output import check_output, finished_samples, looked_at, write_samples
 from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.data.notes import tell
@@ -27,7 +28,6 @@ from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
-from ctm.sampling.image_noise import identities
 from ctm.sampling.jumps import two_level_plan
 from ctm.terminal.options import (
     GRID_HELP,
@@ -161,9 +161,13 @@ def _sample(
 ) -> int:
     """Make the samples that are not there yet, and write each batch as it is made. Returns the number of all that are written,
     and says which the policy withholds."""
-    num = asked["num"]
+    num, tell = asked["num"], None
     if policy is not None:
         policy.recall(out)
+        nonces = policy.marker.nonces(asked["seed"], num)
+        asked = {**asked, "watermark": (policy.marker.key, nonces)}
+        tell = sample_claims(about, name_of(str(settings.model)), asked["condition"], nonces)
+        _tell_of_marks(about, settings)
     done = finished_samples(out, about, () if policy is None else policy.withheld)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
@@ -179,10 +183,10 @@ def _sample(
     )
     total = -(-(num - start) // settings.batch_size)
     shown = looked_at(tracked(batches, "sampling", total, unit="batches"), start)
-    if policy is None:
+    if policy is None or tell is None:
         write_samples(out, shown, labels, about, start, columns)
         return int(num)
-    write_screened(policy, out, shown, about, _claims(about, num, settings), start, columns)
+    write_screened(policy, out, shown, about, tell, start, columns)
     print("".join(f"{line}\n" for line in policy.lines()), end="")
     return int(num - len([number for number in policy.withheld if number < num]))
 
@@ -197,23 +201,17 @@ def _admitted(
         raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
     known = () if labels is None else labels.tolist()
     policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg)
-    return {"policy": policy.policy_digest}
+    return {"policy": policy.policy_digest, "watermark": policy.marker.fingerprint}
 
 
-def _claims(about: JSONObject, num: int, settings: Namespace) -> list[JSONObject]:
-    """How each sample was made, for the record that --policy keeps."""
-    common = {name: about[name] for name in ("sampler", "steps", "gamma", "grid", "cfg", "version")}
-    common |= {
-        "model": Path(str(settings.model)).name,
-        "model_digest": about["weights"],
-        "fields": about.get("condition"),
-    }
-    common |= {name: about[name] for name in ("noise_stream",) if name in about}
-    who, labels = identities(about["seed"], range(num)), about["labels"]
-    return [
-        {**common, "seed": seed, "index": index, "condition": None if labels is None else labels[i]}
-        for i, (seed, index) in enumerate(who)
-    ]
+def _tell_of_marks(about: dict[str, Any], settings: Namespace) -> None:
+    """Say it where noise that is added on the way replaces the marked noise."""
+    name, jumps = about["sampler"], about["steps"]
+    fresh = {"gamma": jumps > 1 and about["gamma"], "consistency": jumps > 1, "ancestral": settings.eta}
+    fresh |= {"two_level": True, "dpmpp_2m_sde": True}
+    if fresh.get(name, settings.churn):
+        words = f"γ = {about['gamma']:g} with {jumps} jumps" if name == "gamma" else name
+        print(f"watermark: {words} adds fresh noise on the way, which can hide the mark; text and manifest are there")
 
 
 def _tuned(model: AnyModel, name: str, settings: Namespace) -> TunedGrid | None:

@@ -1,4 +1,5 @@
-"""What --policy adds to a command that makes pictures: admission before, the filters after, and a record of it all in --state."""
+"""What --policy adds to a command that makes pictures: admission before, the filters and the provenance after, and a record of it
+all in --state."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +19,16 @@ from jsonargparse import Namespace
 from PIL import Image
 from torch import Tensor
 
+from ctm.commands.marked import Marker, Tells, composed_claim
 from ctm.commands.output import sample_grid, write_record
 from ctm.data.files import open_picture
 from ctm.data.resize import normal_mode
 from ctm.files import suffix_of, whole_file, write_whole
 from ctm.foreign.text import JSONObject, read_json
 from ctm.models import AnyModel
-from ctm.pictures import save_picture, to_uint8
+from ctm.pictures import to_uint8
 from ctm.safety.extra import installed
+from ctm.serve.signing import Signing
 from ctm.terminal.parser import Parser
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def add_policy_options(parser: Parser) -> None:
     """Add --policy and --state, for `gate`."""
     words = "a policy (YAML): what it forbids is refused, and what its filters hold or block is not written"
     parser.add_argument("--policy", type=str, default=None, help=words)
-    words = f"with --policy: directory of the record and of held pictures, for ctm moderate (default: {_STATE})"
+    words = f"with --policy: directory of the keys, the record and held pictures, for ctm moderate (default: {_STATE})"
     parser.add_argument("--state", type=str, default=None, help=words)
 
 
@@ -63,19 +66,21 @@ def gate(settings: Namespace, what: str) -> Iterator[Gate | None]:
     state = State.open(Path(settings.state or _STATE), Path(settings.policy))
     try:
         screen = state.screen()
+        marker = Marker(Signing.load_or_create(state.folder / "keys"), state.watermark_key())
         state.begin(what, screen)
-        yield Gate(state, screen)
+        yield Gate(state, screen, marker)
     finally:
         state.store.close()
 
 
 class Gate:
-    """Lets pictures through that the policy passes, and keeps a record of each. withheld: what was held or blocked so far, by the
-    picture's number."""
+    """Lets pictures through that the policy passes, and keeps a record of each. marker: of what it lets through. withheld: what
+    was held or blocked so far, by the picture's number."""
 
-    def __init__(self, state: State, screen: Screen) -> None:
-        self._state, self._screen = state, screen
+    def __init__(self, state: State, screen: Screen, marker: Marker) -> None:
+        self._state, self._screen, self.marker = state, screen, marker
         self.withheld: dict[int, dict[str, str]] = {}
+        self._passed: dict[int, str] = {}
         self._unseen: Counter[str] = Counter()
 
     @property
@@ -113,26 +118,53 @@ class Gate:
             self._state.store.note("upload refused", {"sha256": digest, "verdict": asdict(verdict)})
             raise ValueError(f"the policy does not let {file} be used ({verdict.reason}): take another picture")
 
-    def judge(self, images: Tensor, numbers: Sequence[int], claims: Sequence[JSONObject]) -> list[bytes | None]:
-        """PNG files of the images (B, C, H, W) in [−1, 1] that may leave, None for the others. All of them are in the record, and
-        held ones in the queue, before this returns."""
+    def judge(
+        self,
+        images: Tensor,
+        numbers: Sequence[int],
+        tell: Tells,
+        sources: Mapping[str, bytes] | None = None,
+    ) -> list[bytes | None]:
+        """PNG files of the images (B, C, H, W) in [−1, 1] that may leave, with text and manifest, None for the others. All of
+        them are in the record, and held ones in the queue, before this returns.
+
+        tell: the claim of each number. sources: of an edit, the files of the pictures that it was made from, by title."""
         from ctm.safety import Picture
         from ctm.safety.pictures import new_id
 
         pixels = to_uint8(images).numpy()
         verdicts = self._screen.images([_colour(each) for each in pixels])
-        made = [
-            Picture(new_id(), png_bytes(each), claim, verdict)
-            for each, claim, verdict in zip(pixels, claims, verdicts, strict=True)
-        ]
+        made = []
+        for each, number, verdict in zip(pixels, numbers, verdicts, strict=True):
+            id = new_id()
+            claim, png = {**tell(number), "record": id}, png_bytes(each)
+            if verdict.decision != "block":  # what is blocked never leaves, and is not signed
+                png = self.marker.sign(png, claim, sources)
+            made.append(Picture(id, png, claim, verdict))
         self._state.store.serve(made)
         for number, picture in zip(numbers, made, strict=True):
             if picture.verdict.unseen and picture.verdict.decision == "pass":
                 self._unseen[picture.verdict.reason] += 1
-            if picture.verdict.decision != "pass":
+            if picture.verdict.decision == "pass":
+                self._passed[number] = picture.id
+            else:
                 about = {"id": picture.id, "state": picture.state, "reason": picture.verdict.reason}
                 self.withheld[number] = about
         return [picture.png if picture.verdict.decision == "pass" else None for picture in made]
+
+    def composed(
+        self, picture: Image.Image, claim: dict[str, Any], sources: Mapping[str, bytes] | None = None
+    ) -> bytes:
+        """The PNG file of one picture that shows what was judged and passed, with text and manifest. The record has its hash
+        and the ids of what it shows, before this returns. claim: see `composed_claim`."""
+        from ctm.safety.pictures import new_id
+
+        claim = {**claim, "record": new_id()}
+        png = self.marker.sign(png_bytes(np.asarray(picture)), claim, sources)
+        shows = [self._passed[number] for number in sorted(self._passed)]
+        about = {"sha256": hashlib.sha256(png).hexdigest(), "bytes": len(png), "claim": claim, "shows": shows}
+        self._state.store.note("composed", about)
+        return png
 
     def recall(self, out: Path) -> None:
         """Take up what an earlier run withheld from a directory. Raises ValueError for a damaged file of it."""
@@ -147,7 +179,7 @@ class Gate:
     def lines(self) -> list[str]:
         """What was passed without being judged, and what was withheld, in a line for each state: how many, and which numbers are
         missing."""
-        told = [f"{count} passed that no filter judged: {reason}" for reason, count in self._unseen.items()]
+        told = [f"{count} {reason}" for reason, count in self._unseen.items()]
         for state, more in (("held", f": ctm moderate list --state {self._state.folder} shows them"), ("blocked", "")):
             numbers = sorted(number for number, each in self.withheld.items() if each.get("state") == state)
             if numbers:
@@ -166,32 +198,48 @@ def write_screened(
     out: Path,
     batches: Iterable[Tensor],
     about: JSONObject,
-    claims: Sequence[JSONObject],
+    tell: Tells,
     start: int,
     columns: int | Literal["class"] | None,
 ) -> None:
     """Write the samples from number `start` on as `write_samples` does, into a directory or one picture, without those that are
-    withheld: their numbers are missing, and their cells empty."""
+    withheld: their numbers are missing, and their cells empty. tell: the claim of each."""
     if suffix_of(out) == ".png":
-        images: list[Tensor] = []
-        for batch in batches:
-            first = sum(len(each) for each in images)
-            gate.judge(batch, range(first, first + len(batch)), claims[first : first + len(batch)])
-            images.append(batch)
-        if len(gate.withheld) < len(claims):
-            save_picture(sample_grid(torch.cat(images), about["labels"] or [], columns, gate.withheld), out)
+        _write_one(gate, out, batches, about, tell, columns)
         return
     write_record(out, about)
     for batch in batches:
-        _write_batch(gate, out, batch, claims, start)
+        _write_batch(gate, out, batch, tell, start)
         start += len(batch)
 
 
-def _write_batch(gate: Gate, out: Path, batch: Tensor, claims: Sequence[JSONObject], start: int) -> None:
+def _write_one(
+    gate: Gate,
+    out: Path,
+    batches: Iterable[Tensor],
+    about: JSONObject,
+    tell: Tells,
+    columns: int | Literal["class"] | None,
+) -> None:
+    """Write one picture of all samples that pass; nothing where none does."""
+    images: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        gate.judge(batch, range(count, count + len(batch)), tell)
+        images.append(batch)
+        count += len(batch)
+    shown = [number for number in range(count) if number not in gate.withheld]
+    if shown:
+        picture = sample_grid(torch.cat(images), about["labels"] or [], columns, gate.withheld)
+        claim = composed_claim(tell(shown[0]), "grid", shown, about["seed"])
+        write_whole(out, gate.composed(picture, claim))
+
+
+def _write_batch(gate: Gate, out: Path, batch: Tensor, tell: Tells, start: int) -> None:
     """Write the files of one batch. A picture that is there, and one that an earlier run withheld, is not judged again."""
     numbers = range(start, start + len(batch))
     new = [number for number in numbers if number not in gate.withheld and not _is_there(_path(out, number))]
-    files = gate.judge(batch[[number - start for number in new]], new, [claims[n] for n in new]) if new else []
+    files = gate.judge(batch[[number - start for number in new]], new, tell) if new else []
     gate.keep(out)
     for number, content in zip(new, files, strict=True):
         if content is not None:
@@ -200,9 +248,10 @@ def _write_batch(gate: Gate, out: Path, batch: Tensor, claims: Sequence[JSONObje
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """A PNG file of a picture uint8 (H, W, 1 or 3), the same bytes that `save_picture` writes."""
+    """A PNG file of a picture uint8 (H, W), or (H, W, 1 or 3): the same bytes that `save_picture` writes."""
     file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, format="png")
+    flat = pixels.squeeze(-1) if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    Image.fromarray(flat).save(file, format="png")
     return file.getvalue()
 
 

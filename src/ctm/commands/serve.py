@@ -139,6 +139,25 @@ def _lost(folder: Path) -> list[str]:
     return [name for name in ("api.secret", "watermark.key") if there and not (folder / "keys" / name).exists()]
 
 
+def _about_filters(service: Service) -> list[str]:
+    """A line for each filter, and one for the models whose pictures no filter sees."""
+    filters, passes = service.screen.filters, service.policy.small_images == "pass"
+    if not filters:
+        return ["filter: none; every picture passes unseen"]
+    told = []
+    for one in filters:
+        small = f"; smaller pictures: {service.policy.small_images}" if one.limits.smallest > 1 else ""
+        told.append(f"filter: {one.name}, from {one.limits.smallest} pixels on{small}")
+    smallest = min(one.limits.smallest for one in filters)
+    unseen = [name for name, served in service.models.items() if min(served.model.shape[1:]) < smallest]
+    if unseen and passes:
+        told.append(
+            f"filter: NO filter sees the pictures of {', '.join(unseen)}, which pass unseen because they are smaller "
+            "(small_images: pass in the policy; hold or block keeps them back)"
+        )
+    return told
+
+
 def _tell(service: Service, settings: Namespace, device: str, lost: list[str]) -> None:
     """One line for each thing that the service uses. lost: see `_lost`."""
     from ctm.safety.admission import unknown_names
@@ -163,9 +182,6 @@ def _tell(service: Service, settings: Namespace, device: str, lost: list[str]) -
     known = [name for model in models for name in model.class_names]
     for name in unknown_names(service.policy, known, max(model.num_classes for model in models)):
         say(f"policy: {name!r} is no class of these models, and has no effect")
-    for one in service.screen.filters:
-        small = f"; smaller pictures: {service.policy.small_images}" if one.limits.smallest > 1 else ""
-        say(f"filter: {one.name}, from {one.limits.smallest} pixels on{small}")
-    if not service.screen.filters:
-        say("filter: none; every picture passes unseen")
+    for line in _about_filters(service):
+        say(line)
     say(f"state: {service.state.folder}, database {service.store.database.name}")

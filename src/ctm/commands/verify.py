@@ -192,7 +192,8 @@ def _of_manifest(signed: Manifest) -> str:
     kind = {"Trusted": "trusted", "Valid": "valid", "Invalid": "NOT VALID"}.get(signed.state, plain(signed.state))
     parts = [kind, *([f"signed by {signed.issuer}"] if signed.issuer else []), *signed.problems]
     said = f"; it says: {_in_words(signed.fields)}" if signed.fields else f", made by {signed.generator}"
-    return ", ".join(parts) + said
+    opened = f"; made from other pictures: {', '.join(signed.sources)}" if signed.sources else ""
+    return ", ".join(parts) + said + opened
 
 
 def _in_words(texts: dict[str, str]) -> str:
@@ -207,10 +208,23 @@ def _in_words(texts: dict[str, str]) -> str:
     jumps = f"{claim.steps} {'jump' if claim.steps == 1 else 'jumps'}, γ = {claim.gamma:g}"
     jumps = jumps if claim.sampler == "gamma" else f"{plain(claim.sampler)} on {claim.steps + 1} levels"
     jumps += "" if claim.guidance is None else f", guidance {claim.guidance:g}"
+    which, condition = _which(claim, texts), condition if "images" not in texts else "conditions in the record"
+    kind = texts.get("kind", '"generation"').strip('"')
+    kind = "" if kind == "generation" else f"{plain(kind)}, "
     return (
-        f"model {plain(claim.model)} ({plain(claim.digest)}), image {claim.index} of seed {claim.seed}, {jumps}, {condition}, "
-        f"{mark}, made {plain(claim.created)}{record}"
+        f"{kind}model {plain(claim.model)} ({plain(claim.digest)}), {which}, {jumps}, {condition}, {mark}, "
+        f"made {plain(claim.created)}{record}"
     )
+
+
+def _which(claim: Claim, texts: Mapping[str, str]) -> str:
+    """Which image it is; of one picture that shows several, how many and from which on."""
+    if "images" not in texts:
+        return f"image {claim.index} of seed {claim.seed}"
+    many = plain(texts["images"], 20)
+    if "seeds" in texts:
+        return f"{many} images of seeds {plain(texts['seeds'].strip('[]'))}"
+    return f"{many} images of seed {claim.seed}, from number {claim.index} on"
 
 
 def _altered(signed: Manifest | None, texts: dict[str, str]) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,11 +10,15 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from ctm.arguments import as_count, as_number, as_seed, words_for
+from torch import Tensor
 
-__all__ = ["Claim"]
+from ctm.arguments import as_count, as_number, as_seed, words_for
+from ctm.conditions import Condition
+
+__all__ = ["Claim", "claimed"]
 
 _TEXTS = ("model", "digest", "created", "sampler")
+_LONG_FIELD = 4096  # numbers of a field that a claim has in full
 _LEFT_OUT = ("record", "sampler", "guidance")  # fields that a claim may lack
 
 
@@ -108,6 +113,20 @@ class Claim:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"the claim's {name[:40]} is not readable") from error
         return cls.from_dict(values)
+
+
+def claimed(condition: Condition, num: int) -> list[Any] | None:
+    """The condition of each of num images as a claim has it: a label, or the fields by name; of fields of more than 4,096 numbers
+    the digest only. None where there is no condition."""
+    if condition is None or isinstance(condition, Tensor):
+        return None if condition is None else condition.tolist()
+    return [{name: _value(value[index]) for name, value in condition.items()} for index in range(num)]
+
+
+def _value(value: Tensor) -> Any:
+    if value.numel() > _LONG_FIELD:
+        return {"sha256": hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}
+    return value.tolist()
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -43,9 +43,11 @@ class ApiKeys:
         text = f"{_BEGINNING}_{id}_{secrets.token_urlsafe(32)}"
         rate = None if limits is None else limits.model_dump()
         row = {"id": id, "name": name, "role": role, "digest": self._digest(text), "rate": canonical(rate)}
+        about = {"key": id, "name": name, "role": role, "rate": rate, "digest": row["digest"]}
         with self._store.writing() as writing:
-            writing.connection.execute(insert(api_keys).values(**row, created=as_text(now()), revoked=None))
-            writing.note("key created", {"key": id, "name": name, "role": role, "rate": rate, "digest": row["digest"]})
+            time = as_text(now())
+            writing.connection.execute(insert(api_keys).values(**row, created=time, revoked=None))
+            writing.note("key created", about, time=time)
         return text
 
     def find(self, text: str) -> KeyInfo | None:
@@ -73,8 +75,9 @@ class ApiKeys:
                 raise ValueError(f"there is no key {plain(id)!r}: ctm moderate keys list shows their ids")
             if row.revoked is not None:
                 raise ValueError(f"the key {id} was revoked at {row.revoked} already")
-            writing.connection.execute(update(api_keys).where(api_keys.c.id == id).values(revoked=as_text(now())))
-            writing.note("key revoked", {"key": id, "by": by})
+            time = as_text(now())
+            writing.connection.execute(update(api_keys).where(api_keys.c.id == id).values(revoked=time))
+            writing.note("key revoked", {"key": id, "by": by}, time=time)
 
     def _digest(self, text: str) -> str:
         return hmac.new(self._secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()

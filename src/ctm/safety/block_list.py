@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from usearch.index import Index
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from usearch.index import search
 
 from ctm.backbones import EfficientNetLite0
 from ctm.data.images import to_model_range
@@ -23,7 +24,7 @@ from ctm.safety.filters import Limits, Scores
 
 __all__ = ["BlockList", "features_of"]
 
-_FORM = 1  # of the files; another form is refused
+_FORM = 2  # of the files; another form is refused
 _SIDE = 224
 _BATCH = 16
 
@@ -33,10 +34,11 @@ class BlockList:
     """A filter whose score `near` is the largest cosine between a picture's features and those on the list, 0 where it is
     negative. 1 is the picture itself.
 
-    The features are EfficientNet-Lite0's 1,280 pooled ones at 224 pixels. checksum: SHA-256 of the list. Two files keep it:
-    FILE with the index, and FILE.json, which says what it is."""
+    The features are EfficientNet-Lite0's 1,280 pooled ones at 224 pixels, float32 (N, 1280). checksum: SHA-256 of the list. Two
+    files keep it: FILE with the features (safetensors), and FILE.json, which says what it is. The file holds numbers and no
+    index, because usearch reads an index without looking whether it is one, and a damaged one ends the process."""
 
-    index: Any
+    features: np.ndarray
     checksum: str
 
     name = "block_list"
@@ -46,13 +48,11 @@ class BlockList:
     @classmethod
     def of(cls, batches: Iterable[np.ndarray]) -> BlockList:
         """A list of the pictures in batches uint8 (B, H, W, 1 or 3). Raises ValueError for none at all."""
-        index = Index(ndim=EfficientNetLite0.pooled_channels, metric="cos", dtype="f32")
-        for pixels in batches:
-            features = features_of(pixels)
-            index.add(np.arange(len(index), len(index) + len(features)), features)
-        if len(index) == 0:
+        parts = [features_of(pixels) for pixels in batches]
+        if not sum(len(part) for part in parts):
             raise ValueError("a block list needs at least one picture")
-        return cls(index, hashlib.sha256(_bytes(index)).hexdigest())
+        features = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+        return cls(features, hashlib.sha256(_bytes(features)).hexdigest())
 
     @classmethod
     def load(cls, path: Path) -> BlockList:
@@ -73,23 +73,36 @@ class BlockList:
             raise ValueError(
                 f"{path} is not the list that {_beside(path).name} describes: make it again by ctm moderate block"
             )
-        return cls(Index.restore(content), digest)
+        return cls(_features_in(content, path), digest)
 
     def save(self, path: Path) -> None:
         """Write both files, each whole or not at all. Raises OSError, which names the file."""
-        content = _bytes(self.index)
         about = {"form": _FORM, "pictures": len(self), "features": _weights(), "sha256": self.checksum}
-        write_whole(path, content)
+        write_whole(path, _bytes(self.features))
         write_whole(_beside(path), (json.dumps(about, indent=2) + "\n").encode())
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.features)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Scores]:
-        distances = self.index.search(features_of(images), 1, exact=True).distances.reshape(len(images))
+        found = search(self.features, features_of(images), 1, exact=True)  # by 1 − cosine
         return [
-            {"near": float(np.clip(1.0 - distance, 0.0, 1.0))} for distance in distances
+            {"near": float(np.clip(1.0 - distance, 0.0, 1.0))} for distance in found.distances.reshape(len(images))
         ]  # NaN stays NaN, which blocks
+
+
+def _features_in(content: bytes, path: Path) -> np.ndarray:
+    """The features in the bytes of a list. Raises ValueError for what is none."""
+    try:
+        features = load(content).get("features")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        features = None
+    shape = None if features is None else (features.ndim, *features.shape[1:], str(features.dtype))
+    if features is None or shape != (2, EfficientNetLite0.pooled_channels, "float32") or not len(features):
+        raise ValueError(f"{path} is no block list: make it again by ctm moderate block")
+    if not np.isfinite(features).all():
+        raise ValueError(f"{path} holds features that are no numbers: make it again by ctm moderate block")
+    return np.ascontiguousarray(features)
 
 
 @torch.inference_mode()
@@ -113,8 +126,8 @@ def _weights() -> str:
     return hashlib.sha256(EfficientNetLite0.weights_file().read_bytes() + f" pooled {_SIDE}".encode()).hexdigest()
 
 
-def _bytes(index: Any) -> bytes:
-    return bytes(index.save())
+def _bytes(features: np.ndarray) -> bytes:
+    return bytes(save({"features": features}))
 
 
 def _beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ctm.foreign.text import plain
+from ctm.safety.head import check_place
 
 __all__ = ["Database", "DatabaseFailure"]
 
@@ -32,11 +34,14 @@ class DatabaseFailure(OSError):
 class Database:
     """Connections to one database, whose tables are brought to this version when it is opened.
 
-    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. Raises
-    ValueError for a URL that is none and for tables of a newer version, DatabaseFailure for a database that does not answer."""
+    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. to_read: it is
+    only read, so tables of this version need no permission to write. Raises ValueError for a URL that is none and for tables of a
+    newer version, DatabaseFailure for a database that does not answer."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, to_read: bool = False) -> None:
+        frozen = _frozen(url) if to_read else None
         try:
+            url = frozen or url
             self.engine: Engine = create_engine(url, hide_parameters=True, logging_name=_LOG)
         except (ArgumentError, NoSuchModuleError) as error:
             raise ValueError(f"the database's URL cannot be read: {plain(str(error), 200)}") from None
@@ -51,9 +56,15 @@ class Database:
         if self.is_sqlite and self.engine.url.database in (None, "", ":memory:"):
             raise ValueError("a database in memory keeps no record: give sqlite:///FILE")
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _prepare)
+            event.listen(self.engine, "connect", _prepare if frozen is None else _prepare_frozen)
             event.listen(self.engine, "begin", _begin)
-        self._migrate()
+        if not (to_read and self._is_current()):
+            self._migrate()
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a SQLite database, None of another."""
+        return Path(str(self.engine.url.database)) if self.is_sqlite else None
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -88,10 +99,15 @@ class Database:
                 if raw is not None:
                     raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[attr-defined, unused-ignore]
 
+    def _is_current(self) -> bool:
+        """Whether the tables are of this version."""
+        with self.reading() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        return present == ScriptDirectory.from_config(_config()).get_current_head()
+
     def _migrate(self) -> None:
         """Bring the tables to this version, one process at a time."""
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config = _config()
         scripts = ScriptDirectory.from_config(config)
         with self.writing() as connection:
             present = MigrationContext.configure(connection).get_current_revision()
@@ -113,7 +129,38 @@ class Database:
             yield
         except DBAPIError as error:
             reason = plain(str(error.orig).strip().split("\n")[0], 200)
+            reason += " (the disk may be full)" if reason == "disk I/O error" else ""
             raise DatabaseFailure(f"the database {self.name} fails: {reason}") from error
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _frozen(url: str) -> str | None:
+    """The URL of a SQLite file in a directory that cannot be written to, or whose disk is full, so that it is read as it is; None
+    for any other. A log beside it that is not empty belongs to the file, and needs a directory that can be written to."""
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or not path.is_file():
+        return None
+    try:
+        check_place(path)
+        return None
+    except OSError as error:
+        reason = error.strerror
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size > 0:
+        raise ValueError(
+            f"{path.parent} cannot be written to ({reason}), and {log.name} there holds entries that {path.name} lacks: make "
+            "room, or copy the whole directory to where it can be written to"
+        )
+    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&immutable=1&uri=true"
+
+
+def _prepare_frozen(connection: Any, _: Any) -> None:
+    connection.isolation_level = None
 
 
 def _prepare(connection: Any, _: Any) -> None:

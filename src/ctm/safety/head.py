@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ctm.files import write_whole
+from ctm.files import named_failures, write_whole
 from ctm.foreign.text import read_json
 from ctm.safety.record import Entry, canonical
 from ctm.safety.signing import PublicKey, Signer
 
-__all__ = ["Head", "check_place", "read_head", "write_head"]
+__all__ = ["Head", "HeadFailure", "check_place", "read_head", "write_head"]
+
+_PROBE = 1 << 16  # bytes that a place must take: more than a head has, and than SQLite needs beside a file to read it
+
+
+class HeadFailure(OSError):
+    """The head cannot be written, though what it should know is in the record."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,13 @@ def write_head(path: Path, entry: Entry, signer: Signer) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises OSError, which names a file beside it, where the head could not be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        pass
+    """Raises OSError, which names the file, where it could not be written anew: without permission, or on a full disk."""
+    with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_head(path: Path) -> Head:

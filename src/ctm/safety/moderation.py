@@ -127,10 +127,11 @@ class Moderation:
         self._row(id)
         about = {"id": new_id(), "key_id": key_id}
         with self.writing() as writing:
-            row = {"picture": id, "words": words, "made": as_text(now()), "closed": None, "answer": ""}
+            time = as_text(now())
+            row = {"picture": id, "words": words, "made": time, "closed": None, "answer": ""}
             writing.connection.execute(insert(reports).values(about | row))
             digest = hashlib.sha256(words.encode()).hexdigest()
-            writing.note("reported", {"report": about["id"], "words_sha256": digest, "key": key_id}, id)
+            writing.note("reported", {"report": about["id"], "words_sha256": digest, "key": key_id}, id, time)
         return str(about["id"])
 
     def reports(self, every: bool = False) -> list[Report]:
@@ -148,9 +149,10 @@ class Moderation:
             row = None if found is None else found.first()
             if row is None or row.closed is not None:
                 raise ValueError(f"there is no open report {plain(id)}: ctm moderate reports lists them")
-            changed = update(reports).where(reports.c.id == id).values(closed=as_text(now()), answer=answer)
+            time = as_text(now())
+            changed = update(reports).where(reports.c.id == id).values(closed=time, answer=answer)
             writing.connection.execute(changed)
-            writing.note("report closed", {"report": id, "by": by, "answer": answer}, row.picture)
+            writing.note("report closed", {"report": id, "by": by, "answer": answer}, row.picture, time)
 
     def expire(self, time: datetime | None = None) -> Expired:
         """Delete the bytes of pictures, and reports, that the retention says are too old by now (or by `time`). What the record
@@ -163,9 +165,10 @@ class Moderation:
                 wanted = select(pictures.c.id).where(pictures.c.state == state, pictures.c.changed <= old)
                 wanted = wanted.where(pictures.c.png.is_not(None))
                 for (id,) in writing.connection.execute(wanted.order_by(pictures.c.id)).all():
-                    gone = {"state": "deleted", "png": None, "changed": as_text(time), "reason": "its time was over"}
+                    done = as_text(now())
+                    gone = {"state": "deleted", "png": None, "changed": done, "reason": "its time was over"}
                     writing.connection.execute(update(pictures).where(pictures.c.id == id).values(gone))
-                    writing.note("deleted", {"by": "retention", "reason": "its time was over", "was": state}, id)
+                    writing.note("deleted", {"by": "retention", "reason": gone["reason"], "was": state}, id, done)
                     counts["pictures"] += 1
             old = self._too_old(time, self.retention.reports)
             for row in writing.connection.execute(select(reports).where(reports.c.made <= old)).all():
@@ -190,10 +193,11 @@ class Moderation:
                 )
             if state == "released" and row.png is None:
                 raise ValueError(f"the bytes of picture {id} are not kept, so it cannot be released")
-            values: dict[str, Any] = {"state": state, "changed": as_text(now()), "reason": reason}
+            time = as_text(now())
+            values: dict[str, Any] = {"state": state, "changed": time, "reason": reason}
             values |= {"png": None} if state == "deleted" else {}
             writing.connection.execute(update(pictures).where(pictures.c.id == id).values(values))
-            writing.note(state, {"by": by, "reason": reason, "was": row.state, "sha256": row.sha256}, id)
+            writing.note(state, {"by": by, "reason": reason, "was": row.state, "sha256": row.sha256}, id, time)
 
     def _row(self, id: str) -> dict[str, Any]:
         if not _is_id(id):

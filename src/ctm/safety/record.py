@@ -48,13 +48,14 @@ class Record:
         body: dict[str, Any],
         picture: str | None = None,
         last: Entry | None = None,
+        time: str | None = None,
     ) -> Entry:
         """Write one entry in the caller's transaction. body: values of JSON, numbers finite. picture: the id of the picture that
-        it tells of. last: the newest entry, where this transaction wrote it; None reads it. Raises ValueError for another
-        body."""
+        it tells of. last: the newest entry, where this transaction wrote it; None reads it. time: as `as_text` writes it; None
+        for now. Raises ValueError for another body."""
         last = last or last_entry(connection)
         number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
-        about = {"number": number, "previous": previous, "time": as_text(now()), "kind": kind, "body": body}
+        about = {"number": number, "previous": previous, "time": time or as_text(now()), "kind": kind, "body": body}
         text = canonical(about if picture is None else {**about, "picture": picture})
         entry = Entry(number, text, digest_of(text), self.signer.sign(text.encode()), picture)
         row = {"number": number, "entry": text, "hash": entry.hash, "signature": entry.signature, "picture": picture}

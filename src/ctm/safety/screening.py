@@ -102,14 +102,16 @@ class Screen:
     def _together(self, verdicts: list[Verdict], scores: dict[str, dict[str, float]], whose: str) -> Verdict:
         """The strictest of the filters' verdicts. Its reason names all that say as much."""
         if not verdicts:
-            return Verdict("pass", f"{whose}the policy has no filter", scores, unseen=True)
+            return Verdict("pass", f"{whose}passed unseen: the policy has no filter", scores, unseen=True)
         decision = max((each.decision for each in verdicts), key=_RANK.__getitem__)
         reasons = [each.reason for each in verdicts if each.decision == decision and each.reason]
         return Verdict(decision, whose + "; ".join(reasons), scores, any(each.unseen for each in verdicts))
 
     def _of_small(self, each: Filter) -> Verdict:
         decision: Decision = self.policy.small_images
-        return Verdict(decision, f"{each.name} judges no picture under {each.limits.smallest} px", unseen=True)
+        words = f"judges no picture under {each.limits.smallest} px"
+        reason = f"passed unseen by {each.name}, which {words}" if decision == "pass" else f"{each.name} {words}"
+        return Verdict(decision, reason, unseen=True)
 
     def _judge(self, name: str, scores: Mapping[str, float]) -> Verdict:
         worst = Verdict("pass", "")

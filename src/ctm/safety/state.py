@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctm import __version__
+from ctm.keystream import as_key
 from ctm.safety.api_keys import ApiKeys
 from ctm.safety.policy import DEFAULT_FILE, Policy
 from ctm.safety.screening import Metrics, Screen
@@ -42,6 +43,15 @@ class State:
         self.store.note(
             "began", {"what": what, "policy": self.policy.digest, "filters": filters, "version": __version__}
         )
+
+    def watermark_key(self) -> bytes:
+        """The secret of the watermark, keys/watermark.key, which is made at first use. Raises ValueError, which names the file,
+        for one that is too short."""
+        path = self.folder / "keys" / "watermark.key"
+        try:
+            return as_key(made_once(path, secrets.token_bytes(32)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; put the service's own back from a backup") from error
 
     @classmethod
     def open(cls, folder: Path, policy: Path | None = None, url: str | None = None) -> State:

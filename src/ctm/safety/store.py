@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from ctm.foreign.text import plain
 from ctm.safety.database import Database
-from ctm.safety.head import check_place, read_head, write_head
+from ctm.safety.head import HeadFailure, check_place, read_head, write_head
 from ctm.safety.moderation import Moderation
 from ctm.safety.pictures import Picture
 from ctm.safety.policy import Retention
@@ -40,9 +41,9 @@ class Writing:
         self.connection, self._record = connection, record
         self.last: Entry | None = None
 
-    def note(self, kind: str, body: dict[str, Any], picture: str | None = None) -> Entry:
-        """Append an entry to the record. picture: the id of the picture that it tells of."""
-        self.last = self._record.append(self.connection, kind, body, picture, self.last)
+    def note(self, kind: str, body: dict[str, Any], picture: str | None = None, time: str | None = None) -> Entry:
+        """Append an entry to the record. picture: the id of the picture that it tells of. time: which the tables have too."""
+        self.last = self._record.append(self.connection, kind, body, picture, self.last, time)
         return self.last
 
 
@@ -62,7 +63,7 @@ class Store(Moderation):
         head: Path | None = None,
         retention: Retention | None = None,
     ) -> None:
-        self.database = Database(url)
+        self.database = Database(url, to_read=signer is None)
         self.record = None if signer is None else Record(signer)
         self.head = head
         self.retention = retention or Retention()
@@ -101,17 +102,41 @@ class Store(Moderation):
         """Close the connections to the database."""
         self.database.close()
 
+    def check(self) -> None:
+        """Return if a decision can be kept now: the database answers, and it and the head can be written. A head that is behind
+        the record, because it could not be written, is written. Raises OSError otherwise."""
+        with self.database.reading() as connection:
+            last = last_entry(connection)
+        for path in (self.head, self.database.path):
+            if path is not None:
+                check_place(path)
+        if self.record is not None and self.head is not None and last is not None:
+            self._write_head(self.head, last, self.record.signer)
+
+    @staticmethod
+    def _write_head(head: Path, last: Entry, signer: Signer) -> None:
+        """Write the head of a record whose newest entry is on the disk. Raises HeadFailure, which says so."""
+        try:
+            write_head(head, last, signer)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else plain(str(error), 300)
+            raise HeadFailure(
+                f"what was decided is in the record (entry {last.number}), but {head} cannot be written ({reason}), so its end "
+                "is not protected: make room or give permission; the next decision writes the head"
+            ) from error
+
     @contextmanager
     def writing(self) -> Iterator[Writing]:
         """One transaction with its entries in the record. Afterwards the head is written. Raises ValueError for a store that was
-        opened without a signer."""
+        opened without a signer, OSError where the database cannot be written, and HeadFailure where the head cannot: the
+        transaction is then on the disk."""
         if self.record is None:
             raise ValueError("this store was opened to be read: open it with the key that signs the record")
         with self.database.writing() as connection:
             writing = Writing(connection, self.record)
             yield writing
         if writing.last is not None and self.head is not None:
-            write_head(self.head, writing.last, self.record.signer)
+            self._write_head(self.head, writing.last, self.record.signer)
 
     def _keep(self, writing: Writing, picture: Picture, time: str) -> None:
         claim, verdict = canonical(picture.claim), canonical(asdict(picture.verdict))
@@ -126,7 +151,7 @@ class Store(Moderation):
             writing.connection.execute(insert(nonces).values(picture=picture.id, condition=condition, **about))
         body = {"sha256": picture.sha256, "bytes": len(picture.png), "stored": stored, "key": picture.key_id}
         body |= {"claim": picture.claim, "verdict": asdict(picture.verdict)}
-        writing.note(picture.state, body, picture.id)
+        writing.note(picture.state, body, picture.id, time)
 
     def _check_end(self, signer: Signer) -> None:
         """The record that is there must be this key's, and the head's."""

@@ -18,30 +18,31 @@ _STATES = ("served", "held", "released", "rejected", "blocked", "deleted")
 
 @dataclass
 class Known:
-    """What the entries tell in the end: the first entry and the newest state of each picture, each key, and
+    """What the entries tell in the end: the first entry of each picture, its newest state with time and reason, each key, and
     each report that is not deleted, with its answer if it is closed."""
 
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
-    state: dict[str, str] = field(default_factory=dict)
+    state: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
-    revoked: set[str] = field(default_factory=set)
+    revoked: dict[str, str] = field(default_factory=dict)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, content: dict[str, Any]) -> None:
         """Add what one entry tells."""
-        kind, body, picture = content["kind"], content["body"], content.get("picture")
+        kind, body, picture, time = content["kind"], content["body"], content.get("picture"), content["time"]
         if picture is not None and kind in _STATES:
             if "claim" in body:  # a decision has none, and is the first where the entry before it was removed
-                self.first.setdefault(picture, {**body, "number": content["number"]})
-            self.state[picture] = kind
+                self.first.setdefault(picture, {**body, "number": content["number"], "time": time})
+            reason = body["verdict"]["reason"] if "claim" in body else body["reason"]
+            self.state[picture] = (kind, time, reason)
         if kind == "key created":
-            self.keys[body["key"]] = body
+            self.keys[body["key"]] = {**body, "time": time}
         if kind == "key revoked":
-            self.revoked.add(body["key"])
+            self.revoked[body["key"]] = time
         if kind == "reported":
-            self.reports[body["report"]] = {**body, "picture": picture}
+            self.reports[body["report"]] = {**body, "picture": picture, "time": time}
         if kind == "report closed" and body["report"] in self.reports:
-            self.reports[body["report"]]["answer"] = body["answer"]
+            self.reports[body["report"]] |= {"answer": body["answer"], "closed": time}
         if kind == "report deleted":
             self.reports.pop(body["report"], None)
 
@@ -75,8 +76,15 @@ def _pictures(connection: Connection, known: Known) -> list[str]:
     ]
 
 
-def _picture(row: Any, first: dict[str, Any], state: str, mark: Any) -> list[str]:
+def _picture(row: Any, first: dict[str, Any], newest: tuple[str, str, str], mark: Any) -> list[str]:
     wrong = []
+    state, changed, reason = newest
+    if (row.made, row.changed) != (first["time"], changed):
+        wrong.append(
+            f"the times of picture {row.id} were changed: they decide when it is deleted, and are not the record's"
+        )
+    if row.reason != reason:
+        wrong.append(f"the reason for what picture {row.id} is was changed: it is not the one in the record")
     if row.state != state:
         wrong.append(f"picture {row.id} is {row.state} in the database, and {state} by the record")
     if row.png is not None and not (
@@ -108,9 +116,12 @@ def _reports(connection: Connection, known: Known) -> list[str]:
             wrong.append(f"the record does not tell of the report {row.id}, or says that it was deleted")
             continue
         digest = hashlib.sha256(str(row.words).encode("utf-8", "surrogatepass")).hexdigest()
-        if (digest, row.picture, row.key_id) != (told["words_sha256"], told["picture"], told["key"]):
-            wrong.append(f"the report {row.id} was changed: its words, picture or key are not those in the record")
-        if (None if row.closed is None else row.answer) != told.get("answer"):
+        kept = (digest, row.picture, row.key_id, row.made)
+        if kept != (told["words_sha256"], told["picture"], told["key"], told["time"]):
+            wrong.append(
+                f"the report {row.id} was changed: its words, picture, key or time are not those in the record"
+            )
+        if (row.closed, None if row.closed is None else row.answer) != (told.get("closed"), told.get("answer")):
             wrong.append(f"whether the report {row.id} is closed, or its answer, is not as the record says")
     return wrong + [
         f"the report {id}, of which the record tells, is not in the database" for id in known.reports if id not in there
@@ -124,18 +135,20 @@ def _keys(connection: Connection, known: Known) -> list[str]:
         told = known.keys.get(row.id)
         if told is None:
             wrong.append(f"the record does not tell of the API key {row.id}, which is in the database")
-        elif [row.name, row.role, row.rate, row.digest] != [
+        elif [row.name, row.role, row.rate, row.digest, row.created] != [
             told["name"],
             told["role"],
             canonical(told["rate"]),
             told["digest"],
+            told["time"],
         ]:
             wrong.append(
-                f"the API key {row.id} was changed: its name, role, limits or digest are not those in the record"
+                f"the API key {row.id} was changed: its name, role, limits, digest or time are not those in the record"
             )
-        elif (row.revoked is not None) != (row.id in known.revoked):
+        elif row.revoked != known.revoked.get(row.id):
+            is_not = "" if row.revoked else "not "
             wrong.append(
-                f"the API key {row.id} is {'' if row.revoked else 'not '}revoked in the database, unlike in the record"
+                f"the API key {row.id} is {is_not}revoked in the database, unlike in the record, or at another time"
             )
     return wrong + [
         f"the API key {id}, of which the record tells, is not in the database" for id in known.keys if id not in there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ctm.foreign.text import parse_json, plain
@@ -16,6 +17,7 @@ from ctm.safety.tables import Known, check_tables
 
 __all__ = ["Findings", "exported", "verify", "verify_export"]
 
+_MINUTE = 60.0
 _NO_HEAD = (
     "Whether entries were cut off the end, or an old database was put back, cannot be known without a head that is kept "
     "elsewhere (--head FILE)."
@@ -86,7 +88,7 @@ def _walk(
     all_of_them: Iterable[Entry], public: PublicKey, findings: Findings, known: Known, head: Head | None
 ) -> str | None:
     """Check every entry and its place. Returns the hash of the entry that the head names, None where it is not there."""
-    before, place, sound, at_head = BEGINNING, 0, True, None
+    before, place, sound, at_head, newest = BEGINNING, 0, True, None, ""
     for entry in all_of_them:
         findings.problems += _missing(place + 1, entry.number - 1)
         content, wrong = _content(entry, public)
@@ -101,6 +103,8 @@ def _walk(
         findings.problems += [wrong] if wrong else []
         if wrong is None:
             known.take(content)
+            findings.notes += _clock(entry.number, content["time"], newest)
+            newest = max(newest, content["time"])
         before = digest_of(entry.text) if isinstance(entry.text, str) else ""
         place, sound = entry.number, wrong is None
         findings.count += 1
@@ -123,6 +127,20 @@ def _content(entry: Entry, public: PublicKey) -> tuple[Any, str | None]:
         beside = plain(entry.picture or "none")
         return None, f"entry {entry.number} was changed: the picture beside it is {beside}, not the one it tells of"
     return content, None
+
+
+def _clock(number: int, time: str, newest: str) -> list[str]:
+    """A note where an entry's time is more than a minute before an earlier entry's. Times are the clock's word; the order of the
+    entries does not hang on them."""
+    if not newest or _seconds(newest) - _seconds(time) <= _MINUTE:
+        return []
+    return [
+        f"entry {number} was written at {time}, and one before it at {newest}: the clock was set back between them."
+    ]
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
 
 
 def _missing(first: int, last: int) -> list[str]:

@@ -18,6 +18,12 @@ from ctm.serve.errors import ApiError
 __all__ = ["Counts", "Gate", "Over"]
 
 REPORTS = 30  # a minute
+_CLOCK_SET = 5.0  # seconds by which a clock that runs does not differ from one call to the next
+
+
+def _offset() -> float:
+    """The clock against the time that the machine has run."""
+    return time.time() - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,27 @@ class Over:
 
 
 class Counts:
-    """Counts what each key asks for, in this process's memory. They begin anew with the process."""
+    """Counts what each key asks for, in this process's memory. They begin anew with the process, and where the clock is set: else
+    a clock that was set back would keep everyone out until it has caught up."""
 
     def __init__(self) -> None:
-        storage = MemoryStorage()
+        self._storage = storage = MemoryStorage()
         self._minutes, self._days = MovingWindowRateLimiter(storage), FixedWindowRateLimiter(storage)
         self._lock = threading.Lock()
+        self._offset = _offset()
+
+    def _watch_clock(self) -> None:
+        """Begin anew where the clock was set by more than a few seconds since the last call."""
+        before, self._offset = self._offset, _offset()
+        if abs(self._offset - before) > _CLOCK_SET:
+            self._storage.reset()
 
     def take(self, who: str, per_minute: int, per_day: int, images: int) -> Over | None:
         """Count images, unless they are over a limit: then nothing is counted."""
         minute, day = RateLimitItemPerMinute(per_minute), RateLimitItemPerDay(per_day)
         limits = ((self._minutes, minute, "minute", per_minute), (self._days, day, "day", per_day))
         with self._lock:
+            self._watch_clock()
             for limiter, item, words, most in limits:
                 if images > most:
                     return Over(words, most, None)
@@ -54,6 +69,8 @@ class Counts:
 
     def take_report(self, who: str) -> bool:
         """Count a report; False where it is over the limit."""
+        with self._lock:
+            self._watch_clock()
         return bool(self._minutes.hit(RateLimitItemPerMinute(REPORTS, namespace="reports"), who))
 
 

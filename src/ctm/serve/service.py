@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from ctm.foreign.text import plain
 from ctm.models import AnyModel
 from ctm.safety import Screen, State
 from ctm.safety.filters import Filter
-from ctm.safety.record import last_entry
-from ctm.safety.signing import made_once
 from ctm.serve.errors import ApiError
 from ctm.serve.limits import Counts, Gate
 from ctm.serve.metrics import Meters
@@ -84,7 +81,7 @@ class Service:
         self.outbox = Outbox(state.store, self.screen, sign, self.meters)
         self.threads = ThreadPoolExecutor(_FUNCTIONS, "ctm-function")
         self.slow = ThreadPoolExecutor(_SLOW, "ctm-slow")
-        self.watermark = made_once(state.folder / "keys" / "watermark.key", secrets.token_bytes(32))
+        self.watermark = state.watermark_key()
         self.models = {name: self._served(name, model) for name, model in models.items()}
         self.ready = True
 
@@ -113,11 +110,10 @@ class Service:
 
     def check(self) -> None:
         """Raises what keeps requests from being answered: ApiError 503 where a network does not take them, OSError where the
-        database cannot be read."""
+        database cannot be read, or a decision and its signed head could not be written."""
         if not self.takes:
             raise ApiError(503, "the service does not take requests: it is stopping", "stopping", retry_after=5)
-        with self.store.database.reading() as connection:
-            last_entry(connection)
+        self.store.check()
 
     @property
     def takes(self) -> bool:

@@ -11,8 +11,9 @@ from ctm.provenance import Claim, manifest, text
 
 __all__ = ["Signing"]
 
-_OF_KINDS = ("rounds", "amount", "sigma", "shows", "step", "from", "to")
-_OWN = ("kind", "preview", *_OF_KINDS)  # beside the fields of a Claim, where they are not None
+_OF_KINDS = ("rounds", "amount", "sigma", "shows", "step", "from", "to", "images", "seeds", "source")
+_OF_SAMPLERS = ("form", "dtype", "churn", "churn_min", "churn_max", "churn_noise", "eta")
+_OWN = ("kind", "preview", *_OF_KINDS, *_OF_SAMPLERS)  # beside the fields of a Claim, where they are not None
 
 
 class Signing:
@@ -26,8 +27,9 @@ class Signing:
         """With the certificates in keys/c2pa, made at first use. Raises as `ctm.provenance.manifest.Signer.load_or_create`."""
         return cls(manifest.Signer.load_or_create(keys / "c2pa"))
 
-    def __call__(self, png: bytes, claim: Mapping[str, Any]) -> bytes:
-        """The PNG with its text and its manifest. Raises ValueError for a claim that is none."""
+    def __call__(self, png: bytes, claim: Mapping[str, Any], sources: Mapping[str, bytes] | None = None) -> bytes:
+        """The PNG with its text and its manifest. sources: of an edit, see `ctm.provenance.manifest.Signer.sign`. Raises
+        ValueError for a claim that is none."""
         own = {name: json.dumps(claim[name]) for name in _OWN if claim.get(name) is not None}
         fields = {**Claim.from_dict(claim).as_text(), **own}
-        return self.signer.sign(text.write(png, fields), fields, title=f"{claim['record']}.png")
+        return self.signer.sign(text.write(png, fields), fields, f"{claim['record']}.png", sources)

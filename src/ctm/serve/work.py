@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from ctm import editing
 from ctm.conditions import GUIDANCE, LABELS, Condition, labels_of
 from ctm.models import AnyModel
 from ctm.models.protocol import can_jump
+from ctm.provenance.claim import claimed
 from ctm.requests import Steps
 from ctm.safety import Ask, KeyInfo
 from ctm.sampling.generation import class_labels, conditions_for
@@ -37,7 +37,6 @@ __all__ = ["Seen", "Work", "admitted", "claimed", "condition_of", "edit", "gener
 Seen = Callable[[int, Tensor], object]
 _VARIATION = 0.3
 _EDIT_STEPS, _EDIT_ROUNDS = 18, 2
-_LONG_FIELD = 4096  # numbers of a field that a claim has in full
 
 
 @dataclass(frozen=True)
@@ -146,19 +145,6 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     labels = labels_of(condition)
     known = None if labels is None else labels.tolist()
     return Work(served, num, seed, about, start, known, claimed(condition, num), nonces)
-
-
-def claimed(condition: Condition, num: int) -> list[Any] | None:
-    """The condition of each image as a claim has it: a label, or the fields by name; of long fields the digest only."""
-    if condition is None or isinstance(condition, Tensor):
-        return None if condition is None else condition.tolist()
-    return [{name: _value(value[index]) for name, value in condition.items()} for index in range(num)]
-
-
-def _value(value: Tensor) -> Any:
-    if value.numel() > _LONG_FIELD:
-        return {"sha256": hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}
-    return value.tolist()
 
 
 def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: int) -> Condition:

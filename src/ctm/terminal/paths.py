@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ctm.files import named_failures
+from ctm.files import check_no_device, named_failures
 
 __all__ = ["check_place", "settle_paths"]
 
@@ -62,6 +62,7 @@ def check_place(out: Path) -> None:
     absolute = out.absolute()
     if absolute.parent == absolute:
         raise ValueError(f"{out} is the root of the file system: give a name in a folder")
+    check_no_device(absolute)
     parent = next(folder for folder in absolute.parents if folder.exists())
     if not parent.is_dir():
         raise ValueError(f"{out} cannot be written: {parent} is a file, not a directory")

@@ -3,19 +3,24 @@ pictures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
+from PIL import Image
 
 from ctm import __version__
 from ctm.commands.edit import changes, linear
 from ctm.commands.edit.common import Edited, expected
 from ctm.commands.edit.output import check_target, write_edit
 from ctm.commands.fields import given_fields, named_fields
+from ctm.commands.marked import composed_claim, name_of, time_of_making
 from ctm.commands.screened import Gate, gate
 from ctm.evaluation.extractors import checksum_of
+from ctm.foreign.text import JSONObject
 from ctm.lock import place_locked
 from ctm.models import AnyModel, load_model
 from ctm.pictures import check_numbers
@@ -89,18 +94,19 @@ def run(settings: Namespace) -> None:
     out = Path(own.out)
     check_target(out, model.shape, expected(model, own), list(inputs.values()))
     with gate(own, f"ctm edit {task}") as policy, place_locked(out):
+        sources = {}
         if policy is not None:
-            _admit(policy, model, own, [file for name, file in inputs.items() if name != "mask"])
+            sources = _admitted(policy, model, own, {name: file for name, file in inputs.items() if name != "mask"})
         edited = _TASKS[task].edit(model.to(usable_device(own.device)), own)
         check_numbers(edited.results)
         about = {"task": task, "model": str(own.model), **inputs, "num": len(edited.results), "seed": own.seed}
         about |= edited.facts | named_fields(own, own.fields) | {"version": __version__}
-        made = len(edited.results)
+        made, whole = len(edited.results), None
         if policy is not None:
-            edited = _screened(policy, model, edited, about)
+            edited, whole = _screened(policy, model, edited, own, sources)
         count = len(edited.results)
         if count:
-            write_edit(out, edited, about)
+            write_edit(out, edited, about, whole)
     if policy is None:
         print(f"{count} result{'s' if count > 1 else ''} in {out}")
     else:
@@ -108,24 +114,33 @@ def run(settings: Namespace) -> None:
         print(f"{count} of {made} results in {out}" if count else f"none of {made} results is written")
 
 
-def _admit(policy: Gate, model: AnyModel, settings: Namespace, files: list[str]) -> None:
-    """Return if the policy allows the edit and its filters pass the pictures. Raises ValueError otherwise."""
+def _admitted(policy: Gate, model: AnyModel, settings: Namespace, files: dict[str, str]) -> dict[str, bytes]:
+    """The contents of the picture files that are edited, by what they are in the edit, if the policy allows the edit and its
+    filters pass the pictures. Raises ValueError otherwise."""
     labels = [] if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
     policy.admit(model, str(settings.model), expected(model, settings), labels, settings.fields, upload=True)
-    for file in files:
+    for file in files.values():
         policy.check_upload(file)
+    return {name: Path(file).read_bytes() for name, file in files.items()}
 
 
-def _screened(policy: Gate, model: AnyModel, edited: Edited, about: Mapping[str, object]) -> Edited:
-    """The results that the policy passes, with their numbers."""
-    common = {
-        name: value for name, value in about.items() if name not in ("image", "first", "second", "mask", "model", "num")
-    }
-    if "condition" in common:
-        common["fields"] = common.pop("condition")
-    common |= {"model": Path(str(about["model"])).name, "model_digest": checksum_of(model)}
+def _screened(
+    policy: Gate, model: AnyModel, edited: Edited, settings: Namespace, sources: dict[str, bytes]
+) -> tuple[Edited, Callable[[Image.Image], bytes]]:
+    """The results that the policy passes, with their numbers and signed files, and what makes the file of a strip of them."""
+    digest = checksum_of(model)
+    common: JSONObject = {"kind": settings.task, "model": name_of(str(settings.model)), "digest": digest}
+    common |= {"model_digest": digest, "nonce": None, "seed": settings.seed, "version": __version__}
+    common |= {"source": [hashlib.sha256(content).hexdigest() for content in sources.values()]}
+    common |= {"fields": named["condition"]} if (named := named_fields(settings, settings.fields)) else {}
+
+    def tell(number: int) -> JSONObject:
+        return {**common, "index": number, **edited.makings[number], "created": time_of_making()}
+
     numbers = range(len(edited.results))
-    files = policy.judge(edited.results.detach().cpu(), numbers, [{**common, "index": number} for number in numbers])
+    files = policy.judge(edited.results.detach().cpu(), numbers, tell, sources)
     left = [number for number in numbers if files[number] is not None]
-    captions = [edited.captions[number] for number in left]
-    return replace(edited, results=edited.results[left], captions=captions, numbers=left)
+    captions, kept = [edited.captions[number] for number in left], [file for file in files if file is not None]
+    claim = composed_claim(tell(left[0] if left else 0), "strip", left, settings.seed)
+    whole = partial(policy.composed, claim=claim, sources=sources)
+    return replace(edited, results=edited.results[left], captions=captions, numbers=left, files=kept), whole

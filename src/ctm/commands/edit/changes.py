@@ -13,7 +13,9 @@ from ctm.commands.edit.common import (
     asked_for,
     asked_of_pictures,
     bar,
+    each_condition,
     edit_parser,
+    making,
     needs_denoiser,
     of_steps,
     reports,
@@ -22,6 +24,7 @@ from ctm.commands.edit.inputs import for_model, read
 from ctm.conditions import repeat
 from ctm.editing import denoise, interpolate, posterior_sample, stroke, variations
 from ctm.models import AnyModel
+from ctm.noise import karras_grid
 from ctm.terminal.options import jumper
 from ctm.terminal.parser import Parser
 
@@ -112,7 +115,13 @@ def stroked(model: AnyModel, settings: Namespace) -> Edited:
             **options,
         )
     facts = {"sigma": settings.sigma, "gamma": settings.gamma, "steps": settings.steps} | asked.facts
-    return Edited([("input", image)], made, reports(asked.labels, asked.count), facts=facts)
+    levels = karras_grid(settings.steps, model.sigma_min, settings.sigma)
+    makings = [
+        making("gamma", levels, label, settings.gamma, sigma=settings.sigma)
+        for label in each_condition(asked.labels, asked.count)
+    ]
+    captions = reports(asked.labels, asked.count)
+    return Edited([("input", image)], made, captions, facts=facts, makings=makings)
 
 
 def denoised(model: AnyModel, settings: Namespace) -> Edited:
@@ -135,7 +144,12 @@ def denoised(model: AnyModel, settings: Namespace) -> Edited:
             made.append(posterior_sample(model, x, settings.sigma, steps=settings.steps, condition=several, **options))
     facts = {"sigma": settings.sigma, "steps": settings.steps if settings.num else None} | asked.facts
     captions = ["mean", *(f"draw {i + 1}" for i in range(settings.num))]
-    return Edited([("input", image)], torch.cat(made), captions, facts=facts)
+    own = None if asked.labels is None else int(asked.labels[0])
+    ends = torch.tensor([settings.sigma, model.sigma_min])
+    levels = karras_grid(settings.steps, model.sigma_min, settings.sigma)
+    makings = [making("denoise", ends, own, sigma=settings.sigma)]
+    makings += [making("ancestral", levels, own, sigma=settings.sigma)] * settings.num
+    return Edited([("input", image)], torch.cat(made), captions, facts=facts, makings=makings)
 
 
 def interpolated(model: AnyModel, settings: Namespace) -> Edited:
@@ -151,7 +165,10 @@ def interpolated(model: AnyModel, settings: Namespace) -> Edited:
     print(f"interpolate: the ends come back from noise to within {off:.1f} of 255 levels")
     captions = [f"{i / (settings.num - 1):.0%}" for i in range(settings.num)]
     facts = {"deviation_of_ends": round(off, 4)} | asked.facts
-    return Edited([("first", first)], made, captions, [("second", second)], facts)
+    given = None if asked.labels is None else asked.labels.tolist()
+    same = None if given is None or given[0] != given[1] else given[0]
+    flow = making("flow", torch.tensor([model.sigma_max, model.sigma_min]), same)
+    return Edited([("first", first)], made, captions, [("second", second)], facts, [flow] * settings.num)
 
 
 def varied(model: AnyModel, settings: Namespace) -> Edited:
@@ -165,7 +182,10 @@ def varied(model: AnyModel, settings: Namespace) -> Edited:
         options: dict[str, Any] = {"condition": asked.condition, "seed": settings.seed, "progress": advance}
         made = variations(model, _on(model, image), settings.num, settings.amount, **options)
     facts = {"amount": settings.amount} | asked.facts
-    return Edited([("input", image)], made, reports(None, settings.num), facts=facts)
+    label = None if asked.labels is None else int(asked.labels[0])
+    flow = making("flow", torch.tensor([model.sigma_max, model.sigma_min]), label, amount=settings.amount)
+    captions = reports(None, settings.num)
+    return Edited([("input", image)], made, captions, facts=facts, makings=[flow] * settings.num)
 
 
 def _on(model: AnyModel, x: Tensor) -> Tensor:

@@ -28,8 +28,10 @@ __all__ = [
     "asked_for",
     "asked_of_pictures",
     "bar",
+    "each_condition",
     "edit_parser",
     "expected",
+    "making",
     "needs_denoiser",
     "of_steps",
     "reports",
@@ -41,15 +43,18 @@ PICTURE = "a picture file of any size and mode"
 @dataclass(frozen=True)
 class Edited:
     """Results of an edit, with all pictures in [-1, 1]. before, after: names and pictures (C, h, w) shown beside the results
-    (N, C, H, W). captions: one for each result. facts: how the results were made, for edit.json. numbers: of the results, where
-    a policy withholds some; None for 0 … N − 1."""
+    (N, C, H, W). captions: one for each result. facts: how the results were made, for edit.json. makings: how each was made, for
+    its claim (sampler, steps, gamma, grid, condition …). numbers, files: where a policy decides, which results these are and the
+    PNG file of each; None for 0 … N − 1, and for files of the pixels alone."""
 
     before: list[tuple[str, Tensor]]
     results: Tensor
     captions: list[str]
     after: list[tuple[str, Tensor]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    makings: list[dict[str, Any]] = field(default_factory=list)
     numbers: list[int] | None = None
+    files: list[bytes] | None = None
 
 
 def edit_parser(
@@ -138,6 +143,18 @@ def expected(model: AnyModel, settings: Namespace) -> int:
     if settings.task == "denoise":
         return 1 + settings.num
     return asked_for(model, settings, None).count if settings.num is None else int(settings.num)
+
+
+def making(sampler: str, grid: Tensor, condition: int | None = None, gamma: float = 0.0, **more: Any) -> dict[str, Any]:
+    """How a result was made, in the words of a claim: by a sampler from grid[0] down the levels (steps + 1,)."""
+    levels = [float(f"{level:.6g}") for level in grid.tolist()]
+    about = {"sampler": sampler, "steps": len(levels) - 1, "gamma": gamma, "grid": levels, "condition": condition}
+    return about | {name: value for name, value in more.items() if value is not None}
+
+
+def each_condition(labels: Tensor | None, count: int) -> list[int | None]:
+    """The class of each of count results, None without one."""
+    return [None] * count if labels is None else labels.tolist()
 
 
 def reports(labels: Tensor | None, count: int) -> list[str]:

@@ -12,14 +12,18 @@ from ctm.commands.edit.common import (
     Edited,
     asked_for,
     bar,
+    each_condition,
     edit_parser,
+    making,
     needs_denoiser,
     of_steps,
     reports,
 )
 from ctm.commands.edit.inputs import for_model, read, small_picture, to_fill
-from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, solve_guided
+from ctm.editing import LinearOperator, averaging, greying, into_range, masking, replace, restoring_levels, solve_guided
+from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel, DiffusionModel
+from ctm.noise import karras_grid
 from ctm.pictures import as_saved
 from ctm.terminal.options import jumper
 from ctm.terminal.parser import Parser
@@ -155,7 +159,20 @@ def _solve(
     more = "; no picture with values in 0 … 255 fits it exactly" if kept > 1 else ""
     print(f"{settings.task}: what is known is kept to within {kept:.2f} of 255 levels{more}")
     facts = {"method": method, "steps": steps, "rounds": rounds if method == "replace" else None, "deviation": kept}
-    return Edited([*before, ("known", y[0])], made, reports(asked.labels, count), facts=facts | asked.facts)
+    facts |= asked.facts
+    captions = reports(asked.labels, count)
+    makings = [
+        _making(model, settings, method, rounds if method == "replace" else None, label)
+        for label in each_condition(asked.labels, count)
+    ]
+    return Edited([*before, ("known", y[0])], made, captions, facts=facts, makings=makings)
+
+
+def _making(model: AnyModel, settings: Namespace, method: str, rounds: int | None, label: int | None) -> JSONObject:
+    """How a result was made, for its claim."""
+    if method == "replace":
+        return making("restore", restoring_levels(model, settings.steps), label, 1.0, rounds=rounds)
+    return making("guided", karras_grid(settings.steps, model.sigma_min, model.sigma_max), label)
 
 
 def _deviation(operator: LinearOperator, y: Tensor, made: Tensor) -> float:

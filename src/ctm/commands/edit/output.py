@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -36,9 +36,14 @@ def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[s
             raise ValueError(f"--out {out} would write over {given}, which is read: give another name")
 
 
-def write_edit(out: Path, edited: Edited, about: Mapping[str, object]) -> None:
+def write_edit(
+    out: Path, edited: Edited, about: Mapping[str, object], whole: Callable[[Image.Image], bytes] | None = None
+) -> None:
     """Write the results. FILE.png is one strip. A directory gets input.png, known.png and so on, the results as 000000.png
-    …, and edit.json: all of them or none."""
+    …, and edit.json: all of them or none. whole: makes the file of the strip; None writes its pixels alone."""
+    if suffix_of(out) == ".png" and whole is not None:
+        write_whole(out, whole(strip(edited)))
+        return
     if suffix_of(out) == ".png":
         save_picture(strip(edited), out)
         return
@@ -56,8 +61,12 @@ def _fill(folder: Path, edited: Edited, about: Mapping[str, object]) -> None:
     for name, pixels in (*edited.before, *edited.after):
         save_picture(_picture(pixels), folder / f"{name}.png")
     numbers = range(len(edited.results)) if edited.numbers is None else edited.numbers
-    for index, pixels in zip(numbers, edited.results, strict=True):
-        save_picture(_picture(pixels), folder / f"{index:06d}.png")
+    for place, (index, pixels) in enumerate(zip(numbers, edited.results, strict=True)):
+        path = folder / f"{index:06d}.png"
+        if edited.files is None:
+            save_picture(_picture(pixels), path)
+        else:
+            write_whole(path, edited.files[place])
     write_whole(folder / "edit.json", (json.dumps(about, indent=2) + "\n").encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "export_parser", "verify_parser", "verify_record"]
 
 _MOST = 20  # findings that are printed
+_LONGEST = 16 << 20  # bytes of a line
 
 
 def verify_parser() -> Parser:
@@ -66,8 +68,7 @@ def verify_record(settings: Namespace) -> None:
         from ctm.safety.verification import verify_export
 
         key = Path(settings.public or Path(settings.state) / "keys" / "record.pub.pem")
-        with Path(settings.export).open(encoding="utf-8") as lines:
-            findings = verify_export(lines, PublicKey.load(key), head)
+        findings = verify_export(_lines(Path(settings.export)), PublicKey.load(key), head)
     else:
         from ctm.safety.verification import verify
 
@@ -75,6 +76,20 @@ def verify_record(settings: Namespace) -> None:
             key = Path(settings.public or folder / "keys" / "record.pub.pem")
             findings = verify(store, PublicKey.load(key), head)
     _tell(findings, key, "the exported record" if settings.export else "the record")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of an exported record. Raises ValueError for one of more than 16 MB, and for what is no text in UTF-8."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(_LONGEST + 1):
+            number += 1
+            if len(line) > _LONGEST:
+                raise ValueError(f"{path}, line {number} is longer than {_LONGEST >> 20} MB, more than an entry has")
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number} is no text in UTF-8") from error
 
 
 def _tell(findings: Findings, key: Path, what: str) -> None:
