@@ -32,12 +32,14 @@ class DatabaseFailure(OSError):
 class Database:
     """Connections to one database, whose tables are brought to this version when it is opened.
 
-    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. Raises
+    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. A connection
+    that the database has closed, as when it was started again, is replaced before it is used. Raises
     ValueError for a URL that is none and for tables of a newer version, DatabaseFailure for a database that does not answer."""
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine: Engine = create_engine(url, hide_parameters=True, logging_name=_LOG)
+            options: dict[str, Any] = {"hide_parameters": True, "logging_name": _LOG}
+            self.engine: Engine = create_engine(_with_driver(url), pool_pre_ping=True, **options)
         except (ArgumentError, NoSuchModuleError) as error:
             raise ValueError(f"the database's URL cannot be read: {plain(str(error), 200)}") from None
         except ModuleNotFoundError as error:
@@ -114,6 +116,12 @@ class Database:
         except DBAPIError as error:
             reason = plain(str(error.orig).strip().split("\n")[0], 200)
             raise DatabaseFailure(f"the database {self.name} fails: {reason}") from error
+
+
+def _with_driver(url: str) -> str:
+    """The URL with psycopg as PostgreSQL's driver, where it names none: so hosts give it, postgres://… or postgresql://…."""
+    kind, mark, rest = url.partition("://")
+    return f"postgresql+psycopg{mark}{rest}" if kind in ("postgres", "postgresql") else url
 
 
 def _prepare(connection: Any, _: Any) -> None:
