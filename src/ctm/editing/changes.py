@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctm.arguments import as_count, as_number, as_state, whole_numbers, words_for
-from ctm.conditions import Condition, as_condition, takes_labels
+from ctm.conditions import Condition, as_condition, rows, takes_labels
 from ctm.guidance import BetweenLabels
 from ctm.likelihood import decode, encode
 from ctm.models.protocol import RangedDenoiser, denoiser_of
@@ -120,6 +120,12 @@ def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return match_dims(left, a) * a + match_dims(right, a) * b
 
 
+def _for_all(condition: Condition, num: int, like: Tensor) -> Condition:
+    """The condition of one sample for num of them."""
+    one = as_condition(condition, like[None])
+    return None if one is None else rows(one, torch.zeros(num, dtype=torch.int64, device=like.device))
+
+
 def _halves(
     progress: Callable[[float], object] | None,
 ) -> tuple[Callable[[float], object] | None, Callable[[float], object] | None]:
@@ -136,6 +142,7 @@ def interpolate(
     num: int,
     *,
     labels: tuple[int, int] | None = None,
+    condition: Condition = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     progress: Callable[[float], object] | None = None,
@@ -143,21 +150,26 @@ def interpolate(
     """num images from `first` to `second` (each of the model's shape): both go to noise along the flow, the noise moves on the
     sphere between them, and the flow brings each back. The ends are the given images, to the tolerances.
 
-    labels: classes of both; on the way the denoiser is a mixture of theirs. progress(share) is called with the share of the way
-    done, in [0, 1]. Returns (num, *shape). Raises ValueError for num < 2 and other shapes."""
+    labels: classes of both; on the way the denoiser is a mixture of theirs. condition: instead of labels, that of one sample,
+    under which the whole way is. progress(share) is called with the share of the way done, in [0, 1]. Returns (num, *shape).
+    Raises ValueError for num < 2, other shapes, and labels beside a condition."""
     num = as_count(num, "num", 2, why="an interpolation has its two ends")
     for image in (first, second):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             raise ValueError(f"images must be floating-point tensors, got {words_for(image)}")
     if tuple(first.shape) != tuple(model.shape) or tuple(second.shape) != tuple(model.shape):
         raise ValueError(f"images must have shape {model.shape}, got {tuple(first.shape)} and {tuple(second.shape)}")
-    own = None if labels is None else whole_numbers(labels, 2).to(first.device)
+    if labels is not None and condition is not None:
+        raise ValueError(
+            "labels are the classes of both ends, and condition is that of the whole way: give one of them"
+        )
+    own = _for_all(condition, 2, first) if labels is None else whole_numbers(labels, 2).to(first.device)
     up, down = _halves(progress)
     ends = encode(model, torch.stack([first, second]), own, rtol=rtol, atol=atol, progress=up)
     share = torch.linspace(0, 1, num, dtype=first.dtype, device=first.device)
     z = spherical(ends[:1].expand(num, *model.shape), ends[1:].expand(num, *model.shape), share)
-    if own is None:
-        return decode(model, z, rtol=rtol, atol=atol, progress=down)
+    if labels is None or not isinstance(own, Tensor):
+        return decode(model, z, _for_all(condition, num, first), rtol=rtol, atol=atol, progress=down)
     mixed = BetweenLabels(model, own[1:].expand(num), share)
     return decode(mixed, z, own[:1].expand(num), rtol=rtol, atol=atol, progress=down)
 
@@ -169,6 +181,7 @@ def variations(
     amount: float,
     *,
     label: int | None = None,
+    condition: Condition = None,
     seed: int = 0,
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -176,17 +189,20 @@ def variations(
 ) -> Tensor:
     """num variations of an image of the model's shape: its noise z becomes cos θ·z + sin θ·ε with θ = amount·90°, and the flow
     brings that back. amount 0 is the image, 1 a fresh sample; where z is standard normal, so are all: of data drawn from the
-    model, every variation is a draw from the model. progress: as of `interpolate`. Returns (num, *shape). Raises ValueError for
-    amount outside [0, 1]."""
+    model, every variation is a draw from the model. label: the class of all; condition: instead of it, the condition of one
+    sample. progress: as of `interpolate`. Returns (num, *shape). Raises ValueError for amount outside [0, 1], and a label beside
+    a condition."""
     amount = as_number(amount, "amount", 0, 1, why="0 is the image itself, 1 a fresh sample")
     num = as_count(num, "num")
     if not isinstance(image, Tensor) or tuple(image.shape) != tuple(model.shape) or not image.is_floating_point():
         raise ValueError(
             f"the image must be a floating-point tensor of shape {tuple(model.shape)}, got {words_for(image)}"
         )
-    labels = None if label is None else whole_numbers(label, 1).to(image.device)
+    if label is not None and condition is not None:
+        raise ValueError("label is short for a condition of a class: give one of label and condition")
+    one = _for_all(condition, 1, image) if label is None else whole_numbers(label, 1).to(image.device)
     up, down = _halves(progress)
-    z = encode(model, image[None], labels, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
+    z = encode(model, image[None], one, rtol=rtol, atol=atol, progress=up).expand(num, *model.shape)
     angle = torch.tensor(amount * torch.pi / 2, dtype=torch.float64)
     turned = float(angle.cos()) * z + float(angle.sin()) * ImageNoise(seed, range(num))(z)
-    return decode(model, turned, None if labels is None else labels.expand(num), rtol=rtol, atol=atol, progress=down)
+    return decode(model, turned, _for_all(one, num, image), rtol=rtol, atol=atol, progress=down)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctm import editing
-from ctm.conditions import labels_of
+from ctm.conditions import Condition, labels_of
 from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid
 from ctm.requests import Steps
@@ -28,7 +28,7 @@ from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError
 from ctm.serve.uploads import Upload, for_model
-from ctm.serve.work import Seen, Work, claimed, condition_of, seed_of
+from ctm.serve.work import Seen, Work, claimed, condition_of, given_condition, said_of_all, seed_of
 
 __all__ = ["Told", "compare", "interpolate", "path", "stroke", "together"]
 
@@ -205,14 +205,14 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
     if steps > service.settings.most_steps:
         words = f"steps must be at most {service.settings.most_steps} here, got {steps}"
         raise ApiError(400, words, "invalid_value", param="steps")
-    labels = None if label is None else torch.full((num,), label)
+    condition = given_condition(model, body, label, num)
     with bad_request():
         if not can_jump(model):
             raise ValueError(
                 f"{served.name} only denoises, and stroke to image needs a model that jumps: ask another model"
             )
         whole = for_model(image, model)[None].expand(num, *model.shape)
-        asked: dict[str, Any] = {"steps": steps, "gamma_share": body.gamma or 0.0, "condition": labels, "seed": seed}
+        asked: dict[str, Any] = {"steps": steps, "gamma_share": body.gamma or 0.0, "condition": condition, "seed": seed}
         plan = editing.stroking(model, whole, sigma, **asked)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
@@ -228,23 +228,22 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
         "kind": "stroke",
     }
     known = None if label is None else [label] * num
-    return Work(served, num, seed, about, start, known, known)
+    return Work(served, num, seed, about, start, known, claimed(condition, num))
 
 
 def interpolate(
-    service: Service, served: Served, body: InterpolateBody, label: int | None, first: Tensor, second: Tensor
+    service: Service, served: Served, body: InterpolateBody, condition: Condition, first: Tensor, second: Tensor
 ) -> Work:
-    """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere."""
+    """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere.
+    condition: of one sample."""
     num = body.num
-    labels = None if label is None else (label, label)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:
-            return editing.interpolate(model, first, second, num, labels=labels)
+            return editing.interpolate(model, first, second, num, condition=condition)
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 
     grid = [float(served.model.sigma_max), float(served.model.sigma_min)]
     about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": grid, "kind": "interpolation"}
-    known = None if label is None else [label] * num
-    return Work(served, num, seed_of(body), about, start, known, known)
+    return Work(served, num, seed_of(body), about, start, *said_of_all(condition, num))

@@ -32,7 +32,19 @@ from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
 
-__all__ = ["Seen", "Work", "admitted", "claimed", "condition_of", "edit", "generate", "seed_of", "vary"]
+__all__ = [
+    "Seen",
+    "Work",
+    "admitted",
+    "claimed",
+    "condition_of",
+    "edit",
+    "generate",
+    "given_condition",
+    "said_of_all",
+    "seed_of",
+    "vary",
+]
 
 Seen = Callable[[int, Tensor], object]
 _VARIATION = 0.3
@@ -161,9 +173,23 @@ def _value(value: Tensor) -> Any:
     return value.tolist()
 
 
+def said_of_all(condition: Condition, num: int) -> tuple[list[int] | None, list[Any] | None]:
+    """The label and the claimed condition of each of num images, which all have the condition of one sample."""
+    labels, said = labels_of(condition), claimed(condition, 1)
+    return None if labels is None else [int(labels[0])] * num, None if said is None else said * num
+
+
 def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: int) -> Condition:
     """The condition of all images: the class, drawn by the model where none is asked for, and the fields of the request."""
-    labels = class_labels(model, num, label, seed)
+    return _with_fields(model, body, class_labels(model, num, label, seed), num, seed)
+
+
+def given_condition(model: AnyModel, body: Any, label: int | None, num: int) -> Condition:
+    """The condition of num images with what the request gives, and no class that it does not. Raises ApiError."""
+    return _with_fields(model, body, None if label is None else torch.full((num,), label), num, 0)
+
+
+def _with_fields(model: AnyModel, body: Any, labels: Tensor | None, num: int, seed: int) -> Condition:
     if not body.condition:
         return labels
     fields: dict[str, Any] = {} if labels is None else {LABELS: labels}
@@ -206,10 +232,10 @@ def edit(
         )
     operator = editing.masking(known)
     y = operator.A(whole[None]).expand(num, *whole.shape)
-    labels = None if label is None else torch.full((num,), label)
+    condition = given_condition(model, body, label, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        options: dict[str, Any] = {"steps": steps, "rounds": rounds, "condition": labels, "seed": seed}
+        options: dict[str, Any] = {"steps": steps, "rounds": rounds, "condition": condition, "seed": seed}
         plan = later(lambda: editing.replacing(model, operator, y, **options))
         plan = watched(plan, steps * rounds, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future
@@ -225,7 +251,7 @@ def edit(
     }
     known_labels = None if label is None else [label] * num
     finish = partial(_kept, operator=operator, y=y)
-    return Work(served, num, seed, about, start, known_labels, known_labels, finish=finish)
+    return Work(served, num, seed, about, start, known_labels, claimed(condition, num), finish=finish)
 
 
 def _kept(images: Tensor, operator: editing.LinearOperator, y: Tensor) -> Tensor:
@@ -237,16 +263,16 @@ def vary(service: Service, served: Served, body: VariationBody, label: int | Non
     pictures again. Raises ApiError."""
     num, seed = body.num, seed_of(body)
     amount = _VARIATION if body.amount is None else body.amount
+    condition = given_condition(served.model, body, label, 1)
     with bad_request("image", "invalid_image"):
         whole = for_model(image, served.model)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def vary_it(model: Any) -> Tensor:
-            return editing.variations(model, whole, num, amount, label=label, seed=seed)
+            return editing.variations(model, whole, num, amount, condition=condition, seed=seed)
 
         return submit_function(served.scheduler, service.threads, vary_it, num, service.settings.deadline)
 
     ends = [float(served.model.sigma_max), float(served.model.sigma_min)]
     about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": ends, "amount": amount, "kind": "variation"}
-    labels = None if label is None else [label] * num
-    return Work(served, num, seed, about, start, labels, labels)
+    return Work(served, num, seed, about, start, *said_of_all(condition, num))
