@@ -87,7 +87,7 @@ def test_fields_that_are_not_right_are_refused(asked, condition, words):
 
 @pytest.fixture(scope="module")
 def square(tmp_path_factory):
-    """A model of 8×8 pictures with labels, two numbers, a map and a number as its condition, and its client; the number is blocked."""
+    """A model of 8×8 pictures with labels and three fields as its condition, of which the policy blocks one, and its client."""
     arrays = {"place": (2,), "matrix": (1, 8, 8), "secret": (1,)}
     network = MLP((1, 8, 8), 4, width=32, blocks=2, embedding=16, arrays=arrays)
     levels = {"sigma_min": 0.1, "sigma_max": 2.0}  # a flow that a solver follows in few evaluations
