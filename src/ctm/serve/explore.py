@@ -23,7 +23,7 @@ from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.explore_bodies import CompareBody, InterpolateBody, PathBody, StrokeBody
 from ctm.serve.nonces import nonces_of
 from ctm.serve.path import Leg, followed, visible
-from ctm.serve.plans import Method, choose, generation, later
+from ctm.serve.plans import Method, Part, choose, generation, joinable, later
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError
@@ -121,8 +121,7 @@ def compare(
         try:
             for served, method, condition in prepared:
                 marks = Marks.of((service.watermark, [nonce]), 1)
-                options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
-                plan = later(partial(generation, served.model, 1, method, **options))
+                plan = joinable(served.model, method, Part(1, seed, condition, marks), served.scheduler.device)
                 futures.append(served.scheduler.submit(plan, 1, service.settings.deadline).future)
         except BaseException:
             for future in futures:
@@ -152,7 +151,7 @@ def path(service: Service, served: Served, body: PathBody, label: int | None, ke
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         legs: list[Leg] = []
         marks = Marks.of((service.watermark, nonces), 1)
-        make = partial(generation, model, 1, method, condition=condition, seed=seed, marks=marks)
+        make = partial(generation, model, method, [Part(1, seed, condition, marks)])
         plan = followed(later(make), legs)
         frames = _frames(plan, legs, method.guidance, model.sigma_data, body.guesses, facts, nonces[0].hex())
         return served.scheduler.submit(frames, 1, service.settings.deadline).future

@@ -27,9 +27,10 @@ from ctm.serve.bodies import EditBody, GenerationBody, VariationBody
 from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.names import label_of
 from ctm.serve.nonces import nonces_of
-from ctm.serve.plans import choose, generation, later, watched
+from ctm.serve.plans import Part, choose, generation, joinable, later, watched
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
+from ctm.serve.tickets import Joinable
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
 
 __all__ = [
@@ -145,13 +146,13 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     nonces = nonces_of(service.watermark, None if key is None else key.id, seed, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        def make() -> Steps:
-            marks = Marks.of((service.watermark, nonces), num)
-            options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
-            return generation(model, num, method, **options, device=served.scheduler.device)
-
-        plan = watched(later(make), method.calls, previews, seen)
-        return served.scheduler.submit(plan, num, service.settings.deadline).future
+        part, scheduler = Part(num, seed, condition, Marks.of((service.watermark, nonces), num)), served.scheduler
+        plan: Steps | Joinable = joinable(model, method, part, scheduler.device)
+        if previews:  # its plan tells what it sees, so it is its own
+            plan = watched(
+                later(partial(generation, model, method, [part], scheduler.device)), method.calls, previews, seen
+            )
+        return scheduler.submit(plan, num, service.settings.deadline).future
 
     about = {"sampler": method.sampler, "steps": method.steps, "gamma": method.gamma, "guidance": method.guidance}
     about |= {"gamma": method.gamma or 0.0, "grid": method.levels.tolist(), "kind": "generation"}
