@@ -32,8 +32,18 @@ def server() -> Iterator[str]:
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
     _as_owner(folder, "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust")
+    start(folder)
+    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    stop(folder)
+    shutil.rmtree(folder)
+
+
+def start(folder: Path) -> None:
+    """Start the server of a directory, and wait until it takes connections."""
     options = f"-c listen_addresses='' -k {folder}"
     _as_owner(folder, "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+
+
+def stop(folder: Path) -> None:
+    """Stop the server of a directory as a crash does: its connections end at once."""
     _as_owner(folder, "pg_ctl", "-D", folder / "data", "-w", "-m", "immediate", "stop")
-    shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctm.conditions import Condition, cat, rows
 
-__all__ = ["Denoise", "Jump", "Request", "Steps", "joined", "kind_of", "part", "run"]
+__all__ = ["Denoise", "Jump", "Request", "Steps", "joined", "kind_of", "part", "run", "taken"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,12 @@ def joined(requests: Sequence[Request]) -> Request:
 
 def part(request: Request, start: int, stop: int) -> Request:
     """The request of the rows start … stop − 1 alone."""
-    if start == 0 and stop >= len(request.x):
-        return request
-    some, condition = slice(start, stop), rows(request.condition, slice(start, stop))
+    return request if start == 0 and stop >= len(request.x) else taken(request, slice(start, stop))
+
+
+def taken(request: Request, some: slice | Tensor) -> Request:
+    """The request of some of its rows: a slice, or a tensor of their numbers."""
+    condition = rows(request.condition, some)
     if isinstance(request, Jump):
         return Jump(request.x[some], request.t[some], request.s[some], condition)
     return Denoise(request.x[some], request.t[some], condition)

@@ -157,7 +157,7 @@ def test_a_likelihood_that_is_given_up_frees_its_row(both):
     picture = torch.full((1, 8, 8), -1.0)
 
     async def give_up():
-        task = asyncio.ensure_future(likelihood_of(service, served, 3, picture, 1))
+        task = asyncio.ensure_future(likelihood_of(service, served, torch.tensor([3]), picture, 1))
         await asyncio.sleep(0.03)
         assert served.scheduler.rows == 1
         task.cancel()

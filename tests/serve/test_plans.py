@@ -13,7 +13,7 @@ from ctm.requests import run
 from ctm.sampling.driving import drive
 from ctm.sampling.generation import class_labels
 from ctm.sampling.marking import Marks
-from ctm.serve.plans import SAMPLERS, choose, generation, guided, watched
+from ctm.serve.plans import SAMPLERS, Part, choose, generation, guided, watched
 from ctm.serve.scheduler import Scheduler
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError, Expired
@@ -28,13 +28,13 @@ def digits():
 def test_a_plan_makes_the_images_of_generate(digits, steps, gamma):
     method = choose(digits, steps=steps, gamma=gamma)
     labels = class_labels(digits, 3, None, 7)
-    made = drive(digits, generation(digits, 3, method, condition=labels, seed=7))
+    made = drive(digits, generation(digits, method, [Part(3, 7, labels)]))
     assert torch.equal(made, sampling.generate(digits, 3, steps=steps or 1, gamma=gamma, seed=7))
 
 
 def test_a_marked_plan_makes_the_marked_images_of_generate(digits):
     key, nonces = b"k" * 32, [bytes([i]) * 16 for i in range(3)]
-    plan = generation(digits, 3, choose(digits), condition=torch.tensor([1, 2, 3]), marks=Marks.of((key, nonces), 3))
+    plan = generation(digits, choose(digits), [Part(3, 0, torch.tensor([1, 2, 3]), Marks.of((key, nonces), 3))])
     expected = sampling.generate(digits, 3, condition=torch.tensor([1, 2, 3]), watermark=(key, nonces))
     assert torch.equal(drive(digits, plan), expected)
 
@@ -43,7 +43,9 @@ def test_a_marked_plan_makes_the_marked_images_of_generate(digits):
 def test_the_number_of_calls_is_the_plans(digits, sampler):
     method = choose(digits, sampler=sampler, steps=5)
     calls = []
-    plan = watched(generation(digits, 1, method), method.calls, 3, lambda index, images: calls.append((index, images)))
+    plan = watched(
+        generation(digits, method, [Part(1, 0)]), method.calls, 3, lambda index, images: calls.append((index, images))
+    )
     asked = []
     run(plan, lambda request: (asked.append(request), request.x * 0)[1])
     assert len(asked) == method.calls
@@ -55,7 +57,7 @@ def test_the_number_of_calls_is_the_plans(digits, sampler):
 def test_guidance_of_a_plan_is_that_of_the_guided_model(digits, scale, sampler):
     labels = torch.tensor([3, 4])
     method = choose(digits, sampler=sampler, steps=4, guidance=scale)
-    made = drive(digits, generation(digits, 2, method, condition=labels, seed=1))
+    made = drive(digits, generation(digits, method, [Part(2, 1, labels)]))
     options = {"grid": method.levels, "sampler": getattr(sampling, sampler), "condition": labels, "seed": 1}
     expected = sampling.generate(ClassifierFree(digits, scale), 2, **options)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
@@ -74,13 +76,13 @@ def test_previews_come_nearer_to_the_image(digits):
     """They are guesses of the clean image: the last one is nearer than the first."""
     seen = {}
     method = choose(digits, sampler="heun", steps=18)
-    plan = watched(generation(digits, 8, method, condition=torch.arange(8)), method.calls, 3, seen.__setitem__)
+    plan = watched(generation(digits, method, [Part(8, 0, torch.arange(8))]), method.calls, 3, seen.__setitem__)
     made = drive(digits, plan)
     distances = [float((seen[index] - made).square().mean()) for index in range(3)]
     assert distances[0] > distances[1] > distances[2]
     seen.clear()
     method = choose(digits, steps=4)
-    made = drive(digits, watched(generation(digits, 8, method), method.calls, 3, seen.__setitem__))
+    made = drive(digits, watched(generation(digits, method, [Part(8, 0)]), method.calls, 3, seen.__setitem__))
     assert len(seen) == 3
     assert float((seen[2] - made).square().mean()) < float((seen[0] - made).square().mean())
 

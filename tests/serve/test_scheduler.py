@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from functools import partial
 
 import pytest
@@ -13,8 +14,10 @@ from ctm.models import load_model
 from ctm.noise import karras_grid, to_zero
 from ctm.requests import Denoise, Jump
 from ctm.sampling.image_noise import ImageNoise
+from ctm.sampling.marking import Marks
+from ctm.serve.plans import Part, choose, joinable
 from ctm.serve.scheduler import Scheduler, shares
-from ctm.serve.tickets import CancelledError, Expired, QueueFull, Stopped
+from ctm.serve.tickets import CancelledError, Expired, Joinable, QueueFull, Stopped
 
 KINDS = {
     "gamma": lambda steps: (partial(sampling.gamma.steps, gamma=0.3), karras_grid(steps)),
@@ -254,3 +257,146 @@ def test_a_guided_model_is_scheduled_as_any_other(digits):
     expected = sampling.generate(model, 2, steps=2, gamma=0.3, condition=labels)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
     scheduler.stop()
+
+
+def joined_plan(model, num=1, steps=2, seed=0, label=None, gamma=0.3, guidance=None, marks=None):
+    """A plan that can be made with others, as a request's is."""
+    method = choose(model, steps=steps, gamma=gamma, guidance=guidance)
+    labels = None if label is None else torch.full((num,), label)
+    return joinable(model, method, Part(num, seed, labels, marks), torch.device("cpu"))
+
+
+class Counted:
+    """Plans of a model's requests, with a list of how many requests each plan was made of."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, model, **ask):
+        plan = joined_plan(model, **ask)
+
+        def make(parts):
+            self.made.append(len(parts))
+            return plan.make(parts)
+
+        return Joinable(plan.kind, plan.part, make)
+
+
+def meeting(scheduler, model, asks, rows=16):
+    """Tickets of plans that wait at the same time, behind a request that holds the network up."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def holding():
+        yield Jump(torch.zeros(rows, *model.shape), torch.ones(rows), torch.ones(rows) / 2)
+        entered.set()
+        assert go_on.wait(30)
+        return torch.zeros(rows)
+
+    scheduler.submit(holding(), rows)
+    assert entered.wait(30)
+    tickets = [scheduler.submit(plan, count) for plan, count in asks]
+    scheduler.met = tickets
+    go_on.set()
+    return tickets
+
+
+def test_like_requests_are_made_together_and_get_what_generate_makes(digits, scheduler):
+    """Of one method they are one plan, up to a call's rows; those of another number of steps, or with guidance, are others."""
+    plans, key = Counted(), bytes(range(32))
+    asks = [{"num": 1 + seed % 3, "seed": seed, "label": seed % 10} for seed in range(12)]
+    asks += [{"num": 2, "seed": 20 + seed, "steps": 4, "label": seed} for seed in range(3)]
+    asks += [{"num": 2, "seed": 30 + seed, "guidance": 2.0, "label": seed} for seed in range(3)]
+    asks += [{"seed": 40, "label": 4, "marks": Marks.of((key, [bytes(16)]), 1)}]
+    asks += [{"seed": 40, "label": 5, "marks": Marks.of((key, [bytes(15) + b"a"]), 1)}]
+    tickets = meeting(scheduler, digits, [(plans(digits, **ask), ask.get("num", 1)) for ask in asks])
+    for ask, ticket in zip(asks, tickets, strict=True):
+        guided = ClassifierFree(digits, ask["guidance"]) if "guidance" in ask else digits
+        watermark = None if "marks" not in ask else (key, [bytes(16) if ask["label"] == 4 else bytes(15) + b"a"])
+        options = {"steps": ask.get("steps", 2), "gamma": 0.3, "seed": ask["seed"], "condition": ask["label"]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of γ beside a mark
+            expected = sampling.generate(guided, ask.get("num", 1), **options, watermark=watermark)
+        torch.testing.assert_close(ticket.result(60), expected, rtol=1e-4, atol=1e-4)
+    assert sorted(plans.made) == [2, 3, 3, 4, 8]  # 16 rows a call: 8 requests of 1, 2, 3 … images have 15, the others 9
+    assert scheduler.rows == 0
+
+
+def test_a_request_of_several_that_is_given_up_costs_the_network_nothing(digits, scheduler):
+    """Its rows are in no call after the next, also those that guidance asks for twice; the others' images stay as they are."""
+    calls = []
+
+    def observe(rows, seconds):
+        calls.append(rows)
+        if rows == 8:  # the first call of the four: two of them are given up
+            scheduler.met[1].cancel()
+            scheduler.met[2].cancel()
+
+    scheduler._observe = observe
+    asks = [(joined_plan(digits, seed=seed, label=seed, steps=5, guidance=2.0), 1) for seed in range(4)]
+    tickets = meeting(scheduler, digits, asks)
+    for seed in (0, 3):
+        options = {"steps": 5, "gamma": 0.3, "seed": seed, "condition": seed}
+        expected = sampling.generate(ClassifierFree(digits, 2.0), 1, **options)
+        torch.testing.assert_close(tickets[seed].result(60), expected, rtol=1e-4, atol=1e-4)
+    assert calls == [16, 8, 4, 4, 4, 4]
+    with pytest.raises(CancelledError):
+        tickets[1].result(1)
+    assert scheduler.rows == 0
+
+
+def test_of_requests_that_are_made_together_the_wrong_one_fails_alone(digits, scheduler):
+    """A label that the network does not know, and a part that no plan can be made of."""
+    plans = Counted()
+    asks = [(plans(digits, seed=seed, label=seed), 1) for seed in range(4)]
+    bad = joined_plan(digits, label=77)
+    broken = Joinable(bad.kind, None, bad.make)
+    tickets = meeting(scheduler, digits, [*asks[:2], (bad, 1), *asks[2:]])
+    others = meeting(scheduler, digits, [*asks[:2], (broken, 1), *asks[2:]])
+    with pytest.raises(ValueError, match="label 77"):
+        tickets[2].result(60)
+    with pytest.raises(AttributeError):
+        others[2].result(60)
+    for found in (tickets, others):
+        for seed, ticket in enumerate(found[:2] + found[3:]):
+            expected = sampling.generate(digits, 1, steps=2, gamma=0.3, seed=seed, condition=seed)
+            torch.testing.assert_close(ticket.result(60), expected, rtol=1e-4, atol=1e-4)
+    assert plans.made.count(5) == 2
+    assert scheduler.rows == 0
+
+
+def test_one_of_several_ends_at_its_deadline_and_the_others_go_on(digits, scheduler):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def make(parts):
+        x = torch.zeros(len(parts), *digits.shape)
+        yield Denoise(x, torch.ones(len(x)))
+        entered.set()
+        assert go_on.wait(30)
+        yield Denoise(x, torch.ones(len(x)))
+        return torch.tensor(parts)
+
+    plans = [(Joinable("one", number, make), 1) for number in range(3)]
+    blocked, free = threading.Event(), threading.Event()
+
+    def holding():
+        yield Denoise(torch.zeros(1, *digits.shape), torch.ones(1))
+        blocked.set()
+        assert free.wait(30)
+        return torch.zeros(1)
+
+    scheduler.submit(holding(), 1)
+    assert blocked.wait(30)
+    tickets = [scheduler.submit(plan, rows, 0.3 if number == 1 else None) for number, (plan, rows) in enumerate(plans)]
+    free.set()
+    assert entered.wait(30)
+    time.sleep(0.4)
+    go_on.set()
+    with pytest.raises(Expired):
+        tickets[1].result(30)
+    assert [int(tickets[number].result(30)) for number in (0, 2)] == [0, 2]
+
+
+def test_many_small_ones_that_are_made_together_do_not_shut_a_large_one_out():
+    assert shares([64, 300], 64, [64, 1]) == [64, 0]
+    assert shares([300, 64], 64, [1, 64]) == [1, 63]
+    assert shares([300, 8], 64, [1, 8]) == [56, 8]

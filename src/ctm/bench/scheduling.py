@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ctm.models import AnyModel
-from ctm.requests import Steps
 from ctm.sampling import generate
 from ctm.sampling.common import device_of
 from ctm.sampling.generation import class_labels
-from ctm.serve.plans import choose, generation, later
+from ctm.serve.plans import Part, choose, joinable
 from ctm.serve.scheduler import Scheduler
+from ctm.serve.tickets import Joinable
 
 __all__ = ["measure_scheduler"]
 
@@ -28,14 +27,12 @@ def measure_scheduler(model: AnyModel, *, steps: int, batch_size: int, rounds: i
     scheduler = Scheduler(model, batch_size=batch_size, queue_limit=4 * batch_size)
     method = choose(model, steps=steps)
 
-    def plan(num: int, seed: int) -> Steps:
-        labels = class_labels(model, num, None, seed)
-        return generation(model, num, method, condition=labels, seed=seed, device=scheduler.device)
+    def plan(num: int, seed: int) -> Joinable:
+        part = Part(num, seed, class_labels(model, num, None, seed))
+        return joinable(model, method, part, scheduler.device)
 
     def scheduled(num: int) -> None:
-        tickets = []
-        for seed in range(4 * batch_size // num):
-            tickets.append(scheduler.submit(later(partial(plan, num, seed)), num))
+        tickets = [scheduler.submit(plan(num, seed), num) for seed in range(4 * batch_size // num)]
         for ticket in tickets:
             ticket.result()
 

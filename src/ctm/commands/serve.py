@@ -79,7 +79,7 @@ def run(settings: Namespace) -> None:
         more = [name.strip() for name in (settings.names or "").split(",") if name.strip()]
         hosts, address = allowed_hosts(settings.host, keys, more), address_of(bound)
         if not settings.ray:
-            _tell_address(address)
+            _tell_address(address, settings.host)
             run_server(service, bound, hosts)
             return
     finally:
@@ -98,10 +98,12 @@ def _run_replicas(
     own = replace(opening.settings, keys=keys)
     opening = replace(opening, settings=own, hosts=None if hosts is None else tuple(hosts))
     text_console().print(f"replicas: {settings.replicas}, by Ray Serve; limits of keys hold for all of them together")
-    run_replicas(opening, settings.replicas, settings.host, port, lambda: _tell_address(address))
+    run_replicas(opening, settings.replicas, settings.host, port, lambda: _tell_address(address, settings.host))
 
 
-def _tell_address(address: str) -> None:
+def _tell_address(address: str, host: str) -> None:
+    if host in ("0.0.0.0", "::"):
+        text_console().print(f"host: {host}, every address of this machine; the two below are for this machine itself")
     text_console().print(f"page: {address.removesuffix('v1')}page/")
     text_console().print(f"address: {address}")
 

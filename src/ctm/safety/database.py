@@ -34,15 +34,16 @@ class DatabaseFailure(OSError):
 class Database:
     """Connections to one database, whose tables are brought to this version when it is opened.
 
-    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. to_read: it is
-    only read, so tables of this version need no permission to write. Raises ValueError for a URL that is none and for tables of a
-    newer version, DatabaseFailure for a database that does not answer."""
+    url: of SQLAlchemy, e.g. sqlite:////srv/state/service.sqlite3 or postgresql+psycopg://user:password@host/name. A connection
+    that the database has closed, as when it was started again, is replaced before it is used. to_read: it is only read, so tables
+    of this version need no permission to write. Raises ValueError for a URL that is none and for tables of a newer version,
+    DatabaseFailure for a database that does not answer."""
 
     def __init__(self, url: str, to_read: bool = False) -> None:
         frozen = _frozen(url) if to_read else None
         try:
-            url = frozen or url
-            self.engine: Engine = create_engine(url, hide_parameters=True, logging_name=_LOG)
+            options: dict[str, Any] = {"hide_parameters": True, "logging_name": _LOG, "pool_pre_ping": True}
+            self.engine: Engine = create_engine(frozen or _with_driver(url), **options)
         except (ArgumentError, NoSuchModuleError) as error:
             raise ValueError(f"the database's URL cannot be read: {plain(str(error), 200)}") from None
         except ModuleNotFoundError as error:
@@ -161,6 +162,12 @@ def _frozen(url: str) -> str | None:
 
 def _prepare_frozen(connection: Any, _: Any) -> None:
     connection.isolation_level = None
+
+
+def _with_driver(url: str) -> str:
+    """The URL with psycopg as PostgreSQL's driver, where it names none: so hosts give it, postgres://… or postgresql://…."""
+    kind, mark, rest = url.partition("://")
+    return f"postgresql+psycopg{mark}{rest}" if kind in ("postgres", "postgresql") else url
 
 
 def _prepare(connection: Any, _: Any) -> None:

@@ -59,6 +59,13 @@ class ImageNoise:
         self._generators = [image_generator(*who, NOISE) for who in identities(seed, indices)]
         self._marks = marks
 
+    @classmethod
+    def of(cls, who: Sequence[tuple[int, int]], marks: Marks | None = None) -> ImageNoise:
+        """The noise of the images (seed, number)."""
+        made = cls(0, (), marks)
+        made._generators = [image_generator(*one, NOISE) for one in who]
+        return made
+
     def __call__(self, like: Tensor) -> Tensor:
         drawn = torch.empty(len(self._generators), *like.shape[1:])
         for row, generator in zip(drawn, self._generators, strict=True):

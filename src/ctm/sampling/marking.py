@@ -57,6 +57,15 @@ class Marks:
         key, nonces = watermark
         return cls(key, nonces, num)
 
+    @classmethod
+    def together(cls, several: Sequence[Marks]) -> Marks:
+        """The marks of the images of all, in their order. Raises ValueError for marks of different keys."""
+        if any(one._key != several[0]._key for one in several):
+            raise ValueError("marks of different keys cannot be put together")
+        whole = copy.copy(several[0])
+        whole._nonces = [nonce for one in several for nonce in one._nonces]
+        return whole
+
     def of_images(self, images: Sequence[int]) -> Marks:
         """The watermarks of some of the images, by their numbers."""
         some = copy.copy(self)

@@ -14,7 +14,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from ctm.foreign.text import parse_json, plain
 from ctm.serve.errors import ApiError, bad_request
 
-__all__ = ["Asked", "EditBody", "GenerationBody", "ReportBody", "Steps", "VariationBody", "read_form", "read_json"]
+__all__ = [
+    "Asked",
+    "EditBody",
+    "FormAsked",
+    "GenerationBody",
+    "ReportBody",
+    "Steps",
+    "VariationBody",
+    "read_form",
+    "read_json",
+]
 
 Body = TypeVar("Body", bound=BaseModel)
 Steps = Annotated[int, Field(ge=1, le=1_000_000)] | None  # a service takes fewer; more digits could not even be said
@@ -70,7 +80,15 @@ class GenerationBody(Asked):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
 
 
-class EditBody(Asked):
+class FormAsked(Asked):
+    """What every request with pictures may have, beside them."""
+
+    condition: dict[str, Any] | None = Field(
+        None, description="the model's fields by name, as JSON text or as condition[NAME][]"
+    )
+
+
+class EditBody(FormAsked):
     """POST /v1/images/edits, the fields beside the files."""
 
     steps: Steps = Field(None, description="levels; 18 where left out")
@@ -79,7 +97,7 @@ class EditBody(Asked):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews of a stream")
 
 
-class VariationBody(Asked):
+class VariationBody(FormAsked):
     """POST /v1/images/variations, the fields beside the file."""
 
     amount: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -113,8 +131,7 @@ def _from_json(content: bytes, form: type[Body]) -> Body:
             400, f"the body is no text in UTF-8 ({error.reason} at byte {error.start})", "invalid_json"
         ) from error
     with bad_request(code="invalid_json"):
-        if content.count(b"[") + content.count(b"{") > _MOST_NESTED:
-            raise ValueError(f"the body has more than {_MOST_NESTED:,} lists and objects: ask for fewer images at once")
+        _check_nested(content, "the body")
         values = parse_json(text, "the body")
     return _validated(form, values, strict=True)
 
@@ -141,7 +158,7 @@ async def read_form(request: Request, form: type[Body], largest: int) -> tuple[B
             if name in files:
                 raise ApiError(400, f"give one file {plain(name)!r}, not several", "invalid_value", param=plain(name))
             files[name] = await value.read()
-        return _validated(form, _fields(data), strict=False), files
+        return _validated(form, _parsed(_fields(data)), strict=False), files
     finally:
         await data.close()
 
@@ -162,6 +179,22 @@ def _fields(data: FormData) -> dict[str, Any]:
             inner = inner if isinstance(inner, dict) else {}
             inner[match[2]] = [*inner.get(match[2], []), value] if match[3] else value
     return values
+
+
+def _parsed(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the condition as a mapping, where it came as JSON text. Raises ApiError."""
+    text = values.get("condition")
+    if not isinstance(text, str):
+        return values
+    with bad_request("condition"):
+        _check_nested(text, "the condition")
+        return {**values, "condition": parse_json(text, "the condition")}
+
+
+def _check_nested(text: str | bytes, name: str) -> None:
+    marks: tuple[Any, Any] = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(text.count(mark) for mark in marks) > _MOST_NESTED:
+        raise ValueError(f"{name} has more than {_MOST_NESTED:,} lists and objects: ask for fewer images at once")
 
 
 def _validated(form: type[Body], values: Any, *, strict: bool) -> Body:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctm import editing
-from ctm.conditions import labels_of
+from ctm.conditions import Condition, labels_of, repeat
 from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid
 from ctm.requests import Steps
@@ -23,12 +23,12 @@ from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.explore_bodies import CompareBody, InterpolateBody, PathBody, StrokeBody
 from ctm.serve.nonces import nonces_of
 from ctm.serve.path import Leg, followed, visible
-from ctm.serve.plans import Method, choose, generation, later
+from ctm.serve.plans import Method, Part, choose, generation, joinable, later
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
 from ctm.serve.tickets import CancelledError
 from ctm.serve.uploads import Upload, for_model
-from ctm.serve.work import Seen, Work, claimed, condition_of, seed_of
+from ctm.serve.work import Seen, Work, claimed, condition_of, given_condition, said_of_all, seed_of
 
 __all__ = ["Told", "compare", "interpolate", "path", "stroke", "together"]
 
@@ -121,8 +121,7 @@ def compare(
         try:
             for served, method, condition in prepared:
                 marks = Marks.of((service.watermark, [nonce]), 1)
-                options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
-                plan = later(partial(generation, served.model, 1, method, **options))
+                plan = joinable(served.model, method, Part(1, seed, condition, marks), served.scheduler.device)
                 futures.append(served.scheduler.submit(plan, 1, service.settings.deadline).future)
         except BaseException:
             for future in futures:
@@ -152,7 +151,7 @@ def path(service: Service, served: Served, body: PathBody, label: int | None, ke
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         legs: list[Leg] = []
         marks = Marks.of((service.watermark, nonces), 1)
-        make = partial(generation, model, 1, method, condition=condition, seed=seed, marks=marks)
+        make = partial(generation, model, method, [Part(1, seed, condition, marks)])
         plan = followed(later(make), legs)
         frames = _frames(plan, legs, method.guidance, model.sigma_data, body.guesses, facts, nonces[0].hex())
         return served.scheduler.submit(frames, 1, service.settings.deadline).future
@@ -205,14 +204,14 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
     if steps > service.settings.most_steps:
         words = f"steps must be at most {service.settings.most_steps} here, got {steps}"
         raise ApiError(400, words, "invalid_value", param="steps")
-    labels = None if label is None else torch.full((num,), label)
+    condition = given_condition(model, body, label, num)
     with bad_request():
         if not can_jump(model):
             raise ValueError(
                 f"{served.name} only denoises, and stroke to image needs a model that jumps: ask another model"
             )
         whole = for_model(image, model)[None].expand(num, *model.shape)
-        asked: dict[str, Any] = {"steps": steps, "gamma_share": body.gamma or 0.0, "condition": labels, "seed": seed}
+        asked: dict[str, Any] = {"steps": steps, "gamma_share": body.gamma or 0.0, "condition": condition, "seed": seed}
         plan = editing.stroking(model, whole, sigma, **asked)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
@@ -228,23 +227,23 @@ def stroke(service: Service, served: Served, body: StrokeBody, label: int | None
         "kind": "stroke",
     }
     known = None if label is None else [label] * num
-    return Work(served, num, seed, about, start, known, known)
+    return Work(served, num, seed, about, start, known, claimed(condition, num))
 
 
 def interpolate(
-    service: Service, served: Served, body: InterpolateBody, label: int | None, first: Tensor, second: Tensor
+    service: Service, served: Served, body: InterpolateBody, condition: Condition, first: Tensor, second: Tensor
 ) -> Work:
-    """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere."""
+    """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere.
+    condition: of one sample."""
     num = body.num
-    labels = None if label is None else torch.tensor([label, label])
+    both = repeat(condition, 2)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:
-            return editing.interpolate(model, first, second, num, condition=labels)
+            return editing.interpolate(model, first, second, num, condition=both)
 
         return submit_function(served.scheduler, service.threads, between, num, service.settings.deadline)
 
     grid = [float(served.model.sigma_max), float(served.model.sigma_min)]
     about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": grid, "kind": "interpolation"}
-    known = None if label is None else [label] * num
-    return Work(served, num, seed_of(body), about, start, known, known)
+    return Work(served, num, seed_of(body), about, start, *said_of_all(condition, num))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctm.serve.bodies import Asked, Steps
+from ctm.serve.bodies import Asked, FormAsked, Steps
 
 __all__ = ["CompareBody", "InterpolateBody", "LikelihoodBody", "PathBody", "StrokeBody", "Variant"]
 
@@ -55,7 +55,7 @@ class PathBody(Asked):
         return (self.steps or 1) * (2 if self.guesses else 1)
 
 
-class StrokeBody(Asked):
+class StrokeBody(FormAsked):
     """POST /v1/ctm/stroke, the fields beside the file."""
 
     sigma: Annotated[float, Field(gt=0)] | None = Field(
@@ -65,7 +65,7 @@ class StrokeBody(Asked):
     gamma: Gamma = None
 
 
-class InterpolateBody(Asked):
+class InterpolateBody(FormAsked):
     """POST /v1/ctm/interpolate, the fields beside the two files."""
 
     @property
@@ -74,5 +74,5 @@ class InterpolateBody(Asked):
         return 7 if self.n is None else self.n
 
 
-class LikelihoodBody(Asked):
+class LikelihoodBody(FormAsked):
     """POST /v1/ctm/likelihood, the fields beside the file."""

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
+from ctm.conditions import Condition
 from ctm.likelihood import Estimate
 from ctm.pictures import to_uint8
 from ctm.safety import KeyInfo, Refused
@@ -26,7 +26,7 @@ from ctm.serve.explore_bodies import CompareBody, InterpolateBody, LikelihoodBod
 from ctm.serve.receiving import Receiver, only
 from ctm.serve.service import Served, Service
 from ctm.serve.uploads import for_model
-from ctm.serve.work import admitted, seed_of
+from ctm.serve.work import admitted, given_condition, seed_of
 
 __all__ = ["add_explore", "likelihood_of"]
 
@@ -105,7 +105,9 @@ def _add_from_pictures(app: FastAPI, service: Service, receiver: Receiver) -> No
         key = await service.gate.key_of(request)
         body, files = await read_form(request, StrokeBody, largest)
         only(files, "image")
-        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
+        served, label = await run_in_threadpool(
+            admitted, service, body, key, upload=True, conditions=tuple(body.condition or ())
+        )
         async with receiver.turn():
             work = await asyncio.to_thread(stroke, service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)
@@ -116,15 +118,18 @@ def _add_from_pictures(app: FastAPI, service: Service, receiver: Receiver) -> No
         key = await service.gate.key_of(request)
         body, files = await read_form(request, InterpolateBody, largest)
         only(files, "first", "second")
-        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
+        served, label = await run_in_threadpool(
+            admitted, service, body, key, upload=True, conditions=tuple(body.condition or ())
+        )
         with bad_request("n"):
             if body.num < 2:
                 raise ValueError(f"an interpolation has its two ends: ask for at least 2 pictures, got {body.num}")
+        condition = given_condition(served.model, body, label, 1)
         ends = []
         for name in ("first", "second"):
             async with receiver.turn():
                 ends.append(await _reduced(receiver, files, key, served, name))
-        work = interpolate(service, served, body, label, ends[0], ends[1])
+        work = interpolate(service, served, body, condition, ends[0], ends[1])
         return await answer(service, work, key, request, body)
 
 
@@ -141,12 +146,15 @@ def _add_likelihood(app: FastAPI, service: Service, receiver: Receiver) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, LikelihoodBody, largest)
         only(files, "image")
-        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
+        served, label = await run_in_threadpool(
+            admitted, service, body, key, upload=True, conditions=tuple(body.condition or ())
+        )
+        condition = given_condition(served.model, body, label, 1)
         async with receiver.turn():
             image = await _reduced(receiver, files, key, served)
         seed = seed_of(body)
         try:
-            found = await unless_gone(request, likelihood_of(service, served, label, image, seed))
+            found = await unless_gone(request, likelihood_of(service, served, condition, image, seed))
         except Gone:
             return Response(status_code=499)  # nobody reads it
         bits, error = float(found.value[0]), float(found.standard_error[0])
@@ -163,11 +171,10 @@ async def _reduced(
         return await asyncio.to_thread(for_model, picture, served.model)
 
 
-async def likelihood_of(service: Service, served: Served, label: int | None, image: Tensor, seed: int) -> Estimate:
-    """The estimate for an image (C, H, W), made in a thread. Giving it up ends it at the network's next evaluation. It takes a
-    row of the queue."""
+async def likelihood_of(service: Service, served: Served, condition: Condition, image: Tensor, seed: int) -> Estimate:
+    """The estimate for an image (C, H, W) under the condition of one sample, made in a thread. Giving it up ends it at the
+    network's next evaluation. It takes a row of the queue."""
     pixels = to_uint8(image[None])[0].permute(2, 0, 1)
-    condition = None if label is None else torch.tensor([label])
     gone, give_back = threading.Event(), served.scheduler.take_rows(1)
     end = time.monotonic() + service.settings.deadline
 

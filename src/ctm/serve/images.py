@@ -57,7 +57,9 @@ def _add_edits(app: FastAPI, service: Service, receiver: Receiver) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, EditBody, service.settings.largest)
         only(files, "image", "mask")
-        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
+        served, label = await run_in_threadpool(
+            admitted, service, body, key, upload=True, conditions=tuple(body.condition or ())
+        )
 
         async def received() -> Work:
             image, mask = await receiver.needed(files, key), await receiver.decoded(files, "mask")
@@ -79,7 +81,9 @@ def _add_variations(app: FastAPI, service: Service, receiver: Receiver) -> None:
         key = await service.gate.key_of(request)
         body, files = await read_form(request, VariationBody, service.settings.largest)
         only(files, "image")
-        served, label = await run_in_threadpool(admitted, service, body, key, upload=True)
+        served, label = await run_in_threadpool(
+            admitted, service, body, key, upload=True, conditions=tuple(body.condition or ())
+        )
         async with receiver.turn():
             work = await asyncio.to_thread(vary, service, served, body, label, await receiver.needed(files, key))
         return await answer(service, work, key, request, body)

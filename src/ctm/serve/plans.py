@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +26,9 @@ from ctm.sampling.driving import Sampler
 from ctm.sampling.image_noise import ImageNoise
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.marking import Marks
+from ctm.serve.tickets import Joinable
 
-__all__ = ["SAMPLERS", "Method", "choose", "generation", "guided", "later", "watched"]
+__all__ = ["SAMPLERS", "Method", "Part", "choose", "generation", "guided", "joinable", "later", "watched"]
 
 _JUMPS = ("gamma", "consistency")
 _DENOISERS = ("heun", "euler", "dpmpp_2m", "midpoint", "ancestral", "dpmpp_2m_sde")
@@ -49,6 +50,11 @@ class Method:
     @property
     def steps(self) -> int:
         return len(self.levels) - 1
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """Equal for equal methods."""
+        return self.sampler, tuple(self.levels.tolist()), self.gamma, self.guidance
 
 
 def choose(
@@ -101,35 +107,58 @@ def _scale(model: RangedDenoiser, guidance: Any) -> float:
     return as_number(guidance, "guidance")
 
 
-def generation(
-    model: RangedDenoiser,
-    num: int,
-    method: Method,
-    *,
-    condition: Condition = None,
-    seed: int = 0,
-    marks: Marks | None = None,
-    device: torch.device | None = None,
-) -> Steps:
-    """The plan of the images that `ctm.generate` makes with this seed and condition, of all `num` together.
+@dataclass(frozen=True)
+class Part:
+    """What one request asks of a plan that it may share with others: images 0 … num − 1 of a seed. condition: of those images, as
+    `ctm.sampling.generation.conditions_for` gives it, or None. marks: their watermarks."""
 
-    condition: as `ctm.sampling.generation.conditions_for` gives it, or None. marks: their watermarks. device: where
-    the model is, None to look."""
-    noise, device = ImageNoise(seed, range(num), marks), device or device_of(model)
-    like = torch.empty(num, *model.shape, device=device)
+    num: int
+    seed: int
+    condition: Condition = None
+    marks: Marks | None = None
+
+
+def generation(
+    model: RangedDenoiser, method: Method, parts: Sequence[Part], device: torch.device | None = None
+) -> Steps:
+    """The plan of the images that `ctm.generate` makes of each part's seed, condition and marks, of all parts together and in
+    their order.
+
+    The parts have fields of one kind, and all have marks, of one key, or none has. device: where the model is, None to look.
+    Raises ValueError for parts that do not fit together, or not to the method."""
+    who = [(part.seed, index) for part in parts for index in range(part.num)]
+    marks = [part.marks for part in parts if part.marks is not None]
+    if marks and len(marks) < len(parts):
+        raise ValueError("either all images of a plan are marked or none")
+    noise, device = ImageNoise.of(who, Marks.together(marks) if marks else None), device or device_of(model)
+    like = torch.empty(len(who), *model.shape, device=device)
     x = method.levels[0].to(like) * noise(like)
     chosen: Sampler[Any] = getattr(sampling, method.sampler)
     steps = chosen.steps if method.gamma is None else partial(chosen.steps, gamma=method.gamma)
-    condition = to(condition, device)
+    condition = to(cat([part.condition for part in parts], [part.num for part in parts]), device)
     if takes_guidance(model):  # an input, set for all: so requests with and without it can share a call
         scale = 1.0 if method.guidance is None else method.guidance
         return steps(
-            x, method.levels, condition=with_field(condition, GUIDANCE, like.new_full((num,), scale)), noise=noise
+            x, method.levels, condition=with_field(condition, GUIDANCE, like.new_full((len(who),), scale)), noise=noise
         )
     plan = steps(x, method.levels, condition=condition, noise=noise)
     if method.guidance is None or condition is None:
         return plan
     return guided(plan, method.guidance, droppable(model))
+
+
+def joinable(model: RangedDenoiser, method: Method, part: Part, device: torch.device) -> Joinable:
+    """The plan of `generation` of a part, that others of the same method can be made with: what the noise, the checks and the
+    loop of the sampler cost is then paid once for all of them, and no longer for each."""
+    kind = (method.key, _kind(part.condition), part.marks is None)
+    return Joinable(kind, part, lambda parts: generation(model, method, parts, device))
+
+
+def _kind(condition: Condition) -> Hashable:
+    """Equal for conditions that can stand in one plan without any of them getting a field that it did not have."""
+    if not isinstance(condition, Mapping):
+        return condition is None
+    return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(condition.items()))
 
 
 def later(make: Callable[[], Steps]) -> Steps:

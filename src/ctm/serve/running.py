@@ -50,8 +50,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """The URL of the API at a socket."""
+    """The URL of the API at a socket, as this machine reaches it: of a socket on all addresses, the loopback one."""
     host, port = bound.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 

@@ -23,7 +23,7 @@ from ctm.models.protocol import Model
 from ctm.requests import Steps, joined, kind_of
 from ctm.sampling.common import device_of
 from ctm.sampling.driving import answer
-from ctm.serve.tickets import Expired, Job, QueueFull, Stopped, Ticket
+from ctm.serve.tickets import Asked, Job, Joinable, QueueFull, Stopped, Ticket
 
 __all__ = ["Scheduler", "shares"]
 
@@ -33,22 +33,41 @@ _MEMORY = (
 _FIRST_RATE = 10.0  # rows a second, before any call was timed
 
 
-def shares(left: Sequence[int], most: int) -> list[int]:
-    """How many rows of a call of at most `most` rows each request gets, with `left` rows waiting each, the one that has waited
-    longest first.
+def shares(left: Sequence[int], most: int, requests: Sequence[int] | None = None) -> list[int]:
+    """How many rows of a call of at most `most` rows each job gets, with `left` rows waiting each, the one that has waited
+    longest first. requests: how many are in each job, None: one.
 
-    Each gets an equal share, at least one row while there are any, and what small ones leave goes to the first. So a small
-    request is not kept waiting by a large one, nor a large one by many small ones."""
-    fair = max(1, most // max(1, len(left)))
+    Each request gets an equal share, at least one row while there are any, and what small ones leave goes to the first. So a
+    small request is not kept waiting by a large one, nor a large one by many small ones."""
+    counts = [1] * len(left) if requests is None else requests
+    fair = max(1, most // max(1, sum(counts)))
     found, free = [], most
-    for rows in left:
-        found.append(min(rows, fair, free))
+    for rows, count in zip(left, counts, strict=True):
+        found.append(min(rows, fair * count, free))
         free -= found[-1]
     for index, rows in enumerate(left):
         more = min(rows - found[index], free)
         found[index] += more
         free -= more
     return found
+
+
+def _jobs(asked: Sequence[Asked], most: int) -> list[Job]:
+    """The jobs of what was asked, with joinable plans of one kind together, up to `most` rows."""
+    groups: list[list[Asked]] = []
+    open_groups: dict[Any, tuple[list[Asked], int]] = {}
+    for one in asked:
+        if isinstance(one.plan, Joinable):
+            group, rows = open_groups.get(one.plan.kind, ([], most))
+            if rows + one.ticket.rows <= most:
+                group.append(one)
+                open_groups[one.plan.kind] = group, rows + one.ticket.rows
+                continue
+            open_groups[one.plan.kind] = [one], one.ticket.rows
+            groups.append(open_groups[one.plan.kind][0])
+        else:
+            groups.append([one])
+    return [Job(group) for group in groups]
 
 
 class Scheduler:
@@ -71,7 +90,7 @@ class Scheduler:
         self.queue_limit = as_count(queue_limit, "queue_limit")
         self._observe = observe
         self._changed = threading.Condition()
-        self._new: list[Job] = []
+        self._new: list[Asked] = []
         self._rows = 0
         self._rate, self._evaluations = _FIRST_RATE, 1.0
         self._turn = 0
@@ -97,42 +116,50 @@ class Scheduler:
     def take_rows(self, rows: int) -> Callable[[], None]:
         """Take `rows` of the queue's limit, and return the function that gives them back. Raises as `submit`."""
         with self._changed:
-            if self._stopping:
-                raise Stopped("the service is stopping and takes no more requests")
-            if rows > self.queue_limit:
-                raise ValueError(f"{rows} images are more than the queue holds, {self.queue_limit}: ask for fewer")
-            if self._rows + rows > self.queue_limit:
-                raise QueueFull(rows, self.queue_limit, self.retry_after)
-            self._rows += rows
+            self._take(rows)
         given = [rows]
 
         def give_back() -> None:
-            with self._changed:
-                self._rows -= given.pop() if given else 0
+            self._give_back(given.pop() if given else 0)
 
         return give_back
 
-    def submit(self, plan: Steps, rows: int, deadline: float | None = None, *, counted: bool = True) -> Ticket:
-        """A ticket for what `plan` returns, a generator of requests of `rows` rows each.
+    def _take(self, rows: int) -> None:
+        if self._stopping:
+            raise Stopped("the service is stopping and takes no more requests")
+        if rows > self.queue_limit:
+            raise ValueError(f"{rows} images are more than the queue holds, {self.queue_limit}: ask for fewer")
+        if self._rows + rows > self.queue_limit:
+            raise QueueFull(rows, self.queue_limit, self.retry_after)
+        self._rows += rows
+
+    def _give_back(self, rows: int) -> None:
+        with self._changed:
+            self._rows -= rows
+
+    def submit(
+        self, plan: Steps | Joinable, rows: int, deadline: float | None = None, *, counted: bool = True
+    ) -> Ticket:
+        """A ticket for what `plan` returns, a generator of requests of `rows` rows each, or one that can be made together with
+        others.
 
         deadline: seconds from now after which it fails with `Expired`; None: no end. counted: whether its rows count in
         queue_limit; not where `take_rows` has taken them already.
         Raises QueueFull where too many rows wait, ValueError for more rows than the queue ever holds, and Stopped."""
-        give_back = self.take_rows(rows) if counted else None
-        ticket = Ticket(rows)
-        if give_back is not None:
-            ticket.future.add_done_callback(lambda _: give_back())
+        ticket = Ticket(rows, partial(self._give_back, rows) if counted else None)
         end = None if deadline is None else time.monotonic() + deadline
         with self._changed:
-            if self._finishing or (self._stopping and counted):
-                ticket.future.cancel()
+            if counted:
+                self._take(rows)
+            elif self._finishing:
                 raise Stopped("the service is stopping and takes no more requests")
-            self._new.append(Job(ticket, plan, end, self._turn))
+            self._new.append(Asked(ticket, plan, end, self._turn))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="ctm-network", daemon=True)
                 self._thread.start()
                 atexit.register(self.stop, finish=False, timeout=10)
-            self._changed.notify()
+            if len(self._new) == 1:
+                self._changed.notify()
         return ticket
 
     def stop(self, *, finish: bool = True, timeout: float | None = None) -> bool:
@@ -154,7 +181,7 @@ class Scheduler:
         except BaseException as error:
             with self._changed:
                 self._stopping = self._finishing = True
-                waiting += self._new
+                waiting += _jobs(self._new, self.batch_size)
             for job in waiting:
                 job.fail(error)
             raise
@@ -166,53 +193,46 @@ class Scheduler:
                     self._changed.wait(0.1 if self._stopping else None)
                 new, self._new = self._new, []
                 finishing = self._finishing
-            waiting += [job for job in new if self._guarded(job, job.start)]
+            waiting += self._started(_jobs(new, self.batch_size))
             if finishing:
                 for job in waiting:
                     job.fail(Stopped("the service has stopped"))
                 return
             if not waiting and self._stopping and self._rows == 0:
                 return
-            waiting[:] = [job for job in waiting if self._alive(job)]
+            now = time.monotonic()
+            waiting[:] = [job for job in waiting if job.is_wanted(now)]
             if waiting:
                 waiting[:] = self._round(waiting)
 
-    def _alive(self, job: Job) -> bool:
-        if job.ticket.future.cancelled():
-            job.steps.close()
-            return False
-        if job.deadline is not None and time.monotonic() > job.deadline:
-            job.fail(Expired("the request was not done at its deadline: ask for fewer images or steps, or later"))
-            return False
-        return True
+    def _started(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that wait with their first request."""
+        return [one for job in jobs for one in self._moved(job, job.start)]
 
     def _round(self, waiting: list[Job]) -> list[Job]:
         """One call of the network for some of the rows that wait -> the jobs that still wait, the next one first."""
         kind = kind_of(waiting[0].request)
         group = [job for job in waiting if kind_of(job.request) == kind][: self.batch_size]
-        counts = shares([job.left for job in group], self.batch_size)
+        counts = shares([job.left for job in group], self.batch_size, [len(job.tickets) for job in group])
         some = [(job, count) for job, count in zip(group, counts, strict=True) if count]
         self._turn += 1
-        ended = self._answer(some)
-        for job, _ in some:
+        answered = {job for job, _ in some}
+        still = self._answer(some)
+        for job in still:
             job.turn = self._turn
-        return sorted((job for job in waiting if job not in ended), key=lambda job: job.turn)
+        return sorted([job for job in waiting if job not in answered] + still, key=lambda job: job.turn)
 
-    def _answer(self, some: list[tuple[Job, int]]) -> set[Job]:
-        """Answer rows of some jobs in one call -> the jobs that have ended. Where the call fails, each is called alone, so that
+    def _answer(self, some: list[tuple[Job, int]]) -> list[Job]:
+        """Answer rows of some jobs in one call -> the jobs that still wait. Where the call fails, each is called alone, so that
         the error is only of the job that has it."""
         try:
             answers = self._call([job.take(count) for job, count in some], all(job.seen for job, _ in some))
         except Exception as error:
             if len(some) == 1:
-                some[0][0].fail(error)
-                return {some[0][0]}
-            return set().union(*(self._answer([one]) for one in some))
+                return self._failed(some[0][0], error)
+            return [job for one in some for job in self._answer([one])]
         pairs = [(job, given) for (job, _), given in zip(some, answers, strict=True)]
-        ended = {job for job, given in pairs if not self._guarded(job, partial(job.put, given))}
-        for job in ended:
-            self._evaluations = _MEMORY * self._evaluations + (1 - _MEMORY) * max(1.0, job.evaluations)
-        return ended
+        return [one for job, given in pairs for one in self._moved(job, partial(job.put, given))]
 
     def _call(self, requests: list[Any], seen: bool) -> Sequence[Tensor]:
         together = joined(requests)
@@ -227,10 +247,19 @@ class Scheduler:
             self._observe(len(answers), seconds)
         return answers.split([len(request.x) for request in requests])
 
-    def _guarded(self, job: Job, move: Callable[[], bool]) -> bool:
-        """Whether the job still waits after `move`. An error of its plan is its own."""
+    def _moved(self, job: Job, move: Callable[[], bool]) -> list[Job]:
+        """What waits of a job after `move`. An error of its plan is its own."""
         try:
-            return move()
+            if move():
+                return [job]
         except Exception as error:
+            return self._failed(job, error)
+        self._evaluations = _MEMORY * self._evaluations + (1 - _MEMORY) * max(1.0, job.evaluations)
+        return []
+
+    def _failed(self, job: Job, error: Exception) -> list[Job]:
+        """What waits of a job that has failed: nothing, or its requests one by one."""
+        apart = job.apart()
+        if not apart:
             job.fail(error)
-            return False
+        return self._started(apart)

@@ -33,6 +33,8 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
+_METHODS = ["GET", "HEAD"]  # tools ask for the head first
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -48,26 +50,26 @@ def _file(name: str) -> Response:
     return Response(_content(name), media_type=FILES[name], headers=_HEADERS)
 
 
-@router.get("/")
+@router.api_route("/", methods=_METHODS)
 async def to_page(request: Request) -> Response:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/page/", 307)
 
 
-@router.get("/page")
+@router.api_route("/page", methods=_METHODS)
 async def to_index(request: Request) -> Response:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/page/", 307)
 
 
-@router.get("/page/")
+@router.api_route("/page/", methods=_METHODS)
 async def index() -> Response:
     return _file("index.html")
 
 
-@router.get("/favicon.ico")
+@router.api_route("/favicon.ico", methods=_METHODS)
 async def favicon() -> Response:
     return _file("favicon.svg")
 
 
-@router.get("/page/{name}")
+@router.api_route("/page/{name}", methods=_METHODS)
 async def file(name: str) -> Response:
     return _file(name)

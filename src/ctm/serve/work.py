@@ -27,12 +27,25 @@ from ctm.serve.bodies import EditBody, GenerationBody, VariationBody
 from ctm.serve.errors import ApiError, bad_request
 from ctm.serve.names import label_of
 from ctm.serve.nonces import nonces_of
-from ctm.serve.plans import choose, generation, later, watched
+from ctm.serve.plans import Part, choose, generation, joinable, later, watched
 from ctm.serve.service import Served, Service
 from ctm.serve.through import submit_function
+from ctm.serve.tickets import Joinable
 from ctm.serve.uploads import Upload, for_model, picture_shape, to_fill
 
-__all__ = ["Seen", "Work", "admitted", "claimed", "condition_of", "edit", "generate", "seed_of", "vary"]
+__all__ = [
+    "Seen",
+    "Work",
+    "admitted",
+    "claimed",
+    "condition_of",
+    "edit",
+    "generate",
+    "given_condition",
+    "said_of_all",
+    "seed_of",
+    "vary",
+]
 
 Seen = Callable[[int, Tensor], object]
 _VARIATION = 0.3
@@ -132,13 +145,13 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     nonces = nonces_of(service.watermark, None if key is None else key.id, seed, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        def make() -> Steps:
-            marks = Marks.of((service.watermark, nonces), num)
-            options: dict[str, Any] = {"condition": condition, "seed": seed, "marks": marks}
-            return generation(model, num, method, **options, device=served.scheduler.device)
-
-        plan = watched(later(make), method.calls, previews, seen)
-        return served.scheduler.submit(plan, num, service.settings.deadline).future
+        part, scheduler = Part(num, seed, condition, Marks.of((service.watermark, nonces), num)), served.scheduler
+        plan: Steps | Joinable = joinable(model, method, part, scheduler.device)
+        if previews:  # its plan tells what it sees, so it is its own
+            plan = watched(
+                later(partial(generation, model, method, [part], scheduler.device)), method.calls, previews, seen
+            )
+        return scheduler.submit(plan, num, service.settings.deadline).future
 
     about = {"sampler": method.sampler, "steps": method.steps, "gamma": method.gamma, "guidance": method.guidance}
     about |= {"gamma": method.gamma or 0.0, "grid": method.levels.tolist(), "kind": "generation"}
@@ -147,9 +160,23 @@ def generate(service: Service, served: Served, body: GenerationBody, label: int 
     return Work(served, num, seed, about, start, known, claimed(condition, num), nonces)
 
 
+def said_of_all(condition: Condition, num: int) -> tuple[list[int] | None, list[Any] | None]:
+    """The label and the claimed condition of each of num images, which all have the condition of one sample."""
+    labels, said = labels_of(condition), claimed(condition, 1)
+    return None if labels is None else [int(labels[0])] * num, None if said is None else said * num
+
+
 def condition_of(model: AnyModel, body: Any, label: int | None, num: int, seed: int) -> Condition:
     """The condition of all images: the class, drawn by the model where none is asked for, and the fields of the request."""
-    labels = class_labels(model, num, label, seed)
+    return _with_fields(model, body, class_labels(model, num, label, seed), num, seed)
+
+
+def given_condition(model: AnyModel, body: Any, label: int | None, num: int) -> Condition:
+    """The condition of num images with what the request gives, and no class that it does not. Raises ApiError."""
+    return _with_fields(model, body, None if label is None else torch.full((num,), label), num, 0)
+
+
+def _with_fields(model: AnyModel, body: Any, labels: Tensor | None, num: int, seed: int) -> Condition:
     if not body.condition:
         return labels
     fields: dict[str, Any] = {} if labels is None else {LABELS: labels}
@@ -192,10 +219,10 @@ def edit(
         )
     operator = editing.masking(known)
     y = operator.A(whole[None]).expand(num, *whole.shape)
-    labels = None if label is None else torch.full((num,), label)
+    condition = given_condition(model, body, label, num)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
-        options: dict[str, Any] = {"steps": steps, "rounds": rounds, "condition": labels, "seed": seed}
+        options: dict[str, Any] = {"steps": steps, "rounds": rounds, "condition": condition, "seed": seed}
         plan = later(lambda: editing.replacing(model, operator, y, **options))
         plan = watched(plan, steps * rounds, previews, seen)
         return served.scheduler.submit(plan, num, service.settings.deadline).future
@@ -211,7 +238,7 @@ def edit(
     }
     known_labels = None if label is None else [label] * num
     finish = partial(_kept, operator=operator, y=y)
-    return Work(served, num, seed, about, start, known_labels, known_labels, finish=finish)
+    return Work(served, num, seed, about, start, known_labels, claimed(condition, num), finish=finish)
 
 
 def _kept(images: Tensor, operator: editing.LinearOperator, y: Tensor) -> Tensor:
@@ -223,16 +250,16 @@ def vary(service: Service, served: Served, body: VariationBody, label: int | Non
     pictures again. Raises ApiError."""
     num, seed = body.num, seed_of(body)
     amount = _VARIATION if body.amount is None else body.amount
+    condition = given_condition(served.model, body, label, 1)
     with bad_request("image", "invalid_image"):
         whole = for_model(image, served.model)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def vary_it(model: Any) -> Tensor:
-            return editing.variations(model, whole, num, amount, label=label, seed=seed)
+            return editing.variations(model, whole, num, amount, condition=condition, seed=seed)
 
         return submit_function(served.scheduler, service.threads, vary_it, num, service.settings.deadline)
 
     ends = [float(served.model.sigma_max), float(served.model.sigma_min)]
     about = {"sampler": "flow", "steps": 1, "gamma": 0.0, "grid": ends, "amount": amount, "kind": "variation"}
-    labels = None if label is None else [label] * num
-    return Work(served, num, seed, about, start, labels, labels)
+    return Work(served, num, seed, about, start, *said_of_all(condition, num))

@@ -54,21 +54,13 @@ export async function json(path, options) {
   return (await ask(path, options)).json();
 }
 
-/** FormData of named values; what is null or undefined is left out, a mapping becomes name[inner]. */
+/** FormData of named values; what is null or undefined is left out, a mapping becomes JSON text. */
 export function form(values) {
   const data = new FormData();
   for (const [name, value] of Object.entries(values)) {
     if (value === null || value === undefined) continue;
     if (value instanceof Blob) data.append(name, value, `${name}.png`);
-    else if (typeof value === "object") inner(data, name, value);
-    else data.append(name, String(value));
+    else data.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
   return data;
-}
-
-function inner(data, name, values) {
-  for (const [field, value] of Object.entries(values)) {
-    if (Array.isArray(value)) value.flat(Infinity).forEach((each) => data.append(`${name}[${field}][]`, String(each)));
-    else data.append(`${name}[${field}]`, String(value));
-  }
 }
