@@ -20,6 +20,7 @@ from ctm.foreign.weights import tensor_shapes
 from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
+from ctm.preconditioning import preconditioning_from
 
 __all__ = [
     "CONFIG",
@@ -70,7 +71,11 @@ def check_config(kind: type[nn.Module], settings: Mapping[str, Any], place: str)
     arguments, or of another shape or number of classes. Settings that no version here knows are named in a warning."""
     known = inspect.signature(kind).parameters
     try:
-        check_numbers(**{name: settings[name] for name in _NUMBERS if name in settings})
+        numbers = {name: settings[name] for name in _NUMBERS if name in settings}
+        check_numbers(**numbers)
+        if "inner" in known and "inner" in settings:
+            levels = (numbers.get(name, known[name].default) for name in ("sigma_data", "sigma_min"))
+            preconditioning_from(settings["inner"], *levels)
         spec = settings["network"]
         network = network_class(spec)
         if issubclass(network, Network):
