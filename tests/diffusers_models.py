@@ -38,5 +38,5 @@ def made_random(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in module.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
     return module.eval()

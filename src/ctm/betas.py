@@ -21,7 +21,7 @@ __all__ = ["SCHEDULES", "BetaSchedule"]
 
 _MOST_LEVELS = 20_000
 _MOST_BETA = 0.999
-_CUT = 4096.0  # √(1/ᾱ − 1) at ᾱ = 2^−24
+_CUT = math.sqrt(2.0**24 - 1)  # √(1/ᾱ − 1) at ᾱ = 2^−24
 
 
 def _linear(low: float, high: float, count: int) -> Tensor:
@@ -143,7 +143,7 @@ class BetaSchedule:
 
     @property
     def sigma_cut(self) -> float:
-        """What stands for σ = ∞: 4096 (ᾱ = 2^−24, as in diffusers' own solvers), or twice the level before it if that is not
+        """What stands for σ = ∞: 4095.9999 (ᾱ = 2^−24, as in diffusers' own solvers), or twice the level before it if that is not
         below 4096."""
         before = float(self.alphas[-2].double())
         level = math.sqrt((1 - before) / before) if before > 0 else math.inf
