@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ctm import load_model, load_teacher
 from ctm.guidance import ClassifierFree
 from ctm.teachers.diffusers import read_diffusers
+from ctm.teachers.diffusers_latents import load_autoencoder
 from ctm.teachers.diffusers_text import embed_prompts
 from tests.diffusers_models import CONDITIONAL, made_random
 
@@ -135,3 +136,34 @@ def test_a_text_encoder_of_pickles_is_refused(made, tmp_path):
     (place / "text_encoder" / "model.safetensors").rename(place / "text_encoder" / "pytorch_model.bin")
     with pytest.raises(ValueError, match="weights that are no pickle"):
         load_teacher(place, settings=DATA)
+
+
+def test_latents_are_the_autoencoders_with_its_scaling(made):
+    pipeline, place = made
+    autoencoder, pictures = load_autoencoder(place), torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latents = autoencoder.encode(pictures)
+        expected = pipeline.vae.encode(pictures).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        assert torch.allclose(latents, expected, atol=1e-6)
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        assert torch.allclose(autoencoder.decode(latents), decoded, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"block_out_channels": [65536]}, "asks for more than its weights hold"),
+        ({"layers_per_block": 60000}, "asks for more than its weights hold"),
+        ({"block_out_channels": [10**9]}, "numbers of at most 65,536"),
+        ({"latents_mean": [0.0]}, "its config has others"),
+        ({"down_block_types": ["os.system"]}, "does not exist|do not fit"),
+        ({"_class_name": "evil.Net"}, "is not one of an AutoencoderKL"),
+    ],
+    ids=["wide", "many", "wider", "mean", "name", "class"],
+)
+def test_another_autoencoder_is_refused_in_a_sentence(made, tmp_path, change, sentence):
+    place = changed(made, tmp_path)
+    file = place / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=sentence):
+        load_autoencoder(place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -17,7 +16,7 @@ from ctm.models import DiffusionModel
 from ctm.models.reading import check_config, check_fit, check_weights
 from ctm.networks.diffusers import TEXT, Kind, known_settings, takes_fractions
 from ctm.teachers.checkpoints import Checkpoint
-from ctm.teachers.diffusers_files import Parts, find_diffusers, read_config
+from ctm.teachers.diffusers_files import Parts, find_diffusers, read_config, renamed_attention
 from ctm.teachers.diffusers_scheduler import Schedule, read_scheduler
 from ctm.teachers.diffusers_text import embedded, text_shape
 from ctm.teachers.presets import check_settings
@@ -26,7 +25,6 @@ __all__ = ["Deviation", "is_diffusers", "read_diffusers"]
 
 Deviation: TypeAlias = Callable[[Sequence[int]], tuple[float, str]]
 _TAKEN = ("sigma_data", "sigma_min", "sigma_max", "image_size", "null_class", "text_tokens")
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MOST_NAMES = 1 << 16
 _EMPTY = "network.empty_text"
 
@@ -191,11 +189,8 @@ def _levels(
 
 
 def _renamed(name: str) -> str:
-    """A tensor's name in our model, by its name in diffusers' file, also that of attention before diffusers 0.14."""
-    new = re.sub(
-        r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda found: _OLD_ATTENTION[found.group()], name
-    )
-    return f"network.module.{new}"
+    """A tensor's name in our model, by its name in diffusers' file."""
+    return f"network.module.{renamed_attention(name)}"
 
 
 def _name_classes(model: DiffusionModel, parts: Parts) -> list[str]:
@@ -250,8 +245,8 @@ def _left(parts: Parts, kind: Kind, config: Mapping[str, Any], unknown: list[str
         )
     if parts.latents:
         lines.append(
-            f"the autoencoder ({parts.latents}): the model's samples are its latents, to be divided by its scaling_factor and "
-            "decoded"
+            f"the autoencoder ({parts.latents}): the model's samples are its latents, which "
+            "ctm.teachers.diffusers_latents.load_autoencoder decodes"
         )
     if parts.left_out:
         lines.append(f"parts of the pipeline: {', '.join(plain(name, 40) for name in parts.left_out)}")
