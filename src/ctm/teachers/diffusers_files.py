@@ -70,8 +70,8 @@ class Parts:
         )
 
     def weights(self, folder: str | None = None) -> tuple[Path, list[str]]:
-        """The weights in a folder, None: the network's, and a line on them. Raises ValueError in a sentence where they are pickles,
-        in pieces, or not there."""
+        """The weights in a folder, None: the network's, and a line on them. Raises ValueError in a sentence where they are
+        pickles, in pieces, or not there."""
         folder = self.network if folder is None else folder
         plain_file = self.file(folder, f"{_WEIGHTS}.safetensors")
         if plain_file is not None:
