@@ -74,7 +74,10 @@ def test_a_class_shows_its_settings(capsys, name, words):
     [
         ("Matchin", "there is no such class: did you mean Matching"),
         ("ctm.networks.DDPM", "there is no such class: did you mean DDPMpp"),
-        ("ctm.networks.Unett", "there is no such class: ADM, DDPMpp, DhariwalUNet, MLP, NCSNpp is there"),
+        (
+            "ctm.networks.Unett",
+            "there is no such class: ADM, DDPMpp, DhariwalUNet, DiffusersNetwork, MLP, NCSNpp is there",
+        ),
         ("ctm.absent.Net", "there is no module ctm.absent here"),
         ("os.path", "classes of ctm, torch, schedulefree can be shown"),
     ],

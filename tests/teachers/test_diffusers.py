@@ -1,8 +1,10 @@
 """Directories that diffusers itself wrote, read as teachers: D against the formula, samplers against diffusers' schedulers."""
 
 import json
+import shutil
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 
@@ -324,3 +326,19 @@ def test_levels_can_be_narrowed_and_not_widened(written):
     assert load_teacher(place, settings=DATA | {"sigma_max": 80.0}).sigma_max == 80
     with pytest.raises(ValueError, match=r"the model was trained from 0\.01"):
         load_teacher(place, settings=DATA | {"sigma_max": 800.0})
+
+
+def test_a_hub_id_is_read_from_the_hubs_files(written, tmp_path, monkeypatch):
+    """From the hub's own cache, as it lies on a disk after a download."""
+    place = written(diffusers.DDPMScheduler())
+    snapshot = tmp_path / "cache" / "models--somebody--ddpm" / "snapshots" / ("0" * 40)
+    shutil.copytree(place, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = load_teacher("somebody/ddpm", settings=DATA)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model.denoise(x, 1.0), load_teacher(place, settings=DATA).denoise(x, 1.0))
+    with pytest.raises(FileNotFoundError, match="somebody/other is no directory, and the hub does not give it"):
+        load_teacher("somebody/other", settings=DATA)

@@ -17,7 +17,7 @@ from ctm.models.diffusion import DiffusionModel
 from ctm.models.reading import CONFIG, read_config
 from ctm.models.trajectory import TrajectoryModel
 
-__all__ = ["MODELS", "AnyModel", "load_model"]
+__all__ = ["MODELS", "AnyModel", "load_model", "not_at_hub"]
 
 AnyModel: TypeAlias = DiffusionModel | ConsistencyModel | TrajectoryModel
 MODELS: dict[str, type[AnyModel]] = {
@@ -54,11 +54,7 @@ def load_model(source: str | Path) -> AnyModel:
             hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
             config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
         except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
-            near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
-            raise FileNotFoundError(
-                f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
-                + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
-            ) from error
+            raise not_at_hub(source, error) from error
     kind = read_config(config_file).get("model", "TrajectoryModel")
     if not isinstance(kind, str) or kind not in MODELS:
         raise ValueError(f"{config_file} names the model {plain(kind)!r}; this version reads {', '.join(MODELS)}")
@@ -67,6 +63,15 @@ def load_model(source: str | Path) -> AnyModel:
     except (RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: the weights or settings do not fit the network: {reason[:500]}") from error
+
+
+def not_at_hub(source: str | Path, error: Exception) -> FileNotFoundError:
+    """What is raised for a name that is no directory here and that the hub does not give."""
+    near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
+    return FileNotFoundError(
+        f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
+        + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
+    )
 
 
 def _what_to_do(file: Path) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
+from ctm.files import suffix_of
 from ctm.foreign.text import plain, read_json
+from ctm.models.files import not_at_hub
 from ctm.networks.diffusers import Kind
 
 __all__ = ["Parts", "find_diffusers", "read_config", "renamed_attention"]
@@ -94,13 +97,20 @@ class Parts:
 
 
 def find_diffusers(source: str | Path) -> Parts | None:
-    """The parts of a model of diffusers, None where the source is none. Raises ValueError for one whose network is not read."""
+    """The parts of a model of diffusers, None where the source is none. Raises ValueError for one whose network is not read,
+    and FileNotFoundError for a hub id that the hub does not give."""
     name = str(source)
-    if not Path(name).is_dir() and not _may_be_at_hub(name):
+    if Path(name).is_dir():
+        config = _file(name, CONFIG)
+    elif _may_be_at_hub(name):
+        config = None if isinstance(try_to_load_from_cache(name, INDEX), str) else _config_at_hub(name)
+    else:
         return None
-    config, index = _file(name, CONFIG), None
     if config is not None:
-        settings = _mapping(config)
+        try:
+            settings = _mapping(config)
+        except ValueError:  # load_model says what it is
+            return None
         if not isinstance(settings.get("_class_name"), str) or "network" in settings:
             return None
         return Parts(name)
@@ -129,7 +139,24 @@ def find_diffusers(source: str | Path) -> Parts | None:
 def _may_be_at_hub(name: str) -> bool:
     """Whether a name is that of a hub repository: OWNER/NAME, and none that looks like a path here."""
     here = Path(name).exists() or (Path(name).parent.is_dir() and Path(name).parent != Path())
-    return name.count("/") == 1 and not here and not name.startswith((".", "/", "~", "runs/", "models/"))
+    path = name.startswith((".", "/", "~", "runs/", "models/")) or suffix_of(Path(name)) in (
+        ".pkl",
+        ".pickle",
+        ".pt",
+        ".pth",
+    )
+    return name.count("/") == 1 and not here and not path
+
+
+def _config_at_hub(name: str) -> Path | None:
+    """config.json of a hub repository, None for one without. Raises FileNotFoundError where the hub does not give it."""
+    hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
+    try:
+        return Path(hf_hub_download(name, CONFIG))
+    except Exception as error:  # hub errors are many kinds
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise not_at_hub(name, error) from error
 
 
 def read_config(parts: Parts) -> tuple[str, dict[str, Any]]:
@@ -175,8 +202,7 @@ def _file(source: str, name: str) -> Path | None:
     directory = Path(source)
     if directory.is_dir():
         return directory / name if (directory / name).is_file() else None
-    hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
     try:
         return Path(hf_hub_download(source, name))
-    except Exception:  # hub errors are many kinds; who asks for a model that is not there gets load_model's sentence
+    except Exception:  # hub errors are many kinds; what is needed is asked for in a sentence
         return None
