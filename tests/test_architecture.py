@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {
         "arguments",
+        "betas",
         "conditioner",
         "conditions",
         "keystream",
@@ -17,6 +18,7 @@ FLOORS = [
         "weighting",
         "parametrization",
         "philox",
+        "preconditioning",
         "requests",
         "solvers",
         "version",

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ctm.backbones.base import Backbone, Networks
-from ctm.models.protocol import Diffusion
+from ctm.models.base import Model
 from ctm.noise import match_dims
-from ctm.parametrization import input_scaling
 
 __all__ = ["TeacherEncoder"]
 
@@ -50,8 +49,10 @@ class TeacherEncoder(Backbone):
                 f"the teacher's own features need a teacher whose network has encode(x, t, condition), and {found}: "
                 "give --teacher MODEL, or take another distance"
             )
-        teacher = cast(Diffusion, teacher)
+        model = cast(Model, teacher)
         weights = next(network.parameters())
         level = torch.full((len(images),), self.level, device=images.device)
-        scaled = match_dims(input_scaling(level, teacher.sigma_data), images) * images
-        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), level)]
+        own = model.preconditioning
+        _, _, c_in = own.scalings(level)
+        scaled = match_dims(c_in, images) * images
+        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), own.level(level))]

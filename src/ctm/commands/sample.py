@@ -23,12 +23,13 @@ from ctm.files import suffix_of
 from ctm.foreign.text import JSONObject
 from ctm.guidance import at_scale
 from ctm.lock import place_locked
-from ctm.models import AnyModel, DiffusionModel, load_model
+from ctm.models import AnyModel, DiffusionModel
 from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
+from ctm.teachers.load import load_sampled
 from ctm.terminal.options import (
     GRID_HELP,
     add_device_option,
@@ -112,7 +113,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Draw samples and write them, batch by batch."""
     check_steps([] if settings.steps is None else [settings.steps])
-    model = load_model(settings.model)
+    model = load_sampled(settings.model)
     name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma

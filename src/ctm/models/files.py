@@ -17,7 +17,7 @@ from ctm.models.diffusion import DiffusionModel
 from ctm.models.reading import CONFIG, read_config
 from ctm.models.trajectory import TrajectoryModel
 
-__all__ = ["MODELS", "AnyModel", "check_model", "load_model"]
+__all__ = ["MODELS", "AnyModel", "check_model", "load_model", "not_at_hub"]
 
 AnyModel: TypeAlias = DiffusionModel | ConsistencyModel | TrajectoryModel
 MODELS: dict[str, type[AnyModel]] = {
@@ -72,12 +72,17 @@ def _found(source: str | Path) -> tuple[Path, str]:
             with asking_hub():
                 config_file, place = Path(hf_hub_download(str(source), CONFIG)), str(source)
         except Exception as error:  # hub errors are many kinds: no such repository, no network, an ill-formed id
-            near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
-            raise FileNotFoundError(
-                f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
-                + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
-            ) from error
+            raise not_at_hub(source, error) from error
     return config_file, place
+
+
+def not_at_hub(source: str | Path, error: Exception) -> FileNotFoundError:
+    """What is raised for a name that is no directory here and that the hub does not give."""
+    near = next((place for place in ("models", "runs") if (Path(place) / source / "").is_dir()), None)
+    return FileNotFoundError(
+        f"{source} is no directory, and the hub does not give it ({type(error).__name__}). "
+        + ("Give a model or run directory, or a hub id." if near is None else f"Did you mean {near}/{source}?")
+    )
 
 
 def _what_to_do(file: Path) -> str:

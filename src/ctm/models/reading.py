@@ -6,7 +6,8 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from ctm.foreign.weights import tensor_shapes
 from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
+from ctm.preconditioning import preconditioning_from
 
 __all__ = [
     "CONFIG",
     "WEIGHTS",
+    "TooLarge",
+    "bounded_building",
     "check_config",
     "check_fit",
     "check_numbers",
@@ -35,7 +39,7 @@ __all__ = [
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22
-_OWN = ("model", "network", "class_names", "grids")
+_OWN = ("model", "network", "class_names", "grids", "scheduler")  # the last: kept for a person to read
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -70,7 +74,11 @@ def check_config(kind: type[nn.Module], settings: Mapping[str, Any], place: str)
     arguments, or of another shape or number of classes. Settings that no version here knows are named in a warning."""
     known = inspect.signature(kind).parameters
     try:
-        check_numbers(**{name: settings[name] for name in _NUMBERS if name in settings})
+        numbers = {name: settings[name] for name in _NUMBERS if name in settings}
+        check_numbers(**numbers)
+        if "inner" in known and "inner" in settings:
+            levels = (numbers.get(name, known[name].default) for name in ("sigma_data", "sigma_min"))
+            preconditioning_from(settings["inner"], *levels)
         spec = settings["network"]
         network = network_class(spec)
         if issubclass(network, Network):
@@ -129,31 +137,49 @@ def check_weights(tensors: Mapping[str, Tensor], place: str) -> None:
             )
 
 
-class _TooLarge(Exception):
+class TooLarge(Exception):
     """More parameters than the weights hold."""
 
 
-def check_fit(spec: Mapping[str, object], weights: Path, place: str) -> None:
-    """Raises ValueError where the weights do not belong to the network described. It is built without memory for its numbers, and
-    no further than the weights go: a config.json that asks for more than they hold costs what they cost.
-
-    A network of the user's own, allowed by name, is not looked at: its code is trusted."""
-    shapes = tensor_shapes(weights)
-    if not issubclass(network_class(spec), Network):
-        return
+@contextmanager
+def bounded_building(shapes: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Meanwhile modules are built no further than tensors of these shapes go. Raises TooLarge beyond them."""
     left = [len(shapes), sum(math.prod(shape) for shape in shapes.values())]
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         left[0] -= 1
         left[1] -= parameter.numel()
         if min(left) < 0:
-            raise _TooLarge
+            raise TooLarge
 
     counting = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        yield
+    finally:
+        counting.remove()
+
+
+def check_fit(
+    spec: Mapping[str, Any],
+    weights: Path,
+    place: str,
+    *,
+    renamed: Callable[[str], str] = str,
+    besides: Collection[str] = (),
+) -> None:
+    """Raises ValueError where the weights are not those of the network described. It is built without memory for its numbers, and
+    no further than the weights go: a config.json that asks for more than they hold costs what they cost.
+
+    renamed: from the file's names to the model's. besides: the model's tensors that come from elsewhere. A network of the user's
+    own, allowed by name, is not looked at: its code is trusted."""
+    shapes = {renamed(name): shape for name, shape in tensor_shapes(weights).items()}
+    if not issubclass(network_class(spec), Network):
+        return
+    try:
+        with bounded_building(shapes), torch.device("meta"):
             described = {f"network.{name}": tuple(value.shape) for name, value in build(spec).state_dict().items()}
-    except _TooLarge as error:
+            described = {name: shape for name, shape in described.items() if name not in besides}
+    except TooLarge as error:
         numbers = sum(math.prod(shape) for shape in shapes.values())
         raise ValueError(
             f"{place}: the weights do not fit the network: config.json asks for more than their {len(shapes)} tensors with "
@@ -161,8 +187,6 @@ def check_fit(spec: Mapping[str, object], weights: Path, place: str) -> None:
         ) from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    finally:
-        counting.remove()
     _compare(described, shapes, place)
 
 

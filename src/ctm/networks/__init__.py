@@ -2,9 +2,21 @@
 
 from ctm.foreign.allowed import allowing, register
 from ctm.networks.adm import ADM, DhariwalUNet
+from ctm.networks.diffusers import DiffusersNetwork
 from ctm.networks.dit import DiT
 from ctm.networks.mlp import MLP
 from ctm.networks.song import DDPMpp, NCSNpp
 from ctm.networks.unet1d import UNet1d
 
-__all__ = ["ADM", "MLP", "DDPMpp", "DhariwalUNet", "DiT", "NCSNpp", "UNet1d", "allowing", "register"]
+__all__ = [
+    "ADM",
+    "MLP",
+    "DDPMpp",
+    "DhariwalUNet",
+    "DiT",
+    "DiffusersNetwork",
+    "NCSNpp",
+    "UNet1d",
+    "allowing",
+    "register",
+]

@@ -19,11 +19,11 @@ from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.teachers.load import check_source
-from ctm.training.classes import in_classes_of, name_classes
+from ctm.training.classes import in_classes_of, name_classes, without_idle_labels
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
 from ctm.training.guard import StepGuard
-from ctm.training.levels import Levels, settle_levels
+from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
@@ -288,13 +288,14 @@ def _put_in_place(run: Run) -> None:
 
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
     """The student before its first step, its teacher, and how it comes to its weights and levels."""
+    images, left_out = without_idle_labels(recipe.network, images)
     torch.manual_seed(recipe.seed)
     network, made_for = built_for(recipe.network, images.shape, images.conditioner), images.num_classes
     teacher = started = None
     sources: dict[str, tuple[str, AnyModel]] = {}
     if recipe.teacher is not None:
         name = recipe.teacher
-        teacher = found_or_none(lambda: load_teacher(name), "teacher", _COPY, stand_in)
+        teacher = found_or_none(lambda: _teacher(name, images), "teacher", _COPY, stand_in)
     if teacher is not None:
         images = in_classes_of(teacher, "the teacher", images)
         check_teacher(teacher, images.shape, images.conditioner)
@@ -313,7 +314,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
-    lines += name_classes(student, images)
+    lines += left_out + name_classes(student, images)
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))
@@ -323,3 +324,11 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     elif teacher is not None:
         lines.append("the student starts from random weights (start_from)")
     return Beginning(images, student, teacher, levels, lines, sources)
+
+
+def _teacher(name: str, images: Images) -> AnyModel:
+    """The teacher of that name. One of diffusers that does not say the deviation of its data gets that of these."""
+    return load_teacher(
+        name,
+        sigma_data=lambda shape: (measured_deviation(images)[0], "measured, the standard deviation of the run's data"),
+    )

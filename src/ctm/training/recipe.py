@@ -74,7 +74,8 @@ class ModelSettings:
         sigma_max: highest noise level; unset: likewise, else 80.
         sigma_data: standard deviation of the data that the scalings assume; unset: as the starting student or the teacher has it,
             else measured.
-        inner: scaling of g in a CTM.
+        inner: scaling of g in a CTM: edm, cm or no; or, for a network that predicts something else, its preconditioning as
+            config.json has it, such as {prediction: flow, time_scale: 1000}. A diffusion model takes the latter too.
         outer: form of the jump in a CTM.
     """
 
@@ -82,7 +83,7 @@ class ModelSettings:
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_data: float | None = None
-    inner: Inner = "edm"
+    inner: Inner | dict[str, Any] = "edm"
     outer: Outer = "euler"
 
     def build(
@@ -97,8 +98,10 @@ class ModelSettings:
         if kind == "trajectory":
             return TrajectoryModel(built, **of_data, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
-        model = DiffusionModel if kind == "diffusion" else ConsistencyModel
-        return model(built, **of_data, **levels)
+        if kind == "consistency":
+            return ConsistencyModel(built, **of_data, **levels)
+        inner = {} if isinstance(settings["inner"], str) else {"inner": settings["inner"]}
+        return DiffusionModel(built, **of_data, **levels, **inner)
 
 
 def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Conditioner) -> torch.nn.Module:
