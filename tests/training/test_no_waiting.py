@@ -59,7 +59,8 @@ def test_losses_and_gradients_come_where_nothing_can_be_read(name):
 
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_a_step_reads_its_verdict_and_nothing_else(tmp_path, adversarial):
-    """k, times, the rows that move and dropout are drawn on the host; the student's and the discriminator's verdicts are read, each in one go."""
+    """k, times, the rows that move and dropout are drawn on the host; the student's and the discriminator's verdicts are read,
+    each in one go."""
     extra = ["--objectives", '[{"class_path": "ctm.objectives.Matching", "init_args": {"solver_steps": 12}}]']
     recipe, _ = parse_recipe(student_arguments(tmp_path, *extra))
     recipe.teacher, objectives = None, [Matching(solver_steps=12), DenoisingScoreMatching()]
