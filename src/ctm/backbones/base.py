@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -56,9 +58,17 @@ class Backbone(ABC):
         return list(self.features(self.prepare(images)))
 
     def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
-        """Maps of images, for an objective. networks: its `ctm.objectives.Networks`, for a feature network that uses one of
-        them."""
-        return self(images)
+        """Maps of images, for an objective, in the images' dtype. networks: its `ctm.objectives.Networks`, or None. The feature
+        network computes in the precision in which the student's network does (`engine.precision`)."""
+        with _precision_of(networks, images):
+            found = self(images)
+        return [each.to(images.dtype) for each in found]
+
+
+def _precision_of(networks: Any, images: Tensor) -> AbstractContextManager[Any]:
+    """torch.autocast as the student's network has it."""
+    dtype = getattr(getattr(networks, "student", None), "autocast", None)
+    return nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
 
 
 @dataclass(frozen=True)
