@@ -13,16 +13,15 @@ from ..conftest import mixture
 from .test_objectives import Exact, student
 
 
-@pytest.mark.parametrize("kind", ["soft", "global"])
-@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(("kind", "continuous"), [("soft", False), ("global", True)])
 def test_the_exact_flow_has_almost_no_loss_at_every_level_that_a_walk_passes(kind, continuous):
-    """What is left is Heun's error on 257 levels, as for one target."""
+    """What is left is Heun's error on 257 levels, as for one target. (test_objectives.py has one, and a map that is off.)"""
     teacher = mixture(2)
-    way = Matching(kind=kind, grid_points=257, solver_steps=40, continuous=continuous, targets=3)
-    x0, networks = teacher.sample(32), Networks(Exact(teacher), Exact(teacher), teacher)
+    way = Matching(kind=kind, grid_points=257, solver_steps=12, continuous=continuous, targets=2)
+    x0, networks = teacher.sample(8), Networks(Exact(teacher), Exact(teacher), teacher)
     draw = way.draw(networks.student, x0, torch.Generator().manual_seed(0))
     assert way(networks, x0, None, draw).median().item() < 2e-8
-    assert way.teacher_evaluations(draw) == 80
+    assert way.teacher_evaluations(draw) == 24
 
 
 @pytest.mark.parametrize("solver", [TeacherWalk(), MultistepWalk(), TargetJumps()])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "resized"]
+__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "precision_of", "resized"]
 
 Channels = tuple[float, float, float]
 IMAGENET: tuple[Channels, Channels] = (
@@ -60,12 +60,12 @@ class Backbone(ABC):
     def maps(self, networks: Any, images: Tensor) -> list[Tensor]:
         """Maps of images, for an objective, in the images' dtype. networks: its `ctm.objectives.Networks`, or None. The feature
         network computes in the precision in which the student's network does (`engine.precision`)."""
-        with _precision_of(networks, images):
+        with precision_of(networks, images):
             found = self(images)
         return [each.to(images.dtype) for each in found]
 
 
-def _precision_of(networks: Any, images: Tensor) -> AbstractContextManager[Any]:
+def precision_of(networks: Any, images: Tensor) -> AbstractContextManager[Any]:
     """torch.autocast as the student's network has it."""
     dtype = getattr(getattr(networks, "student", None), "autocast", None)
     return nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.backbones.base import Backbone
+from ctm.backbones.base import Backbone, precision_of
 from ctm.noise import match_dims
 from ctm.parametrization import input_scaling
 
@@ -53,4 +53,6 @@ class TeacherEncoder(Backbone):
         weights = next(network.parameters())
         level = torch.full((len(images),), self.level, device=images.device)
         scaled = match_dims(input_scaling(level, teacher.sigma_data), images) * images
-        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), level)]
+        with precision_of(networks, images):
+            maps = network.encode(scaled.to(weights.dtype), level)
+        return [found.to(images.dtype) for found in maps]

@@ -41,6 +41,7 @@ SOURCES = {
     "data.split": "data",
     "student": "student",
     "teacher": "teacher",
+    "teacher_guide": "teacher_guide",
 }
 
 
