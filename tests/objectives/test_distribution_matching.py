@@ -141,8 +141,7 @@ def test_every_weight_is_its_functions_second_derivative(divergence, f):
     torch.testing.assert_close(ratio_weight(divergence, r.detach().log()), (r**2 * second).detach())
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.2])
-@pytest.mark.parametrize("sigma", [0.5, 2.0])
+@pytest.mark.parametrize(("sigma", "alpha"), [(0.5, 1.0), (2.0, 1.2)])
 def test_score_identity_distillation_has_its_gradient(sigma, alpha):
     """With a = λ/(λ + σ²), b the same of the samples and the fake score held fixed, d/de of the loss's mean in each direction is
     2·(1 + e)·λ·(a − b)·((1 − alpha)·(a − b) + b − 1). At the exact map there is none; a wrong one is led back."""

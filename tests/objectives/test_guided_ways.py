@@ -103,13 +103,14 @@ def test_the_exact_guided_flow_has_no_loss_and_a_wrong_one_is_led_back(name):
 def trained(guided: bool = True) -> tuple[Networks, torch.Tensor, torch.Tensor]:
     """A student with random weights, its target and teacher, images of two numbers and labels."""
     torch.manual_seed(0)
-    network = MLP((2,), 4, width=16, blocks=1, embedding=16, guidance_embedding=guided)
+    sizes = {"width": 16, "blocks": 1, "embedding": 16}
     student, target = (
-        random_weights(TrajectoryModel(network, shape=(2,), num_classes=4), seed=seed) for seed in (0, 1)
+        random_weights(
+            TrajectoryModel(MLP((2,), 4, **sizes, guidance_embedding=guided), shape=(2,), num_classes=4), seed=seed
+        )
+        for seed in (0, 1)
     )
-    teacher = random_weights(
-        DiffusionModel(MLP((2,), 4, width=16, blocks=1, embedding=16, s_embedding=False), shape=(2,), num_classes=4)
-    )
+    teacher = random_weights(DiffusionModel(MLP((2,), 4, **sizes, s_embedding=False), shape=(2,), num_classes=4))
     x0, labels = torch.randn(8, 2), torch.tensor([0, 1, 2, 3, -1, -1, 0, 1])
     return Networks(student, target.requires_grad_(False), teacher), x0, labels
 
