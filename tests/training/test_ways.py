@@ -41,8 +41,9 @@ def arguments(name: str, teacher: Path, place: Path, *extra: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_entry_of_the_page_trains(name, teacher, tmp_path):
+def test_every_entry_of_the_page_trains(name, teacher, tmp_path, monkeypatch):
     """With classes: labels go to student and teacher."""
+    monkeypatch.chdir(tmp_path)
     out = trained(tmp_path / "run", arguments(name, teacher, tmp_path, "--steps", "10", "--log_every", "1"))
     last = rows(out)[-1]
     losses = [value for key, value in last.items() if key.startswith("loss/")]
@@ -63,6 +64,7 @@ TOGETHER = {  # each way once; Lagrangian apart, because it goes through the las
         - {class_path: Semigroup}
         - {class_path: Matching, init_args: {grid_points: 6, targets: 2, grow: 2}}
         - {class_path: DenoisingScoreMatching}
+        - {class_path: StoredWalks, init_args: {folder: FOLDER, walks: 64, levels: 5}}
         - {class_path: DistributionMatching, init_args: {fake_steps: 1, divergence: jensen_shannon}}
         - {class_path: Adversarial, init_args: {discriminator: {class_path: ctm.discriminators.MLPDiscriminator},
            augmentation: [], alternate: false, judges: sample}}
@@ -92,7 +94,7 @@ def test_two_processes_make_the_step_of_one(name, teacher, tmp_path):
 def together(name: str, teacher: Path, place: Path, *extra: str) -> list[str]:
     """The recipe digits-ctm with these objectives, small, for a student that takes a guidance scale where one is drawn."""
     text = yaml.safe_load((RECIPES / "digits-ctm.yaml").read_text(encoding="utf-8"))
-    text["objectives"] = yaml.safe_load(TOGETHER[name])
+    text["objectives"] = yaml.safe_load(TOGETHER[name].replace("FOLDER", str(place / "walks")))
     (place / "recipe.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
     guided = GUIDED if "guidance" in TOGETHER[name] else ()
     own = ["--config", str(place / "recipe.yaml"), *SMALL, *guided, "--teacher", str(teacher)]

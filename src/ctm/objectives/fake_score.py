@@ -35,6 +35,8 @@ class ScoreAndRatio(Wrapper):
     model: its network has encode(x, t, condition) -> maps (B, C, …). A head of two layers sees the means of all maps over space.
     Raises ValueError for a network without `encode`."""
 
+    model: Any
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         if not hasattr(model.network, "encode"):
@@ -51,7 +53,8 @@ class ScoreAndRatio(Wrapper):
     @property
     def autocast(self) -> torch.dtype | None:
         """The precision of the denoiser's network; the head computes in float32."""
-        return self.model.autocast
+        found: torch.dtype | None = self.model.autocast
+        return found
 
     @autocast.setter
     def autocast(self, dtype: torch.dtype | None) -> None:
@@ -59,14 +62,16 @@ class ScoreAndRatio(Wrapper):
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """D(x, t) of the samples. x (B, *shape) at levels t (B,), condition: of the B samples, or None -> like x."""
-        return self.model.denoise(x, t, condition)
+        found: Tensor = self.model.denoise(x, t, condition)
+        return found
 
     def log_ratio(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """ln of the data's density over the samples', both noised to t (B,), at x (B, *shape) -> (B,). Only the head gets a
         gradient, so that the denoiser stays the samples' own."""
         with torch.no_grad():
             encoded = self._encoded(x, t, condition)
-        return self.head(encoded)[:, 0].to(x.dtype)
+        found: Tensor = self.head(encoded)[:, 0]
+        return found.to(x.dtype)
 
     def _encoded(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The means over space of the network's maps, (B, channels)."""

@@ -30,6 +30,7 @@ from ctm.training.student import check_teacher, fields_left_out, start_from_stud
 from ctm.training.trackers import check_trackers
 from ctm.training.unused import fit_to_processes
 from ctm.training.verdict import step_guards
+from ctm.training.walk_stores import in_passing, open_walks
 
 __all__ = ["Run", "load_data", "prepare"]
 
@@ -70,6 +71,7 @@ class Run:
     guards: dict[str, StepGuard]
     begun: Beginning
     players: dict[str, PlayerInTraining] = field(default_factory=dict)
+    scratch: list[Any] = field(default_factory=list)  # a dry run's temporary folders
     optimizer: ScaledOptimizer = field(init=False)  # there once all is in place
 
     @property
@@ -162,6 +164,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     needs_teacher = any(objective.needs_teacher for objective in recipe.objectives)
     if needs_teacher and recipe.teacher is None and stand_in is None:
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
+    recipe, scratch = (recipe, []) if stand_in is None else in_passing(recipe)
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_compile(recipe)
@@ -200,7 +203,9 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         guards=step_guards(recipe, players),
         players=players,
         begun=begun,
+        scratch=scratch,
     )
+    begun.lines += open_walks(run)
     _put_in_place(run)
     return run
 
