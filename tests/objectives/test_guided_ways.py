@@ -18,9 +18,11 @@ from ctm.objectives import (
     Matching,
     Networks,
     Semigroup,
+    StoredWalks,
 )
 from ctm.objectives.discriminator_player import fake_maker
 from ctm.objectives.player import players_of
+from ctm.objectives.stored_walks import WalkSource
 from ctm.teachers import ConditionalGaussian
 
 from ..conftest import random_weights
@@ -98,6 +100,28 @@ def test_the_exact_guided_flow_has_no_loss_and_a_wrong_one_is_led_back(name):
         found, gradient = losses(WAYS[name], error)
         assert found.mean().item() > 1e-6
         assert gradient.item() * error > 0
+
+
+def test_stored_walks_follow_the_guided_flow_of_their_scale(tmp_path):
+    """On 100 levels the exact guided flow is within the solver's error, and a wrong one is led back."""
+    data, condition = TRUTH.sample(200, 0)[0], {"y": torch.zeros(200, 2, dtype=F64)}
+    source = WalkSource(TRUTH, torch.device("cpu"), lambda at: (data[at], rows(condition, at)), 200, "truth")
+    way = StoredWalks(str(tmp_path), walks=200, levels=100, guidance=WIDE, left_out=0.0)
+    assert "39,600 evaluations" in way.open(source, GuidedFlow())
+    assert way.store.condition["guidance"].std() > 0.3
+    draw = way.draw(GuidedFlow(), data, torch.Generator().manual_seed(0))
+
+    def found(error: float) -> tuple[float, float]:
+        flow = GuidedFlow(error)
+        losses = way(Networks(flow, None, TRUTH), data, None, draw)
+        return losses.median().item(), torch.autograd.grad(losses.mean(), flow.error)[0].item()
+
+    assert found(0.0)[0] < 1e-4
+    for error in (0.1, -0.1):
+        assert found(error)[1] * error > 0
+    plain = StoredWalks(str(tmp_path), walks=200, levels=100, left_out=0.0)
+    plain.open(source, GuidedFlow())
+    assert (plain.store.states[:, -1] - way.store.states[:, -1]).std() > 0.05
 
 
 def trained(guided: bool = True) -> tuple[Networks, torch.Tensor, torch.Tensor]:

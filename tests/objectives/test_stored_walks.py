@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ctm.objectives import MultistepWalk, Networks, StoredWalks, TargetJumps
-from ctm.objectives.stored_walks import WalkSource
+from ctm.objectives import MultistepWalk, Networks, StoredWalks, TargetJumps, TeacherWalk
+from ctm.objectives.stored_walks import WalkSource, words_of
 
 from ..conftest import mixture
 from .test_objectives import Exact
@@ -81,6 +81,12 @@ def test_a_file_is_gone_on_with_to_the_same_bits_and_read_where_it_is_whole(tmp_
     seen.clear()
     assert "made now" not in again.open(source(teacher, seen=seen), teacher)
     assert seen == []
+
+
+def test_a_solver_has_the_same_words_in_every_process():
+    """No address of a function, which the name of the file would change with."""
+    assert words_of(TeacherWalk()) == ["ctm.objectives.walks.TeacherWalk", {"step": "ctm.solvers.heun_step"}]
+    assert words_of(MultistepWalk()) == ["ctm.objectives.walks.MultistepWalk", {}]
 
 
 def test_another_teacher_or_setting_has_another_file(tmp_path):

@@ -7,8 +7,9 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from ctm.models.protocol import Denoiser, Diffusion
 from ctm.noise import karras_grid, match_dims
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
+from ctm.objectives.guiding import at_scales, check_guided, check_range, draw_scales, guided_by
 from ctm.objectives.rows import jump_rows
 from ctm.objectives.walks import MultistepWalk, Walk
 from ctm.weighting import uniform
 
-__all__ = ["StoredDraw", "StoredWalks", "WalkSource"]
+__all__ = ["StoredDraw", "StoredWalks", "WalkSource", "words_of"]
 
 _CHUNK = 128  # walks that are made together: a walk depends on its chunk, so that a file can be gone on with
 
@@ -75,7 +77,9 @@ class StoredWalks(Objective):
 
     folder: where the file of walks is kept, under a name that has a digest of teacher, data and these settings; it is made in
     the first run and gone on with after an interruption. gigabytes: the most that it may take, in 10⁹ bytes; walks: how many
-    are made, fewer where they would take more. levels: of the grid, with rho. solver: a walk that goes step by step, such as
+    are made, fewer where they would take more. guidance: [low, high] lets each walk follow the teacher guided at a scale drawn
+    from that range, which the student gets as an input. The states of such walks are where the guided jumps begin, which noised
+    data are not. levels: of the grid, with rho. solver: a walk that goes step by step, such as
     `MultistepWalk` or `TeacherWalk`. left_out: share of walks without a condition. seed: of the walks; all else of a step comes
     from the run's. distance: (a, b) -> (B,). weight: w(t, s, σ_d). start: first step with it. Raises ValueError for settings
     out of range.
@@ -90,6 +94,7 @@ class StoredWalks(Objective):
     rho: float = 7.0
     solver: Walk = field(default_factory=MultistepWalk)
     left_out: float = 0.1
+    guidance: tuple[float, float] | None = None
     seed: int = 0
     distance: Distance = field(default_factory=Squared)
     weight: Callable[[Tensor, Tensor, float], Tensor] = uniform
@@ -107,6 +112,8 @@ class StoredWalks(Objective):
                 "gigabytes must be above 0, left_out in [0, 1] and rho at least 1, "
                 f"got {self.gigabytes}, {self.left_out} and {self.rho}"
             )
+        if self.guidance is not None:
+            check_range(self.guidance)
         if not (self.solver.passes and self.solver.needs_teacher):
             raise ValueError(
                 f"stored walks are the teacher's, step by step, and {type(self.solver).__name__} makes none: use MultistepWalk "
@@ -115,6 +122,11 @@ class StoredWalks(Objective):
 
     def active(self, step: int) -> bool:
         return step >= self.start
+
+    def check(self, student: Diffusion, teacher: Denoiser | None) -> None:
+        """Raises ValueError where guidance is asked for and the student does not take it, or the teacher has no classes."""
+        if self.guidance is not None:
+            check_guided(student, teacher)
 
     def kept(self, shape: tuple[int, ...]) -> int:
         """How many walks of samples of this shape are stored. Raises ValueError where not one fits."""
@@ -148,17 +160,19 @@ class StoredWalks(Objective):
         """Make the walks that the file lacks, open it, and say so in a line. All processes call it together."""
         shape, ends = tuple(student.shape), (student.sigma_min, student.sigma_max)
         count, levels = self.kept(shape), karras_grid(self.levels - 1, *ends, self.rho, dtype=torch.float32)
-        settings = [source.digest, self.levels, self.rho, *ends, repr(self.solver), self.left_out, self.seed, count]
+        own = [self.levels, self.rho, words_of(self.solver), self.left_out, self.guidance, self.seed]
+        settings = [source.digest, *ends, *own, count]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
         path, size = Path(self.folder) / f"{name}.walks", 4 * self.levels * math.prod(shape)
         chunks = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
         made = self._make(path, size, chunks, source, levels) if source.main else 0
         source.wait()
-        conditions = [self._start(source, chunk)[1] for chunk in chunks]
+        conditions = [at_scales(self._start(source, chunk)[1], self._scales(chunk)) for chunk in chunks]
         states = np.memmap(path, np.float32, mode="r", shape=(count, self.levels, *shape))
         condition = cat(conditions, [len(chunk) for chunk in chunks])
         object.__setattr__(self, "store", _Store(states, condition, levels))
-        evaluations = made * self.solver.teacher_evaluations(self.levels - 1)
+        each = 1 if self.guidance is None else 2
+        evaluations = each * made * self.solver.teacher_evaluations(self.levels - 1)
         return (
             f"{count} walks of the teacher are in {path} ({count * size / 1e9:.3g} GB)"
             + (f"; {made} were made now, {evaluations:,} evaluations" if made else "")
@@ -187,6 +201,10 @@ class StoredWalks(Objective):
             return x0, condition
         return x0, dropped(condition, torch.rand(len(chunk), generator=self._generator(chunk, 1)) < self.left_out)
 
+    def _scales(self, chunk: range) -> Tensor | None:
+        """The guidance scales of a chunk's walks."""
+        return draw_scales(self.guidance, torch.empty(len(chunk)), self._generator(chunk, 2))
+
     def _generator(self, chunk: range, number: int) -> torch.Generator:
         state = np.random.SeedSequence([self.seed, chunk.start, number]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)
@@ -197,7 +215,17 @@ class StoredWalks(Objective):
         noise = torch.randn(x0.shape, generator=self._generator(chunk, 0))
         path = levels[:, None].expand(-1, len(chunk)).to(source.device)
         x = (x0.float() + match_dims(levels[:1], x0) * noise).to(source.device)
-        networks = Networks(None, None, source.teacher)  # type: ignore[arg-type]
+        scales = self._scales(chunk)
+        scales = None if scales is None else scales.to(source.device)
+        networks = guided_by(Networks(None, None, source.teacher), scales)  # type: ignore[arg-type]
         with torch.inference_mode():
             states = self.solver.states(networks, x, path, to(condition, source.device))
             return torch.stack([x, *states], dim=1).float().cpu()
+
+
+def words_of(value: Any) -> Any:
+    """What a solver is, in words that are the same in every process: functions and classes by their full names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [words_of(type(value)), {each.name: words_of(getattr(value, each.name)) for each in fields(value)}]
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"{value.__module__}.{name}"
