@@ -9,7 +9,17 @@ import ctm
 from ctm import DiffusionModel, TrajectoryModel, karras_grid
 from ctm.models.guided import AtGuidance, ClassifierFree, at_guidance, takes_guidance
 from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
-from ctm.objectives import DenoisingScoreMatching, Matching, MultistepWalk, Networks, SameNoise, TargetJump, TeacherWalk
+from ctm.objectives import (
+    DenoisingScoreMatching,
+    Lagrangian,
+    Matching,
+    MultistepWalk,
+    Networks,
+    Objective,
+    SameNoise,
+    TargetJump,
+    TeacherWalk,
+)
 from ctm.objectives.denoising import DenoisingDraw
 from ctm.sampling import gamma, heun
 from ctm.solvers import euler_step
@@ -247,20 +257,37 @@ def test_networks_that_do_not_fit_are_refused_before_a_run(small_ctm):
         objective.check(student, DiffusionModel(MLP((2,), width=8, blocks=1), shape=(2,)))
 
 
+RANGE = (1.0, 3.0)
+GUIDED_WAYS: dict[str, tuple[Objective, Objective, float]] = {  # the bound is on four jumps at w = 3
+    "score matching at 1": (
+        Matching(grid_points=16, max_solver_steps=5, guidance=RANGE),
+        DenoisingScoreMatching(),
+        0.5,
+    ),
+    "guided score matching": (
+        Matching(grid_points=16, max_solver_steps=5, guidance=RANGE),
+        DenoisingScoreMatching(guidance=RANGE),
+        0.3,
+    ),
+    "Lagrangian": (Lagrangian(guidance=RANGE), DenoisingScoreMatching(guidance=RANGE), 0.5),
+}
+
+
 @pytest.mark.slow
-def test_one_student_follows_the_guided_flow_at_every_scale():
+@pytest.mark.parametrize("name", GUIDED_WAYS)
+def test_one_student_follows_the_guided_flow_at_every_scale(name):
     """Jumps from 80 to 0.002 against Heun's solution on 300 levels, relative to the distance between the flows of w = 1 and 3.
 
-    A student that ignored w would miss one of the two by 0.5 at least. Four jumps at w = 3 are the least exact, with
-    denoising score matching and without. (That every call gets its scale: the tests of the equation above.)"""
+    A student that ignored w would miss one of the two by 0.5 at least. With score matching at w = 1 only, four jumps at w = 3 are
+    the least exact. (That every call gets its scale: the tests of the equation above.)"""
+    matching, denoising, bound = GUIDED_WAYS[name]
     torch.manual_seed(0)
     means = torch.tensor([[0.6, 0.3], [-0.6, 0.3], [0.0, -0.7]])
     teacher = GaussianMixture(means, 0.35, torch.ones(3))
     network = MLP((2,), 3, width=96, blocks=2, embedding=32, guidance_embedding=True)
     student = TrajectoryModel(network, shape=(2,), num_classes=3, sigma_data=teacher.sigma_data)
     started = time.process_time()
-    objectives = [Matching(grid_points=16, max_solver_steps=5, guidance=(1.0, 3.0)), DenoisingScoreMatching()]
-    student = learn(teacher, student, objectives, 900, teacher=teacher, target_ema=0.9, classes=True)
+    student = learn(teacher, student, [matching, denoising], 900, teacher=teacher, target_ema=0.9, classes=True)
     seconds, n = time.process_time() - started, 1500
     x0, labels = labelled(teacher, n, seed=10**6)
     x = (x0 + 80 * torch.randn(n, 2)).double()
@@ -273,11 +300,11 @@ def test_one_student_follows_the_guided_flow_at_every_scale():
     missed = {}
     with torch.no_grad():
         for scale, exact in truth.items():
-            for jumps in (1, 4):
+            for jumps in (1, 2, 4):
                 found = gamma(at_guidance(student, scale), x.float(), karras_grid(jumps), labels=labels)
                 missed[scale, jumps] = float((found - exact).square().mean().sqrt() / apart)
-    print(f"apart {apart / teacher.sigma_data:.3f} σ_data, {seconds:.0f} s, {missed}")
+    print(f"{name}: apart {apart / teacher.sigma_data:.3f} σ_data, {seconds:.0f} s, {missed}")
     assert float(apart) > 0.3 * teacher.sigma_data
-    assert max(missed[scale, 1] for scale in truth) < 0.33
+    assert max(missed[scale, 1] for scale in truth) < (0.6 if name == "Lagrangian" else 0.33)
     assert max(missed[scale, 4] for scale in (1.0, 2.0)) < 0.33
-    assert missed[3.0, 4] < 0.5
+    assert missed[3.0, 4] < bound

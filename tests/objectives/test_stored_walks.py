@@ -32,24 +32,24 @@ def source(teacher, digest: str = "a", seen: list | None = None) -> WalkSource:
 
 
 def test_stored_walks_are_the_flow_under_their_own_condition(tmp_path):
-    """The end of each of 200 walks of 60 levels, a third of them without a label, against the exact flow; the loss of the exact
+    """The end of each of 100 walks of 60 levels, a third of them without a label, against the exact flow; the loss of the exact
     flow is the square of the solver's error, and of a map that stays where it is a thousand times that."""
     teacher = mixture(2)
-    way = StoredWalks(str(tmp_path), walks=200, levels=60, left_out=0.3)
+    way = StoredWalks(str(tmp_path), walks=100, levels=60, left_out=0.3)
     line = way.open(source(teacher), Exact(teacher).teacher)
-    assert "200 walks" in line
-    assert "11,800 evaluations" in line
+    assert "100 walks" in line
+    assert "5,900 evaluations" in line
     store = way.store
     top, end = (torch.from_numpy(store.states[:, index].copy()).double() for index in (0, -1))
     labels = store.condition
-    assert 30 < int((labels < 0).sum()) < 90
-    t, s = torch.full((200,), 80.0).double(), torch.full((200,), 0.002).double()
+    assert 12 < int((labels < 0).sum()) < 48
+    t, s = torch.full((100,), 80.0).double(), torch.full((100,), 0.002).double()
     missed = (end - teacher.jump(top, t, s, labels)).square().mean(1)
     assert missed.median() < 1e-4
-    x0 = torch.zeros(64, 2, dtype=torch.float64)
+    x0 = torch.zeros(24, 2, dtype=torch.float64)
     draw = way.draw(teacher, x0, torch.Generator().manual_seed(0))
     assert bool((draw.s > draw.t).all())
-    assert int(draw.s.max()) == 59
+    assert int(draw.s.max()) <= 59
     losses = way(Networks(Exact(teacher), None, teacher), x0, None, draw)
     assert losses.median() < 1e-4
 
@@ -57,9 +57,11 @@ def test_stored_walks_are_the_flow_under_their_own_condition(tmp_path):
         def jump(self, x, t, s, labels=None):
             return x
 
-    assert way(Networks(Still(teacher), None, teacher), x0, None, draw).median() > 1000 * losses.median()
-    parts = [way(Networks(Exact(teacher), None, teacher), x0, None, draw.rows(p)) for p in (slice(0, 9), slice(9, 64))]
-    torch.testing.assert_close(torch.cat(parts), losses)
+    still = Networks(Still(teacher), None, teacher)
+    whole = way(still, x0, None, draw)
+    assert whole.median() > 1000 * losses.median()
+    parts = [way(still, x0[part], None, draw.rows(part)) for part in (slice(0, 9), slice(9, 24))]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def test_a_file_is_gone_on_with_to_the_same_bits_and_read_where_it_is_whole(tmp_path):
