@@ -7,7 +7,7 @@ the request on. `heun_step` and `midpoint_step` are the same steps with D(x, t) 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -21,14 +21,17 @@ from ctm.requests import Denoise, Steps, run
 __all__ = [
     "DenoisingFunction",
     "ancestral_levels",
+    "dpmpp_2m_states",
     "dpmpp_2m_step",
     "dpmpp_2m_walk",
     "euler_step",
     "heun_step",
     "heun_update",
+    "last_of",
     "midpoint_step",
     "midpoint_update",
     "walk",
+    "walk_states",
 ]
 
 DenoisingFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -114,6 +117,18 @@ def extrapolated(denoised: Tensor, t: Tensor, s: Tensor, previous: tuple[Tensor,
     return torch.where(match_dims(s == 0, denoised).bool(), denoised, further)
 
 
+def walk_states(
+    denoise: DenoisingFunction,
+    x: Tensor,
+    path: Tensor,
+    step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step,
+) -> Iterator[Tensor]:
+    """x after each of k steps along the levels path (k + 1, B)."""
+    for t, s in itertools.pairwise(path):
+        x = step(denoise, x, t, s)
+        yield x
+
+
 def walk(
     denoise: DenoisingFunction,
     x: Tensor,
@@ -121,15 +136,25 @@ def walk(
     step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step,
 ) -> Tensor:
     """x after k steps along the levels path (k + 1, B)."""
-    for t, s in itertools.pairwise(path):
-        x = step(denoise, x, t, s)
-    return x
+    return last_of(walk_states(denoise, x, path, step), x)
 
 
-def dpmpp_2m_walk(denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
-    """x after k steps of DPM-Solver++ (2M) along the levels path (k + 1, B), one evaluation each."""
+def dpmpp_2m_states(denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Iterator[Tensor]:
+    """x after each of k steps of DPM-Solver++ (2M) along the levels path (k + 1, B), one evaluation each."""
     previous = None
     for t, s in itertools.pairwise(path):
         denoised = denoise(x, t)
         x, previous = dpmpp_2m_step(x, t, s, denoised, previous), (t, denoised)
+        yield x
+
+
+def dpmpp_2m_walk(denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
+    """x after k steps of DPM-Solver++ (2M) along the levels path (k + 1, B), one evaluation each."""
+    return last_of(dpmpp_2m_states(denoise, x, path), x)
+
+
+def last_of(states: Iterable[Tensor], x: Tensor) -> Tensor:
+    """The last state of a walk; x where it has no step."""
+    for state in states:
+        x = state
     return x

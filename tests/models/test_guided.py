@@ -1,6 +1,7 @@
 """A student with the guidance scale as an input, against the guided flow of a mixture."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,20 @@ import ctm
 from ctm import DiffusionModel, TrajectoryModel, karras_grid
 from ctm.models.guided import AtGuidance, ClassifierFree, at_guidance, takes_guidance
 from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
-from ctm.objectives import DenoisingScoreMatching, Matching, MultistepWalk, Networks, SameNoise, TargetJump, TeacherWalk
+from ctm.objectives import (
+    DenoisingScoreMatching,
+    Lagrangian,
+    Matching,
+    MultistepWalk,
+    Networks,
+    Objective,
+    SameNoise,
+    StoredWalks,
+    TargetJump,
+    TeacherWalk,
+)
 from ctm.objectives.denoising import DenoisingDraw
+from ctm.objectives.stored_walks import WalkSource
 from ctm.sampling import gamma, heun
 from ctm.solvers import euler_step
 from ctm.teachers import GaussianMixture
@@ -247,19 +260,38 @@ def test_networks_that_do_not_fit_are_refused_before_a_run(small_ctm):
         objective.check(student, DiffusionModel(MLP((2,), width=8, blocks=1), shape=(2,)))
 
 
+RANGE = (1.0, 3.0)
+MATCHING, DENOISING = (
+    Matching(grid_points=16, max_solver_steps=5, guidance=RANGE),
+    DenoisingScoreMatching(guidance=RANGE),
+)
+GUIDED_WAYS: dict[str, tuple[list[Objective], float]] = {  # the bound is on four jumps at w = 3
+    "score matching at 1": ([MATCHING, DenoisingScoreMatching()], 0.5),
+    "guided score matching": ([MATCHING, DENOISING], 0.3),
+    "Lagrangian": ([Lagrangian(guidance=RANGE), DENOISING], 0.5),
+    "stored walks beside": ([StoredWalks("walks", levels=40, guidance=RANGE), MATCHING, DENOISING], 0.25),
+}
+
+
 @pytest.mark.slow
-def test_one_student_follows_the_guided_flow_at_every_scale():
+@pytest.mark.parametrize("name", GUIDED_WAYS)
+def test_one_student_follows_the_guided_flow_at_every_scale(name, tmp_path):
     """Jumps from 80 to 0.002 against Heun's solution on 300 levels, relative to the distance between the flows of w = 1 and 3.
 
-    A student that ignored w would miss one of the two by 0.5 at least. Four jumps at w = 3 are the least exact, with
-    denoising score matching and without. (That every call gets its scale: the tests of the equation above.)"""
+    A student that ignored w would miss one of the two by 0.5 at least. With score matching at w = 1 only, four jumps at w = 3 are
+    the least exact. (That every call gets its scale: the tests of the equation above.)"""
+    objectives, bound = GUIDED_WAYS[name]
     torch.manual_seed(0)
     means = torch.tensor([[0.6, 0.3], [-0.6, 0.3], [0.0, -0.7]])
     teacher = GaussianMixture(means, 0.35, torch.ones(3))
     network = MLP((2,), 3, width=96, blocks=2, embedding=32, guidance_embedding=True)
     student = TrajectoryModel(network, shape=(2,), num_classes=3, sigma_data=teacher.sigma_data)
     started = time.process_time()
-    objectives = [Matching(grid_points=16, max_solver_steps=5, guidance=(1.0, 3.0)), DenoisingScoreMatching()]
+    if isinstance(objectives[0], StoredWalks):
+        data, classes = labelled(teacher, 20_000, seed=77)
+        source = WalkSource(teacher, data.device, lambda at: (data[at], classes[at]), len(data), "mixture")
+        objectives = [replace(objectives[0], folder=str(tmp_path)), *objectives[1:]]
+        objectives[0].open(source, teacher)
     student = learn(teacher, student, objectives, 900, teacher=teacher, target_ema=0.9, classes=True)
     seconds, n = time.process_time() - started, 1500
     x0, labels = labelled(teacher, n, seed=10**6)
@@ -273,11 +305,11 @@ def test_one_student_follows_the_guided_flow_at_every_scale():
     missed = {}
     with torch.no_grad():
         for scale, exact in truth.items():
-            for jumps in (1, 4):
+            for jumps in (1, 2, 4):
                 found = gamma(at_guidance(student, scale), x.float(), karras_grid(jumps), labels=labels)
                 missed[scale, jumps] = float((found - exact).square().mean().sqrt() / apart)
-    print(f"apart {apart / teacher.sigma_data:.3f} σ_data, {seconds:.0f} s, {missed}")
+    print(f"{name}: apart {apart / teacher.sigma_data:.3f} σ_data, {seconds:.0f} s, {missed}")
     assert float(apart) > 0.3 * teacher.sigma_data
-    assert max(missed[scale, 1] for scale in truth) < 0.33
-    assert max(missed[scale, 4] for scale in (1.0, 2.0)) < 0.33
-    assert missed[3.0, 4] < 0.5
+    assert max(missed[scale, 1] for scale in truth) < (0.6 if name == "Lagrangian" else 0.33)
+    assert max(missed[scale, 4] for scale in (1.0, 2.0)) < (0.45 if name == "Lagrangian" else 0.33)
+    assert missed[3.0, 4] < bound

@@ -22,7 +22,7 @@ from ctm.objectives.adversarial_losses import hinge_discriminator, hinge_generat
 from ctm.objectives.balance import adaptive_weight
 from ctm.objectives.denoising import DenoisingDraw
 from ctm.objectives.features import PerceptualDistance
-from ctm.objectives.matching import MatchingDraw
+from ctm.objectives.matching import MatchingDraw, moves_of
 from ctm.teachers.official import from_official, recognise, to_official
 from ctm.training.ema import frozen_copy, move_average
 from ctm.training.step import Batch, LossModule, backward
@@ -125,6 +125,11 @@ def times_of(grid: torch.Tensor, index: torch.Tensor, s_index: torch.Tensor, sol
     return Times(grid[index + torch.arange(solver_steps + 1)[:, None]], grid[s_index])
 
 
+def draw_of(times: Times, noise: torch.Tensor, levels: dict) -> MatchingDraw:
+    """As a run draws it: what stays at its level is known, and not computed."""
+    return MatchingDraw(times, noise, moves=moves_of(times, levels.get("sigma_min", 0.002)))
+
+
 def stand_in_distance(kernel: torch.Tensor) -> PerceptualDistance:
     """The reference's stand-in for LPIPS: one strided convolution on images in [0, 1], mean square."""
 
@@ -175,7 +180,7 @@ def test_one_step_of_training(name, precision):
         matching, denoising = objective_of(file)
         grid = grid_of(file.config, dtype, levels)
         times = times_of(grid, file["in/idx"], file["in/s_idx"], file.config["u"])
-        draws = [MatchingDraw(times, nets.noise), DenoisingDraw(nets.dsm_sigma, nets.dsm_noise)]
+        draws = [draw_of(times, nets.noise, levels), DenoisingDraw(nets.dsm_sigma, nets.dsm_noise)]
         module = LossModule(nets.student, [matching, denoising])
         factors = [overrides.get("consistency_weight", 1.0), overrides.get("denoising_weight", 1.0)]
 
@@ -206,8 +211,8 @@ def _compare_parts(compare, nets, matching, denoising, draws, denoising_weight):
         x_t = nets.x0 + times.t[:, None, None, None] * draws[0].noise
         x_u = matching.solver(networks, x_t, times.path, nets.labels)
         compare("x_t_dt", x_u)
-        compare("estimate", matching.estimate(networks, x_t, times, nets.labels))
-        compare("target", matching.target(networks, x_u, times, nets.labels))
+        compare("estimate", matching.estimate(networks, x_t, times, nets.labels, draws[0].moves))
+        compare("target", matching.target(networks, x_u, times, nets.labels, draws[0].moves))
         compare("consistency_loss", matching(networks, nets.x0, nets.labels, draws[0]))
         compare("denoising_loss", denoising_weight * denoising(networks, nets.x0, nets.labels, draws[1]))
 
@@ -234,7 +239,7 @@ def test_a_run_of_training(name, precision):
             x, noise, dsm_noise, sigma = (file[f"in/{key}"][step].to(dtype) for key in ("x", "nz", "dn", "ds"))
             times = times_of(grid, file["in/idx"][step], file["in/sidx"][step], int(file["in/u"][step]))
             labels = file["in/y"][step] if "in/y" in file else None
-            batch = Batch(x, labels, [MatchingDraw(times, noise), DenoisingDraw(sigma, dsm_noise)])
+            batch = Batch(x, labels, [draw_of(times, noise, levels), DenoisingDraw(sigma, dsm_noise)])
             with torch.no_grad():
                 networks = _networks(nets)
                 parts = [o(networks, x, labels, d) for o, d in zip((matching, denoising), batch.draws, strict=True)]
@@ -295,7 +300,7 @@ def adversarial_case(file: vectors.VectorFile, precision: str):
     nets, critics = Official(dtype, levels=levels), StandInDiscriminators(file, dtype)
     grid = grid_of(file.config, dtype, levels)
     times = times_of(grid, file["in/idx"], file["in/s_idx"], file.config["u"])
-    return nets, critics, *objective_of(file), MatchingDraw(times, nets.noise)
+    return nets, critics, *objective_of(file), draw_of(times, nets.noise, levels)
 
 
 def gan_files(*, generator: bool) -> list[str]:
@@ -319,7 +324,7 @@ def test_the_generators_phase(name, precision):
         consistency = matching(networks, nets.x0, nets.labels, draw)
         score = denoising(networks, nets.x0, nets.labels, DenoisingDraw(nets.dsm_sigma, nets.dsm_noise))
         x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
-        fake = matching.estimate(networks, x_t, times, nets.labels)
+        fake = matching.estimate(networks, x_t, times, nets.labels, draw.moves)
         adversarial = hinge_generator(critics(fake))
         last = nets.student.network.last.weight
         gradients = [
@@ -365,7 +370,7 @@ def test_the_discriminators_phase(name, precision):
         times = draw.times
         with torch.no_grad():
             x_t = nets.x0 + times.t[:, None, None, None] * draw.noise
-            fake = matching.estimate(_networks(nets), x_t, times, nets.labels)
+            fake = matching.estimate(_networks(nets), x_t, times, nets.labels, draw.moves)
         loss = hinge_discriminator(critics(nets.x0), critics(fake))
         loss.backward()
         values = {"d_loss": loss, "loss": loss, "estimate": fake, "t": times.t, "t_dt": times.u, "s": times.s}

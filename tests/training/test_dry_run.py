@@ -42,6 +42,15 @@ def test_expected_evaluations_are_those_of_the_closed_form(matching, expected):
     assert found == pytest.approx(expected, abs=4 * 2 * 2.6 / math.sqrt(4000))
 
 
+def test_growing_walks_are_counted_as_they_grow():
+    """With the largest k rising evenly from 1 to 9 over a run of 900 steps, in hundreds: the mean over the nine of E[2k]."""
+    recipe, _ = parse_recipe(teacher_arguments("--steps", "900"))
+    recipe.objectives = [Matching(grid_points=10, grow=900)]
+    means = [2 * sum(k * k for k in range(1, n + 1)) / sum(range(1, n + 1)) for n in range(1, 10)]
+    found = expected_teacher_evaluations(recipe, MODEL, (2,))
+    assert found == pytest.approx(sum(means) / 9, abs=4 * 2 * 2.6 / math.sqrt(4000))
+
+
 def test_the_numbers_are_those_of_the_run(tmp_path):
     teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
     recipe, _ = parse_recipe(student_arguments(teacher, "--steps", "100"))

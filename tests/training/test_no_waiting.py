@@ -20,7 +20,13 @@ from ctm.training.step import LossModule, backward, draw_batch, step_generator
 from ..reads import Dtypes, Reads
 from .runs import student_arguments
 
-HOST = ("noise.py:draw_solver_steps", "noise.py:draw_span", "noise.py:normal_like")
+HOST = (
+    "noise.py:draw_solver_steps",
+    "noise.py:draw_span",
+    "noise.py:normal_like",
+    "rows.py:between",
+    "rows.py:index",
+)
 MATCHINGS = {
     "Heun": Matching(grid_points=18, solver_steps=12),
     "multistep": Matching(grid_points=18, solver_steps=12, solver=MultistepWalk()),
@@ -53,7 +59,8 @@ def test_losses_and_gradients_come_where_nothing_can_be_read(name):
 
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_a_step_reads_its_verdict_and_nothing_else(tmp_path, adversarial):
-    """k, times and dropout are drawn on the host; the student's and the discriminator's verdicts are read, each in one go."""
+    """k, times, the rows that move and dropout are drawn on the host; the student's and the discriminator's verdicts are read,
+    each in one go."""
     extra = ["--objectives", '[{"class_path": "ctm.objectives.Matching", "init_args": {"solver_steps": 12}}]']
     recipe, _ = parse_recipe(student_arguments(tmp_path, *extra))
     recipe.teacher, objectives = None, [Matching(solver_steps=12), DenoisingScoreMatching()]

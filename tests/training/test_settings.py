@@ -47,6 +47,7 @@ COMPUTED = frozenset(
         "seed",
         "spike_factor",
         "start_from",
+        "teacher_guidance",
         "target_ema",
         "warmup_steps",
     }

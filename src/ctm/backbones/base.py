@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ctm.models.protocol import Denoiser
 
-__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "Networks", "resized"]
+__all__ = ["IMAGENET", "Backbone", "FunctionBackbone", "Networks", "precision_of", "resized"]
 
 Channels = tuple[float, float, float]
 IMAGENET: tuple[Channels, Channels] = (
@@ -68,9 +70,17 @@ class Backbone(ABC):
         return list(self.features(self.prepare(images)))
 
     def maps(self, networks: Networks | None, images: Tensor) -> list[Tensor]:
-        """Maps of images, for an objective. networks: its `ctm.objectives.Networks`, for a feature network that uses one of
-        them."""
-        return self(images)
+        """Maps of images, for an objective, in the images' dtype. networks: its `ctm.objectives.Networks`, or None. The feature
+        network computes in the precision in which the student's network does (`engine.precision`)."""
+        with precision_of(networks, images):
+            found = self(images)
+        return [each.to(images.dtype) for each in found]
+
+
+def precision_of(networks: Networks | None, images: Tensor) -> AbstractContextManager[object]:
+    """torch.autocast as the student's network has it."""
+    dtype: torch.dtype | None = getattr(getattr(networks, "student", None), "autocast", None)
+    return nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
 
 
 @dataclass(frozen=True)

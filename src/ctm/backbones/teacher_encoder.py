@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ctm.backbones.base import Backbone, Networks
+from ctm.backbones.base import Backbone, Networks, precision_of
 from ctm.models.base import Model
 from ctm.noise import match_dims
 
@@ -55,4 +55,6 @@ class TeacherEncoder(Backbone):
         own = model.preconditioning
         _, _, c_in = own.scalings(level)
         scaled = match_dims(c_in, images) * images
-        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), own.level(level))]
+        with precision_of(networks, images):
+            maps = network.encode(scaled.to(weights.dtype), own.level(level))
+        return [found.to(images.dtype) for found in maps]

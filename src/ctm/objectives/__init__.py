@@ -20,6 +20,7 @@ from ctm.objectives.matching_times import MatchingTimes, ShrinkingGap
 from ctm.objectives.pairs import KarrasPairs, LognormalPairs, Pairs
 from ctm.objectives.player import Lesson, Player, Rhythm, fixed, trainable_copy
 from ctm.objectives.semigroup import Semigroup
+from ctm.objectives.stored_walks import StoredWalks
 from ctm.objectives.walks import MultistepWalk, SameNoise, TargetJump, TargetJumps, TeacherWalk
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Semigroup",
     "ShrinkingGap",
     "Squared",
+    "StoredWalks",
     "TargetJump",
     "TargetJumps",
     "TeacherWalk",

@@ -39,6 +39,8 @@ class AdversarialDraw(Draw):
 class Adversarial(Objective):
     """The generator's loss on the estimate of `Matching`, which must stand before it, and the discriminator's on that and data.
 
+    judges: "estimate", of `Matching`, or of another way to teach a jump with `estimate: true`; or "sample", the one-jump samples
+    of `DistributionMatching`. The last before it in the list is taken.
     discriminator: `ctm.discriminators.ProjectedDiscriminator` for images, `MLPDiscriminator` for vectors. loss: "hinge"
     (official code) or "log" (paper). augmentation: of colour, translation and cutout, DiffAugment's, what is done to all the
     discriminator sees. start: first step with it. alternate: from there even steps train the student with all losses and odd
@@ -50,6 +52,7 @@ class Adversarial(Objective):
     weight_range = (0.01, 10.0)
 
     discriminator: Discriminator = field(default_factory=ProjectedDiscriminator)
+    judges: Literal["estimate", "sample"] = "estimate"
     loss: Literal["hinge", "log"] = "hinge"
     augmentation: tuple[Augmentation, ...] = POLICY
     start: int = 0
@@ -60,6 +63,8 @@ class Adversarial(Objective):
     def __post_init__(self) -> None:
         if self.loss not in _DISCRIMINATOR:
             raise ValueError(f"loss must be hinge or log, got {self.loss!r}")
+        if self.judges not in ("estimate", "sample"):
+            raise ValueError(f"judges must be estimate or sample, got {self.judges!r}")
         unknown = set(self.augmentation) - set(POLICY)
         if unknown:
             raise ValueError(f"augmentation must be some of {', '.join(POLICY)}, got {', '.join(sorted(unknown))}")
@@ -104,11 +109,14 @@ class Adversarial(Objective):
 
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: AdversarialDraw) -> Tensor:
         """The generator's loss of each estimate -> (B,). No gradient is kept for the discriminator."""
-        if "estimate" not in networks.made:
-            raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+        if self.judges not in networks.made:
+            maker = "Matching" if self.judges == "estimate" else "DistributionMatching"
+            raise ValueError(
+                f"Adversarial judges the {self.judges} of {maker}: give a {maker} before it in `objectives`"
+            )
         discriminator = networks.player("discriminator")
         with fixed(discriminator):
-            logits = discriminator(self._seen(networks.made["estimate"], draw.fake), condition, networks)
+            logits = discriminator(self._seen(networks.made[self.judges], draw.fake), condition, networks)
         return generator_rows(logits, self.loss)
 
     def discriminator_loss(

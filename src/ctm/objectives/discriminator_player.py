@@ -21,19 +21,22 @@ __all__ = ["DiscriminatorPlayer", "WinningWatch", "fake_maker"]
 
 
 class DiscriminatorPlayer(Player):
-    """Learns to tell the estimate of `Matching` from data.
+    """Learns to tell what the student made (`Adversarial.judges`) from data.
 
     Its network stays in eval mode but for `begin`, where its spectral norms make their power iteration: one a step, however
     many passes the step has. Spikes are not judged: a penalty now and then makes the gradient's norm jump. The learning
     rate stays in the whole run: it is the `discriminator_optimizer`'s."""
 
     name = "discriminator"
-    learns_from = ("estimate",)
     judges_spikes = False
     follows_schedule = False
 
     def __init__(self, objective: Adversarial) -> None:
         self.objective = objective
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.objective.judges,)
 
     @property
     def rhythm(self) -> Rhythm:  # type: ignore[override]
@@ -52,7 +55,7 @@ class DiscriminatorPlayer(Player):
         network.eval()
 
     def loss(self, networks: Networks, lesson: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
-        fake, penalise = lesson.made["estimate"], self.objective.penalises(lesson.step)
+        fake, penalise = lesson.made[self.objective.judges], self.objective.penalises(lesson.step)
         return self.objective.discriminator_loss(
             networks, lesson.x0, fake, lesson.condition, lesson.draw, penalise=penalise
         )
@@ -67,23 +70,31 @@ class DiscriminatorPlayer(Player):
 
 
 def fake_maker(objectives: Sequence[Objective], index: int) -> int:
-    """The index of the Matching whose estimate the discriminator sees: the last Matching before Adversarial in the list.
-    index: of the Adversarial.
+    """The index of the objective whose estimates (or samples, as `Adversarial.judges` says) the discriminator sees: the last that
+    makes them before Adversarial in the list. index: of the Adversarial.
 
     Raises ValueError where there is none, where it starts after the Adversarial, or where its estimate is not in data space."""
-    found = [i for i, objective in enumerate(objectives[:index]) if isinstance(objective, Matching)]
+    opponent: Any = objectives[index]
+    found = [i for i, objective in enumerate(objectives[:index]) if opponent.judges in objective.makes]
+    if not found and opponent.judges == "sample":
+        raise ValueError(
+            "Adversarial judges the samples of DistributionMatching: give a DistributionMatching before it in `objectives`"
+        )
     if not found:
-        raise ValueError("Adversarial judges the estimate of Matching: give a Matching before it in `objectives`")
+        silent = [type(o).__name__ for o in objectives[:index] if getattr(o, "estimate", None) is False]
+        raise ValueError(
+            "Adversarial judges the estimate of Matching: give a Matching before it in `objectives`"
+            + (f", or let {silent[-1]} leave one: estimate: true" if silent else "")
+        )
     chosen: Any = objectives[found[-1]]
-    if chosen.compare == "s" and chosen.s == "drawn":
+    if isinstance(chosen, Matching) and chosen.compare == "s" and chosen.s == "drawn":
         raise ValueError(
             "Adversarial judges data, but with compare: s the estimate of Matching stays at s: use compare: data"
         )
-    opponent: Any = objectives[index]
     if opponent.start < chosen.start:
         raise ValueError(
-            f"Adversarial starts at step {opponent.start}, Matching, whose estimate it judges, at {chosen.start}: "
-            "let it start no earlier"
+            f"Adversarial starts at step {opponent.start}, {type(chosen).__name__}, whose {opponent.judges} it judges, at "
+            f"{chosen.start}: let it start no earlier"
         )
     return found[-1]
 

@@ -1,11 +1,12 @@
-"""Distribution matching (DMD2, arXiv 2405.14867): the student's samples, as a whole, get the teacher's score."""
+"""Distribution matching (DMD2, arXiv 2405.14867; SiD, 2404.04057): the student's samples, as a whole, get the teacher's score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from ctm.models.protocol import Denoiser, Diffusion, denoiser_of, jumper, taken_
 from ctm.noise import lognormal, match_dims, normal_like
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.denoising import DenoisingDraw, DenoisingScoreMatching
-from ctm.objectives.player import Lesson, Player, Rhythm, trainable_copy
+from ctm.objectives.divergences import Divergence, ratio_weight
+from ctm.objectives.fake_score import NAME, FakeScore, ScoreAndRatio
+from ctm.objectives.player import fixed
+from ctm.objectives.ways import check_choice
 
 __all__ = ["DistributionDraw", "DistributionMatching", "FakeScore"]
 
-_NAME = "fake_score"
+Loss = Literal["dmd", "sid"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,20 @@ class DistributionMatching(Objective):
     student to teacher of noised samples. It is zero in the mean just where both distributions are the same. It does not say which
     noise leads to which sample, so it stands beside an objective that does, or alone for one-step generators.
 
+    loss: "dmd", the above, or "sid", score identity distillation's (SiD, arXiv 2404.04057),
+
+        (D_real − D_fake)·(D_real − y − alpha·(D_real − D_fake))/c    at y_σ, the mean over coordinates
+
+    whose gradient goes through both denoisers and leads down the mean square of the scores' difference, the Fisher divergence.
+    alpha: 1 is that paper's plain form, 1.2 its best.
+    divergence: of "dmd". "reverse_kl", or "forward_kl", "jensen_shannon" or "hellinger", which weigh each sample by a function
+    of the ratio of densities r at y_σ (f-distill, arXiv 2502.15681, `ctm.objectives.divergences`). The fake score then learns r
+    too, from what its network encodes.
+
     D_fake is a `Player`, "fake_score": a copy of the teacher that learns by `DenoisingScoreMatching` on the student's samples,
-    fake_steps steps for each of the student (5 in DMD2), by Adam with rate fake_learning_rate. levels: how σ is drawn, as of
-    `DenoisingScoreMatching`, for both; brought into the teacher's range. normalise: whether h is divided by c. start: the
-    first step with it. The condition of the batch is the samples'. Raises ValueError for settings out of range.
+    fake_steps steps for each of the student (5 in DMD2, 1 in SiD), by Adam with rate fake_learning_rate. levels: how σ is
+    drawn, as of `DenoisingScoreMatching`, for both; brought into the teacher's range. normalise: whether there is a division by
+    c. start: the first step with it. The condition of the batch is the samples'. Raises ValueError for settings out of range.
     """
 
     needs_teacher = True
@@ -60,6 +74,9 @@ class DistributionMatching(Objective):
     fake_steps: int = 5
     fake_learning_rate: float = 1e-3
     normalise: bool = True
+    loss: Loss = "dmd"
+    alpha: float = 1.0
+    divergence: Divergence = "reverse_kl"
     start: int = 0
     denoising: DenoisingScoreMatching = field(init=False, repr=False, compare=False)
 
@@ -70,7 +87,20 @@ class DistributionMatching(Objective):
             )
         if not 0 < self.fake_learning_rate < math.inf:
             raise ValueError(f"fake_learning_rate must be above 0 and finite, got {self.fake_learning_rate}")
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("divergence", self.divergence, get_args(Divergence))
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be finite, got {self.alpha}")
+        if self.loss == "sid" and self.weighs:
+            raise ValueError(
+                f"loss sid is a divergence of its own: leave divergence at reverse_kl, got {self.divergence}"
+            )
         object.__setattr__(self, "denoising", DenoisingScoreMatching(levels=self.levels))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether samples are weighed by the ratio of densities."""
+        return self.divergence != "reverse_kl"
 
     def active(self, step: int) -> bool:
         return step >= self.start
@@ -95,20 +125,35 @@ class DistributionMatching(Objective):
         """x0 (B, …) is not used but for its size -> (B,)."""
         self.make(networks, x0, condition, draw)
         sample = networks.made["sample"]
+        if self.loss == "sid":
+            return self._identity(networks, sample, condition, draw)
         with torch.no_grad():
             target = sample - self.direction(networks, sample, condition, draw)
         return (sample - target).square().flatten(1).mean(1) / 2
 
     def direction(self, networks: Networks, sample: Tensor, condition: Condition, draw: DistributionDraw) -> Tensor:
-        """h of the samples, like them."""
-        noised = sample + match_dims(draw.sigma, sample) * draw.noise
-        real, fake = (
-            _denoised(model, noised, draw.sigma, condition) for model in (networks.teacher, networks.player(_NAME))
-        )
+        """h of the samples, like them, with the weights of the divergence."""
+        real, fake, noised = _both(networks, sample, condition, draw)
+        found = (fake - real) / self._scale(sample, real)
+        if not self.weighs:
+            return found
+        ratio = cast(ScoreAndRatio, networks.player(NAME)).log_ratio(noised, draw.sigma, condition)
+        return match_dims(ratio_weight(self.divergence, ratio), sample) * found
+
+    def _identity(self, networks: Networks, sample: Tensor, condition: Condition, draw: DistributionDraw) -> Tensor:
+        """SiD's losses (B,). No gradient is kept for teacher and fake score."""
+        with _fixed(networks.teacher, networks.player(NAME)):
+            real, fake, _ = _both(networks, sample, condition, draw)
+        apart = real - fake
+        found = apart * (real - sample - self.alpha * apart) / self._scale(sample.detach(), real.detach())
+        return found.flatten(1).mean(1)
+
+    def _scale(self, sample: Tensor, real: Tensor) -> Tensor:
+        """c, for each sample, ready to divide what is like them; 1 where nothing is divided."""
         if not self.normalise:
-            return fake - real
+            return match_dims(torch.ones_like(sample.flatten(1)[:, 0]), sample)
         scale = (sample - real).abs().flatten(1).mean(1)
-        return (fake - real) / match_dims(scale.clamp(min=torch.finfo(scale.dtype).tiny), sample)
+        return match_dims(scale.clamp(min=torch.finfo(scale.dtype).tiny), sample)
 
     def teacher_evaluations(self, draw: DistributionDraw) -> int:
         return 1
@@ -122,36 +167,26 @@ class DistributionMatching(Objective):
             )
 
 
+def _both(
+    networks: Networks, sample: Tensor, condition: Condition, draw: DistributionDraw
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's and the fake score's denoised images of the noised samples, and these."""
+    noised = sample + match_dims(draw.sigma, sample) * draw.noise
+    real, fake = (
+        _denoised(model, noised, draw.sigma, condition) for model in (networks.teacher, networks.player(NAME))
+    )
+    return real, fake, noised
+
+
 def _denoised(model: object, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return denoiser_of(model, taken_by(model, condition))(x, t)
 
 
-class FakeScore(Player):
-    """The denoiser of the student's samples."""
-
-    name = _NAME
-    learns_from = ("sample",)
-
-    def __init__(self, objective: DistributionMatching) -> None:
-        self.objective = objective
-
-    @property
-    def rhythm(self) -> Rhythm:  # type: ignore[override]
-        return Rhythm.ahead(self.objective.fake_steps, self.objective.start)
-
-    def build(self, networks: Networks) -> nn.Module:
-        teacher = networks.teacher
-        if not isinstance(teacher, nn.Module):
-            raise ValueError(
-                "DistributionMatching copies the teacher for its fake score: give a network as the teacher"
-            )
-        return trainable_copy(teacher)
-
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.objective.fake_learning_rate)
-
-    def loss(self, networks: Networks, lesson: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
-        fake = cast(Diffusion, networks.player(self.name))
-        condition = taken_by(fake, lesson.condition)
-        losses = self.objective.denoising(Networks(fake), lesson.made["sample"], condition, lesson.draw.fake)
-        return losses.mean(), {}
+@contextmanager
+def _fixed(*models: object) -> Iterator[None]:
+    """The weights of the models that have any without gradient meanwhile."""
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(fixed(model))
+        yield

@@ -14,7 +14,8 @@ from ctm.models.protocol import Diffusion, jumper
 from ctm.noise import match_dims
 from ctm.objectives.base import Networks
 from ctm.objectives.derivatives import directional_derivative
-from ctm.objectives.ways import JumpDraw, Way, check_choice, denoised_by
+from ctm.objectives.guiding import at_scales
+from ctm.objectives.ways import JumpDraw, Way, check_choice, known_denoised
 
 __all__ = ["Eulerian"]
 
@@ -39,8 +40,8 @@ class Eulerian(Way):
 
     normalise: c > 0 takes h/(|h| + c), |·| the root mean square over coordinates (tangent normalisation, the same papers, c = 0.1
     there); None: h as it is. With velocity "data" the normalised mean is no longer zero at the exact flow, as |h| goes with ε.
-    pairs, weight, start: as of every way. h is one forward-mode derivative, without gradient. Raises ValueError for settings
-    out of range.
+    pairs, weight, start, guidance, estimate: as of every way; guided, D is D_∅ + w·(D_y − D_∅). h is one forward-mode derivative,
+    without gradient. Raises ValueError for settings out of range.
     """
 
     forward_mode = True
@@ -52,6 +53,10 @@ class Eulerian(Way):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("velocity", self.velocity, get_args(Velocity))
+        if self.velocity == "data" and self.guidance is not None:
+            raise ValueError(
+                "guidance is of a denoiser, and velocity: data follows the samples: use velocity teacher, student or target"
+            )
         if self.warmup < 0:
             raise ValueError(f"warmup is a number of steps, at least 0, got {self.warmup}")
         if self.normalise is not None and not 0 < self.normalise < math.inf:
@@ -62,7 +67,7 @@ class Eulerian(Way):
         return self.velocity == "teacher"
 
     @property
-    def needs_target(self) -> bool:  # type: ignore[override]
+    def _asks_target(self) -> bool:
         return self.velocity == "target"
 
     def draw_at(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> JumpDraw:
@@ -74,17 +79,19 @@ class Eulerian(Way):
         x_t = draw.noised(x0)
         with torch.no_grad():
             tangent = self.tangent(networks, x0, x_t, condition, draw)
-        end = jumper(networks.student).jump(x_t, draw.t, draw.s, condition)
+        known = at_scales(condition, draw.guidance)
+        end = jumper(networks.student).jump(x_t, draw.t, draw.s, known)
+        self.leave_estimate(networks, end, known, draw)
         error = (end - (end - tangent).detach()).square().flatten(1).mean(1)
         return self.weight(draw.t, draw.s, networks.student.sigma_data) * error
 
     def tangent(self, networks: Networks, x0: Tensor, x_t: Tensor, condition: Condition, draw: JumpDraw) -> Tensor:
         """h of the samples x_t, made of x0, after warm-up and normalisation. Like x0."""
-        student, t, s = jumper(networks.student), draw.t, draw.s
-        denoised = x0 if self.velocity == "data" else denoised_by(networks, self.velocity, x_t, t, condition)
-        end, tangent = directional_derivative(
-            lambda x, t: student.jump(x, t, s, condition), (x_t, t), (x_t - denoised, t)
-        )
+        student, t, s, denoised = jumper(networks.student), draw.t, draw.s, x0
+        if self.velocity != "data":
+            denoised = known_denoised(networks, self.velocity, x_t, t, condition, draw.guidance)
+        known = at_scales(condition, draw.guidance)
+        end, tangent = directional_derivative(lambda x, t: student.jump(x, t, s, known), (x_t, t), (x_t - denoised, t))
         if draw.ramp < 1:
             tangent = draw.ramp * tangent + (1 - draw.ramp) * _without_derivative(end, x_t, denoised, t, s)
         if self.normalise is not None:
@@ -93,7 +100,7 @@ class Eulerian(Way):
         return tangent
 
     def teacher_evaluations(self, draw: JumpDraw) -> int:
-        return int(self.needs_teacher)
+        return int(self.needs_teacher) * (1 if draw.guidance is None else 2)
 
     @property
     def _for_the_end(self) -> str:

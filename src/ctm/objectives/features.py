@@ -73,8 +73,11 @@ class LPIPS(Distance):
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) twice, in [−1, 1] -> (B,)."""
+        return self.between(None, a, b)
+
+    def between(self, networks: Networks | None, a: Tensor, b: Tensor) -> Tensor:
         trunk = self.trunk
-        layers = zip(_unit(trunk(a)), _unit(trunk(b)), trunk.heads(a.device), strict=True)
+        layers = zip(_unit(trunk.maps(networks, a)), _unit(trunk.maps(networks, b)), trunk.heads(a.device), strict=True)
         return torch.stack([((x - y).square().mean(dim=(2, 3)) @ w.to(x.dtype)) for x, y, w in layers]).sum(dim=0)
 
 

@@ -14,7 +14,8 @@ from ctm.noise import match_dims
 from ctm.objectives.base import Networks
 from ctm.objectives.derivatives import directional_derivative
 from ctm.objectives.distances import Distance, Squared
-from ctm.objectives.ways import JumpDraw, Role, Way, check_choice, denoised_by
+from ctm.objectives.guiding import at_scales
+from ctm.objectives.ways import JumpDraw, Role, Way, check_choice, denoised_by, known_denoised
 
 __all__ = ["Lagrangian"]
 
@@ -31,8 +32,9 @@ class Lagrangian(Way):
 
     velocity: whose D: "teacher" distils; "student" (its own, without gradient) and "target" (its average) need no teacher, but
     `DenoisingScoreMatching` beside them, which makes D the denoiser. through_velocity: whether gradients also go through G to D
-    and through D (2406.07507) or through ∂G/∂s alone (2505.18825). distance: (a, b) -> (B,). pairs, weight, start: as of every
-    way. ∂G/∂s is a forward-mode derivative of the student, with gradient. Raises ValueError for settings out of range.
+    and through D (2406.07507) or through ∂G/∂s alone (2505.18825). distance: (a, b) -> (B,). pairs, weight, start, guidance,
+    estimate: as of every way; guided, the velocity is that of D_∅ + w·(D_y − D_∅). ∂G/∂s is a forward-mode derivative of the
+    student, with gradient. Raises ValueError for settings out of range.
     """
 
     forward_mode = True
@@ -51,23 +53,25 @@ class Lagrangian(Way):
         return self.velocity == "teacher"
 
     @property
-    def needs_target(self) -> bool:  # type: ignore[override]
+    def _asks_target(self) -> bool:
         return self.velocity == "target"
 
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: JumpDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
         student, t, s = jumper(networks.student), draw.t, draw.s
-        x_t = draw.noised(x0)
-        end, slope = directional_derivative(lambda s: student.jump(x_t, t, s, condition), (s,), (torch.ones_like(s),))
-        if not self.through_velocity:
+        x_t, known = draw.noised(x0), at_scales(condition, draw.guidance)
+        end, slope = directional_derivative(lambda s: student.jump(x_t, t, s, known), (s,), (torch.ones_like(s),))
+        self.leave_estimate(networks, end, known, draw)
+        if self.through_velocity:
+            denoised = denoised_by(networks, self.velocity, end, s, condition, draw.guidance)
+        else:
             end = end.detach()
-        with torch.set_grad_enabled(self.through_velocity and torch.is_grad_enabled()):
-            denoised = denoised_by(networks, self.velocity, end, s, condition)
+            denoised = known_denoised(networks, self.velocity, end, s, condition, draw.guidance)
         distance = self.distance.between(networks, end - match_dims(s, x0) * slope, denoised)
         return self.weight(t, s, networks.student.sigma_data) * distance
 
     def teacher_evaluations(self, draw: JumpDraw) -> int:
-        return int(self.needs_teacher)
+        return int(self.needs_teacher) * (1 if draw.guidance is None else 2)
 
     def check(self, student: Diffusion, teacher: Denoiser | None) -> None:
         """Raises ValueError for a student that jumps to the end only: its jumps have no derivative along s."""

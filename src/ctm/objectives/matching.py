@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ctm.conditions import Condition
-from ctm.models.guided import AtGuidance, ClassifierFree
-from ctm.models.protocol import Denoiser, Diffusion, jumper
+from ctm.models.protocol import Denoiser, Diffusion
 from ctm.noise import (
     Times,
     continuous_times,
@@ -25,28 +25,44 @@ from ctm.noise import (
 )
 from ctm.objectives.base import Draw, Networks, Objective
 from ctm.objectives.distances import Distance, Squared
+from ctm.objectives.guiding import at_scales, check_guided, check_range, draw_scales, guided_by
 from ctm.objectives.matching_times import MatchingTimes
+from ctm.objectives.rows import Moves, jump_rows, untracked
+from ctm.objectives.walk_ends import WalkEnd, draw_levels_passed, levels_below
 from ctm.objectives.walks import TeacherWalk, Walk
 from ctm.weighting import uniform
 
 __all__ = ["Matching", "MatchingDraw"]
 
 Role = Literal["student", "target"]
+NONE_KNOWN: Mapping[str, Moves] = MappingProxyType({})
 _OF_THE_GRID = ("grid_points", "max_solver_steps", "solver_steps_power", "solver_steps", "rho", "continuous")
 
 
 @dataclass(frozen=True)
 class MatchingDraw(Draw):
     """The random numbers of one step: times of B samples, noise (B, …), standard normal, and the guidance scale (B,) where
-    there is one."""
+    there is one. moves: by the name of a jump ("u → s", "s → end", "u → end") which rows it moves; of a jump without an entry
+    all rows are computed. more: the other levels that the walks are used at."""
 
     times: Times
     noise: Tensor
     guidance: Tensor | None = None
+    moves: Mapping[str, Moves] = field(default_factory=dict)
+    more: tuple[WalkEnd, ...] = ()
 
     def rows(self, part: slice) -> MatchingDraw:
         guidance = None if self.guidance is None else self.guidance[part]
-        return MatchingDraw(self.times.rows(part), self.noise[part], guidance)
+        moves = {name: moved.part(part) for name, moved in self.moves.items()}
+        more = tuple(end.rows(part) for end in self.more)
+        return MatchingDraw(self.times.rows(part), self.noise[part], guidance, moves, more)
+
+
+def moves_of(times: Times, end: float) -> dict[str, Moves]:
+    """Which rows each jump moves that may stay at its level. times: on the CPU, in the precision of the jumps. end: sigma_min."""
+    low = torch.full_like(times.s, end)
+    pairs = {"u → s": (times.u, times.s), "s → end": (times.s, low), "u → end": (times.u, low)}
+    return {name: Moves.between(*pair) for name, pair in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,9 @@ class Matching(Objective):
     guidance: [low, high] lets the walk follow the teacher guided at a scale w, D_∅ + w·(D_y − D_∅), drawn uniformly from that
     range for each sample (arXiv 2210.03142) and given to student and target as an input: their network needs
     guidance_embedding. A sample whose label was left out has w = 1. Each of the teacher's evaluations becomes two.
+    targets: how many (u, s) each walk serves. The first u is the walk's end; the others are uniform among the levels that the
+    walk passes, each with an s of its own. The loss is their mean.
+    grow: the largest k rises evenly from 1 to its whole in the first `grow` steps, so that walks are short first.
     times: draws t, u and s itself, in place of all settings of the grid, for kind "local" (`ShrinkingGap`). gap_power: the loss
     is multiplied by (t − u)^(−gap_power); 1 is the weight of arXiv 2310.14189 and 2406.14548.
     start: first step with it. Without a teacher score matching alone makes a denoiser before that, for the walk to follow.
@@ -100,6 +119,8 @@ class Matching(Objective):
     guidance: tuple[float, float] | None = None
     times: MatchingTimes | None = None
     gap_power: float = 0.0
+    targets: int = 1
+    grow: int = 0
     start: int = 0
 
     def __post_init__(self) -> None:
@@ -122,12 +143,11 @@ class Matching(Objective):
         if self.kind == "local" and self.solver_steps not in (None, 1):
             raise ValueError(f"kind local is one solver step, got solver_steps {self.solver_steps}: use kind soft")
         self._check_times()
+        self._check_walks()
         if self.grid_points < 2:
             raise ValueError(f"grid_points must be at least 2, got {self.grid_points}")
         if self.guidance is not None:
-            low, high = self.guidance
-            if not 0 <= low <= high < math.inf:
-                raise ValueError(f"guidance must be [low, high] with 0 ≤ low ≤ high, got {list(self.guidance)}")
+            check_range(self.guidance)
             if not self.needs_teacher:
                 raise ValueError(
                     f"guidance is the teacher's, but {type(self.solver).__name__} asks none: use TeacherWalk or MultistepWalk"
@@ -153,8 +173,25 @@ class Matching(Objective):
                 + (f", got another {', '.join(unused)}" if unused else "")
             )
 
+    def _check_walks(self) -> None:
+        if self.targets < 1 or self.grow < 0:
+            raise ValueError(f"targets must be at least 1 and grow at least 0, got {self.targets} and {self.grow}")
+        if self.targets > 1 and (self.kind == "local" or not self.solver.passes):
+            raise ValueError(
+                f"targets {self.targets} needs walks that pass other levels on their way: kind soft or global, and a solver that "
+                f"goes step by step, got kind {self.kind} and {type(self.solver).__name__}"
+            )
+        if self.grow and self.fixed is not None:
+            raise ValueError(f"grow lets the drawn number of solver steps grow, and here it is always {self.fixed}")
+
     def active(self, step: int) -> bool:
         return step >= self.start
+
+    def longest_at(self, step: int) -> int:
+        """The largest number of solver steps that a draw of step `step` can give."""
+        if not self.grow:
+            return self.largest
+        return max(1, math.ceil(self.largest * min(1.0, (step - self.start + 1) / self.grow)))
 
     @property
     def largest(self) -> int:
@@ -184,29 +221,41 @@ class Matching(Objective):
         return self.draw_at(self.start, model, like, generator)
 
     def draw_at(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> MatchingDraw:
-        n, times = len(like), self._times(step, model, like, generator)
+        times = self._in_precision(self._times(step, model, like, generator), model, like)
+        noise, scales = normal_like(like, generator), draw_scales(self.guidance, like, generator)
+        more = tuple(self._another_end(times.path, model, like, generator) for _ in range(self.targets - 1))
+        moves = moves_of(times, model.sigma_min)
+        return MatchingDraw(Times(times.path.to(like), times.s.to(like)), noise, scales, moves, more)
+
+    def _in_precision(self, times: Times, model: Diffusion, like: Tensor) -> Times:
+        """The times on the CPU in like's precision, with s at the end where the settings put it there."""
         s = times.s if self.s == "drawn" else torch.full_like(times.s, model.sigma_min)
-        noise = normal_like(like, generator)
-        scale = None
-        if self.guidance is not None:
-            low, high = self.guidance
-            scale = low + (high - low) * torch.rand(n, generator=generator).to(like)
-        return MatchingDraw(Times(times.path.to(like), s.to(like)), noise, scale)
+        return Times(times.path.to(like.dtype), s.to(like.dtype))
+
+    def _another_end(self, path: Tensor, model: Diffusion, like: Tensor, generator: torch.Generator) -> WalkEnd:
+        step, u = draw_levels_passed(path, generator)
+        s, ends = u, (model.sigma_min, model.sigma_max, self.rho)
+        if self.kind != "global":
+            grid = None if self.continuous else karras_grid(self.grid_points - 1, *ends, dtype=like.dtype)
+            s = levels_below(u, grid, *ends, generator)
+        times = self._in_precision(Times(torch.stack([path[0], u]), s), model, like)
+        moves = moves_of(times, model.sigma_min)
+        return WalkEnd(step.to(like.device), Times(times.path.to(like), times.s.to(like)), moves)
 
     def _times(self, step: int, model: Diffusion, like: Tensor, generator: torch.Generator) -> Times:
         n, ends = len(like), (model.sigma_min, model.sigma_max, self.rho)
         if self.times is not None:
             return self.times(n, step - self.start, *ends[:2], generator)
-        s_from_u = self.kind == "global"
+        s_from_u, most = self.kind == "global", self.longest_at(step)
         if self.continuous:
             if self.fixed is None:
-                span = draw_span(self.largest / self.grid_points, self.solver_steps_power, generator=generator)
+                span = draw_span(most / self.grid_points, self.solver_steps_power, generator=generator)
             else:
                 span = self.fixed / (self.grid_points - 1)
             steps = self.fixed or max(1, round(span * self.grid_points))
             return continuous_times(n, steps, span, *ends, s_from_u=s_from_u, dtype=like.dtype, generator=generator)
         grid = karras_grid(self.grid_points - 1, *ends, dtype=like.dtype)
-        steps = self.fixed or draw_solver_steps(self.largest, self.solver_steps_power, generator=generator)
+        steps = self.fixed or draw_solver_steps(most, self.solver_steps_power, generator=generator)
         return grid_times(n, grid, steps, s_from_u=s_from_u, generator=generator)
 
     @property
@@ -224,39 +273,80 @@ class Matching(Objective):
 
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
-        times, guided = draw.times, _guided(networks, draw.guidance)
-        x_t = x0 + match_dims(times.t, x0) * draw.noise
+        x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
+        known, guided = at_scales(condition, draw.guidance), guided_by(networks, draw.guidance)
+        first = self.estimate(networks, x_t, draw.times, known, draw.moves)
+        path = draw.times.path
+        if not draw.more:
+            ends = untracked(lambda: self.solver(guided, x_t.detach(), path, condition, x0))[None]
+        else:
+            ends = untracked(lambda: torch.stack(list(self.solver.states(guided, x_t.detach(), path, condition))))
+        losses = [self._compared(networks, first, ends[-1], draw.times, known, draw.moves)]
+        for end in draw.more:
+            estimate = self.estimate(networks, x_t, end.times, known, end.moves)
+            losses.append(self._compared(networks, estimate, end.of(ends), end.times, known, end.moves))
+        networks.made["estimate"] = first
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
+
+    def _compared(
+        self,
+        networks: Networks,
+        estimate: Tensor,
+        x_u: Tensor,
+        times: Times,
+        condition: Condition,
+        moves: Mapping[str, Moves],
+    ) -> Tensor:
+        """The losses (B,) of an estimate against what comes of x_u."""
         with torch.no_grad():
-            x_u = self.solver(guided, x_t, times.path, condition, x0)
-            target = self.target(guided, x_u, times, condition)
-        estimate = networks.made["estimate"] = self.estimate(guided, x_t, times, condition)
+            target = self.target(networks, x_u, times, condition, moves)
         distance = self.distance.between(networks, estimate, target)
         weight = self.weight(times.t, times.s, networks.student.sigma_data)
         return (weight * (times.t - times.u) ** -self.gap_power if self.gap_power else weight) * distance
 
-    def fake(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
-        """The estimate alone, without its target: what the discriminator learns from."""
-        x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
-        return self.estimate(_guided(networks, draw.guidance), x_t, draw.times, condition)
-
     def make(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> None:
         networks.made["estimate"] = self.fake(networks, x0, condition, draw)
 
-    def estimate(self, networks: Networks, x_t: Tensor, times: Times, condition: Condition) -> Tensor:
-        """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake."""
-        middle = times.s if self.estimate_at == "s" else times.u
-        jumped = jumper(networks.student).jump(x_t, times.t, middle, condition)
+    def fake(self, networks: Networks, x0: Tensor, condition: Condition, draw: MatchingDraw) -> Tensor:
+        """The estimate alone, without its target: what the discriminator learns from."""
+        x_t = x0 + match_dims(draw.times.t, x0) * draw.noise
+        return self.estimate(networks, x_t, draw.times, at_scales(condition, draw.guidance), draw.moves)
+
+    def estimate(
+        self,
+        networks: Networks,
+        x_t: Tensor,
+        times: Times,
+        condition: Condition,
+        moves: Mapping[str, Moves] = NONE_KNOWN,
+    ) -> Tensor:
+        """The student's jump from t and the outer jump after it (none for compare s); in data space, the adversarial fake.
+
+        condition: as the student gets it, with the guidance scale. moves: as of `MatchingDraw`."""
+        name, middle = ("s", times.s) if self.estimate_at == "s" else ("u", times.u)
+        jumped = jump_rows(networks.student, x_t, times.t, middle, condition)
         if not self._last_jump:
             return jumped
-        return _to_end(_player(networks, self.estimate_outer), jumped, middle, condition)
+        outer = _player(networks, self.estimate_outer)
+        return _to_end(outer, jumped, middle, condition, moves.get(f"{name} → end"))
 
-    def target(self, networks: Networks, x_u: Tensor, times: Times, condition: Condition) -> Tensor:
-        """What the estimate should be, from the solver's x_u."""
+    def target(
+        self,
+        networks: Networks,
+        x_u: Tensor,
+        times: Times,
+        condition: Condition,
+        moves: Mapping[str, Moves] = NONE_KNOWN,
+    ) -> Tensor:
+        """What the estimate should be, from the solver's x_u, called without gradient. Arguments as of `estimate`."""
         outer = _player(networks, self.target_outer)
         if self.target_inner == "none":
-            return _to_end(outer, x_u, times.u, condition)
-        jumped = jumper(_player(networks, self.target_inner)).jump(x_u, times.u, times.s, condition)
-        return jumped if self.compare == "s" or self.s == "end" else _to_end(outer, jumped, times.s, condition)
+            return untracked(lambda: _to_end(outer, x_u, times.u, condition, moves.get("u → end")))
+        inner = _player(networks, self.target_inner)
+        jumped = jump_rows(inner, x_u, times.u, times.s, condition, moves.get("u → s"))
+        if self.compare == "s" or self.s == "end":
+            return jumped
+        return untracked(lambda: _to_end(outer, jumped, times.s, condition, moves.get("s → end")))
 
     def teacher_evaluations(self, draw: MatchingDraw) -> int:
         each = 1 if draw.guidance is None else 2
@@ -265,19 +355,7 @@ class Matching(Objective):
     def check(self, student: Diffusion, teacher: Denoiser | None) -> None:
         """Raises ValueError where guidance is asked for and the student does not take it, or the teacher has no classes."""
         if self.guidance is not None:
-            _guided(Networks(student, student, teacher), torch.ones(1))
-
-
-def _guided(networks: Networks, scale: Tensor | None) -> Networks:
-    """Student and target with the guidance scale (B,) as their input, the teacher guided by it; `made` is shared."""
-    if scale is None:
-        return networks
-    return replace(
-        networks,
-        student=AtGuidance(networks.student, scale),
-        target=None if networks.target is None else AtGuidance(networks.target, scale),
-        teacher=None if networks.teacher is None else ClassifierFree(networks.teacher, scale),
-    )
+            check_guided(student, teacher)
 
 
 def _player(networks: Networks, role: Role) -> Diffusion:
@@ -287,6 +365,6 @@ def _player(networks: Networks, role: Role) -> Diffusion:
     return found
 
 
-def _to_end(model: Diffusion, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+def _to_end(model: Diffusion, x: Tensor, level: Tensor, condition: Condition, moves: Moves | None) -> Tensor:
     """The jump from `level` (B,) to sigma_min."""
-    return jumper(model).jump(x, level, torch.full_like(level, model.sigma_min), condition)
+    return jump_rows(model, x, level, torch.full_like(level, model.sigma_min), condition, moves)

@@ -12,6 +12,7 @@ from ctm.conditions import Condition
 from ctm.models.protocol import jumper
 from ctm.objectives.base import Networks
 from ctm.objectives.distances import Distance, Squared
+from ctm.objectives.guiding import at_scales
 from ctm.objectives.ways import JumpDraw, Way, check_choice, network_of
 
 __all__ = ["Semigroup"]
@@ -30,7 +31,8 @@ class Semigroup(Way):
     middle: "half" puts u halfway between t and s in the Karras coordinate (as shortcut models halve the steps of theirs), "drawn"
     anywhere between. by: whose two jumps G′ are: "target", the student's average, as in shortcut models, or "student", its own
     without gradient (2505.18825), which nothing damps where the student drifts. distance: (a, b) -> (B,).
-    pairs, weight, start: as of every way. Raises ValueError for settings out of range.
+    pairs, weight, start, guidance, estimate: as of every way. With guidance it needs `DenoisingScoreMatching` with the same range
+    beside it, which makes the shortest jumps the guided flow's. Raises ValueError for settings out of range.
 
     `Matching` with the solver `TargetJump` compares the same two ways to s, with these differences. Its levels lie on a grid, u
     being k points below t. There the average jumps t → u, and the student u → s. It compares at the end, after one more jump
@@ -48,7 +50,7 @@ class Semigroup(Way):
         check_choice("by", self.by, get_args(Jumper))
 
     @property
-    def needs_target(self) -> bool:  # type: ignore[override]
+    def _asks_target(self) -> bool:
         return self.by == "target"
 
     def between(self, draw: JumpDraw) -> Tensor:
@@ -60,9 +62,10 @@ class Semigroup(Way):
     def __call__(self, networks: Networks, x0: Tensor, condition: Condition, draw: JumpDraw) -> Tensor:
         """x0 (B, …) in data space -> (B,)."""
         x_t, t, s, u = draw.noised(x0), draw.t, draw.s, self.between(draw)
-        short = jumper(network_of(networks, self.by))
+        short, known = jumper(network_of(networks, self.by)), at_scales(condition, draw.guidance)
+        end = jumper(networks.student).jump(x_t, t, s, known)
+        self.leave_estimate(networks, end, known, draw)
         with torch.no_grad():
-            target = short.jump(short.jump(x_t, t, u, condition), u, s, condition)
-        estimate = jumper(networks.student).jump(x_t, t, s, condition)
-        distance = self.distance.between(networks, estimate, target)
+            target = short.jump(short.jump(x_t, t, u, known), u, s, known)
+        distance = self.distance.between(networks, end, target)
         return self.weight(t, s, networks.student.sigma_data) * distance

@@ -4,7 +4,7 @@ the straight line to its own x_0."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,41 +16,55 @@ from ctm.conditions import Condition
 from ctm.models.protocol import denoiser_of, jumper, taken_by
 from ctm.objectives.base import Networks
 from ctm.parametrization import euler_update
-from ctm.solvers import DenoisingFunction, dpmpp_2m_walk, heun_step, walk
+from ctm.solvers import DenoisingFunction, dpmpp_2m_states, heun_step, last_of, walk_states
 
 __all__ = ["MultistepWalk", "SameNoise", "TargetJump", "TargetJumps", "TeacherWalk", "Walk"]
 
 
 class Walk(ABC):
     """(networks, x at path[0], path (k + 1, B), condition, the data x0 that x was made of) -> x at path[-1], called without
-    gradient."""
+    gradient. passes: whether it comes through the levels between, so that `states` gives x there."""
 
     needs_teacher = False
+    passes = False
 
     @abstractmethod
     def __call__(
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor: ...
 
+    def states(self, networks: Networks, x: Tensor, path: Tensor, condition: Condition) -> Iterator[Tensor]:
+        """x at path[1], …, path[-1]. Raises ValueError for a walk that does not pass there."""
+        raise ValueError(f"{type(self).__name__} does not come through the levels between t and u")
+
     def teacher_evaluations(self, steps: int) -> int:
         """How often the teacher is evaluated in a walk of that many steps."""
         return 0
 
 
-class _OnTeacher(Walk):
-    """What the walks on the teacher's denoiser share."""
+class _StepByStep(Walk):
+    """What the walks share that pass each level of the path."""
 
-    needs_teacher = True
+    passes = True
 
     def __call__(
         self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
     ) -> Tensor:
+        return last_of(self.states(networks, x, path, condition), x)
+
+
+class _OnTeacher(_StepByStep):
+    """What the walks on the teacher's denoiser share."""
+
+    needs_teacher = True
+
+    def states(self, networks: Networks, x: Tensor, path: Tensor, condition: Condition) -> Iterator[Tensor]:
         known = taken_by(networks.teacher, condition)
-        return self.walk(denoiser_of(networks.teacher, known), x, path)
+        return self.steps(denoiser_of(networks.teacher, known), x, path)
 
     @abstractmethod
-    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
-        """x along the path (k + 1, B)."""
+    def steps(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Iterator[Tensor]:
+        """x after each step along the path (k + 1, B)."""
 
     def teacher_evaluations(self, steps: int) -> int:
         return _evaluations(self, steps)
@@ -66,7 +80,7 @@ def _evaluations(solver: _OnTeacher, steps: int) -> int:
         count += 1
         return torch.zeros_like(x)
 
-    solver.walk(denoise, torch.ones(1, 1), torch.linspace(2, 1, steps + 1)[:, None])
+    last_of(solver.steps(denoise, torch.ones(1, 1), torch.linspace(2, 1, steps + 1)[:, None]), torch.ones(1, 1))
     return count
 
 
@@ -79,8 +93,8 @@ class TeacherWalk(_OnTeacher):
 
     step: Callable[[DenoisingFunction, Tensor, Tensor, Tensor], Tensor] = heun_step
 
-    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
-        return walk(denoise, x, path, self.step)
+    def steps(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Iterator[Tensor]:
+        return walk_states(denoise, x, path, self.step)
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,8 @@ class MultistepWalk(_OnTeacher):
     """k steps of DPM-Solver++ (2M) on the teacher's denoiser: order 2 with one evaluation a step, as each step but the first
     (which is Euler's) uses the step before."""
 
-    def walk(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Tensor:
-        return dpmpp_2m_walk(denoise, x, path)
+    def steps(self, denoise: DenoisingFunction, x: Tensor, path: Tensor) -> Iterator[Tensor]:
+        return dpmpp_2m_states(denoise, x, path)
 
 
 @dataclass(frozen=True)
@@ -116,12 +130,10 @@ class TargetJump(Walk):
 
 
 @dataclass(frozen=True)
-class TargetJumps(Walk):
+class TargetJumps(_StepByStep):
     """k jumps of the EMA target along the path (sony/ctm: self_learn_iterative)."""
 
-    def __call__(
-        self, networks: Networks, x: Tensor, path: Tensor, condition: Condition, x0: Tensor | None = None
-    ) -> Tensor:
+    def states(self, networks: Networks, x: Tensor, path: Tensor, condition: Condition) -> Iterator[Tensor]:
         for t, s in pairwise(path):
             x = jumper(networks.target).jump(x, t, s, condition)
-        return x
+            yield x

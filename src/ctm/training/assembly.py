@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
+from ctm.models.autoguided import AutoGuided
 from ctm.models.files import check_model
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
@@ -33,6 +34,7 @@ from ctm.training.student import check_teacher, fields_left_out, start_from_stud
 from ctm.training.trackers import check_trackers
 from ctm.training.unused import fit_to_processes
 from ctm.training.verdict import step_guards
+from ctm.training.walk_stores import in_passing, open_walks
 
 __all__ = ["Run", "check_sources", "load_data", "prepare"]
 
@@ -44,12 +46,13 @@ class Beginning:
     """The student before its first step, and where it comes from.
 
     images: with their classes numbered as the models that it starts from number them. levels: of its noise, and the deviation
-    of its data. lines: what a person is told of all this. sources: by teacher and student the name a model was given by, and
-    the model."""
+    of its data. lines: what a person is told of all this. sources: by teacher, teacher_guide and student the name a model
+    was given by, and the model."""
 
     images: Images
     student: AnyModel
     teacher: AnyModel | None
+    guide: AnyModel | None
     levels: Levels
     lines: list[str]
     sources: dict[str, tuple[str, AnyModel]]
@@ -72,6 +75,7 @@ class Run:
     guards: dict[str, StepGuard]
     begun: Beginning
     players: dict[str, PlayerInTraining] = field(default_factory=dict)
+    scratch: list[Any] = field(default_factory=list)  # a dry run's temporary folders
     optimizer: ScaledOptimizer = field(init=False)  # there once all is in place
 
     @property
@@ -181,12 +185,13 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     check_trackers(recipe.trackers)
     if stand_in is None:
         check_sources(recipe)
+    recipe, scratch = (recipe, []) if stand_in is None else in_passing(recipe)
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_compile(recipe)
     begun = _beginning(recipe, images, stand_in)
     _check_dropout(recipe, begun.images)
-    student, teacher = begun.student.to(accelerator.device), begun.teacher
+    student, teacher = begun.student.to(accelerator.device), _guided(begun, recipe)
     for objective in recipe.objectives:
         objective.check(student, teacher)
     if teacher is None and _needs_teacher(recipe):
@@ -203,7 +208,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     averages = [frozen_copy(student) for _ in recipe.averages]
     target = frozen_copy(student) if needs_target else None
     working = (student, target, teacher)
-    set_precision(working, recipe.engine.precision)
+    set_precision((*working, begun.teacher, begun.guide), recipe.engine.precision)
     players = _players(recipe, Networks(*working), accelerator, begun.lines)
     plain = frozen_copy(student).cpu() if sharded and accelerator.is_main_process else None
     run = Run(
@@ -220,7 +225,9 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         guards=step_guards(recipe, players),
         players=players,
         begun=begun,
+        scratch=scratch,
     )
+    begun.lines += open_walks(run)
     _put_in_place(run)
     return run
 
@@ -273,7 +280,7 @@ def _put_in_place(run: Run) -> None:
     if parallel:
         run.begun.lines += fit_to_processes(run)
     if recipe.engine.compile is not None:
-        models = (student, target, run.teacher, *run.player_networks.values())
+        models = (student, target, run.teacher, run.begun.guide, *run.player_networks.values())
         compile_networks(models, recipe.engine.compile, eager=run.module.last_layer)
     if run.sharded:
         divided = [student, *run.averages, *([] if target is None else [target])]
@@ -313,6 +320,10 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     copies = recipe.start_from == "teacher" and started is None
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
+    guide = None
+    if recipe.teacher_guide is not None and teacher is not None:
+        guide = _guide(recipe.teacher_guide, teacher, images, levels, stand_in)
+        sources |= {} if guide is None else {"teacher_guide": (recipe.teacher_guide, guide)}
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += left_out + name_classes(student, images)
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
@@ -323,7 +334,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         lines.append(start_from_teacher(student, teacher).line())
     elif teacher is not None:
         lines.append("the student starts from random weights (start_from)")
-    return Beginning(images, student, teacher, levels, lines, sources)
+    return Beginning(images, student, teacher, guide, levels, lines, sources)
 
 
 def _teacher(name: str, images: Images) -> AnyModel:
@@ -332,3 +343,30 @@ def _teacher(name: str, images: Images) -> AnyModel:
         name,
         sigma_data=lambda shape: (measured_deviation(images)[0], "measured, the standard deviation of the run's data"),
     )
+
+
+def _guide(name: str, teacher: AnyModel, images: Images, levels: Levels, stand_in: list[str] | None) -> AnyModel | None:
+    """The weaker teacher, None where a dry run does without. Raises ValueError where it cannot guide this teacher."""
+    guide = found_or_none(lambda: load_teacher(name), "teacher_guide", "the teacher goes unguided", stand_in)
+    if guide is None:
+        return None
+    check_teacher(guide, images.shape, images.conditioner)
+    names = [list(getattr(model, "class_names", None) or []) for model in (teacher, guide)]
+    if all(names) and names[0] != names[1]:
+        raise ValueError(
+            f"the classes of teacher_guide {name} have other names, or another order, than the teacher's: give one of the same "
+            "data"
+        )
+    if guide.sigma_min > levels.sigma_min * (1 + 1e-6) or guide.sigma_max < levels.sigma_max * (1 - 1e-6):
+        raise ValueError(
+            f"teacher_guide {name} knows noise levels {guide.sigma_min:g} to {guide.sigma_max:g}, and the student learns "
+            f"{levels.sigma_min:g} to {levels.sigma_max:g}: give a guide that knows them, or set model.sigma_min and sigma_max"
+        )
+    return guide
+
+
+def _guided(begun: Beginning, recipe: Recipe) -> AnyModel | None:
+    """The teacher, guided where it has a guide."""
+    if begun.teacher is None or begun.guide is None:
+        return begun.teacher
+    return AutoGuided(begun.teacher, begun.guide, recipe.teacher_guidance)  # type: ignore[return-value]

@@ -232,13 +232,14 @@ def expected_teacher_evaluations(recipe: Recipe, model: Diffusion, shape: tuple[
     """E[evaluations of the teacher for each image of a step], the mean of 4,000 draws spread over the run."""
     like = torch.empty(1, *shape)
     generator = step_generator(0, 0)
+    each = 2 if recipe.teacher_guide is not None and recipe.teacher_guidance > 1 else 1
     total = 0
     for step in (draw * recipe.steps // _DRAWS for draw in range(_DRAWS)):
         objectives = recipe.objectives_at(step)
         if student_learns(objectives, step):
             active = (o for o in objectives if o.active(step))
-            total += sum(o.teacher_evaluations(o.draw(model, like, generator)) for o in active)
-    return total / _DRAWS
+            total += sum(o.teacher_evaluations(o.draw_at(step, model, like, generator)) for o in active)
+    return each * total / _DRAWS
 
 
 def _measured(run: Run, step: int) -> tuple[float, float, dict[str, int]]:
@@ -270,11 +271,11 @@ def _counting(
     def end(module: nn.Module, inputs: object, output: object) -> None:
         inside[0] += _now(device)
 
-    hooks = [
-        models[name].network.register_forward_pre_hook(lambda m, i, name=name: begin(m, i, name)) for name in calls
-    ]
-    if "teacher" in calls:
-        hooks.append(models["teacher"].network.register_forward_hook(end))
+    networks = [(name, models[name].network) for name in calls]
+    guide = getattr(models["teacher"], "guide", None)
+    networks += [] if guide is None else [("teacher", guide.network)]  # counted with the teacher that it guides
+    hooks = [network.register_forward_pre_hook(lambda m, i, name=name: begin(m, i, name)) for name, network in networks]
+    hooks += [network.register_forward_hook(end) for name, network in networks if name == "teacher"]
     try:
         yield
     finally:

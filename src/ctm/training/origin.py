@@ -20,7 +20,7 @@ from ctm.networks.description import describe
 __all__ = ["MADE_OF", "Origin", "compare_origins", "model_digest", "origin_of", "read_origin"]
 
 MADE_OF = "made_of.json"
-_WORDS = {"data": "data", "teacher": "teacher", "student": "starting student"}
+_WORDS = {"data": "data", "teacher": "teacher", "teacher_guide": "teacher's guide", "student": "starting student"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Origin:
 
 
 def origin_of(images: Images, models: Mapping[str, tuple[str, AnyModel]]) -> Origin:
-    """The origin of a run on these images. models: under teacher and student, the name it was given by and the model."""
+    """The origin of a run on these images. models: under teacher, teacher_guide and student, the name it was given by
+    and the model."""
     digest = digest_of(images)
     data: JSONObject = {"name": images.name, "source": images.source, "images": len(images)}
     data |= {"classes": images.num_classes, "digest": digest.value, "of": digest.of}

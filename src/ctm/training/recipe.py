@@ -157,6 +157,9 @@ class Recipe:
         discriminator_optimizer: the discriminator's optimiser, where an objective is Adversarial; unset: RAdam with learning rate
             2e-3 and betas 0.5 and 0.9. Its learning rate stays.
         teacher: model directory, run directory or hub id of the teacher; the student starts from its weights.
+        teacher_guide: model directory, run directory or hub id of a weaker teacher, by which the teacher is guided (autoguidance,
+            arXiv 2406.02507). An evaluation of the teacher then is two.
+        teacher_guidance: the scale w of that, in D_guide + w·(D_teacher − D_guide); 1 or more.
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
         start_from: teacher: the student's network gets every tensor of the teacher's that fits it by name and shape, and there
             must be one; random: it gets none. Without a teacher, or with `student`, it decides nothing.
@@ -195,6 +198,8 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     discriminator_optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     teacher: str | None = None
+    teacher_guide: str | None = None
+    teacher_guidance: float = 2.0
     student: str | None = None
     start_from: Literal["teacher", "random"] = "teacher"
     adaptive_balance: bool = True
@@ -253,6 +258,10 @@ class Recipe:
             raise ValueError(f"sample_minutes must be above 0, or null for none, got {self.sample_minutes}")
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ValueError(f"spike_factor must be above 1, or null for none, got {self.spike_factor}")
+        if self.teacher_guidance < 1:
+            raise ValueError(f"teacher_guidance must be at least 1, the teacher itself, got {self.teacher_guidance}")
+        if self.teacher_guide is not None and self.teacher is None:
+            raise ValueError("teacher_guide guides a teacher, and there is none: give --teacher MODEL too")
         if self.data.batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {self.data.batch_size}")
         if self.loss_factors is not None and len(self.loss_factors) != len(self.objectives):

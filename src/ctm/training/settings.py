@@ -42,6 +42,7 @@ SOURCES = {
     "data.split": "data",
     "student": "student",
     "teacher": "teacher",
+    "teacher_guide": "teacher_guide",
 }
 
 

@@ -243,7 +243,8 @@ def _piece(run: Run, batch: Batch, step: int, learning: Sequence[PlayerInTrainin
         numbers[f"loss/{name}"] = loss.detach()
     numbers |= {f"weight/{name}": weight for name, weight in zip(names[1:], weights[1:], strict=True)}
     numbers |= {f"last_layer_gradient/{name}": norm for name, norm in zip(names, norms, strict=False)}
-    numbers["teacher_evaluations_per_image"] = sum(
+    each = getattr(run.teacher, "evaluations", 1)  # two of an autoguided teacher
+    numbers["teacher_evaluations_per_image"] = each * sum(
         recipe.objectives[index].teacher_evaluations(batch.draws[index]) for index in active
     )
     _teach(run, batch, step, learning)
