@@ -330,7 +330,7 @@ def test_our_own_fault_exits_with_one(capsys, model, monkeypatch):
     def broken(source):
         raise ZeroDivisionError("inside")
 
-    monkeypatch.setattr(sample, "load_model", broken)
+    monkeypatch.setattr(sample, "load_sampled", broken)
     code, _, err = run(capsys, "sample", model)
     assert code == 1
     assert "ZeroDivisionError: inside" in err
