@@ -143,6 +143,8 @@ def load_data(recipe: Recipe) -> Images:
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
+    if data.unlabelled:
+        images = dataclasses.replace(images, labels=None, class_names=[])
     maps = [name for name, values in images.fields.items() if values.ndim > 2]
     if data.flip and maps:
         raise ValueError(

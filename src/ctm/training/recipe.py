@@ -47,6 +47,7 @@ class DataSettings:
         image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
         condition: names of the arrays in an .npz that are fields of the condition, (N, …) each.
+        unlabelled: leaves the labels out, as for a teacher that knows no classes.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
         max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
             times the file's size.
@@ -60,6 +61,7 @@ class DataSettings:
     image: str | None = None
     label: str | None = None
     condition: list[str] | None = None
+    unlabelled: bool = False
     flip: bool = False
     max_gb: float | None = None
 

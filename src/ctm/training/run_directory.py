@@ -34,6 +34,7 @@ from ctm.training.storage import clear_leftovers, damage, remove, replace_direct
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
 _LOG = logging.getLogger(__name__)
+_BEFORE = ("data", "distill.json", "recipe.yaml")  # what ctm distill writes into a directory before it trains there
 _UNFIT = (
     RuntimeError,
     ValueError,
@@ -77,7 +78,7 @@ class RunDirectory:
         continue it. Raises ValueError where it holds something else, DirectoryInUse where another process writes it,
         CannotWrite where it cannot be written to."""
         free = not self.path.exists() or (
-            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK}
+            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK, *_BEFORE}
         )
         if not free and not self.config.is_file():
             raise ValueError(f"{self.path} exists and is not a run directory (no config.yaml): use another --out")

@@ -39,6 +39,7 @@ SOURCES = {
     "data.name": "data",
     "data.size": "data",
     "data.split": "data",
+    "data.unlabelled": "data",
     "student": "student",
     "teacher": "teacher",
 }
