@@ -17,7 +17,14 @@ from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.training.classes import in_classes_of, name_classes
 from ctm.training.ema import Average, frozen_copy
-from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
+from ctm.training.engine import (
+    ScaledOptimizer,
+    compile_networks,
+    fitting_optimizer,
+    set_checkpointing,
+    set_layout,
+    set_precision,
+)
 from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
@@ -164,7 +171,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         raise ValueError("this recipe matches a teacher's trajectory but names none: give --teacher MODEL")
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
-    _check_compile(recipe)
+    _check_derivatives(recipe)
     begun = _beginning(recipe, images, stand_in)
     student, teacher = begun.student.to(accelerator.device), begun.teacher
     for objective in recipe.objectives:
@@ -175,6 +182,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         if recipe.teacher is None:
             stand_in.append(f"teacher: none given; {_COPY}")
     teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.checkpoint_gradients:  # before the copies, of which the target passes gradients on
+        set_checkpointing(student.network)
     if recipe.engine.channels_last:
         set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
@@ -205,9 +214,15 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     return run
 
 
-def _check_compile(recipe: Recipe) -> None:
-    """Raises ValueError where networks are to be compiled of which derivatives are taken that torch.compile does not take."""
+def _check_derivatives(recipe: Recipe) -> None:
+    """Raises ValueError where networks are to be compiled, or computed again in the backward pass, of which derivatives are taken
+    that do not go with it."""
     names = sorted({type(objective).__name__ for objective in recipe.objectives if objective.forward_mode})
+    if recipe.engine.checkpoint_gradients and names:
+        raise ValueError(
+            f"engine.checkpoint_gradients does not go with {', '.join(names)}, which takes forward-mode derivatives: blocks that "
+            "are computed again have none. Leave it out"
+        )
     if recipe.engine.compile is not None and names:
         raise ValueError(
             f"engine.compile does not go with {', '.join(names)}: torch.compile leaves a network uncompiled where forward-mode "
