@@ -29,13 +29,16 @@ NETWORKS = {
 }
 
 
-def gradients(model: TrajectoryModel, outer: str) -> tuple[dict[str, torch.Tensor], int]:
-    """(gradients of a step of matching and score matching, bytes that autograd kept for the backward pass)."""
+def gradients(model: TrajectoryModel, outer: str, *, other=lambda target: None) -> tuple[dict[str, torch.Tensor], int]:
+    """(gradients of a step of matching and score matching, bytes that autograd kept for the backward pass). other: changes the
+    target."""
     teacher = GaussianMixture(
         torch.linspace(-1, 1, CLASSES).view(-1, 1, 1, 1).expand(-1, *SHAPE), 0.5, torch.ones(CLASSES)
     )
-    objectives = [Matching(grid_points=6, estimate_outer=outer), DenoisingScoreMatching()]
+    objectives = [Matching(grid_points=8, max_solver_steps=2, estimate_outer=outer), DenoisingScoreMatching()]
     module, target = LossModule(model, objectives).train(), frozen_copy(model)
+    other(target)
+    model.zero_grad()
     generator = torch.Generator().manual_seed(0)
     x0, labels = torch.randn(ROWS, *SHAPE, generator=generator), torch.arange(ROWS) % CLASSES
     batch = draw_batch(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
+from ctm.networks.adapters import OwnTensors, add_adapters, merged_network, own_tensors
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
@@ -28,7 +31,7 @@ from ctm.training.engine import (
 from ctm.training.guard import StepGuard
 from ctm.training.levels import Levels, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
-from ctm.training.recipe import Recipe, built_for
+from ctm.training.recipe import LoraSettings, Recipe, built_for
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
 from ctm.training.stand_in import found_or_none, with_usable_features
 from ctm.training.step import LossModule, last_layer, rows_of_process
@@ -119,6 +122,8 @@ class Run:
         """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
 
         gather: bring sharded tensors together, for saving."""
+        if self.recipe.lora is not None:
+            return {name: OwnTensors(module) for name, module in self.modules().items()}, self.optimizers
         if not self.sharded:
             return dict(self.modules()), self.optimizers
         modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
@@ -129,6 +134,8 @@ class Run:
         this at the same moment."""
         names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
         models = self.averages
+        if self.recipe.lora is not None:
+            models = [_merged(average) for average in models]
         if self.sharded:
             states = [WholeModule(average, gather=True).state_dict() for average in models]
             models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
@@ -172,8 +179,9 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
     _check_derivatives(recipe)
+    _check_lora(recipe)
     begun = _beginning(recipe, images, stand_in)
-    student, teacher = begun.student.to(accelerator.device), begun.teacher
+    student, teacher = begun.student, begun.teacher
     for objective in recipe.objectives:
         objective.check(student, teacher)
     if teacher is None and needs_teacher:
@@ -181,6 +189,9 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         assert stand_in is not None
         if recipe.teacher is None:
             stand_in.append(f"teacher: none given; {_COPY}")
+    if recipe.lora is not None:
+        begun.lines.append(_adapt(recipe.lora, student, teacher))
+    student = student.to(accelerator.device)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     if recipe.engine.checkpoint_gradients:  # before the copies, of which the target passes gradients on
         set_checkpointing(student.network)
@@ -230,6 +241,39 @@ def _check_derivatives(recipe: Recipe) -> None:
         )
 
 
+def _check_lora(recipe: Recipe) -> None:
+    """Raises ValueError where adapters are asked for on other weights than a teacher's, or with an engine not built for them."""
+    if recipe.lora is None:
+        return
+    if recipe.student is not None or recipe.start_from != "teacher":
+        raise ValueError("lora adapts the teacher's own weights: leave student out, and start_from at teacher")
+    if recipe.engine.sharding != "none" or recipe.engine.compile is not None:
+        raise ValueError(
+            "lora goes with engine.sharding none and without compile, got "
+            f"sharding {recipe.engine.sharding} and compile {recipe.engine.compile}"
+        )
+
+
+def _adapt(settings: LoraSettings, student: AnyModel, teacher: AnyModel | None) -> str:
+    """Put the student on the teacher's own weights, with adapters. Returns a line that says so. Raises ValueError without a
+    teacher."""
+    if teacher is None:
+        raise ValueError("lora adapts a teacher's weights, and this recipe names none: give --teacher MODEL")
+    layers = add_adapters(student.network, teacher.network, rank=settings.rank, alpha=settings.alpha)
+    own = sum(tensor.numel() for tensor in own_tensors(student).values())
+    whole = sum(tensor.numel() for tensor in student.network.parameters())
+    return (
+        f"lora: {len(layers)} layers of the teacher's have adapters of rank {settings.rank}; {own:,} numbers are trained, and "
+        f"{whole - own:,} are the teacher's, once in memory"
+    )
+
+
+def _merged(model: AnyModel) -> AnyModel:
+    """The model with its adapters merged into weights of its own."""
+    network = merged_network(model.network)
+    return copy.deepcopy(model, {id(model.network): network}).requires_grad_(False).eval()
+
+
 def _players(
     recipe: Recipe, networks: Networks, accelerator: Accelerator, lines: list[str]
 ) -> dict[str, PlayerInTraining]:
@@ -261,10 +305,15 @@ def _put_in_place(run: Run) -> None:
         shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
         optimizer = accelerator.prepare(fitting_optimizer(recipe.optimizer(student.parameters())))
     else:
-        run.wrapped, optimizer = accelerator.prepare(
-            run.module, fitting_optimizer(recipe.optimizer(student.parameters()))
-        )
+        run.wrapped, optimizer = accelerator.prepare(run.module, fitting_optimizer(recipe.optimizer(_trained(run))))
     run.optimizer = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+
+
+def _trained(run: Run) -> Iterable[torch.nn.Parameter]:
+    """The student's parameters that learn: all, or with adapters those that are its own."""
+    if run.recipe.lora is None:
+        return run.student.parameters()
+    return [parameter for parameter in run.student.parameters() if parameter.requires_grad]
 
 
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:

@@ -23,6 +23,7 @@ from ctm.training.trackers import Tracker
 __all__ = [
     "OLDER_NAMES",
     "DataSettings",
+    "LoraSettings",
     "ModelSettings",
     "NetworkBuilder",
     "NetworkDescription",
@@ -111,6 +112,25 @@ def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Condit
     return build_it(shape, conditioner.num_classes, **({"arrays": arrays} if arrays else {}))
 
 
+@dataclass(kw_only=True)
+class LoraSettings:
+    """Adapters on the teacher's weights, in place of weights of the student's own.
+
+    Args:
+        rank: of each adapter.
+        alpha: adapters are scaled by alpha/rank; unset: 1.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank must be at least 1, got {self.rank}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"lora.alpha must be above 0 or unset, got {self.alpha}")
+
+
 @dataclass(frozen=True)
 class NetworkDescription:
     """A network by class_path and init_args; called with the data's shape, number of classes and fields of the condition, it
@@ -159,6 +179,8 @@ class Recipe:
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
         start_from: teacher: the student's network gets every tensor of the teacher's that fits it by name and shape, and there
             must be one; random: it gets none. Without a teacher, or with `student`, it decides nothing.
+        lora: the student is its teacher's network with adapters, whose weights are in memory once for teacher, student, target
+            and averages; checkpoints hold what is trained alone. Unset: the student has weights of its own.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
@@ -195,6 +217,7 @@ class Recipe:
     teacher: str | None = None
     student: str | None = None
     start_from: Literal["teacher", "random"] = "teacher"
+    lora: LoraSettings | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from ctm.training.engine import EngineSettings
-from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
+from ctm.training.recipe import OLDER_NAMES, DataSettings, LoraSettings, ModelSettings, Recipe
 from ctm.training.self_evaluation import EvaluationSettings
 
 __all__ = ["FREE", "SOURCES", "check_settings", "decided", "source_differences"]
 
-_PARTS = {"data": DataSettings, "engine": EngineSettings, "evaluation": EvaluationSettings, "model": ModelSettings}
+_PARTS = {
+    "data": DataSettings,
+    "engine": EngineSettings,
+    "evaluation": EvaluationSettings,
+    "lora": LoraSettings,
+    "model": ModelSettings,
+}
 
 # What is written, shown or kept, and when training gives up: nothing of it moves a weight.
 FREE = frozenset(
