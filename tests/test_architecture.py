@@ -10,12 +10,14 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ctm"
 FLOORS = [
     {
         "arguments",
+        "betas",
         "conditioner",
         "conditions",
         "keystream",
         "noise",
         "weighting",
         "parametrization",
+        "preconditioning",
         "requests",
         "solvers",
         "version",

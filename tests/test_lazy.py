@@ -22,6 +22,8 @@ assert ctm.karras_grid(2).tolist()[0] == 80
 assert "torch" in sys.modules
 from ctm import sampling, generate
 assert sampling.generate is generate is ctm.generate
+import ctm.networks, ctm.teachers
+assert "diffusers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

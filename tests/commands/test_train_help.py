@@ -48,7 +48,7 @@ def test_no_setting_is_left_out_of_the_full_help(capsys):
     missing = [name for name in names if not re.search(rf"^  {re.escape(name)}\b", out, re.MULTILINE)]
     assert not missing
     assert "torch.nn.modules" not in out
-    assert "ctm.networks: ADM, DDPMpp, DhariwalUNet, MLP, NCSNpp" in out
+    assert "ctm.networks: ADM, DDPMpp, DhariwalUNet, DiffusersNetwork, MLP, NCSNpp" in out
     assert len(out.splitlines()) < 300
 
 

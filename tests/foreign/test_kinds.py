@@ -24,17 +24,39 @@ def directory(tmp_path, **files):
 UNET = {"_class_name": "UNet2DModel", "_diffusers_version": "0.30.0", "sample_size": 32}
 
 
+@pytest.mark.parametrize(
+    ("files", "models", "teachers"),
+    [
+        (
+            {"config__json": UNET, "model__safetensors": bytes(9)},
+            "a diffusers UNet2DModel and no model directory: ctm convert",
+            "has a network and no scheduler_config.json",
+        ),
+        ({"config__json": UNET}, "is a diffusers UNet2DModel", "has a network and no scheduler_config.json"),
+        (
+            {"model_index__json": {"_class_name": "DDPMPipeline"}},
+            "is a diffusers DDPMPipeline",
+            "is a pipeline DDPMPipeline without one unet or transformer",
+        ),
+        (
+            {"model_index__json": {"_class_name": ["x"]}},
+            "is a diffusers pipeline",
+            "is a pipeline of its own code without",
+        ),
+    ],
+)
+def test_a_directory_of_diffusers_is_no_model_and_may_be_a_teacher(tmp_path, files, models, teachers):
+    made = directory(tmp_path, **files)
+    for load, message in ((ctm.load_model, models), (ctm.load_teacher, teachers)):
+        with pytest.raises(ValueError, match=message) as caught:
+            load(made)
+        assert str(tmp_path) in str(caught.value)
+
+
 @pytest.mark.parametrize("load", [ctm.load_model, ctm.load_teacher])
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (
-            {"config__json": UNET, "model__safetensors": bytes(9)},
-            "a diffusers UNet2DModel; reading diffusers models is not",
-        ),
-        ({"config__json": UNET}, "is a diffusers UNet2DModel"),
-        ({"model_index__json": {"_class_name": "DDPMPipeline"}}, "is a diffusers DDPMPipeline"),
-        ({"model_index__json": {"_class_name": ["x"]}}, "is a diffusers pipeline"),
         ({"config__json": {"model_type": "bert", "architectures": ["B"]}}, r"is a model of transformers \(bert\)"),
         ({"config__json": {"architectures": ["ViTModel"]}}, r"is a model of transformers \(ViTModel\)"),
         ({"adapter_config__json": {"peft_type": "LORA"}}, "is an adapter of PEFT"),

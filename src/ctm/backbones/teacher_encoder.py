@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ctm.backbones.base import Backbone
 from ctm.noise import match_dims
-from ctm.parametrization import input_scaling
 
 __all__ = ["TeacherEncoder"]
 
@@ -52,5 +51,7 @@ class TeacherEncoder(Backbone):
         assert teacher is not None
         weights = next(network.parameters())
         level = torch.full((len(images),), self.level, device=images.device)
-        scaled = match_dims(input_scaling(level, teacher.sigma_data), images) * images
-        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), level)]
+        own = teacher.preconditioning
+        _, _, c_in = own.scalings(level)
+        scaled = match_dims(c_in, images) * images
+        return [found.to(images.dtype) for found in network.encode(scaled.to(weights.dtype), own.level(level))]

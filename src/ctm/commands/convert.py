@@ -1,17 +1,22 @@
-"""Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt."""
+"""Turn an EDM or official checkpoint, or a model of diffusers, into a model directory, or a model directory into an official
+.pt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import Namespace
 
+from ctm.data import load_images
 from ctm.files import suffix_of, whole_directory
 from ctm.models import load_model
-from ctm.teachers.checkpoints import read_checkpoint, write_official
+from ctm.teachers.checkpoints import Checkpoint, read_checkpoint, write_official
+from ctm.teachers.diffusers import is_diffusers, read_diffusers
 from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
+from ctm.training.levels import measured_deviation
 
 __all__ = ["parser", "run"]
 
@@ -21,12 +26,15 @@ _OFFICIAL = (".pt", ".pth")
 def parser() -> Parser:
     result = command_parser(
         "convert",
-        "Read an EDM network pickle, an OpenAI consistency-model .pt or an official CTM .pt, running nothing in it, and write "
-        "a model directory (config.json, model.safetensors); or write a model directory as an official .pt, when OUT ends so.",
+        "Read an EDM network pickle, an OpenAI consistency-model .pt, an official CTM .pt, or a directory or hub id of "
+        "diffusers, running nothing in it, and write a model directory (config.json, model.safetensors); or write a model "
+        "directory as an official .pt, when OUT ends so.",
         "ctm convert edm-cifar10-32x32-cond-vp.pkl models/edm-cifar10",
     )
     result.add_argument(
-        "checkpoint", type=str, help="a .pkl or .pt file; or, to write a .pt, a model directory or hub id"
+        "checkpoint",
+        type=str,
+        help="a .pkl or .pt file, or a directory or hub id of diffusers; or, to write a .pt, a model directory or hub id",
     )
     result.add_argument("out", type=str, help="the model directory to make, or a file ending in .pt")
     result.add_argument(
@@ -45,6 +53,12 @@ def parser() -> Parser:
     result.add_argument(
         "--part", type=str, default=None, help="which weights, where a file holds several: ema_0.9999, target, model …"
     )
+    result.add_argument(
+        "--data",
+        type=str,
+        default=None,
+        help="data by name or path, to measure sigma_data for a model of diffusers, which does not say its own",
+    )
     return result
 
 
@@ -56,16 +70,51 @@ def run(settings: Namespace) -> None:
     if not source.is_file() and suffix_of(out) in _OFFICIAL:
         _to_official(settings, given, out)
         return
+    if not source.is_file() and is_diffusers(settings.checkpoint):
+        _write(_from_diffusers(settings, given), out)
+        return
+    if settings.data is not None:
+        raise ValueError(f"--data measures sigma_data for a model of diffusers, and {source} is none: leave it away")
     if source.is_dir():
         raise ValueError(f"{source} is a directory: OUT must end in .pt, to write its model as an official checkpoint")
     if suffix_of(out) in _OFFICIAL:
         raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
     checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)
+    _write(checkpoint, out)
+
+
+def _from_diffusers(settings: Namespace, given: dict[str, object]) -> Checkpoint:
+    """The model of a directory or hub id of diffusers. Raises ValueError for options that belong to checkpoint files."""
+    for option in ("preset", "part"):
+        if getattr(settings, option) is not None:
+            raise ValueError(
+                f"--{option} is for checkpoint files, and {settings.checkpoint} is of diffusers: leave it away"
+            )
+    name = settings.data
+    deviation = None if name is None else lambda shape: _measured(name, shape)
+    return read_diffusers(settings.checkpoint, settings=given, sigma_data=deviation)
+
+
+def _measured(name: str, shape: Sequence[int]) -> tuple[float, str]:
+    """The deviation of data in the model's size, and words for it. Raises ValueError for a model that takes no pictures."""
+    channels, height, width = shape
+    if channels not in (1, 3) or height != width:
+        raise ValueError(
+            f"the model takes {height}×{width} with {channels} channels, and --data measures square pictures: give "
+            "--set sigma_data=…, the standard deviation of what it was trained on"
+        )
+    images = load_images(name, size=height, channels=channels)
+    return measured_deviation(images)[0], f"measured, the standard deviation of {name} at {height}×{width}"
+
+
+def _write(checkpoint: Checkpoint, out: Path) -> None:
+    """Print what was found, and write the model directory."""
     said = {
         "found": checkpoint.found,
         "told by the file": checkpoint.told,
         "set": checkpoint.chosen,
         "assumed": checkpoint.assumed,
+        "left out": checkpoint.left,
     }
     for title, lines in said.items():
         for line in lines:

@@ -25,9 +25,8 @@ from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, make_judge
 from ctm.evaluation.table import rows_table
-from ctm.models import load_model
 from ctm.progress import Progress, silent, tracked_parts
-from ctm.teachers import load_teacher
+from ctm.teachers.load import load_sampled, load_teacher, unused_deviation
 from ctm.terminal.options import add_data_options, add_device_option, data_options, numbers, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
@@ -142,11 +141,11 @@ def _plans(settings: Namespace) -> list[Plan]:
         return []
     steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
     gammas = None if settings.gamma is None else numbers(settings.gamma, float, "--gamma")
-    subject = subject_of("model", settings.model, load_model(settings.model))
+    subject = subject_of("model", settings.model, load_sampled(settings.model))
     options: dict[str, Any] = {"seed": settings.seed, "guidance": settings.cfg}
     plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, grid=settings.grid, **options)
     if settings.teacher is not None:
-        teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher))
+        teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher, sigma_data=unused_deviation))
         if teacher.model.shape != subject.model.shape:
             raise ValueError(f"the teacher's images are {teacher.model.shape} and the model's {subject.model.shape}")
         plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", **options)

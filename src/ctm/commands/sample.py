@@ -22,12 +22,13 @@ from ctm.evaluation.extractors import checksum_of
 from ctm.files import suffix_of
 from ctm.guidance import at_scale
 from ctm.lock import place_locked
-from ctm.models import AnyModel, DiffusionModel, load_model
+from ctm.models import AnyModel, DiffusionModel
 from ctm.models.grids import TunedGrid, tuned_for
 from ctm.noise import to_zero
 from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
+from ctm.teachers.load import load_sampled
 from ctm.terminal.options import (
     GRID_HELP,
     add_device_option,
@@ -113,7 +114,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Draw samples and write them, batch by batch."""
-    model = load_model(settings.model)
+    model = load_sampled(settings.model)
     name = settings.sampler or ("heun" if isinstance(model, DiffusionModel) else "gamma")
     tuned = _tuned(model, name, settings)
     settings.gamma = (settings.gamma or 0.0) if tuned is None else tuned.gamma

@@ -62,8 +62,8 @@ def foreign_settings(settings: dict[str, Any], place: str) -> str | None:
 
 def _diffusers(place: str, name: str) -> str:
     return (
-        f"{place} is a diffusers {plain(name)}; reading diffusers models is not there yet. Give an EDM pickle, an official .pt "
-        "or a directory that ctm wrote"
+        f"{place} is a diffusers {plain(name)} and no model directory: ctm convert {place} DIRECTORY --set sigma_data=… makes "
+        "one, where sigma_data is the standard deviation of its data"
     )
 
 

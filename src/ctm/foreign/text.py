@@ -40,13 +40,14 @@ def text_in(file: IO[bytes], name: str, most: int = MOST_BYTES) -> str:
         raise ValueError(f"{name} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_BYTES, *, infinite: bool = False) -> Any:
     """The value in a JSON file of at most `most` bytes (1 MB). Raises ValueError as `read_text` and `parse_json`."""
-    return parse_json(read_text(path, most), str(path))
+    return parse_json(read_text(path, most), str(path), infinite=infinite)
 
 
-def parse_json(text: str, name: str) -> Any:
-    """The value of a JSON text. name: of the file, for the sentence.
+def parse_json(text: str, name: str, *, infinite: bool = False) -> Any:
+    """The value of a JSON text. name: of the file, for the sentence. infinite: whether it may have Infinity and -Infinity, as
+    diffusers writes them.
 
     Raises ValueError with a sentence for a text that is no JSON, gives a name twice, has a number that is not finite, or is
     nested deeper than 50."""
@@ -66,8 +67,11 @@ def parse_json(text: str, name: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no finite number")
 
+    def constant(word: str) -> float:
+        return float(word) if infinite and word != "NaN" else refuse(word)
+
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=constant)
         _check_depth(value)
     except RecursionError as error:
         raise ValueError(f"{name} is not readable: it is nested deeper than {MOST_DEPTH}") from error

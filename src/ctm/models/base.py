@@ -33,7 +33,8 @@ from ctm.models.reading import (
 )
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
-from ctm.parametrization import input_scaling
+from ctm.parametrization import Inner
+from ctm.preconditioning import Own, Preconditioning, preconditioning_from
 
 __all__ = ["CONFIG", "WEIGHTS", "Model", "brief"]
 
@@ -59,11 +60,13 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
+        inner: Inner | Preconditioning | Mapping[str, Any] = "edm",
     ) -> None:
         super().__init__()
         check_numbers(shape, num_classes, sigma_min, sigma_max, sigma_data)
         self.shape = tuple(int(side) for side in shape)
         self.sigma_min, self.sigma_max, self.sigma_data = float(sigma_min), float(sigma_max), float(sigma_data)
+        self.preconditioning = preconditioning_from(inner, self.sigma_data, self.sigma_min)
         self.network = network if isinstance(network, nn.Module) else build(network)
         self.conditioner = conditioner_for(self.network, conditioner, int(num_classes))
         self._class_names: list[str] = []
@@ -103,13 +106,24 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         t = as_levels(t, as_state(x))
         return score_of(self.denoise(x, t, condition), x, t)
 
-    def _call_network(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+    @property
+    def inner(self) -> Inner | Preconditioning:
+        """The scalings around the network: their name where they are ours, else the `Preconditioning`."""
+        own = self.preconditioning
+        return own.inner if isinstance(own, Own) else own
+
+    def _represented(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
+        """c_skip(t)·x + c_out(t)·F(c_in(t)·x, level(t), level(s), condition), by the model's preconditioning."""
+        c_skip, c_out, c_in = self.preconditioning.scalings(t)
+        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(c_in, x, t, s, condition)
+
+    def _call_network(self, c_in: Tensor, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         """F, with the network in the precision of its weights or of `autocast`, and the scalings in the precision of x.
         Raises ValueError for a network that returns another shape than x has."""
-        scaled = match_dims(input_scaling(t, self.sigma_data), x) * x
+        scaled = match_dims(c_in, x) * x
         weights = next(self.network.parameters(), x)
         level_dtype = torch.promote_types(weights.dtype, torch.float32)
-        levels = [None if level is None else level.to(level_dtype) for level in (t, s)]
+        levels = [None if level is None else self._embedded(level, level_dtype) for level in (t, s)]
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
         with lower:
             output = self.network(scaled.to(weights.dtype), *levels, condition)
@@ -119,6 +133,10 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
                 f"{type(self.network).__name__} must return a tensor of the shape of x, {tuple(x.shape)}: got {got}"
             )
         return output.to(x.dtype)
+
+    def _embedded(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the network embeds at levels sigma (B,), in this dtype; computed in float32 at least."""
+        return self.preconditioning.level(sigma.to(torch.promote_types(sigma.dtype, torch.float32))).to(dtype)
 
     def _checked(self, x: Tensor, t: Tensor | float, condition: Any) -> tuple[Tensor, Condition]:
         """The public boundary: levels (B,) in x's dtype and the condition as networks get it, from what a caller gives. Raises

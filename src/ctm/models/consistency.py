@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state, checked
+from ctm.conditioner import Conditioner
 from ctm.conditions import Condition, takes_labels
 from ctm.models.base import Model, brief
-from ctm.noise import match_dims
-from ctm.parametrization import output_scalings
 
 __all__ = ["ConsistencyModel"]
 
@@ -20,12 +22,33 @@ class ConsistencyModel(Model):
     `denoise` and `score` are those of a denoiser only where the two agree, at low noise. Arguments as TrajectoryModel's.
     """
 
+    def __init__(
+        self,
+        network: nn.Module | Mapping[str, Any],
+        *,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        conditioner: Conditioner | Mapping[str, Any] | None = None,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__(
+            network,
+            shape=shape,
+            num_classes=num_classes,
+            conditioner=conditioner,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_data=sigma_data,
+            inner="cm",
+        )
+
     @takes_labels
     def denoise(self, x: Tensor, t: Tensor | float, condition: Condition = None) -> Tensor:
         """f(x, t): shapes and errors as DiffusionModel's."""
         level, condition = self._checked(x, t, condition)
-        c_skip, c_out = output_scalings("cm", level, self.sigma_data, self.sigma_min)
-        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, condition)
+        return self._represented(x, level, None, condition)
 
     @takes_labels
     def jump(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition = None) -> Tensor:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ctm.conditions import Condition, takes_labels
 from ctm.models.base import Model
-from ctm.noise import match_dims
-from ctm.parametrization import output_scalings
+from ctm.preconditioning import Own
 
 __all__ = ["DiffusionModel"]
 
 
 class DiffusionModel(Model):
-    """An EDM denoiser: D(x, t) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, condition), EDM eq. 7. It has no `jump`.
+    """A denoiser: D(x, t) = c_skip(t)·x + c_out(t)·F(c_in(t)·x, level(t), condition), EDM eq. 7. It has no `jump`.
 
-    Arguments as TrajectoryModel's. The network is called as network(x, t, None, condition).
+    Arguments as TrajectoryModel's. inner: "edm", or the preconditioning of a model that was trained to predict ε, v, x_0 or
+    a flow (`ctm.preconditioning`). The network is called as network(c_in·x, level(t), None, condition).
     """
 
     @takes_labels
@@ -24,5 +26,8 @@ class DiffusionModel(Model):
 
         Raises ValueError for unfitting shapes, dtypes and conditions."""
         level, condition = self._checked(x, t, condition)
-        c_skip, c_out = output_scalings("edm", level, self.sigma_data, self.sigma_min)
-        return match_dims(c_skip, x) * x + match_dims(c_out, x) * self._call_network(x, level, None, condition)
+        return self._represented(x, level, None, condition)
+
+    def _settings(self) -> dict[str, Any]:
+        own = isinstance(self.preconditioning, Own) and self.preconditioning.inner == "edm"
+        return {**super()._settings(), **({} if own else {"inner": self.preconditioning.as_json()})}

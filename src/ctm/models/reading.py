@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ctm.foreign.weights import tensor_shapes
 from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
+from ctm.preconditioning import preconditioning_from
 
 __all__ = [
     "CONFIG",
@@ -35,7 +36,7 @@ __all__ = [
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22
-_OWN = ("model", "network", "class_names", "grids")
+_OWN = ("model", "network", "class_names", "grids", "scheduler")  # the last: kept for a person to read
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -70,7 +71,11 @@ def check_config(kind: type[nn.Module], settings: Mapping[str, Any], place: str)
     arguments, or of another shape or number of classes. Settings that no version here knows are named in a warning."""
     known = inspect.signature(kind).parameters
     try:
-        check_numbers(**{name: settings[name] for name in _NUMBERS if name in settings})
+        numbers = {name: settings[name] for name in _NUMBERS if name in settings}
+        check_numbers(**numbers)
+        if "inner" in known and "inner" in settings:
+            levels = (numbers.get(name, known[name].default) for name in ("sigma_data", "sigma_min"))
+            preconditioning_from(settings["inner"], *levels)
         spec = settings["network"]
         network = network_class(spec)
         if issubclass(network, Network):
@@ -133,12 +138,20 @@ class _TooLarge(Exception):
     """More parameters than the weights hold."""
 
 
-def check_fit(spec: Mapping[str, Any], weights: Path, place: str) -> None:
+def check_fit(
+    spec: Mapping[str, Any],
+    weights: Path,
+    place: str,
+    *,
+    renamed: Callable[[str], str] = str,
+    besides: Collection[str] = (),
+) -> None:
     """Raises ValueError where the weights are not those of the network described. It is built without memory for its numbers, and
     no further than the weights go: a config.json that asks for more than they hold costs what they cost.
 
-    A network of the user's own, allowed by name, is not looked at: its code is trusted."""
-    shapes = tensor_shapes(weights)
+    renamed: from the file's names to the model's. besides: the model's tensors that come from elsewhere. A network of the user's
+    own, allowed by name, is not looked at: its code is trusted."""
+    shapes = {renamed(name): shape for name, shape in tensor_shapes(weights).items()}
     if not issubclass(network_class(spec), Network):
         return
     left = [len(shapes), sum(math.prod(shape) for shape in shapes.values())]
@@ -153,6 +166,7 @@ def check_fit(spec: Mapping[str, Any], weights: Path, place: str) -> None:
     try:
         with torch.device("meta"):
             described = {f"network.{name}": tuple(value.shape) for name, value in build(spec).state_dict().items()}
+            described = {name: shape for name, shape in described.items() if name not in besides}
     except _TooLarge as error:
         numbers = sum(math.prod(shape) for shape in shapes.values())
         raise ValueError(

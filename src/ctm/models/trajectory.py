@@ -13,7 +13,8 @@ from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, Condition, presence, takes_labels, with_field
 from ctm.models.base import Model, brief
 from ctm.noise import match_dims
-from ctm.parametrization import Inner, Outer, denoiser_multiple, jump_from_g, outer_scaling, output_scalings
+from ctm.parametrization import Inner, Outer, denoiser_multiple, jump_from_g, outer_scaling
+from ctm.preconditioning import Preconditioning
 
 __all__ = ["TrajectoryModel"]
 
@@ -22,10 +23,12 @@ class TrajectoryModel(Model):
     """A consistency trajectory model (CTM, arXiv 2310.02279): jumps from any noise level to any lower one.
 
     network: F(x, t, s, condition) -> like x, a module or {"class_path": …, "init_args": …}; it gets c_in·x and the levels
-    themselves. shape: of one sample. num_classes: of labels, 0 = none. conditioner: what else the model is conditioned on
-    (`ctm.conditioner`); None: num_classes labels and the fields of its network. sigma_min, sigma_max: the ends of the trajectory.
-    sigma_data: the data's standard deviation that the scalings assume. inner: "edm", "cm" or "no" scaling of g. outer:
-    "euler" (the paper's), "variance" or "euler_variance_mixed" form of the jump.
+    as the preconditioning has them: with ours, themselves. shape: of one sample. num_classes: of labels, 0 = none.
+    conditioner: what else the model is conditioned on (`ctm.conditioner`); None: num_classes labels and the fields of its
+    network. sigma_min, sigma_max: the ends of the trajectory. sigma_data: the data's standard deviation that the scalings
+    assume. inner: "edm", "cm" or "no" scaling of g, or a teacher's preconditioning, an object of `ctm.preconditioning` or its
+    JSON, so that a student of any teacher starts as it. outer: "euler" (the paper's), "variance" or "euler_variance_mixed"
+    form of the jump.
     Raises ValueError for levels out of order and for unknown inner and outer.
     """
 
@@ -39,7 +42,7 @@ class TrajectoryModel(Model):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
-        inner: Inner = "edm",
+        inner: Inner | Preconditioning | Mapping[str, Any] = "edm",
         outer: Outer = "euler",
     ) -> None:
         super().__init__(
@@ -50,14 +53,14 @@ class TrajectoryModel(Model):
             sigma_min=sigma_min,
             sigma_max=sigma_max,
             sigma_data=sigma_data,
+            inner=inner,
         )
         one = torch.ones(1)
-        output_scalings(inner, one, self.sigma_data, self.sigma_min)
         outer_scaling(outer, one, one, self.sigma_data, self.sigma_min)
-        self.inner, self.outer = inner, outer
+        self.outer = outer
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "inner": self.inner, "outer": self.outer}
+        return {**super()._settings(), "inner": self.preconditioning.as_json(), "outer": self.outer}
 
     @property
     def takes_guidance(self) -> bool:
@@ -65,9 +68,7 @@ class TrajectoryModel(Model):
         return GUIDANCE in self.conditioner.fields
 
     def _g(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        c_skip, c_out = output_scalings(self.inner, t, self.sigma_data, self.sigma_min)
-        output = self._call_network(x, t, s, self._with_known_scale(condition, len(x)))
-        return match_dims(c_skip, x) * x + match_dims(c_out, x) * output
+        return self._represented(x, t, s, self._with_known_scale(condition, len(x)))
 
     def _with_known_scale(self, condition: Condition, count: int) -> Condition:
         """The condition with its guidance scale 1 in rows where nothing is there to be guided to."""
@@ -81,7 +82,7 @@ class TrajectoryModel(Model):
 
     @takes_labels
     def g(self, x: Tensor, t: Tensor | float, s: Tensor | float, condition: Condition = None) -> Tensor:
-        """What the network represents, in data space: g = c_skip(t)·x + c_out(t)·F(c_in(t)·x, t, s, condition).
+        """What the network represents, in data space: g = c_skip(t)·x + c_out(t)·F(c_in(t)·x, level(t), level(s), condition).
 
         x (B, *shape) at levels t (B,); s (B,) the level aimed at, each also one number for all. condition: labels int64 (B,) with
         −1 for none, where a list, an array or one number for all serves, too; or a mapping of fields (`ctm.conditions`); or None.

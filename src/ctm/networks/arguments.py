@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,9 +17,13 @@ __all__ = ["MOST_NUMBERS", "check_arguments", "check_shape"]
 
 MOST_NUMBERS = 1 << 26  # of one sample: 8192 × 8192 grey pixels
 _MOST_SIDE = 1 << 20
-_MOST = {"blocks": 1024, "num_classes": 1 << 22}  # of other whole numbers: 65,536, more than any network's width
+_MOST = {  # of other whole numbers: 65,536, more than any network's width
+    "blocks": 1024,
+    "num_classes": 1 << 22,
+    "null_class": 1 << 22,
+}
 _MOST_ENTRIES = 64
-_FROM_ZERO = ("num_classes", "augment_dim", "blocks")
+_FROM_ZERO = ("num_classes", "null_class", "augment_dim", "blocks")
 
 
 def check_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
@@ -58,6 +63,8 @@ def check_arguments(network: type[nn.Module], arguments: Mapping[str, Any]) -> N
 def _fits(name: str, value: Any, hint: Any) -> bool:
     if name == "arrays":
         return _fits_arrays(value)
+    if get_origin(hint) is Mapping:
+        return _fits_settings(value)
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is Sequence:
@@ -86,9 +93,28 @@ def _fits_arrays(value: Any) -> bool:
     return len(value or {}) <= _MOST_ENTRIES
 
 
+def _fits_settings(value: Any, depth: int = 0) -> bool:
+    """Whether these are settings of a module of another library: names to numbers of at most 65,536 (floats: 1e6), short words,
+    booleans, none, and lists of at most 64 of these, two deep."""
+    if depth == 0:
+        named = (
+            isinstance(value, Mapping) and len(value) <= 4 * _MOST_ENTRIES and all(isinstance(n, str) for n in value)
+        )
+        return named and all(_fits_settings(entry, 1) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return depth < 4 and len(value) <= _MOST_ENTRIES and all(_fits_settings(entry, depth + 1) for entry in value)
+    if isinstance(value, str):
+        return re.fullmatch(r"[\w.+-]{0,64}", value, re.ASCII) is not None
+    if value is None or isinstance(value, bool):
+        return True
+    return isinstance(value, int | float) and abs(value) <= (1 << 16 if isinstance(value, int) else 1e6)
+
+
 def _range(name: str, hint: Any) -> str:
     if name == "arrays":
         return "a mapping of field names to shapes, such as {observation: [20]}"
+    if get_origin(hint) is Mapping:
+        return f"a mapping of names to whole numbers of at most {1 << 16}, numbers, words and lists of at most {_MOST_ENTRIES}"
     if get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) is Sequence:

@@ -25,6 +25,7 @@ __all__ = [
     "adm_features",
     "dhariwal_features",
     "one_hot_labels",
+    "sine_cosine",
     "song_features",
 ]
 
@@ -112,16 +113,16 @@ class GuidanceEmbedding(nn.Module):
         if isinstance(condition, Mapping) and GUIDANCE in condition:
             there = presence(condition, GUIDANCE, len(like))
             scale = torch.where(there, condition[GUIDANCE].to(like), scale)
-        features = _sine_cosine(scale, self.channels).to(self.first.weight.dtype)
+        features = sine_cosine(scale, self.channels).to(self.first.weight.dtype)
         return self.second(nn.functional.silu(self.first(features)))
 
 
 def song_features(level: Tensor, channels: int) -> Tensor:
     """(B,) -> (B, channels): [sin, cos] of ¼·ln t at frequencies 10000^(−i/(half−1)), as EDM's DDPM++."""
-    return _sine_cosine(level.log() / 4, channels)
+    return sine_cosine(level.log() / 4, channels)
 
 
-def _sine_cosine(value: Tensor, channels: int) -> Tensor:
+def sine_cosine(value: Tensor, channels: int) -> Tensor:
     """(B,) -> (B, channels): [sin, cos] of the value at frequencies 10000^(−i/(half−1))."""
     half = channels // 2
     exponent = torch.arange(half, dtype=value.dtype, device=value.device) / max(half - 1, 1)

@@ -43,13 +43,15 @@ _NETWORK = ("image_size", "head_channels", "qkv_order", "resample_filter")  # wh
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as a model in eval mode. found: sentences that say what the file is. told: settings that the file itself
-    gives. chosen: settings that the caller gave. assumed: settings from elsewhere, each with its origin."""
+    gives. chosen: settings that the caller gave. assumed: settings from elsewhere, each with its origin. left: what the source
+    has and the model has not."""
 
     model: AnyModel
     found: list[str]
     told: list[str]
     chosen: list[str]
     assumed: list[str]
+    left: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(

@@ -43,10 +43,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "outer": ("euler", "variance", "euler_variance_mixed"),
 }
 _NUMBERS = ("sigma_data", "sigma_min", "sigma_max")
-_WHOLE = ("image_size", "head_channels")
-SETTINGS: tuple[str, ...] = (*_CHOICES, *_NUMBERS, *_WHOLE, "resample_filter")
+_WHOLE = ("image_size", "head_channels", "text_tokens")
+SETTINGS: tuple[str, ...] = (*_CHOICES, *_NUMBERS, *_WHOLE, "null_class", "resample_filter")
 """The settings' names. model: what the network was trained as. qkv_order: of the ADM U-Net's attention channels. The others: as
-the arguments of models and networks."""
+the arguments of models and networks; null_class, image_size and text_tokens (the length of a text) for models of diffusers."""
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:
@@ -75,6 +75,8 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} must be a number above 0, got {value!r}")
         if name in _WHOLE and not (type(value) is int and value > 0):
             raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
+        if name == "null_class" and not (type(value) is int and value >= 0):
+            raise ValueError(f"null_class must be the number of a class, from 0 on, got {value!r}")
         if name == "resample_filter" and not _is_filter(value):
             raise ValueError(f"resample_filter must be a list of numbers above 0 such as [1,3,3,1], got {value!r}")
     return dict(given)

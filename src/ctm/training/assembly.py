@@ -29,7 +29,7 @@ from ctm.training.engine import (
     set_precision,
 )
 from ctm.training.guard import StepGuard
-from ctm.training.levels import Levels, settle_levels
+from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import LoraSettings, Recipe, built_for
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
@@ -324,7 +324,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     sources: dict[str, tuple[str, AnyModel]] = {}
     if recipe.teacher is not None:
         name = recipe.teacher
-        teacher = found_or_none(lambda: load_teacher(name), "teacher", _COPY, stand_in)
+        teacher = found_or_none(lambda: _teacher(name, images), "teacher", _COPY, stand_in)
     if teacher is not None:
         images = in_classes_of(teacher, "the teacher", images)
         check_teacher(teacher, images.shape, images.conditioner)
@@ -353,3 +353,11 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     elif teacher is not None:
         lines.append("the student starts from random weights (start_from)")
     return Beginning(images, student, teacher, levels, lines, sources)
+
+
+def _teacher(name: str, images: Images) -> AnyModel:
+    """The teacher of that name. One of diffusers that does not say the deviation of its data gets that of these."""
+    return load_teacher(
+        name,
+        sigma_data=lambda shape: (measured_deviation(images)[0], "measured, the standard deviation of the run's data"),
+    )

@@ -1,0 +1,173 @@
+"""The files of a model of diffusers, in a directory or at the hub: where its network, scheduler and weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import logging as hub_logging
+
+from ctm.foreign.text import plain, read_json
+from ctm.networks.diffusers import Kind
+
+__all__ = ["Parts", "find_diffusers", "read_config"]
+
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+_WEIGHTS = "diffusion_pytorch_model"
+_NETWORKS = ("unet", "transformer")
+_TEXT = ("tokenizer", "text_encoder")
+_LATENTS = ("vae", "vqvae")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a model are. source: a directory or a hub id. index: of a pipeline, empty for a network alone.
+    network: the folder of the network's config.json and weights, "" for the source itself."""
+
+    source: str
+    index: dict[str, Any] = field(default_factory=dict)
+    network: str = ""
+
+    def file(self, *names: str) -> Path | None:
+        """A file of the source by its folder and name; None where there is none."""
+        return _file(self.source, "/".join(name for name in names if name))
+
+    @property
+    def components(self) -> dict[str, tuple[str, str]]:
+        """The pipeline's parts by name: (library, class)."""
+        entries = {name: value for name, value in self.index.items() if not name.startswith("_")}
+        return {
+            name: (value[0], value[1])
+            for name, value in entries.items()
+            if isinstance(value, list) and len(value) == 2 and all(isinstance(word, str) for word in value)
+        }
+
+    @property
+    def latents(self) -> str | None:
+        """The folder of the autoencoder between pictures and the network's latents, None where it takes pictures."""
+        return next((name for name in _LATENTS if name in self.components), None)
+
+    @property
+    def left_out(self) -> list[str]:
+        """The parts of the pipeline that no model is read from."""
+        return [name for name in self.components if name not in (*_NETWORKS, *_TEXT, *_LATENTS, "scheduler")]
+
+    def scheduler(self) -> tuple[Any, str]:
+        """The scheduler's settings and the file. Raises ValueError where there is none."""
+        for folder in ("scheduler", ""):
+            found = self.file(folder, SCHEDULER)
+            if found is not None:
+                return read_json(found, infinite=True), f"{self.source}/{folder + '/' if folder else ''}{SCHEDULER}"
+        raise ValueError(
+            f"{self.source} has a network and no {SCHEDULER}, which says what it was trained to predict and at which levels: "
+            "give the pipeline's directory, or put the scheduler's file beside it"
+        )
+
+    def weights(self) -> tuple[Path, list[str]]:
+        """The network's weights, and a line on them. Raises ValueError in a sentence where they are pickles, in pieces, or not
+        there."""
+        plain_file = self.file(self.network, f"{_WEIGHTS}.safetensors")
+        if plain_file is not None:
+            return plain_file, []
+        place = f"{self.source}/{self.network}".rstrip("/")
+        half = self.file(self.network, f"{_WEIGHTS}.fp16.safetensors")
+        if half is not None:
+            return half, [f"{place} has weights in half precision only ({half.name}): they are kept as float32"]
+        if self.file(self.network, f"{_WEIGHTS}.safetensors.index.json") is not None:
+            raise ValueError(
+                f"{place} has its weights in several files, which are not read: save it again by save_pretrained(…, "
+                "max_shard_size='100GB') of diffusers"
+            )
+        if self.file(self.network, f"{_WEIGHTS}.bin") is not None:
+            raise ValueError(
+                f"{place} has its weights as a pickle ({_WEIGHTS}.bin), which is not read: open it where you trust it, and save "
+                "it again by save_pretrained of diffusers, which writes safetensors"
+            )
+        raise ValueError(f"{place} has no {_WEIGHTS}.safetensors, the weights of its network")
+
+
+def find_diffusers(source: str | Path) -> Parts | None:
+    """The parts of a model of diffusers, None where the source is none. Raises ValueError for one whose network is not read."""
+    name = str(source)
+    if not Path(name).is_dir() and not _may_be_at_hub(name):
+        return None
+    config, index = _file(name, CONFIG), None
+    if config is not None:
+        settings = _mapping(config)
+        if not isinstance(settings.get("_class_name"), str) or "network" in settings:
+            return None
+        return Parts(name)
+    index = _file(name, INDEX)
+    if index is None:
+        return None
+    found = Parts(name, _mapping(index))
+    twice = [part for part in found.components if part.rstrip("_0123456789") == "text_encoder"]
+    if len(twice) > 1:
+        raise ValueError(
+            f"{name} is a pipeline with {len(twice)} text encoders ({', '.join(map(plain, twice))}): models of one are read here"
+        )
+    networks = [part for part in _NETWORKS if part in found.components]
+    if len(networks) != 1:
+        raise ValueError(
+            f"{name} is a pipeline {_words(found.index)} without one unet or transformer: there is no model to read in it"
+        )
+    library, kind = found.components[networks[0]]
+    if library != "diffusers" or kind not in get_args(Kind):
+        raise ValueError(
+            f"{name}: its {networks[0]} is a {plain(kind)} of {plain(library)}; what is read here is {', '.join(get_args(Kind))}"
+        )
+    return Parts(name, found.index, networks[0])
+
+
+def _may_be_at_hub(name: str) -> bool:
+    """Whether a name is that of a hub repository: OWNER/NAME, and none that looks like a path here."""
+    here = Path(name).exists() or (Path(name).parent.is_dir() and Path(name).parent != Path())
+    return name.count("/") == 1 and not here and not name.startswith((".", "/", "~", "runs/", "models/"))
+
+
+def read_config(parts: Parts) -> tuple[str, dict[str, Any]]:
+    """The kind of the network and its settings, as its config.json has them. Raises ValueError for another kind, and for a file
+    that asks for code of its own."""
+    place = "/".join(part for part in (parts.source, parts.network, CONFIG) if part)
+    found = parts.file(parts.network, CONFIG)
+    if found is None:
+        raise ValueError(f"{place} is not there: it has the settings of the network")
+    settings = _mapping(found)
+    kind = settings.get("_class_name")
+    if not isinstance(kind, str) or kind not in get_args(Kind):
+        shown = plain(kind) if isinstance(kind, str) else "no network"
+        raise ValueError(f"{place} is of a diffusers {shown}: what is read here is {', '.join(get_args(Kind))}")
+    if parts.network and parts.components[parts.network][1] != kind:
+        raise ValueError(f"{place} is of a {kind}, and {INDEX} names a {plain(parts.components[parts.network][1])}")
+    asks = [name for name in ("auto_map", "custom_pipelines") if name in settings]
+    if asks:
+        raise ValueError(
+            f"{place} asks for code of its own ({asks[0]}): nothing of it was imported, and it is not read"
+        )
+    return kind, {name: value for name, value in settings.items() if not name.startswith("_")}
+
+
+def _words(index: Mapping[str, Any]) -> str:
+    name = index.get("_class_name")
+    return plain(name) if isinstance(name, str) else "of its own code"
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    settings = read_json(file)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds no names with values")
+    return settings
+
+
+def _file(source: str, name: str) -> Path | None:
+    directory = Path(source)
+    if directory.is_dir():
+        return directory / name if (directory / name).is_file() else None
+    hub_logging.set_verbosity_error()  # its retries would stand before our one sentence
+    try:
+        return Path(hf_hub_download(source, name))
+    except Exception:  # hub errors are many kinds; who asks for a model that is not there gets load_model's sentence
+        return None
