@@ -9,7 +9,7 @@ import yaml
 
 from ctm import DiffusionModel
 from ctm.distill.choices import Wishes, choose
-from ctm.distill.measures import FINE, LEVELS, TeacherWalks, teacher_walks
+from ctm.distill.measures import FINE, LEVELS, TeacherWalks, growth, hiding_level, teacher_walks
 from ctm.distill.network import student_network
 from ctm.distill.recipe_text import recipe_text
 from ctm.networks import MLP, DDPMpp
@@ -158,3 +158,40 @@ def test_the_chosen_engine_is_that_of_convolutions():
 def test_a_flow_that_no_measured_grid_follows_gets_the_finest():
     assert replace(CURVE, errors={4: 2.0, 40: 0.5}).levels(0.1) == 40
     assert mixture(2).num_classes == 4
+
+
+class NoisePredictor:
+    """The exact denoiser of N(0, c²) as a model whose network predicts ε: D = x − σ·F."""
+
+    def __init__(self, shape, c=0.5):
+        self.exact = GaussianMixture(torch.zeros(1, *shape), c, torch.ones(1))
+        self.shape, self.sigma_min, self.sigma_max, self.sigma_data, self.num_classes = shape, 0.01, 157.0, c, 0
+        self.preconditioning = self
+
+    def scalings(self, sigma):
+        return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt()
+
+    def denoise(self, x, t, condition=None):
+        return self.exact.denoise(x, t)
+
+
+def test_the_highest_level_is_lower_where_errors_grow_with_the_noise():
+    """Of N(0, c²) in d dimensions E|x₀|² = d·c², so that 0.05 nats are left at √(d·c²/0.1). EDM's scalings let no error grow."""
+    teacher = NoisePredictor((1, 8, 8))
+    found = teacher_walks(teacher)
+    assert found.grows
+    assert growth(teacher) == pytest.approx(314)
+    assert found.sigma_max == pytest.approx(math.sqrt(64 * 0.25 / 0.1), rel=0.03)  # 64 samples of 64 numbers: 2.2 %
+    assert teacher_walks(teacher, sigma_max=100.0).sigma_max == 100.0
+    assert growth(small_teacher()) == pytest.approx(1, rel=1e-3)
+    assert hiding_level(torch.ones(2, 10)) == 10
+
+
+def test_a_teacher_whose_errors_grow_has_a_lower_rate_and_clipped_gradients():
+    plain, grown = (chosen(Wishes(steps=900), curve=replace(CURVE, grows=grows)).settings for grows in (False, True))
+    assert grown["optimizer"]["init_args"]["lr"] == plain["optimizer"]["init_args"]["lr"] / 2
+    assert grown["engine"]["clip_gradient_norm"] == 1.0
+    assert "engine" not in plain
+    cut = chosen(Wishes(steps=900), curve=replace(CURVE, grows=True, sigma_max=20.0))
+    assert cut.settings["model"]["sigma_max"] == 20.0
+    assert any("0.05 nats" in choice.why for choice in cut.choices)

@@ -34,6 +34,7 @@ from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import dry_run, train
 from ctm.training.dry_run import DryRun
 from ctm.training.guard import TrainingDiverged
+from ctm.training.levels import measured_deviation
 from ctm.training.origin import model_digest
 from ctm.training.run_directory import RunDirectory
 
@@ -117,10 +118,11 @@ def run(settings: Namespace) -> None:
     name = str(settings.teacher)
     out = Path(settings.out or f"runs/{Path(name).stem}-fast")
     check_place(out / RECIPE)
-    teacher = load_teacher(name)
+    measured = _Deviation()
+    teacher = load_teacher(name, sigma_data=measured)
     if isinstance(teacher, ConsistencyModel):
         raise ValueError(f"{name} is a consistency model, whose output is no denoiser: it has no flow to be distilled")
-    job = _Job(settings, teacher, name, out, started)
+    job = _Job(settings, teacher, name, out, started, measure=measured.asked)
     if settings["dry_run"]:
         job.dry_run()
         return
@@ -128,10 +130,23 @@ def run(settings: Namespace) -> None:
         job.run()
 
 
-class _Job:
-    """One call of the command."""
+class _Deviation:
+    """sigma_data of a teacher that does not say its own, for `load_teacher`: that of the data, once they are known."""
 
-    def __init__(self, settings: Namespace, teacher: AnyModel, name: str, out: Path, started: float) -> None:
+    asked = False
+
+    def __call__(self, shape: Sequence[int]) -> tuple[float, str]:
+        self.asked = True
+        return 0.5, "until that of the data is measured"
+
+
+class _Job:
+    """One call of the command. measure: whether the teacher's sigma_data is that of the data."""
+
+    def __init__(
+        self, settings: Namespace, teacher: AnyModel, name: str, out: Path, started: float, *, measure: bool
+    ) -> None:
+        self.measure = measure
         self.settings, self.teacher, self.name, self.out, self.started = settings, teacher, name, out, started
         self.console = text_console()
         given = dict(vars(settings))
@@ -235,7 +250,7 @@ class _Job:
         condition: Any = cycled_labels(self.teacher, NOISES)
         if images is not None:
             condition = taken_by(self.teacher, images.condition(np.arange(NOISES) % len(images)))
-        return teacher_walks(self.teacher, condition, self.wishes.seed)
+        return teacher_walks(self.teacher, condition, self.wishes.seed, self.wishes.sigma_max)
 
     def own_samples(self, record: Record, walks: TeacherWalks) -> None:
         """Make the teacher's own samples, or go on with them."""
@@ -255,6 +270,8 @@ class _Job:
         record.save(self.out)
 
     def choose(self, images: Images, walks: TeacherWalks) -> Chosen:
+        if self.measure:
+            self.teacher.sigma_data = measured_deviation(images)[0]
         left_out = self.settings.data is not None and unlabelled(self.teacher, self.labelled)
         return choose(
             self.teacher,

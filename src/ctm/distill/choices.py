@@ -31,6 +31,7 @@ _LONG, _SHORT_ERROR, _LONG_ERROR = 10_000, 0.1, 0.025
 _SOLVER_STEPS = 9
 _RATE, _HIGHEST_RATE, _LARGE = 4e-4, 3e-3, 10_000_000
 _LORA_RATE = 1e-3
+_SLOWER, _CLIP = 0.5, 1.0  # for networks whose errors count many times at high noise
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class _Maker:
         if self.wishes.lora is not None:
             return _LORA_RATE
         shorter = math.sqrt(_MOST / steps) * min(1.0, math.sqrt(_LARGE / max(self.numbers, 1)))
-        return float(f"{min(_RATE * max(1.0, shorter), _HIGHEST_RATE):.2g}")
+        slower = _SLOWER if self.walks.grows else 1.0
+        return float(f"{min(_RATE * max(1.0, shorter), _HIGHEST_RATE) * slower:.2g}")
 
     def ema(self, steps: int) -> float:
         own = self.wishes.ema
@@ -195,6 +197,8 @@ class _Maker:
 
     def engine(self) -> Settings:
         found: Settings = {"channels_last": True} if self.convolves else {}
+        if self.walks.grows:
+            found["clip_gradient_norm"] = _CLIP
         if self.wishes.precision is not None:
             found["precision"] = self.wishes.precision
         if self.wishes.checkpoint_gradients:
@@ -206,7 +210,7 @@ class _Maker:
         wishes, teacher = self.wishes, self.teacher
         model: Settings = {
             "sigma_min": wishes.sigma_min or float(teacher.sigma_min),
-            "sigma_max": wishes.sigma_max or float(teacher.sigma_max),
+            "sigma_max": wishes.sigma_max or min(self.walks.sigma_max, float(teacher.sigma_max)),
             "sigma_data": float(teacher.sigma_data),
         }
         inner = getattr(teacher, "inner", "edm")
@@ -245,7 +249,7 @@ class _Maker:
             Choice(
                 "model",
                 levels,
-                "as given, within the teacher's" if own else "the teacher's noise levels, which it knows",
+                "as given, within the teacher's" if own else self._levels_why(),
             ),
             Choice("objectives", self.way, _given(wishes.way, WAYS[self.way])),
             *self._grid_choices(steps),
@@ -270,6 +274,14 @@ class _Maker:
                 Choice("guidance", f"{low:g} to {high:g}", "as given: the scale becomes an input of the student")
             )
         return found
+
+    def _levels_why(self) -> str:
+        if self.walks.sigma_max >= self.teacher.sigma_max:
+            return "the teacher's noise levels, which it knows"
+        return (
+            f"the teacher's noise levels without the highest, up to {self.teacher.sigma_max:.4g}: its network predicts the noise, "
+            "whose error counts σ times in a sample, and at the highest level left 0.05 nats of a sample are to be seen"
+        )
 
     def _network_words(self) -> str:
         name = str(self.network["class_path"]).rpartition(".")[2]
@@ -321,7 +333,7 @@ class _Maker:
             return "adapters start at nothing and take a larger rate than whole weights of this size"
         return (
             f"CTM's {_RATE:g} for {_MOST:,} steps, larger for fewer by the root of their ratio, less beyond {_LARGE:,} numbers, "
-            f"at most {_HIGHEST_RATE:g}; it falls to 0 over the last 30 % of the steps"
+            f"at most {_HIGHEST_RATE:g}{', and half of that because gradients grow with the noise' if self.walks.grows else ''}; it falls to 0 over the last 30 % of the steps"
         )
 
     def _engine_words(self) -> str:
@@ -330,6 +342,7 @@ class _Maker:
 
     def _engine_why(self) -> str:
         why = ["channels innermost is what convolutions compute fastest in"] if self.convolves else []
+        why += ["gradients are clipped, because the highest noise has by far the largest"] if self.walks.grows else []
         why += ["precision as given"] if self.wishes.precision is not None else []
         why += ["activations are computed again in the backward pass, to save memory"] * bool(
             self.wishes.checkpoint_gradients

@@ -77,7 +77,8 @@ class ModelSettings:
         sigma_max: highest noise level; unset: likewise, else 80.
         sigma_data: standard deviation of the data that the scalings assume; unset: that of the starting student or the teacher,
             else measured.
-        inner: scaling of g in a CTM.
+        inner: scaling of g in a CTM; or, for a student of a model that predicts ε, v, x_0 or a flow, the preconditioning as its
+            config.json has it (ctm.preconditioning).
         outer: form of the jump in a CTM.
     """
 
@@ -85,7 +86,7 @@ class ModelSettings:
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_data: float | None = None
-    inner: Inner = "edm"
+    inner: Inner | dict[str, Any] = "edm"
     outer: Outer = "euler"
 
     def build(
