@@ -33,6 +33,7 @@ _COMMANDS = {
     "serve": "Serve models over HTTP: OpenAI's images interface, with a policy, a filter, provenance and a record.",
     "moderate": "Decide about pictures that a service holds, check its record, manage its keys and its policy.",
     "verify": "Say where a picture came from: its signed manifest, its text, its watermark.",
+    "merge": "Make a whole model of a teacher and the adapters that were trained on it.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
 _GOES_ON = ("distill", "train", "demo", "evaluate")

@@ -53,7 +53,7 @@ def recipe_of(teacher, tmp_path, *extra) -> dict:
 
 @pytest.mark.parametrize(("prediction", "extra"), [("epsilon", ()), ("v_prediction", ()), ("sample", ("--lora", "2"))])
 def test_the_student_is_the_teacher_at_the_start(directories, tmp_path, prediction, extra):
-    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of the size of each term: |x| is about σ). From then on s is learned."""
+    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). From then on s is learned."""
     settings = recipe_of(directories[prediction], tmp_path, *extra)
     assert settings["network"]["class_path"] == "ctm.networks.DiffusersNetwork"
     assert settings["network"]["init_args"]["student"] is True

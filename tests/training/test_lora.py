@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ctm import DiffusionModel, TrajectoryModel, load_model
+from ctm.cli import main
 from ctm.networks import ADM, MLP, DDPMpp, DhariwalUNet, NCSNpp
 from ctm.networks.adapters import OwnTensors, add_adapters, copy_sharing, is_shared, merged_network, own_tensors
 from ctm.terminal.recipe_parser import parse_recipe
@@ -153,6 +154,31 @@ def test_a_run_goes_on_to_the_same_bits_and_publishes_a_whole_model(teacher, tmp
     changed = [name for name, tensor in start.items() if not torch.equal(tensor, model.network.state_dict()[name])]
     assert "blocks.0.rise.weight" in changed
     assert weights(whole).keys() == {f"network.{name}" for name in model.network.state_dict()}
+
+
+def test_the_adapters_alone_and_the_teacher_make_the_published_model(teacher, tmp_path, capsys):
+    """adapter/ is small, and `ctm merge` gives model/ to the bit. Other teachers, networks and ranks are refused."""
+    out = trained(tmp_path / "run", arguments(teacher, "--steps", "4"))
+    adapter, merged = out / "adapter", tmp_path / "merged"
+    assert main(["merge", str(teacher), str(adapter), str(merged)]) == 0
+    assert_same(load_model(merged).state_dict(), load_model(out).state_dict())
+    assert json.loads((merged / "config.json").read_text()) == json.loads((out / "model" / "config.json").read_text())
+    assert main(["merge", str(teacher), str(adapter), str(merged)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    other = trained(tmp_path / "other", teacher_arguments("--steps", "2"))
+    assert main(["merge", str(other), str(adapter), str(tmp_path / "no")]) == 2
+    assert "was trained on another teacher" in " ".join(capsys.readouterr().err.split())
+    about = json.loads((adapter / "adapter.json").read_text())
+    wide = {**about["network"], "init_args": {**about["network"]["init_args"], "width": 100_000}}
+    for change, words in (
+        ({"lora": {"rank": 10**9, "alpha": None}}, "says rank 1000000000, and the tensors have [4]"),
+        ({"network": wide}, "describes another network than the teacher's"),
+        ({"model": "os.system"}, "is no record of adapters"),
+    ):
+        (adapter / "adapter.json").write_text(json.dumps(about | change))
+        assert main(["merge", str(teacher), str(adapter), str(tmp_path / "no")]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()
 
 
 def test_memory_has_the_teachers_weights_once(teacher):

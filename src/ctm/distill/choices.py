@@ -279,8 +279,8 @@ class _Maker:
         if self.walks.sigma_max >= self.teacher.sigma_max:
             return "the teacher's noise levels, which it knows"
         return (
-            f"the teacher's noise levels without the highest, up to {self.teacher.sigma_max:.4g}: its network predicts the noise, "
-            "whose error counts σ times in a sample, and at the highest level left 0.05 nats of a sample are to be seen"
+            f"the teacher's noise levels without the highest, up to {self.teacher.sigma_max:.4g}: its network predicts the "
+            "noise, whose error counts σ times in a sample, and at the highest level left 0.05 nats of a sample are to be seen"
         )
 
     def _network_words(self) -> str:
@@ -331,9 +331,10 @@ class _Maker:
             return "as given"
         if self.wishes.lora is not None:
             return "adapters start at nothing and take a larger rate than whole weights of this size"
+        half = ", and half of that because gradients grow with the noise" if self.walks.grows else ""
         return (
             f"CTM's {_RATE:g} for {_MOST:,} steps, larger for fewer by the root of their ratio, less beyond {_LARGE:,} numbers, "
-            f"at most {_HIGHEST_RATE:g}{', and half of that because gradients grow with the noise' if self.walks.grows else ''}; it falls to 0 over the last 30 % of the steps"
+            f"at most {_HIGHEST_RATE:g}{half}; it falls to 0 over the last 30 % of the steps"
         )
 
     def _engine_words(self) -> str:

@@ -32,8 +32,8 @@ class TeacherWalks:
 
     errors: by number of levels of the Karras grid, the root mean square difference of Heun's walk from the fine one, as a share
     of the ends' standard deviation. seconds: of one evaluation of the teacher for one image. ends: (NOISES, *shape), where the
-    fine walk ends: samples of the teacher. sigma_max: where the walks begin. grows: whether an error of the teacher's network counts
-    many times at high noise (`growth`)."""
+    fine walk ends: samples of the teacher. sigma_max: where the walks begin. grows: whether an error of the teacher's network
+    counts many times at high noise (`growth`)."""
 
     errors: dict[int, float]
     seconds: float
@@ -65,8 +65,8 @@ def teacher_walks(
 
 
 def growth(teacher: AnyModel) -> float:
-    """|c_out|/σ_d at the teacher's sigma_max: how many times an error of its network counts there. 1 for EDM's scalings; σ/σ_d for
-    a network that predicts ε, because D = x − σ·F."""
+    """|c_out|/σ_d at the teacher's sigma_max: how many times an error of its network counts there. 1 for EDM's scalings;
+    σ/σ_d for a network that predicts ε, because D = x − σ·F."""
     preconditioning = getattr(teacher, "preconditioning", None)
     if preconditioning is None:
         return 1.0

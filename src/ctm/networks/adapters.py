@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from ctm.networks.description import build, describe
 
-__all__ = ["OwnTensors", "add_adapters", "copy_sharing", "is_shared", "merged_network", "own_tensors"]
+__all__ = [
+    "OwnTensors",
+    "add_adapters",
+    "copy_sharing",
+    "is_shared",
+    "merged_network",
+    "own_tensors",
+    "with_merged_network",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 _NAME = "default"  # peft's for the one set of adapters that a network has here
@@ -125,3 +133,8 @@ def merged_network(network: nn.Module) -> nn.Module:
     plain.load_state_dict(state)
     place = next(iter(state.values()))
     return plain.to(place.device)
+
+
+def with_merged_network(model: Any) -> Any:
+    """A model whose network has adapters, with them merged into weights of its own; eval mode, no gradients."""
+    return copy.deepcopy(model, {id(model.network): merged_network(model.network)}).requires_grad_(False).eval()

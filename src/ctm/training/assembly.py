@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
-from ctm.networks.adapters import OwnTensors, add_adapters, merged_network, own_tensors
+from ctm.networks.adapters import OwnTensors, add_adapters, own_tensors, with_merged_network
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
@@ -135,7 +134,7 @@ class Run:
         names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
         models = self.averages
         if self.recipe.lora is not None:
-            models = [_merged(average) for average in models]
+            models = [with_merged_network(average) for average in models]
         if self.sharded:
             states = [WholeModule(average, gather=True).state_dict() for average in models]
             models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
@@ -266,12 +265,6 @@ def _adapt(settings: LoraSettings, student: AnyModel, teacher: AnyModel | None) 
         f"lora: {len(layers)} layers of the teacher's have adapters of rank {settings.rank}; {own:,} numbers are trained, and "
         f"{whole - own:,} are the teacher's, once in memory"
     )
-
-
-def _merged(model: AnyModel) -> AnyModel:
-    """The model with its adapters merged into weights of its own."""
-    network = merged_network(model.network)
-    return copy.deepcopy(model, {id(model.network): network}).requires_grad_(False).eval()
 
 
 def _players(
