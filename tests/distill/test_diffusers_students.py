@@ -34,62 +34,67 @@ def directories(tmp_path_factory):
     return found
 
 
-@pytest.fixture(autouse=True)
-def without_features(monkeypatch):
-    monkeypatch.setattr(command, "feature_network", lambda images, wanted: (None, "none is here"))
+@pytest.fixture(scope="module")
+def distilled(directories, tmp_path_factory):
+    """A short run of the command on the ε-predicting one, with a table that needs no feature network."""
+    out = tmp_path_factory.mktemp("distilled") / "fast"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "feature_network", lambda images, wanted: (None, "none is here"))
+        assert main(["distill", str(directories["epsilon"]), "--out", str(out), *SHORT]) == 0
+    return out
 
 
-def prepared(text: str, **options):
-    recipe, _ = parse_recipe(["--config", text])
+def prepared(distilled, directory, **changes):
+    """The run of the recipe that distill wrote, before its first step; on another teacher of the same shape."""
+    settings = yaml.safe_load((distilled / "recipe.yaml").read_text()) | changes | {"teacher": str(directory)}
+    inner = load_teacher(directory, sigma_data=lambda shape: (0.5, "")).inner
+    settings["model"]["inner"] = inner.as_json()
+    recipe, _ = parse_recipe(["--config", yaml.safe_dump(settings)])
     return assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
 
 
-def recipe_of(teacher, tmp_path, *extra) -> dict:
-    """The recipe that distill writes for a teacher."""
-    out = tmp_path / "fast"
-    assert main(["distill", str(teacher), "--out", str(out), *SHORT, *extra]) == 0
-    return yaml.safe_load((out / "recipe.yaml").read_text())
-
-
-@pytest.mark.parametrize(("prediction", "extra"), [("epsilon", ()), ("v_prediction", ()), ("sample", ("--lora", "2"))])
-def test_the_student_is_the_teacher_at_the_start(directories, tmp_path, prediction, extra):
-    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). From then on s is learned."""
-    settings = recipe_of(directories[prediction], tmp_path, *extra)
+def test_the_recipe_has_the_teachers_backbone_and_preconditioning(distilled, directories):
+    settings = yaml.safe_load((distilled / "recipe.yaml").read_text())
     assert settings["network"]["class_path"] == "ctm.networks.DiffusersNetwork"
     assert settings["network"]["init_args"]["student"] is True
     assert settings["data"]["unlabelled"] is True
-    run = prepared(yaml.safe_dump(settings))
-    teacher = load_teacher(directories[prediction], sigma_data=lambda shape: (run.teacher.sigma_data, ""))
-    levels = torch.tensor([0.011, 0.3, 2.0, 40.0, 150.0])
-    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * (1 + levels.view(-1, 1, 1, 1))
-    expected = teacher.denoise(x, levels)
-    for s in (levels, 0.9 * levels, torch.full_like(levels, run.student.sigma_min)):
-        with torch.no_grad():
-            found = run.student.eval().g(x, levels, s)
-        assert float(((found - expected).abs() / (1 + levels.view(-1, 1, 1, 1))).max()) < 1e-6
-    trained = load_model(tmp_path / "fast")
+    assert settings["engine"]["clip_gradient_norm"] == 1.0
+    trained = load_model(distilled)  # without its teacher
     assert type(trained.network).__name__ == "DiffusersNetwork"
-    with torch.no_grad():
-        assert 0 < float((trained.g(x, levels, 0.1 * levels) - expected).abs().max()) < torch.inf
-    assert trained.inner == teacher.inner
-    assert not any("lora" in name for name in trained.state_dict())
-
-
-def test_the_recipe_is_run_by_train_to_the_same_bits(directories, tmp_path):
-    settings = tmp_path / "fast" / "recipe.yaml"
-    recipe_of(directories["epsilon"], tmp_path)
-    assert main(["train", "--config", str(settings), "--out", str(tmp_path / "again")]) == 0
-    assert everything(tmp_path / "again") == everything(tmp_path / "fast")
-    assert json.loads((tmp_path / "fast" / "result.json").read_text())["rms_to_teacher"].keys() == {"1", "2", "4"}
+    assert trained.inner.as_json() == settings["model"]["inner"]
+    assert json.loads((distilled / "result.json").read_text())["rms_to_teacher"].keys() == {"1", "2", "4"}
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_blocks_computed_again_have_the_same_gradients(directories, tmp_path, lora):
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_student_is_the_teacher_at_the_start(distilled, directories, prediction, lora):
+    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). From then on s is learned."""
+    run = prepared(distilled, directories[prediction], **({"lora": {"rank": 2}} if lora else {}))
+    teacher = load_teacher(directories[prediction], sigma_data=lambda shape: (run.teacher.sigma_data, ""))
+    levels = torch.tensor([0.011, 0.3, 2.0, 40.0, 150.0])
+    scale = (1 + levels).view(-1, 1, 1, 1)
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * scale
+    with torch.no_grad():
+        expected, student = teacher.denoise(x, levels), run.student.eval()
+        for s in (levels, 0.9 * levels, torch.full_like(levels, run.student.sigma_min)):
+            assert float(((student.g(x, levels, s) - expected).abs() / scale).max()) < 1e-6
+        for name, weight in student.named_parameters():
+            if name.endswith("s_second.weight"):
+                weight += 0.1
+        assert float((student.g(x, levels, 0.5 * levels) - expected).abs().max()) > 1e-3
+
+
+def test_the_recipe_is_run_by_train_to_the_same_bits(distilled, tmp_path):
+    assert main(["train", "--config", str(distilled / "recipe.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert everything(tmp_path / "again") == everything(distilled)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_blocks_computed_again_have_the_same_gradients(distilled, directories, lora):
     """diffusers' own gradient checkpointing under `engine.checkpoint_gradients`."""
-    settings = recipe_of(directories["epsilon"], tmp_path, *(("--lora", "2") if lora else ()))
-    grads = []
+    gradients = []
     for again in (False, True):
-        run = prepared(yaml.safe_dump(settings))
+        run = prepared(distilled, directories["epsilon"], **({"lora": {"rank": 2}} if lora else {}))
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for tensor in own_tensors(run.student).values():
@@ -98,18 +103,17 @@ def test_blocks_computed_again_have_the_same_gradients(directories, tmp_path, lo
             set_checkpointing(run.student.network)
         x, t = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([0.1, 1.0, 30.0])
         run.student.train().jump(x, t, t / 2).square().mean().backward()
-        grads.append({name: p.grad for name, p in run.student.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    assert len(grads[0]) > 20
-    for name, value in grads[0].items():
-        torch.testing.assert_close(grads[1][name], value, rtol=1e-5, atol=1e-6 * float(value.abs().max() + 1e-12))
+        gradients.append({name: p.grad for name, p in run.student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 20
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, rtol=1e-5, atol=1e-6 * float(value.abs().max() + 1e-12))
 
 
 @pytest.mark.slow
-def test_a_ddpm_of_diffusers_is_distilled_to_one_step(tmp_path, monkeypatch):
+def test_a_ddpm_of_diffusers_is_distilled_to_one_step(tmp_path):
     """A DDPM of digits, trained by diffusers' own loop, distilled: one step within 1.3 times its Fréchet distance to the digits
     at 35 evaluations, by the features of the digits' classifier from 5,000 samples."""
-    monkeypatch.undo()
     teacher, out = train_ddpm(tmp_path / "ddpm", 3000), tmp_path / "fast"
     assert (
         main(["distill", str(teacher), "--data", "digits", "--out", str(out), "--steps", "2000", "--num", "5000"]) == 0
