@@ -87,7 +87,7 @@ def _merged(teacher: AnyModel, about: dict[str, Any], tensors: dict[str, torch.T
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
     if ranks != {about["lora"]["rank"]}:
         raise ValueError(
-            f"{ADAPTER} says rank {plain(about['lora']['rank'], 20)}, and the tensors have {sorted(ranks)[:4]}"
+            f"{ADAPTER} says rank {plain(str(about['lora']['rank']), 20)}, and the tensors have {sorted(ranks)[:4]}"
         )
     with torch.random.fork_rng(devices=[]):
         model = MODELS[about["model"]](build(_network(teacher, about["network"])), **about["settings"])
