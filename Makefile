@@ -26,7 +26,7 @@ $(VENV)/.core: pyproject.toml constraints.txt $(BIN)/activate
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(BIN)/activate
-	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,lora,schedulefree,trackio,wandb,serve,postgresql]"
+	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,diffusers,lora,schedulefree,trackio,wandb,serve,postgresql]"
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.browser: pyproject.toml constraints.txt $(BIN)/activate

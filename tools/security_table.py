@@ -151,7 +151,39 @@ def diffusers(folder: Path) -> list[str]:
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 32}')
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(64))
-    return ["sample", str(folder / "unet")]
+    return ["tune", str(folder / "unet")]
+
+
+def pipeline(
+    folder: Path,
+    unet: dict | None = None,
+    scheduler: dict | None = None,
+    weights: bytes | None = None,
+    named: object = None,
+) -> list[str]:
+    """A pipeline of diffusers of 20 kB, with changed files."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    place = folder / "pipe"
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [4]}
+    made = UNet2DModel(8, 1, 1, layers_per_block=1, norm_num_groups=4, add_attention=False, **blocks)
+    made.save_pretrained(place / "unet")
+    DDPMScheduler().save_pretrained(place / "scheduler")
+    parts = {"unet": named or ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (place / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", **parts}))
+    for file, change in (
+        (place / "unet" / "config.json", unet),
+        (place / "scheduler" / "scheduler_config.json", scheduler),
+    ):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **(change or {})}))
+    if weights is not None:
+        (place / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        (place / "unet" / "diffusion_pytorch_model.bin").write_bytes(weights)
+    return ["convert", str(place), str(folder / "out"), "--set", "sigma_data=0.5"]
+
+
+def diffusers_pickle(folder: Path) -> list[str]:
+    return pipeline(folder, weights=b"cos\nsystem\n\x8c\x04true\x85R.")
 
 
 RECIPE = """data: {name: digits, batch_size: 16}
@@ -348,6 +380,42 @@ INPUTS: dict[str, Input] = {
         "model.safetensors whose header claims 2^60 bytes", "16 MB, and the file's size", long_header
     ),
     "diffusers": Input("a diffusers directory", "said what it is", diffusers),
+    "diffusers-class": Input(
+        "pipeline of diffusers whose network is evilmod.Net", NAMES, lambda f: pipeline(f, named=["evilmod", "Net"])
+    ),
+    "diffusers-scheduler": Input(
+        "pipeline of diffusers with a scheduler of its own code",
+        NAMES,
+        lambda f: pipeline(f, scheduler={"_class_name": "evilmod.Scheduler"}),
+    ),
+    "diffusers-code": Input(
+        "network of diffusers with auto_map to code in its directory",
+        NAMES,
+        lambda f: pipeline(f, unet={"auto_map": {"AutoModel": "evil.Net"}}),
+    ),
+    "diffusers-pickle": Input(
+        "network of diffusers with a pickle that calls os.system", "weights are safetensors", diffusers_pickle
+    ),
+    "diffusers-width": Input(
+        "network of diffusers with 65,536 channels over 20 kB of weights",
+        FITS,
+        lambda f: pipeline(f, unet={"block_out_channels": [65536]}),
+    ),
+    "diffusers-many": Input(
+        "network of diffusers with 60,000 layers a block over 20 kB of weights",
+        FITS,
+        lambda f: pipeline(f, unet={"layers_per_block": 60000}),
+    ),
+    "diffusers-shape": Input(
+        "network of diffusers for pictures of 60,000 × 60,000",
+        "2^26 numbers in a sample",
+        lambda f: pipeline(f, unet={"sample_size": 60000}),
+    ),
+    "diffusers-levels": Input(
+        "scheduler of diffusers with 10^9 timesteps",
+        "20,000 levels",
+        lambda f: pipeline(f, scheduler={"num_train_timesteps": 10**9}),
+    ),
     "recipe-system": Input("recipe with os.system as optimiser", NAMES, recipe_that_runs),
     "recipe-function": Input(
         "recipe with a function of ctm that writes files", "an entry is a class of its kind", recipe_that_calls
@@ -388,6 +456,8 @@ def run_one(arguments: list[str]) -> None:
     from ctm.cli import main
 
     importlib.import_module(f"ctm.commands.{arguments[0]}")
+    if (Path(arguments[1]) / "model_index.json").is_file():
+        from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
     with redirect_stdout(io.StringIO()), suppress(SystemExit):
         main([arguments[0], "--help"])
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()

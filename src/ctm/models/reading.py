@@ -6,7 +6,8 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from ctm.preconditioning import preconditioning_from
 __all__ = [
     "CONFIG",
     "WEIGHTS",
+    "TooLarge",
+    "bounded_building",
     "check_config",
     "check_fit",
     "check_numbers",
@@ -134,8 +137,26 @@ def check_weights(tensors: Mapping[str, Tensor], place: str) -> None:
             )
 
 
-class _TooLarge(Exception):
+class TooLarge(Exception):
     """More parameters than the weights hold."""
+
+
+@contextmanager
+def bounded_building(shapes: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Meanwhile modules are built no further than tensors of these shapes go. Raises TooLarge beyond them."""
+    left = [len(shapes), sum(math.prod(shape) for shape in shapes.values())]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        left[0] -= 1
+        left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise TooLarge
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        counting.remove()
 
 
 def check_fit(
@@ -154,20 +175,11 @@ def check_fit(
     shapes = {renamed(name): shape for name, shape in tensor_shapes(weights).items()}
     if not issubclass(network_class(spec), Network):
         return
-    left = [len(shapes), sum(math.prod(shape) for shape in shapes.values())]
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        left[0] -= 1
-        left[1] -= parameter.numel()
-        if min(left) < 0:
-            raise _TooLarge
-
-    counting = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with bounded_building(shapes), torch.device("meta"):
             described = {f"network.{name}": tuple(value.shape) for name, value in build(spec).state_dict().items()}
             described = {name: shape for name, shape in described.items() if name not in besides}
-    except _TooLarge as error:
+    except TooLarge as error:
         numbers = sum(math.prod(shape) for shape in shapes.values())
         raise ValueError(
             f"{place}: the weights do not fit the network: config.json asks for more than their {len(shapes)} tensors with "
@@ -175,8 +187,6 @@ def check_fit(
         ) from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    finally:
-        counting.remove()
     _compare(described, shapes, place)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ctm.conditioner import Arrays
 from ctm.foreign.text import plain
 
-__all__ = ["MOST_NUMBERS", "check_arguments", "check_shape"]
+__all__ = ["MOST_NUMBERS", "check_arguments", "check_shape", "fits_settings"]
 
 MOST_NUMBERS = 1 << 26  # of one sample: 8192 × 8192 grey pixels
 _MOST_SIDE = 1 << 20
@@ -64,7 +64,7 @@ def _fits(name: str, value: Any, hint: Any) -> bool:
     if name == "arrays":
         return _fits_arrays(value)
     if get_origin(hint) is Mapping:
-        return _fits_settings(value)
+        return fits_settings(value)
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is Sequence:
@@ -93,16 +93,16 @@ def _fits_arrays(value: Any) -> bool:
     return len(value or {}) <= _MOST_ENTRIES
 
 
-def _fits_settings(value: Any, depth: int = 0) -> bool:
+def fits_settings(value: Any, depth: int = 0) -> bool:
     """Whether these are settings of a module of another library: names to numbers of at most 65,536 (floats: 1e6), short words,
     booleans, none, and lists of at most 64 of these, two deep."""
     if depth == 0:
         named = (
             isinstance(value, Mapping) and len(value) <= 4 * _MOST_ENTRIES and all(isinstance(n, str) for n in value)
         )
-        return named and all(_fits_settings(entry, 1) for entry in value.values())
+        return named and all(fits_settings(entry, 1) for entry in value.values())
     if isinstance(value, list | tuple):
-        return depth < 4 and len(value) <= _MOST_ENTRIES and all(_fits_settings(entry, depth + 1) for entry in value)
+        return depth < 4 and len(value) <= _MOST_ENTRIES and all(fits_settings(entry, depth + 1) for entry in value)
     if isinstance(value, str):
         return re.fullmatch(r"[\w.+-]{0,64}", value, re.ASCII) is not None
     if value is None or isinstance(value, bool):

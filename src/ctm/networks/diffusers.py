@@ -17,7 +17,7 @@ from ctm.networks.base import Network
 from ctm.networks.diffusers_parts import add_branches
 from ctm.networks.fields import Shapes
 
-__all__ = ["TEXT", "DiffusersNetwork", "Kind", "known_settings", "takes_fractions"]
+__all__ = ["TEXT", "DiffusersNetwork", "Kind", "classes_in", "known_settings", "takes_fractions"]
 
 Kind = Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
 TEXT = "text"
@@ -71,7 +71,7 @@ class DiffusersNetwork(Network):
         _check(shape, kind, settings)
         self.kind, self.channels = kind, int(shape[0])
         self.module = _build(kind, settings)
-        self.classes = _classes(kind, settings)
+        self.classes = classes_in(kind, settings)
         self.null_class = self.classes if kind == "DiTTransformer2DModel" else null_class
         self._check_classes(num_classes)
         self.knows_empty = knows_empty
@@ -241,7 +241,7 @@ def _check(shape: Sequence[int], kind: Kind, settings: Mapping[str, Any]) -> Non
             )
 
 
-def _classes(kind: Kind, settings: Mapping[str, Any]) -> int:
+def classes_in(kind: Kind, settings: Mapping[str, Any]) -> int:
     """How many rows of classes the module knows, DiT's null class not counted."""
     name = "num_embeds_ada_norm" if kind == "DiTTransformer2DModel" else "num_class_embeds"
     return int(settings.get(name, 1000 if kind == "DiTTransformer2DModel" else 0) or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -15,18 +14,19 @@ from torch import Tensor
 from ctm.foreign.text import plain
 from ctm.models import DiffusionModel
 from ctm.models.reading import check_config, check_fit, check_weights
-from ctm.networks.diffusers import Kind, known_settings, takes_fractions
+from ctm.networks.diffusers import TEXT, Kind, known_settings, takes_fractions
 from ctm.teachers.checkpoints import Checkpoint
-from ctm.teachers.diffusers_files import Parts, find_diffusers, read_config
+from ctm.teachers.diffusers_files import Parts, find_diffusers, read_config, renamed_attention
 from ctm.teachers.diffusers_scheduler import Schedule, read_scheduler
+from ctm.teachers.diffusers_text import embedded, text_shape
 from ctm.teachers.presets import check_settings
 
 __all__ = ["Deviation", "is_diffusers", "read_diffusers"]
 
 Deviation: TypeAlias = Callable[[Sequence[int]], tuple[float, str]]
-_TAKEN = ("sigma_data", "sigma_min", "sigma_max", "image_size", "null_class")
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_TAKEN = ("sigma_data", "sigma_min", "sigma_max", "image_size", "null_class", "text_tokens")
 _MOST_NAMES = 1 << 16
+_EMPTY = "network.empty_text"
 
 
 def is_diffusers(source: str | Path) -> bool:
@@ -40,9 +40,9 @@ def read_diffusers(
     """A model of diffusers as a `DiffusionModel` in eval mode, with what was read, kept and left out in sentences.
 
     source: the directory or hub id of a pipeline, or of a network with its scheduler_config.json beside it. settings:
-    sigma_data, which no config of a β schedule or flow has, and what else it does not say: image_size, null_class; sigma_min
-    and sigma_max within the schedule's. sigma_data: gives that of data of a shape, and words for where it is from; used where
-    neither the settings nor the source have it.
+    sigma_data, which no config of a β schedule or flow has, and what else it does not say: image_size, null_class,
+    text_tokens; sigma_min and sigma_max within the schedule's. sigma_data: gives that of data of a shape, and words for where
+    it is from; used where neither the settings nor the source have it.
     Nothing in the files is run, and nothing that they name is imported. Raises FileNotFoundError where there is nothing, and
     ValueError, in a sentence, for what is not read here, does not fit, or must be asked for."""
     given = check_settings(settings or {})
@@ -74,15 +74,19 @@ def _read(
     taken, unknown = known_settings(kind, config)
     shape = _shape(kind, taken, given, place)
     network, classes = _description(kind, taken, shape, given, place)
+    empty, lines = _text(parts, kind, taken, given, network["init_args"])
     levels, chosen, assumed = _levels(schedule, given, measured, parts.source, shape)
     about: dict[str, Any] = {"shape": shape, "num_classes": classes, **levels, "inner": schedule.inner}
     check_config(DiffusionModel, {**about, "network": network, "inner": schedule.inner.as_json()}, place)
-    file, lines = parts.weights()
-    check_fit(network, file, place, renamed=_renamed)
+    file, on_weights = parts.weights()
+    lines += on_weights
+    check_fit(network, file, place, renamed=_renamed, besides=[_EMPTY])
     with init_empty_weights(include_buffers=False):
         model = DiffusionModel(network, **about)
     tensors: dict[str, Tensor] = {_renamed(name): value for name, value in load_file(file).items()}
     check_weights(tensors, place)
+    if empty is not None:
+        tensors[_EMPTY] = empty()
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     model.extra_config["scheduler"] = schedule.kept
     lines += _name_classes(model, parts)
@@ -114,8 +118,6 @@ def _description(
     arguments: dict[str, Any] = {"shape": shape, "kind": kind, "config": config}
     if kind == "DiTTransformer2DModel":
         classes = _whole(config.get("num_embeds_ada_norm", 1000), "num_embeds_ada_norm", place)
-    elif kind == "UNet2DConditionModel":
-        raise ValueError(f"{place} is a UNet2DConditionModel, whose pipelines with a text are not read yet")
     else:
         classes = _whole(config.get("num_class_embeds") or 0, "num_class_embeds", place)
     null = given.get("null_class")
@@ -126,6 +128,28 @@ def _description(
         classes -= null == classes - 1
     arguments |= {"num_classes": classes} if classes else {}
     return {"class_path": "ctm.networks.DiffusersNetwork", "init_args": arguments}, classes
+
+
+def _text(
+    parts: Parts, kind: Kind, config: Mapping[str, Any], given: Mapping[str, Any], arguments: dict[str, Any]
+) -> tuple[Callable[[], Tensor] | None, list[str]]:
+    """Add what the network is told of its text to its arguments. Returns what gives the embedded empty prompt, None without a
+    text encoder, and lines. Raises ValueError where the length of a text is not known."""
+    if kind != "UNet2DConditionModel":
+        if "text_tokens" in given:
+            raise ValueError(f"text_tokens has no meaning for {parts.source}: it takes no text")
+        return None, []
+    width = config.get("cross_attention_dim", 1280)
+    widths = set(width) if isinstance(width, list) and all(type(one) is int for one in width) else {width}
+    if len(widths) != 1 or type(next(iter(widths))) is not int:
+        raise ValueError(f"{parts.source}: cross_attention_dim is one whole number, got {plain(str(width))}")
+    tokens, lines = text_shape(parts, given.get("text_tokens"))
+    arguments["arrays"] = {TEXT: [tokens, next(iter(widths))]}
+    if "text_encoder" not in parts.components:
+        return None, ["there is no text encoder: each sample needs a text, since the empty prompt is not known"]
+    arguments["knows_empty"] = True
+    lines.append("a sample without a text gets the empty prompt, which is kept with the weights")
+    return lambda: embedded(parts, [""], tokens), lines
 
 
 def _whole(value: Any, name: str, place: str) -> int:
@@ -165,11 +189,8 @@ def _levels(
 
 
 def _renamed(name: str) -> str:
-    """A tensor's name in our model, by its name in diffusers' file, also that of attention before diffusers 0.14."""
-    new = re.sub(
-        r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda found: _OLD_ATTENTION[found.group()], name
-    )
-    return f"network.module.{new}"
+    """A tensor's name in our model, by its name in diffusers' file."""
+    return f"network.module.{renamed_attention(name)}"
 
 
 def _name_classes(model: DiffusionModel, parts: Parts) -> list[str]:
@@ -224,8 +245,8 @@ def _left(parts: Parts, kind: Kind, config: Mapping[str, Any], unknown: list[str
         )
     if parts.latents:
         lines.append(
-            f"the autoencoder ({parts.latents}): the model's samples are its latents, to be divided by its scaling_factor and "
-            "decoded"
+            f"the autoencoder ({parts.latents}): the model's samples are its latents, which "
+            "ctm.teachers.diffusers_latents.load_autoencoder decodes"
         )
     if parts.left_out:
         lines.append(f"parts of the pipeline: {', '.join(plain(name, 40) for name in parts.left_out)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from huggingface_hub.utils import logging as hub_logging
 from ctm.foreign.text import plain, read_json
 from ctm.networks.diffusers import Kind
 
-__all__ = ["Parts", "find_diffusers", "read_config"]
+__all__ = ["Parts", "find_diffusers", "read_config", "renamed_attention"]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model"
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 _NETWORKS = ("unet", "transformer")
 _TEXT = ("tokenizer", "text_encoder")
 _LATENTS = ("vae", "vqvae")
@@ -66,27 +69,28 @@ class Parts:
             "give the pipeline's directory, or put the scheduler's file beside it"
         )
 
-    def weights(self) -> tuple[Path, list[str]]:
-        """The network's weights, and a line on them. Raises ValueError in a sentence where they are pickles, in pieces, or not
-        there."""
-        plain_file = self.file(self.network, f"{_WEIGHTS}.safetensors")
+    def weights(self, folder: str | None = None) -> tuple[Path, list[str]]:
+        """The weights in a folder, None: the network's, and a line on them. Raises ValueError in a sentence where they are
+        pickles, in pieces, or not there."""
+        folder = self.network if folder is None else folder
+        plain_file = self.file(folder, f"{_WEIGHTS}.safetensors")
         if plain_file is not None:
             return plain_file, []
-        place = f"{self.source}/{self.network}".rstrip("/")
-        half = self.file(self.network, f"{_WEIGHTS}.fp16.safetensors")
+        place = f"{self.source}/{folder}".rstrip("/")
+        half = self.file(folder, f"{_WEIGHTS}.fp16.safetensors")
         if half is not None:
             return half, [f"{place} has weights in half precision only ({half.name}): they are kept as float32"]
-        if self.file(self.network, f"{_WEIGHTS}.safetensors.index.json") is not None:
+        if self.file(folder, f"{_WEIGHTS}.safetensors.index.json") is not None:
             raise ValueError(
                 f"{place} has its weights in several files, which are not read: save it again by save_pretrained(…, "
                 "max_shard_size='100GB') of diffusers"
             )
-        if self.file(self.network, f"{_WEIGHTS}.bin") is not None:
+        if self.file(folder, f"{_WEIGHTS}.bin") is not None:
             raise ValueError(
                 f"{place} has its weights as a pickle ({_WEIGHTS}.bin), which is not read: open it where you trust it, and save "
                 "it again by save_pretrained of diffusers, which writes safetensors"
             )
-        raise ValueError(f"{place} has no {_WEIGHTS}.safetensors, the weights of its network")
+        raise ValueError(f"{place} has no {_WEIGHTS}.safetensors, the weights")
 
 
 def find_diffusers(source: str | Path) -> Parts | None:
@@ -148,6 +152,11 @@ def read_config(parts: Parts) -> tuple[str, dict[str, Any]]:
             f"{place} asks for code of its own ({asks[0]}): nothing of it was imported, and it is not read"
         )
     return kind, {name: value for name, value in settings.items() if not name.startswith("_")}
+
+
+def renamed_attention(name: str) -> str:
+    """A tensor's name, where attention has the names that it had before diffusers 0.14: query, key, value, proj_attn."""
+    return _ATTENTION.sub(lambda found: _NEW_NAMES[found.group()], name)
 
 
 def _words(index: Mapping[str, Any]) -> str:

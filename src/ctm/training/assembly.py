@@ -17,7 +17,7 @@ from ctm.networks.adapters import OwnTensors, add_adapters, own_tensors, with_me
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
-from ctm.training.classes import in_classes_of, name_classes
+from ctm.training.classes import in_classes_of, name_classes, without_idle_labels
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import (
     ScaledOptimizer,
@@ -311,6 +311,7 @@ def _trained(run: Run) -> Iterable[torch.nn.Parameter]:
 
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
     """The student before its first step, its teacher, and how it comes to its weights and levels."""
+    images, left_out = without_idle_labels(recipe.network, images)
     torch.manual_seed(recipe.seed)
     network, made_for = built_for(recipe.network, images.shape, images.conditioner), images.num_classes
     teacher = started = None
@@ -336,7 +337,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
-    lines += name_classes(student, images)
+    lines += left_out + name_classes(student, images)
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))

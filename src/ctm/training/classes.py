@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from ctm.data import Images, listed_classes, match_classes
 from ctm.models import AnyModel
+from ctm.networks import DiffusersNetwork
+from ctm.networks.diffusers import classes_in
 
-__all__ = ["in_classes_of", "name_classes"]
+__all__ = ["in_classes_of", "name_classes", "without_idle_labels"]
 
 
 def in_classes_of(model: AnyModel, who: str, images: Images, *, settled: bool = False) -> Images:
@@ -27,6 +33,21 @@ def in_classes_of(model: AnyModel, who: str, images: Images, *, settled: bool = 
     if settled:
         raise ValueError(f"{who} numbers the classes otherwise than the teacher: train from models of the same numbers")
     return images.renumbered(numbers, list(model.class_names))
+
+
+def without_idle_labels(network: Any, images: Images) -> tuple[Images, list[str]]:
+    """The images without their labels, and a line, where the recipe's network is one of diffusers whose settings have no classes;
+    else as they are. (A network of ours is built for the classes of the data.)"""
+    path, arguments = getattr(network, "class_path", ""), getattr(network, "init_args", {})
+    if images.labels is None or not str(path).endswith(f".{DiffusersNetwork.__name__}"):
+        return images, []
+    settings = arguments.get("config")
+    if not isinstance(settings, Mapping):
+        return images, []
+    if classes_in(arguments.get("kind", ""), settings):
+        return images, []
+    left = f"the network takes no labels: those of {images.name} are left out"
+    return replace(images, labels=None, class_names=[]), [left]
 
 
 def name_classes(student: AnyModel, images: Images) -> list[str]:

@@ -77,8 +77,8 @@ class ModelSettings:
         sigma_max: highest noise level; unset: likewise, else 80.
         sigma_data: standard deviation of the data that the scalings assume; unset: that of the starting student or the teacher,
             else measured.
-        inner: scaling of g in a CTM; or, for a student of a model that predicts ε, v, x_0 or a flow, the preconditioning as its
-            config.json has it (ctm.preconditioning).
+        inner: scaling of g in a CTM: edm, cm or no; or, for a network that predicts something else, its preconditioning as
+            config.json has it, such as {prediction: flow, time_scale: 1000}. A diffusion model takes the latter too.
         outer: form of the jump in a CTM.
     """
 
@@ -101,8 +101,10 @@ class ModelSettings:
         if kind == "trajectory":
             return TrajectoryModel(built, **of_data, **settings)
         levels = {name: value for name, value in settings.items() if name.startswith("sigma")}
-        model = DiffusionModel if kind == "diffusion" else ConsistencyModel
-        return model(built, **of_data, **levels)
+        if kind == "consistency":
+            return ConsistencyModel(built, **of_data, **levels)
+        inner = {} if isinstance(settings["inner"], str) else {"inner": settings["inner"]}
+        return DiffusionModel(built, **of_data, **levels, **inner)
 
 
 def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Conditioner) -> torch.nn.Module:

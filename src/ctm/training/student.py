@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from ctm.conditioner import Conditioner
 from ctm.models import AnyModel
+from ctm.preconditioning import Own, Preconditioning
 
 __all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
 
@@ -87,9 +89,15 @@ def _fields_of(teacher: AnyModel) -> dict[str, tuple[int, ...]]:
 def start_from_teacher(student: AnyModel, teacher: AnyModel) -> Start:
     """Copy every tensor of the teacher's network that the student's network has under the same name and in the same shape.
 
-    Raises ValueError where there is none."""
+    Raises ValueError where there is none, and where the teacher's network predicts something else than the student's."""
     own = student.network.state_dict()
     network = getattr(teacher, "network", None)
+    before, now = (getattr(model, "preconditioning", None) for model in (teacher, student))
+    if before != now and not (isinstance(before, Own | None) and isinstance(now, Own)):
+        raise ValueError(
+            f"the teacher's network has the inner {_as_json(before)} and this recipe's model {_as_json(now)}, with which its "
+            "weights are another function: set model.inner to the teacher's, or start from random weights: --start_from random"
+        )
     teachers = {} if network is None else network.state_dict()
     fitting = {name: value for name, value in teachers.items() if name in own and own[name].shape == value.shape}
     if not fitting:
@@ -106,6 +114,10 @@ def start_from_teacher(student: AnyModel, teacher: AnyModel) -> Start:
         unfit=[f"{name} {tuple(own[name].shape)} for {tuple(teachers[name].shape)}" for name in unfit],
         left=[name for name in teachers if name not in own],
     )
+
+
+def _as_json(inner: Preconditioning | None) -> str:
+    return "unknown" if inner is None else json.dumps(inner.as_json())
 
 
 def check_student(student: AnyModel, started: AnyModel, name: str) -> None:
