@@ -1,6 +1,7 @@
 """Adapters on the teacher's weights: the weights once in memory, small checkpoints, and a merged model that stands alone."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -108,6 +109,13 @@ def test_a_block_that_is_computed_again_sees_its_own_adapters(name):
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6 * float(value.abs().max() + 1e-12))
 
 
+def test_without_peft_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    teacher, student = pair("MLP")
+    with pytest.raises(ImportError, match=r"need peft: pip install 'ctm-torch\[lora\]'"):
+        add_adapters(student.network, teacher.network, rank=4)
+
+
 def test_an_average_moves_what_is_trained_and_nothing_else():
     teacher, student = pair("MLP")
     add_adapters(student.network, teacher.network, rank=4)
@@ -147,7 +155,7 @@ def test_a_run_goes_on_to_the_same_bits_and_publishes_a_whole_model(teacher, tmp
     checkpoint = whole / "checkpoints" / f"{checkpoint_steps(whole)[-1]:08d}"
     names = {file.name for file in checkpoint.glob("*.safetensors")}
     assert names == {"student.safetensors", "ema.safetensors", "target.safetensors"}
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)  # the model loads without it, and without the teacher
+    monkeypatch.setitem(sys.modules, "peft", None)  # the model loads without it, and without the teacher
     model = load_model(whole)
     assert not any("lora" in name or "base_layer" in name for name in model.state_dict())
     start = load_model(teacher).network.state_dict()
