@@ -27,7 +27,7 @@ $(VENV)/.core: pyproject.toml constraints.txt $(BIN)/activate
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(BIN)/activate
-	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,diffusers,onnx,schedulefree,trackio,wandb,serve,postgresql]"
+	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,diffusers,lora,onnx,schedulefree,trackio,wandb,serve,postgresql]"
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.browser: pyproject.toml constraints.txt $(BIN)/activate

@@ -26,7 +26,7 @@ FLOORS = [
     {"backbones", "discriminators", "files", "foreign", "hub", "lock", "networks", "models", "teachers"},
     {"objectives", "sampling", "likelihood", "guidance", "editing", "provenance"},
     {"console", "data", "evaluation", "export", "pictures", "progress", "safety", "training"},
-    {"cli", "bench", "commands", "demo", "serve", "terminal", "__main__"},
+    {"cli", "bench", "commands", "demo", "distill", "serve", "terminal", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

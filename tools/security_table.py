@@ -133,6 +133,14 @@ def long_config(folder: Path) -> list[str]:
     return arguments
 
 
+def adapter(folder: Path, text: str) -> list[str]:
+    """A model as the teacher, and adapters for it that hold this text."""
+    model(folder)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter.json").write_text(text)
+    return ["merge", str(folder / "model"), str(folder / "adapter"), str(folder / "out")]
+
+
 def long_header(folder: Path) -> list[str]:
     arguments = model(folder)
     (folder / "model" / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{" + bytes(100))
@@ -501,6 +509,9 @@ INPUTS: dict[str, Input] = {
         ".npz whose sample.json is 100,000 brackets",
         "50 levels",
         lambda f: samples(f, [b"[" * 100_000, b"]" * 100_000]),
+    ),
+    "adapter-deep": Input(
+        "adapter.json of 100,000 brackets", "50 levels", lambda f: adapter(f, "[" * 100_000 + "]" * 100_000)
     ),
     "verify-text": Input("PNG of 65 kB for ctm verify whose text inflates to 64 MB", "1 MB of text", marked_picture),
     "verify-size": Input("picture of 1 GB for ctm verify", "64 MB", long_picture),

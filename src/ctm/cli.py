@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
+    "distill": "Make a teacher fast: choose how, train a student of one to four steps, measure it.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
     "recipes": "List the recipes that come with the package, or show one.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
@@ -34,9 +35,10 @@ _COMMANDS = {
     "verify": "Say where a picture came from: its signed manifest, its text, its watermark.",
     "check-network": "Check a network of your own before a run is spent on it.",
     "export": "Write a CTM for other programs: a diffusers pipeline, an ONNX graph, a graph of torch.export.",
+    "merge": "Make a whole model of a teacher and the adapters that were trained on it.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
-_GOES_ON = ("train", "demo", "evaluate")
+_GOES_ON = ("distill", "train", "demo", "evaluate")
 _STOPPED = {  # Windows has no SIGHUP
     getattr(signal, name): words
     for name, words in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "the end of its terminal"))

@@ -38,6 +38,7 @@ COMPUTED = frozenset(
         "ema",
         "engine",
         "label_dropout",  # the older name of condition_dropout
+        "lora",
         "loss_factors",
         "model",
         "network",

@@ -7,7 +7,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -127,16 +127,17 @@ def write_samples(
     about: JSONObject,
     start: int = 0,
     columns: int | Literal["class"] | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write the samples: a directory of 000000.png … and sample.json, one grid of pictures, or an .npz with arr_0 and arr_1.
 
     batches: the samples from number `start` on. start may be less than `finished_samples`; a picture that is there already
     is not written again. columns: of the grid; "class" gives one column to each class; None gives ten columns where the
-    labels fill rows of ten, else a square."""
+    labels fill rows of ten, else a square. class_names: kept in an .npz as its array class_names."""
     if suffix_of(out) == ".png":
         save_picture(sample_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
     elif suffix_of(out) == ".npz":
-        _write_npz(out, batches, labels, about, start)
+        _write_npz(out, batches, labels, about, start, class_names)
     else:
         _write_pictures(out, batches, about, start)
 
@@ -171,7 +172,14 @@ def _write_pictures(out: Path, batches: Iterable[Tensor], about: Mapping[str, ob
             save_picture(picture, path)
 
 
-def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, about: JSONObject, start: int) -> None:
+def _write_npz(
+    out: Path,
+    batches: Iterable[Tensor],
+    labels: Tensor | None,
+    about: JSONObject,
+    start: int,
+    class_names: Sequence[str],
+) -> None:
     """Write an .npz. arr_0 is uint8 (N, H, W, C) for pictures and float for other data; arr_1 holds the labels, if any;
     np.load ignores sample.json.
 
@@ -192,6 +200,9 @@ def _write_npz(out: Path, batches: Iterable[Tensor], labels: Tensor | None, abou
         if labels is not None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as target:
                 np.lib.format.write_array(target, labels.numpy())
+        if class_names:
+            with archive.open("class_names.npy", "w", force_zip64=True) as target:
+                np.lib.format.write_array(target, np.array(list(class_names)))
         archive.writestr(
             zipfile.ZipInfo(_RECORD), json.dumps(about)
         )  # without the time of writing, so the bits are the same

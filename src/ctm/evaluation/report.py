@@ -24,7 +24,7 @@ from ctm.evaluation.rows import Row
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject, read_json
 
-__all__ = ["Frame", "notes_on", "read_result", "write_result"]
+__all__ = ["Frame", "notes_on", "page", "read_result", "write_result"]
 
 _LONGEST = 64 << 20  # bytes of a result.json
 
@@ -178,20 +178,34 @@ def _plain_frame(result: JSONObject) -> Frame:
 
 def _page(result: JSONObject, rows: Sequence[Row], frame: Frame, pictures: Sequence[tuple[str, bytes]]) -> str:
     names = [name for name in METRICS if any(name in row.numbers for row in rows)]
-    table = _table(["", *(METRICS[name].title for name in names), "ms/image"], [_cells(row, names) for row in rows])
+    head = ["", *(METRICS[name].title for name in names), "ms/image"]
+    records = {"protocol": result["protocol"], "environment": result["environment"]}
+    records |= {title_of(row.record): row.record for row in rows}
+    notes = " ".join(filter(None, (notes_on(result), frame.notes)))
+    return page(frame.title, frame.lead, (head, [_cells(row, names) for row in rows]), notes, pictures, records)
+
+
+def page(
+    title: str,
+    lead: str,
+    table: tuple[Sequence[str], Sequence[Sequence[str]]],
+    notes: str,
+    pictures: Sequence[tuple[str, bytes]],
+    records: Mapping[str, Any],
+) -> str:
+    """The HTML of a report that holds everything. table: its head and lines. pictures: (caption, PNG). records: what a reader
+    needs to repeat it."""
     parts = []
     for caption, image in pictures:
         text, data = html.escape(caption), base64.b64encode(image).decode()
         parts.append(
             f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
         )
-    records = {"protocol": result["protocol"], "environment": result["environment"]}
-    records |= {title_of(row.record): row.record for row in rows}
     return _PAGE.substitute(
-        title=html.escape(frame.title),
-        lead=html.escape(frame.lead),
-        table=table,
-        notes=html.escape(" ".join(filter(None, (notes_on(result), frame.notes)))),
+        title=html.escape(title),
+        lead=html.escape(lead),
+        table=_table(*table),
+        notes=html.escape(notes),
         figures="\n".join(parts),
         record=_table(["", ""], [[name, json.dumps(value, ensure_ascii=False)] for name, value in records.items()]),
     )

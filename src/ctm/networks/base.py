@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ctm.conditions import GUIDANCE, Condition, labels_of, presence
 from ctm.parametrization import rescaled_time
@@ -37,6 +38,22 @@ class Network(nn.Module):
     """
 
     init_args: dict[str, Any]
+    checkpointing = False
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, calls with gradient keep only the inputs of the network's blocks, and compute what is inside them again in
+        the backward pass: the same gradients in less memory, for about one more forward pass. Raises ValueError for a network
+        that is not made of such blocks."""
+        raise ValueError(
+            f"{type(self).__name__} has no blocks to be computed again in the backward pass: leave checkpoint_gradients out"
+        )
+
+    def _block(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """block(*inputs), computed again in the backward pass where `checkpoint_gradients` was asked for."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        found: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        return found
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:

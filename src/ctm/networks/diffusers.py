@@ -93,6 +93,10 @@ class DiffusersNetwork(Network):
     def last_layer(self) -> nn.Module:
         return self._any.proj_out_2 if self.kind == "DiTTransformer2DModel" else self._any.conv_out
 
+    def checkpoint_gradients(self) -> None:
+        self.checkpointing = True
+        self._any.enable_gradient_checkpointing()
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, condition: Condition = None) -> Tensor:
         """x (B, *shape), levels t and s (B,) as the model's preconditioning gives them, condition: of the B samples, or None ->
         like x. s is ignored without its branch, and t stands for an s of None.

@@ -55,6 +55,9 @@ class MLP(VectorNetwork):
     def last_layer(self) -> nn.Module:
         return self.last
 
+    def checkpoint_gradients(self) -> None:
+        self.checkpointing = True
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, condition: Condition = None) -> Tensor:
         """x (B, *shape), levels t and s (B,), condition: of the B samples, or None -> like x. s is ignored
         without an s branch."""
@@ -65,7 +68,7 @@ class MLP(VectorNetwork):
         t_vector, s_vector = self._vectors(t, s, condition)
         hidden = [self.first(self.conditions.beside(x, condition).flatten(1))]
         for block in self.blocks:
-            hidden.append(block(hidden[-1], t_vector, s_vector))
+            hidden.append(self._block(block, hidden[-1], t_vector, s_vector))
         return hidden
 
     def encode(self, x: Tensor, t: Tensor, condition: Condition = None) -> list[Tensor]:

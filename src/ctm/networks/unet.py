@@ -106,6 +106,9 @@ class UNet(Network):
     def last_layer(self) -> nn.Module:
         return self.last
 
+    def checkpoint_gradients(self) -> None:
+        self.checkpointing = True
+
     def _features(self, level: Tensor) -> Tensor:
         """(B,) noise levels -> (B, ·) features, the family's."""
         raise NotImplementedError
@@ -150,11 +153,11 @@ class UNet(Network):
         skips = self._descend(x, t_vector, s_vector)
         hidden = skips[-1]
         for block in self.middle:
-            hidden = block(hidden, t_vector, s_vector)
+            hidden = self._block(block, hidden, t_vector, s_vector)
         for block in self.up:
             if block.resample is None:
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
-            hidden = block(hidden, t_vector, s_vector)
+            hidden = self._block(block, hidden, t_vector, s_vector)
         return nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.norm(hidden))), self.patch)
 
     def _descend(self, x: Tensor, t_vector: Tensor, s_vector: Tensor | None) -> list[Tensor]:
@@ -165,7 +168,7 @@ class UNet(Network):
         auxiliary = iter(self.auxiliary or ())
         above = x
         for block in self.down:
-            hidden = block(hidden, t_vector, s_vector)
+            hidden = self._block(block, hidden, t_vector, s_vector)
             if block.resample is not None and self.auxiliary is not None:
                 hidden = above = next(auxiliary)(hidden, above)
             skips.append(hidden)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,16 +14,25 @@ from accelerate import Accelerator
 
 from ctm.data import Images, load_images
 from ctm.models import AnyModel, load_model
-from ctm.models.autoguided import AutoGuided
 from ctm.models.files import check_model
+from ctm.networks.adapters import OwnTensors, with_merged_network
 from ctm.objectives import Networks
 from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.teachers.load import check_source
+from ctm.training.adapting import adapt, check_lora
 from ctm.training.classes import in_classes_of, name_classes, without_idle_labels
 from ctm.training.ema import Average, frozen_copy
-from ctm.training.engine import ScaledOptimizer, compile_networks, fitting_optimizer, set_layout, set_precision
+from ctm.training.engine import (
+    ScaledOptimizer,
+    compile_networks,
+    fitting_optimizer,
+    set_checkpointing,
+    set_layout,
+    set_precision,
+)
 from ctm.training.guard import StepGuard
+from ctm.training.guide import guide_of, guided
 from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
@@ -120,6 +129,8 @@ class Run:
         """What a checkpoint holds: modules and optimisers. All processes call this at the same moment.
 
         gather: bring sharded tensors together, for saving."""
+        if self.recipe.lora is not None:
+            return {name: OwnTensors(module) for name, module in self.modules().items()}, self.optimizers
         if not self.sharded:
             return dict(self.modules()), self.optimizers
         modules = {name: WholeModule(module, gather=gather) for name, module in self.modules().items()}
@@ -130,6 +141,8 @@ class Run:
         this at the same moment."""
         names = ["model", *(f"model-{profile.name}" for profile, _ in self.others())]
         models = self.averages
+        if self.recipe.lora is not None:
+            models = [with_merged_network(average) for average in models]
         if self.sharded:
             states = [WholeModule(average, gather=True).state_dict() for average in models]
             models = [] if self.plain is None else [frozen_copy(self.plain) for _ in states]
@@ -169,6 +182,8 @@ def load_data(recipe: Recipe) -> Images:
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
+    if data.unlabelled:
+        images = dataclasses.replace(images, labels=None, class_names=[])
     maps = [name for name, values in images.fields.items() if values.ndim > 2]
     if data.flip and maps:
         raise ValueError(
@@ -188,10 +203,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     recipe, scratch = (recipe, []) if stand_in is None else in_passing(recipe)
     recipe = with_usable_features(recipe, stand_in)
     players_of(recipe.objectives)  # what cannot be is said before anything is read
-    _check_compile(recipe)
+    _check_derivatives(recipe)
+    check_lora(recipe)
     begun = _beginning(recipe, images, stand_in)
     _check_dropout(recipe, begun.images)
-    student, teacher = begun.student.to(accelerator.device), _guided(begun, recipe)
+    student, teacher = begun.student, guided(begun.teacher, begun.guide, recipe.teacher_guidance)
     for objective in recipe.objectives:
         objective.check(student, teacher)
     if teacher is None and _needs_teacher(recipe):
@@ -199,7 +215,12 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
         assert stand_in is not None
         if recipe.teacher is None:
             stand_in.append(f"teacher: none given; {_COPY}")
+    if recipe.lora is not None:
+        begun.lines.append(adapt(recipe.lora, student, begun.teacher or teacher))
+    student = student.to(accelerator.device)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
+    if recipe.engine.checkpoint_gradients:  # before the copies, of which the target passes gradients on
+        set_checkpointing(student.network)
     if recipe.engine.channels_last:
         set_layout([student] if teacher is None else [student, teacher])
     needs_target = any(objective.needs_target for objective in recipe.objectives)
@@ -232,9 +253,15 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_i
     return run
 
 
-def _check_compile(recipe: Recipe) -> None:
-    """Raises ValueError where networks are to be compiled of which derivatives are taken that torch.compile does not take."""
+def _check_derivatives(recipe: Recipe) -> None:
+    """Raises ValueError where networks are to be compiled, or computed again in the backward pass, of which derivatives are taken
+    that do not go with it."""
     names = sorted({type(objective).__name__ for objective in recipe.objectives if objective.forward_mode})
+    if recipe.engine.checkpoint_gradients and names:
+        raise ValueError(
+            f"engine.checkpoint_gradients does not go with {', '.join(names)}, which takes forward-mode derivatives: blocks that "
+            "are computed again have none. Leave it out"
+        )
     if recipe.engine.compile is not None and names:
         raise ValueError(
             f"engine.compile does not go with {', '.join(names)}: torch.compile leaves a network uncompiled where forward-mode "
@@ -287,10 +314,15 @@ def _put_in_place(run: Run) -> None:
         shard_networks(divided, [last_layer(model.network) for model in divided], accelerator.device)
         optimizer = accelerator.prepare(fitting_optimizer(recipe.optimizer(student.parameters())))
     else:
-        run.wrapped, optimizer = accelerator.prepare(
-            run.module, fitting_optimizer(recipe.optimizer(student.parameters()))
-        )
+        run.wrapped, optimizer = accelerator.prepare(run.module, fitting_optimizer(recipe.optimizer(_trained(run))))
     run.optimizer = ScaledOptimizer(optimizer, accelerator.device, recipe.engine)
+
+
+def _trained(run: Run) -> Iterable[torch.nn.Parameter]:
+    """The student's parameters that learn: all, or with adapters those that are its own."""
+    if run.recipe.lora is None:
+        return run.student.parameters()
+    return [parameter for parameter in run.student.parameters() if parameter.requires_grad]
 
 
 def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
@@ -322,7 +354,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
     guide = None
     if recipe.teacher_guide is not None and teacher is not None:
-        guide = _guide(recipe.teacher_guide, teacher, images, levels, stand_in)
+        guide = guide_of(recipe.teacher_guide, teacher, images, levels, stand_in)
         sources |= {} if guide is None else {"teacher_guide": (recipe.teacher_guide, guide)}
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += left_out + name_classes(student, images)
@@ -343,30 +375,3 @@ def _teacher(name: str, images: Images) -> AnyModel:
         name,
         sigma_data=lambda shape: (measured_deviation(images)[0], "measured, the standard deviation of the run's data"),
     )
-
-
-def _guide(name: str, teacher: AnyModel, images: Images, levels: Levels, stand_in: list[str] | None) -> AnyModel | None:
-    """The weaker teacher, None where a dry run does without. Raises ValueError where it cannot guide this teacher."""
-    guide = found_or_none(lambda: load_teacher(name), "teacher_guide", "the teacher goes unguided", stand_in)
-    if guide is None:
-        return None
-    check_teacher(guide, images.shape, images.conditioner)
-    names = [list(getattr(model, "class_names", None) or []) for model in (teacher, guide)]
-    if all(names) and names[0] != names[1]:
-        raise ValueError(
-            f"the classes of teacher_guide {name} have other names, or another order, than the teacher's: give one of the same "
-            "data"
-        )
-    if guide.sigma_min > levels.sigma_min * (1 + 1e-6) or guide.sigma_max < levels.sigma_max * (1 - 1e-6):
-        raise ValueError(
-            f"teacher_guide {name} knows noise levels {guide.sigma_min:g} to {guide.sigma_max:g}, and the student learns "
-            f"{levels.sigma_min:g} to {levels.sigma_max:g}: give a guide that knows them, or set model.sigma_min and sigma_max"
-        )
-    return guide
-
-
-def _guided(begun: Beginning, recipe: Recipe) -> AnyModel | None:
-    """The teacher, guided where it has a guide."""
-    if begun.teacher is None or begun.guide is None:
-        return begun.teacher
-    return AutoGuided(begun.teacher, begun.guide, recipe.teacher_guidance)  # type: ignore[return-value]

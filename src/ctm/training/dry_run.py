@@ -295,7 +295,9 @@ def _numel(module: nn.Module) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Each tensor once: those under adapters belong to several networks."""
+    different = {id(t): t for t in tensors}
+    return sum(t.numel() * t.element_size() for t in different.values())
 
 
 def _state_bytes(optimizer: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ctm.networks.adapters import copy_sharing
 
 __all__ = [
     "Average",
@@ -25,8 +26,8 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def frozen_copy(model: Module) -> Module:
-    """A copy without gradients, in eval mode: the start of an average."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    """A copy without gradients, in eval mode: the start of an average. Weights under adapters are not copied but shared."""
+    return copy_sharing(model).requires_grad_(False).eval()
 
 
 def warmed_decay(decay: float, step: int) -> float:
@@ -100,6 +101,12 @@ def power_exponent(sigma_rel: float) -> float:
 @torch.no_grad()
 def move_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
     """average ← decay·average + (1 − decay)·model, in place; buffers are copied."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), 0)  # it looks at no number
-    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(current)
+    pairs = [
+        (k, c) for k, c in zip(average.parameters(), model.parameters(), strict=True) if k is not c
+    ]  # not the shared
+    get_ema_multi_avg_fn(decay)(
+        [kept for kept, _ in pairs], [current for _, current in pairs], 0
+    )  # it looks at no number
+    for buffer, newest in zip(average.buffers(), model.buffers(), strict=True):
+        if buffer is not newest:
+            buffer.copy_(newest)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["EngineSettings", "ScaledOptimizer", "compile_networks", "fitting_optimizer", "set_layout", "set_precision"]
+__all__ = [
+    "EngineSettings",
+    "ScaledOptimizer",
+    "compile_networks",
+    "fitting_optimizer",
+    "set_checkpointing",
+    "set_layout",
+    "set_precision",
+]
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +36,8 @@ class EngineSettings:
         clip_gradient_norm: gradients of a larger total norm are scaled down to this one; unset: none are.
         channels_last: whether weights and images are laid out with the channels innermost, which convolutions on GPUs like.
         sharding: fsdp2 divides weights, averages and the optimiser's state among the processes; none keeps them whole in each.
+        checkpoint_gradients: whether student and target keep only the inputs of their blocks, and compute what is inside again in
+            the backward pass: the same gradients in less memory, for about a quarter more time.
         compile: backend of torch.compile for the networks, as inductor, aot_eager or eager; unset: not compiled.
     """
 
@@ -36,6 +46,7 @@ class EngineSettings:
     clip_gradient_norm: float | None = None
     channels_last: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
+    checkpoint_gradients: bool = False
     compile: str | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +59,11 @@ class EngineSettings:
                 "engine.sharding fsdp2 goes with precision fp32 or bf16 and without compile, got "
                 f"precision {self.precision} and compile {self.compile}"
             )
+        if self.checkpoint_gradients and (self.sharding == "fsdp2" or self.compile is not None):
+            raise ValueError(
+                "engine.checkpoint_gradients goes with sharding none and without compile, got "
+                f"sharding {self.sharding} and compile {self.compile}"
+            )
         if self.compile is not None:
             known = torch.compiler.list_backends(exclude_tags=())
             if self.compile not in known:
@@ -59,6 +75,17 @@ def set_precision(models: Iterable[object], precision: Literal["fp32", "bf16", "
     for model in models:
         if hasattr(model, "autocast"):
             model.autocast = _AUTOCAST[precision]
+
+
+def set_checkpointing(network: nn.Module) -> None:
+    """Let the network compute its blocks again in the backward pass. Raises ValueError for one that cannot."""
+    switch = getattr(network, "checkpoint_gradients", None) or getattr(network, "enable_gradient_checkpointing", None)
+    if switch is None:
+        raise ValueError(
+            f"engine.checkpoint_gradients: {type(network).__name__} has neither checkpoint_gradients() nor "
+            "enable_gradient_checkpointing(): leave it out"
+        )
+    switch()
 
 
 def set_layout(models: Iterable[nn.Module]) -> None:

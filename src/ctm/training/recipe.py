@@ -23,6 +23,7 @@ from ctm.training.trackers import Tracker
 __all__ = [
     "OLDER_NAMES",
     "DataSettings",
+    "LoraSettings",
     "ModelSettings",
     "NetworkBuilder",
     "NetworkDescription",
@@ -47,6 +48,7 @@ class DataSettings:
         image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
         condition: names of the arrays in an .npz that are fields of the condition, (N, …) each.
+        unlabelled: leaves the labels out, as for a teacher that knows no classes.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
         max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
             times the file's size.
@@ -60,6 +62,7 @@ class DataSettings:
     image: str | None = None
     label: str | None = None
     condition: list[str] | None = None
+    unlabelled: bool = False
     flip: bool = False
     max_gb: float | None = None
 
@@ -110,6 +113,25 @@ def built_for(network: NetworkBuilder, shape: Sequence[int], conditioner: Condit
     arrays = {name: list(sides) for name, sides in conditioner.fields.items()}
     build_it: Callable[..., torch.nn.Module] = network
     return build_it(shape, conditioner.num_classes, **({"arrays": arrays} if arrays else {}))
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    """Adapters on the teacher's weights, in place of weights of the student's own.
+
+    Args:
+        rank: of each adapter.
+        alpha: adapters are scaled by alpha/rank; unset: 1.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank must be at least 1, got {self.rank}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"lora.alpha must be above 0 or unset, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,8 @@ class Recipe:
         student: model directory, run directory or hub id of a model to start from instead: a further stage of training.
         start_from: teacher: the student's network gets every tensor of the teacher's that fits it by name and shape, and there
             must be one; random: it gets none. Without a teacher, or with `student`, it decides nothing.
+        lora: the student is its teacher's network with adapters, whose weights are in memory once for teacher, student, target
+            and averages; checkpoints hold what is trained alone. Unset: the student has weights of its own.
         adaptive_balance: whether the objectives are scaled by the ratio of gradients at the last layer.
         loss_factors: a constant factor for each objective besides; unset: 1.
         steps: optimiser steps of the whole run.
@@ -202,6 +226,7 @@ class Recipe:
     teacher_guidance: float = 2.0
     student: str | None = None
     start_from: Literal["teacher", "random"] = "teacher"
+    lora: LoraSettings | None = None
     adaptive_balance: bool = True
     loss_factors: list[float] | None = None
     steps: int = 10_000

@@ -12,6 +12,7 @@ import yaml
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel
+from ctm.training.adapter_files import AdapterFiles
 from ctm.training.assembly import Run
 from ctm.training.card import run_card
 from ctm.training.forms import is_number
@@ -146,6 +147,8 @@ class Recorder:
                 directory.save(step, modules, optimizers, extra, seconds)
                 for name, average in averages.items():
                     directory.publish(average, name, run_card(directory, run, self.data, step, seconds, average))
+                if recipe.lora is not None:
+                    directory.publish(AdapterFiles(run.published, recipe.lora, _teacher_of(directory)), "adapter")
 
         on_main(run.accelerator, write)
 
@@ -153,6 +156,13 @@ class Recorder:
         started = time.monotonic()
         save_sample_grid(model, self.directory.samples / f"{step:06d}.png", column_condition(self.run.images))
         self.clock.drawn(time.monotonic() - started)
+
+
+def _teacher_of(directory: RunDirectory) -> dict[str, str]:
+    """Name and digest of the run's teacher, as made_of.json has them."""
+    origin = read_origin(directory.path)
+    about = {} if origin is None else origin.sources.get("teacher", {})
+    return {name: str(about.get(name, "")) for name in ("name", "digest")}
 
 
 def _state(run: Run) -> dict[str, float]:

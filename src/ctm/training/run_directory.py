@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject, plain, read_json, read_yaml
 from ctm.lock import LOCK, DirectoryLock
-from ctm.models import AnyModel
 from ctm.models.grids import TunedGrid, read_grids
 from ctm.models.protocol import RangedDenoiser
 from ctm.teachers.torch_files import read_torch
@@ -34,6 +33,7 @@ from ctm.training.storage import clear_leftovers, damage, remove, replace_direct
 __all__ = ["CannotWrite", "Checkpoint", "RunDirectory"]
 
 _LOG = logging.getLogger(__name__)
+_BEFORE = ("data", "distill.json", "recipe.yaml")  # what ctm distill writes into a directory before it trains there
 _UNFIT = (
     RuntimeError,
     ValueError,
@@ -49,6 +49,12 @@ _UNFIT = (
 
 class CannotWrite(ValueError):
     """The run directory refuses writing: the disk is full, or there is no permission. Earlier checkpoints are intact."""
+
+
+class Saved(Protocol):
+    """What can be written as a directory: a model, or adapters."""
+
+    def save_pretrained(self, directory: Path, /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class RunDirectory:
         continue it. Raises ValueError where it holds something else, DirectoryInUse where another process writes it,
         CannotWrite where it cannot be written to."""
         free = not self.path.exists() or (
-            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK}
+            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK, *_BEFORE}
         )
         if not free and not self.config.is_file():
             raise ValueError(f"{self.path} exists and is not a run directory (no config.yaml): use another --out")
@@ -187,8 +193,9 @@ class RunDirectory:
                 "one, or another --out"
             ) from error
 
-    def publish(self, model: AnyModel, name: str = "model", card: str | None = None) -> None:
-        """Write a model directory of that name, replacing the one before as a whole. card: its README.md."""
+    def publish(self, model: Saved, name: str = "model", card: str | None = None) -> None:
+        """Write a directory of that name by the model's save_pretrained, replacing the one before as a whole. card: its
+        README.md."""
         temporary = self.path / f".writing-{name}"
         with self.writing():
             try:

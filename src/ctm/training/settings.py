@@ -8,12 +8,18 @@ from typing import Any
 
 from ctm.foreign.text import JSONObject
 from ctm.training.engine import EngineSettings
-from ctm.training.recipe import OLDER_NAMES, DataSettings, ModelSettings, Recipe
+from ctm.training.recipe import OLDER_NAMES, DataSettings, LoraSettings, ModelSettings, Recipe
 from ctm.training.self_evaluation import EvaluationSettings
 
 __all__ = ["FREE", "SOURCES", "check_settings", "decided", "source_differences"]
 
-_PARTS = {"data": DataSettings, "engine": EngineSettings, "evaluation": EvaluationSettings, "model": ModelSettings}
+_PARTS = {
+    "data": DataSettings,
+    "engine": EngineSettings,
+    "evaluation": EvaluationSettings,
+    "lora": LoraSettings,
+    "model": ModelSettings,
+}
 
 # What is written, shown or kept, and when training gives up: nothing of it moves a weight.
 FREE = frozenset(
@@ -40,6 +46,7 @@ SOURCES = {
     "data.name": "data",
     "data.size": "data",
     "data.split": "data",
+    "data.unlabelled": "data",
     "student": "student",
     "teacher": "teacher",
     "teacher_guide": "teacher_guide",
