@@ -1,14 +1,15 @@
 """Consistency Trajectory Models (arXiv 2310.02279) in the most obvious PyTorch: the yardstick of `ctm bench teach`.
 
-It needs torch alone and takes no short cut. tests/parity/test_reference.py holds it against numbers of the official code. A network
-is any module F(c_in(t)*x, t, s, labels) with a `last_layer`; a teacher's s is None. x (B, ...), levels t, u, s (B,), labels (B,), -1
-for none.
+It needs torch alone and takes no short cut. tests/parity/test_reference.py holds it against numbers of the official code.
+
+A network is any module F(c_in(t)*x, t, s, labels) with a `last_layer`; a teacher's s is None. x (B, ...), levels t, u, s (B,),
+labels (B,), -1 for none.
 """
 
 import copy
+import itertools
 
 import torch
-from torch import nn
 
 
 def column(level, x):
@@ -42,7 +43,7 @@ def karras_grid(points, sigma_min, sigma_max, rho=7.0):
 
 def heun_walk(teacher, x, path, labels, sigma_data):
     """The teacher's flow dx/dt = (x - D)/t along path (k + 1, B) by Heun's method."""
-    for t, s in zip(path[:-1], path[1:]):
+    for t, s in itertools.pairwise(path):
         first = (x - g(teacher, x, t, None, labels, sigma_data)) / column(t, x)
         euler = x + column(s - t, x) * first
         second = (euler - g(teacher, euler, s, None, labels, sigma_data)) / column(s, x)
@@ -125,7 +126,7 @@ class Plain:
         ema = min(self.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             for decay, average in ((self.target_ema, self.target), (ema, self.average)):
-                for kept, now in zip(average.parameters(), self.student.parameters()):
+                for kept, now in zip(average.parameters(), self.student.parameters(), strict=True):
                     kept.mul_(decay).add_(now, alpha=1 - decay)
         self.steps += 1
 

@@ -51,8 +51,7 @@ class Cell:
 @dataclass
 class _Progress:
     """What a cell has used and found so far. planned: steps it was thought to take, where its way looks at that. yard_ms:
-    milliseconds of a fixed small computation, timed every 200 steps. They rise where other programs slow this one's processor time
-    down."""
+    milliseconds of a fixed small computation, timed every 200 steps. They rise where other programs slow this one down."""
 
     planned: int = 0
     seconds: float = 0.0
@@ -104,8 +103,8 @@ def _begun(cell: Cell, bench: ImageBench, teacher: Path, directory: RunDirectory
     learner = learner_of(cell.way, recipe, bench.images, *_planned(progress))
     if learner.settings != kept["settings"]:
         raise ValueError(
-            f"{directory.path} was begun with other settings ({kept['settings']}), now it would be {learner.settings}: remove the "
-            "directory to begin again"
+            f"{directory.path} was begun with other settings ({kept['settings']}), now it would be {learner.settings}: remove "
+            "the directory to begin again"
         )
     directory.load(reached, *learner.parts())
     learner.take_up(reached, kept["state"])
@@ -168,10 +167,9 @@ def _train(
             progress.yard_ms.append(_yard())
         if progress.seconds >= left[0]:
             left.pop(0)
-            point = {"seconds": round(progress.seconds, 2), "steps": learner.steps}
-            point["jumps"] = bench.of_student(learner.published(), gamma)
-            progress.curve.append(point)
-            distances = ", ".join(f"{steps}: {value['frechet']:.1f}" for steps, value in point["jumps"].items())
+            jumps = bench.of_student(learner.published(), gamma)
+            progress.curve.append({"seconds": round(progress.seconds, 2), "steps": learner.steps, "jumps": jumps})
+            distances = ", ".join(f"{steps}: {value['frechet']:.1f}" for steps, value in jumps.items())
             seen(f"{cell.name} at {progress.seconds:.0f} s, step {learner.steps:,}: {distances}")
         elif progress.seconds < saved + _SAVE_SECONDS:
             continue

@@ -76,11 +76,13 @@ def run_mixture(
     *,
     budget: Budget,
     seeds: Sequence[int],
+    count: int = 2000,
     progress: Callable[[list[Any]], Any] = lambda runs: runs,
 ) -> None:
-    """Run every way that needs no weights of a teacher, with each seed. What the results hold already is passed over."""
+    """Run every way that needs no weights of a teacher, with each seed. What the results hold already is passed over.
+    count: samples by which students are measured."""
     teacher = mixture()
-    truth = Truth(teacher)
+    truth = Truth(teacher, count)
     runs = [
         (way, seed)
         for seed, way in itertools.product(seeds, ways)

@@ -11,13 +11,14 @@ from jsonargparse import Namespace
 
 from ctm.bench.images import ImageBench
 from ctm.bench.lessons import Cell, run_cell
-from ctm.terminal.options import numbers
 from ctm.bench.mixture import Budget, run_mixture
 from ctm.bench.results import Results
-from ctm.bench.teach_table import report
+from ctm.bench.teach_table import picture, report
 from ctm.bench.ways import REFERENCE, chosen
 from ctm.console import text_console
+from ctm.files import write_whole
 from ctm.progress import tracked
+from ctm.terminal.options import numbers
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
@@ -35,8 +36,8 @@ def parser() -> Parser:
     """The options of the benchmark."""
     result = command_parser(
         "bench teach",
-        "Compare the ways to teach a jump at equal processor seconds of one thread. screen: all ways, against the exact flow of a "
-        "Gaussian mixture and on digits, three minutes each. finals: the plain reference and chosen ways on images, by curves of "
+        "Compare the ways to teach a jump at equal processor seconds of one thread. screen: all ways, against the exact flow of "
+        "a Gaussian mixture and on digits, three minutes each. finals: the plain reference and chosen ways on images, by curves of "
         "the Fréchet distance over EfficientNet-Lite0. Each finished cell is added to the results file; the same command with "
         "--continue goes on, also in the middle of a cell.",
         "ctm bench teach --part finals --data digits --ways reference,soft-multistep --seeds 0,1 --continue",
@@ -79,8 +80,12 @@ def run(settings: Namespace) -> None:
         torch.set_num_threads(1)
         _measure(results, settings)
     console = text_console(wide=True)
-    for line in report(results, picture=path.with_suffix(".png")):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in report(results.entries):
+        console.print(line, soft_wrap=True)
+    drawn = picture(results.entries)
+    if drawn is not None:
+        write_whole(path.with_suffix(".png"), drawn)
+    console.print(f"results: {path}" + ("" if drawn is None else f" and {path.with_suffix('.png').name}"))
 
 
 def _measure(results: Results, settings: Namespace) -> None:

@@ -2,13 +2,161 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from ctm.bench.results import Results
+from ctm.bench.images import STEPS
+from ctm.bench.mixture import STEPS as JUMPS
 
-__all__ = ["report"]
+__all__ = ["curves", "picture", "report"]
+
+Entries = Mapping[str, Mapping[str, Any]]
+_BUDGETS = {"equal_seconds": "seconds", "equal_evaluations": "evaluations of the teacher"}
 
 
-def report(results: Results, *, picture: Path) -> list[str]:
-    """The tables in Markdown, line by line."""
-    return [f"{name}" for name in results.entries]
+def report(entries: Entries) -> list[str]:
+    """All tables in Markdown, line by line. A part that was not run has none."""
+    return [*_mixture_lines(entries), *_image_lines(entries)]
+
+
+def _mixture_lines(entries: Entries) -> list[str]:
+    rows = [entry for entry in entries.values() if entry["part"] == "mixture"]
+    lines: list[str] = []
+    for budget, unit in _BUDGETS.items():
+        ways = _grouped(row for row in rows if budget in row)
+        if not ways:
+            continue
+        limit = next(iter(ways.values()))[0]["budget"][budget.removeprefix("equal_")]
+        lines += [f"Mixture: error against the exact flow, % of the data's deviation, at {limit:g} {unit}:", ""]
+        header = ["way", "seeds", "steps", "seconds", *(f"{jumps} jumps" for jumps in JUMPS), "denoiser"]
+        lines += _header(header)
+        for way, runs in ways.items():
+            found = [run[budget] for run in runs]
+            errors = [_mean([100 * run["errors"][str(key)] for run in found], "1f") for key in (*JUMPS, "denoiser")]
+            about = [f"{statistics.fmean(run[name] for run in found):,.0f}" for name in ("steps", "seconds")]
+            lines.append(_line([way, str(len(runs)), *about, *errors]))
+        lines.append("")
+    return lines
+
+
+def _image_lines(entries: Entries) -> list[str]:
+    lines: list[str] = []
+    for data in _sets(entries):
+        teacher = entries[f"images/{data}/teacher"]
+        protocol = teacher["protocol"]
+        lines += [
+            f"{data}: Fréchet distance over {protocol['features']} at {protocol['side']} pixels, {protocol['samples']} samples "
+            f"against {protocol['real']} real images. Teacher at {teacher['evaluations']} evaluations: "
+            f"{_with_error(teacher['35'])}; half of the real images against the other half: {teacher['floor']:.1f}.",
+            "",
+        ]
+        lines += _header(
+            ["way", "minutes", "seeds", "steps", "evaluations", "MiB", *(f"{steps} jumps" for steps in STEPS)]
+        )
+        for minutes in sorted({row["minutes"] for row in _rows(entries, data)}):
+            ways = _grouped(row for row in _rows(entries, data) if row["minutes"] == minutes)
+            for way, runs in ways.items():
+                lines.append(_line([way, f"{minutes:g}", str(len(runs)), *_cell_numbers(runs)]))
+        lines.append("")
+    return lines
+
+
+def _cell_numbers(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Steps, the teacher's evaluations, memory and the distances at the end of the runs of a way."""
+    about = [f"{statistics.fmean(run['steps'] for run in runs):,.0f}"]
+    about += [f"{statistics.fmean(run['teacher_evaluations'] for run in runs) / 1e6:.2f} M"]
+    about += [f"{max(run['memory_mib'] for run in runs):,.0f}"]
+    if any(run["diverged"] for run in runs):
+        return [*about, "diverged", *[""] * (len(STEPS) - 1)]
+    ends = [run["curve"][-1]["jumps"] for run in runs]
+    if len(runs) == 1:
+        return [*about, *(_with_error(ends[0][str(steps)]) for steps in STEPS)]
+    return [*about, *(_mean([end[str(steps)]["frechet"] for end in ends], "1f") for steps in STEPS)]
+
+
+def curves(entries: Entries, data: str, jumps: int) -> dict[tuple[str, float], list[tuple[float, float, float]]]:
+    """Of each way and budget that was measured at several moments: (seconds, distance, error bar), the mean over seeds. The bar
+    is the standard error over seeds, or, of one seed, over blocks of samples."""
+    found = {}
+    rows = [row for row in _rows(entries, data) if len(row["curve"]) > 1 and not row["diverged"]]
+    for minutes in sorted({row["minutes"] for row in rows}):
+        for way, runs in _grouped(row for row in rows if row["minutes"] == minutes).items():
+            points = []
+            for moments in zip(*(run["curve"] for run in runs), strict=True):
+                values = [moment["jumps"][str(jumps)]["frechet"] for moment in moments]
+                error = moments[0]["jumps"][str(jumps)]["error"] or 0.0
+                if len(values) > 1:
+                    error = statistics.stdev(values) / math.sqrt(len(values))
+                seconds = statistics.fmean(moment["seconds"] for moment in moments)
+                points.append((seconds, statistics.fmean(values), error))
+            found[way, minutes] = points
+    return found
+
+
+def picture(entries: Entries) -> bytes | None:
+    """Curves of quality against seconds as PNG, a line of panels for each set and a panel for each number of jumps, the teacher's
+    distance as a dashed line; None where there is no curve yet."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from ctm.evaluation.figures import png
+
+    sets = [data for data in _sets(entries) if curves(entries, data, STEPS[0])]
+    if not sets:
+        return None
+    figure, panels = plt.subplots(len(sets), len(STEPS), figsize=(4 * len(STEPS), 3.6 * len(sets)), squeeze=False)
+    for line, data in zip(panels, sets, strict=True):
+        for axes, jumps in zip(line, STEPS, strict=True):
+            for (way, minutes), points in curves(entries, data, jumps).items():
+                seconds, values, bars = zip(*points, strict=True)
+                label = f"{way}, {minutes:g} min"
+                axes.errorbar(seconds, values, bars, marker="o", markersize=3, capsize=2, label=label)
+            axes.axhline(entries[f"images/{data}/teacher"]["35"]["frechet"], color="grey", linestyle="--", linewidth=1)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_title(f"{data}, {jumps} jump{'s' if jumps > 1 else ''}", fontsize=10)
+            axes.set_xlabel("processor seconds of training")
+        line[0].set_ylabel("Fréchet distance")
+        line[-1].legend(fontsize=7)
+    figure.tight_layout()
+    return png(figure)
+
+
+def _sets(entries: Entries) -> list[str]:
+    return list(dict.fromkeys(row["data"] for row in entries.values() if row["part"] == "images"))
+
+
+def _rows(entries: Entries, data: str) -> list[Mapping[str, Any]]:
+    """The cells of a set."""
+    return [
+        row for row in entries.values() if row["part"] == "images" and row["data"] == data and row["way"] != "teacher"
+    ]
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["way"], []).append(row)
+    return found
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    """Mean ± standard error of several seeds."""
+    mean = f"{statistics.fmean(values):.{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{form}}"
+
+
+def _with_error(number: Mapping[str, Any]) -> str:
+    return f"{number['frechet']:.1f}" + ("" if number["error"] is None else f" ± {number['error']:.1f}")
+
+
+def _header(columns: Sequence[str]) -> list[str]:
+    return [_line(columns), "|---|" + "--:|" * (len(columns) - 1)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

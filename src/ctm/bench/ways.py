@@ -11,7 +11,6 @@ from ctm.objectives import (
     DenoisingScoreMatching,
     DistributionMatching,
     Eulerian,
-    KarrasPairs,
     Lagrangian,
     LognormalPairs,
     Matching,
