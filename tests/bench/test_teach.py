@@ -154,13 +154,10 @@ def cell_entry(bench, tmp_path_factory):
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-        with pytest.raises(ValueError, match="begun with other settings"):
-            other = pytest.MonkeyPatch()
+        with pytest.MonkeyPatch.context() as other:
             other.setitem(WAYS, "soft", WAYS["local"])
-            try:
+            with pytest.raises(ValueError, match="begun with other settings"):
                 run_cell(cell, bench, TEACHER, runs)
-            finally:
-                other.undo()
         saved = RunDirectory(runs / "images-digits-soft-0.02min-0").latest()
         return run_cell(cell, bench, TEACHER, runs), saved, runs
 
@@ -216,7 +213,7 @@ def test_tables_and_curves_come_from_the_file(cell_entry, on_mixture, tmp_path, 
     assert any(line.startswith("| semigroup | 1 |") for line in lines)
     points = curves(entries, "digits", 1)["soft", 0.02]
     assert [(value, bar) for _, value, bar in points] == [(63.0, 2.0), (63.0, 2.0)]
-    assert picture(on_mixture.entries) is None
+    assert picture({}) is None
     path = tmp_path / "teach.json"
     path.write_text(json.dumps(entries))
     assert main(["bench", "teach", "--show", "--out", str(path)]) == 0

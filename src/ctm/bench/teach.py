@@ -37,8 +37,8 @@ def parser() -> Parser:
     result = command_parser(
         "bench teach",
         "Compare the ways to teach a jump at equal processor seconds of one thread. screen: all ways, against the exact flow of "
-        "a Gaussian mixture and on digits, three minutes each. finals: the plain reference and chosen ways on images, by curves of "
-        "the Fréchet distance over EfficientNet-Lite0. Each finished cell is added to the results file; the same command with "
+        "a Gaussian mixture and on digits, three minutes each. finals: the plain reference and chosen ways on images, by curves "
+        "of the Fréchet distance over EfficientNet-Lite0. Each finished cell is added to the results file; the same command with "
         "--continue goes on, also in the middle of a cell.",
         "ctm bench teach --part finals --data digits --ways reference,soft-multistep --seeds 0,1 --continue",
     )

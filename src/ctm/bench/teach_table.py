@@ -30,7 +30,7 @@ def _mixture_lines(entries: Entries) -> list[str]:
             continue
         limit = next(iter(ways.values()))[0]["budget"][budget.removeprefix("equal_")]
         lines += [f"Mixture: error against the exact flow, % of the data's deviation, at {limit:g} {unit}:", ""]
-        header = ["way", "seeds", "steps", "seconds", *(f"{jumps} jumps" for jumps in JUMPS), "denoiser"]
+        header = ["way", "seeds", "steps", "seconds", *map(_jumps, JUMPS), "denoiser"]
         lines += _header(header)
         for way, runs in ways.items():
             found = [run[budget] for run in runs]
@@ -52,9 +52,7 @@ def _image_lines(entries: Entries) -> list[str]:
             f"{_with_error(teacher['35'])}; half of the real images against the other half: {teacher['floor']:.1f}.",
             "",
         ]
-        lines += _header(
-            ["way", "minutes", "seeds", "steps", "evaluations", "MiB", *(f"{steps} jumps" for steps in STEPS)]
-        )
+        lines += _header(["way", "minutes", "seeds", "steps", "evaluations", "MiB", *map(_jumps, STEPS)])
         for minutes in sorted({row["minutes"] for row in _rows(entries, data)}):
             ways = _grouped(row for row in _rows(entries, data) if row["minutes"] == minutes)
             for way, runs in ways.items():
@@ -96,8 +94,9 @@ def curves(entries: Entries, data: str, jumps: int) -> dict[tuple[str, float], l
 
 
 def picture(entries: Entries) -> bytes | None:
-    """Curves of quality against seconds as PNG, a line of panels for each set and a panel for each number of jumps, the teacher's
-    distance as a dashed line; None where there is no curve yet."""
+    """The results as PNG; None where there are none. First the screen: the error on the mixture and the distance on each set, by
+    the number of jumps, of every way that was measured once. Then curves of the distance against seconds: a line of panels for
+    each set, a panel for each number of jumps. Dashed: the teacher."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,25 +104,83 @@ def picture(entries: Entries) -> bytes | None:
 
     from ctm.evaluation.figures import png
 
+    screens = _screens(entries)
     sets = [data for data in _sets(entries) if curves(entries, data, STEPS[0])]
-    if not sets:
+    if not screens and not sets:
         return None
-    figure, panels = plt.subplots(len(sets), len(STEPS), figsize=(4 * len(STEPS), 3.6 * len(sets)), squeeze=False)
-    for line, data in zip(panels, sets, strict=True):
-        for axes, jumps in zip(line, STEPS, strict=True):
+    lines = [*(["screen"] if screens else []), *sets]
+    figure = plt.figure(figsize=(4 * len(STEPS), 4.2 * len(lines)))
+    grid = figure.add_gridspec(len(lines), len(STEPS))
+    for number, (title, ways) in enumerate(screens.items()):
+        width = len(STEPS) // max(1, len(screens))
+        _draw_screen(figure.add_subplot(grid[0, number * width : (number + 1) * width]), title, ways)
+    for line, data in enumerate(sets, start=len(lines) - len(sets)):
+        for column, jumps in enumerate(STEPS):
+            axes = figure.add_subplot(grid[line, column])
             for (way, minutes), points in curves(entries, data, jumps).items():
                 seconds, values, bars = zip(*points, strict=True)
-                label = f"{way}, {minutes:g} min"
-                axes.errorbar(seconds, values, bars, marker="o", markersize=3, capsize=2, label=label)
+                axes.errorbar(
+                    seconds, values, bars, marker="o", markersize=3, capsize=2, label=f"{way}, {minutes:g} min"
+                )
             axes.axhline(entries[f"images/{data}/teacher"]["35"]["frechet"], color="grey", linestyle="--", linewidth=1)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.set_title(f"{data}, {jumps} jump{'s' if jumps > 1 else ''}", fontsize=10)
-            axes.set_xlabel("processor seconds of training")
-        line[0].set_ylabel("Fréchet distance")
-        line[-1].legend(fontsize=7)
+            axes.set(
+                xscale="log", yscale="log", xlabel="processor seconds of training", title=f"{data}, {_jumps(jumps)}"
+            )
+            _plain_numbers(axes)
+            if column == 0:
+                axes.set_ylabel("Fréchet distance")
+                axes.legend(fontsize=7)
     figure.tight_layout()
     return png(figure)
+
+
+def _screens(entries: Entries) -> dict[str, dict[str, list[float]]]:
+    """By title, the values of each way at 1, 2, 4 and 8 jumps: the mixture at equal seconds, and each set's cells that were
+    measured once, of the teacher under "teacher"."""
+    found: dict[str, dict[str, list[float]]] = {}
+    mixture = _grouped(row for row in entries.values() if row["part"] == "mixture" and "equal_seconds" in row)
+    if mixture:
+        errors = {way: [run["equal_seconds"]["errors"] for run in runs] for way, runs in mixture.items()}
+        found["mixture: error against the flow, % of the deviation"] = {
+            way: [100 * statistics.fmean(run[str(jumps)] for run in runs) for jumps in JUMPS]
+            for way, runs in errors.items()
+        }
+    for data in _sets(entries):
+        once = [row for row in _rows(entries, data) if len(row["curve"]) == 1 and not row["diverged"]]
+        if once:
+            ends = {way: [run["curve"][-1]["jumps"] for run in runs] for way, runs in _grouped(once).items()}
+            ways = {
+                way: [statistics.fmean(run[str(jumps)]["frechet"] for run in runs) for jumps in STEPS]
+                for way, runs in ends.items()
+            }
+            teacher = entries[f"images/{data}/teacher"]["35"]["frechet"]
+            minutes = sorted({row["minutes"] for row in once})
+            title = f"{data}: Fréchet distance after {', '.join(f'{value:g}' for value in minutes)} minutes"
+            found[title] = {**ways, "teacher": [teacher] * len(STEPS)}
+    return found
+
+
+def _draw_screen(axes: Any, title: str, ways: Mapping[str, Sequence[float]]) -> None:
+    for number, (way, values) in enumerate(ways.items()):
+        look = {"color": "grey", "linestyle": "--"} if way == "teacher" else {"marker": "os^Dv<>"[number % 7]}
+        axes.plot(JUMPS, values, label=way, markersize=4, **look)
+    axes.set(xscale="log", yscale="log", xlabel="jumps", title=title)
+    _plain_numbers(axes)
+    axes.set_xticks(JUMPS, [str(jumps) for jumps in JUMPS])
+    axes.xaxis.minorticks_off()
+    axes.legend(fontsize=7, ncols=2)
+
+
+def _plain_numbers(axes: Any) -> None:
+    """Ticks on logarithmic axes as whole numbers, of which few overlap."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    wide = axes.dataLim.intervaly[1] > 8 * axes.dataLim.intervaly[0]
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0) if wide else (1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
 
 
 def _sets(entries: Entries) -> list[str]:
@@ -152,6 +209,10 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 def _with_error(number: Mapping[str, Any]) -> str:
     return f"{number['frechet']:.1f}" + ("" if number["error"] is None else f" ± {number['error']:.1f}")
+
+
+def _jumps(count: int) -> str:
+    return "1 jump" if count == 1 else f"{count} jumps"
 
 
 def _header(columns: Sequence[str]) -> list[str]:

@@ -73,7 +73,7 @@ def _local(place: Place) -> list[Objective]:
 
 
 def _global(place: Place) -> list[Objective]:
-    return [Matching(kind="global", **place.grid)]
+    return [Matching(kind="global", **_points(place))]
 
 
 def _distillation(place: Place) -> list[Objective]:
