@@ -101,7 +101,7 @@ def digits():
     return load_images("digits")
 
 
-@pytest.mark.parametrize("way", [REFERENCE, *WAYS])
+@pytest.mark.parametrize("way", [REFERENCE, *(name for name, way in WAYS.items() if not way.tried)])
 def test_a_way_trains(way, digits):
     """Four steps, in which the teacher is asked where it should be and the student's weights move."""
     learner = learner_of(way, small(), digits, 4)

@@ -118,6 +118,13 @@ WAYS: dict[str, Way] = {
     "consistency-tuning": Way(_tuning(s="end"), "2406.14548", gamma=1.0, by_steps=True),
     "trajectory-tuning": Way(_tuning(), "2406.14548", by_steps=True),
     "distribution-matching": Way(_with_distribution(0.5), "2405.14867", by_steps=True, on_mixture=False),
+    "lagrangian/faster": Way(lambda place: [Lagrangian()], "2406.07507", rate=2.0, tried=True),
+    "lagrangian/slower": Way(lambda place: [Lagrangian()], "2406.07507", rate=0.5, tried=True),
+    "lagrangian/wide-lognormal": Way(lambda place: [Lagrangian(pairs=_WIDE)], "2406.07507", tried=True),
+    "eulerian/slower": Way(_eulerian(0.2, normalise=0.1), "2506.14603", rate=0.3, by_steps=True, tried=True),
+    "eulerian/wide-lognormal": Way(_eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
+    "eulerian/not-normalised": Way(_eulerian(0.2), "2506.14603", by_steps=True, tried=True),
+    "eulerian/late": Way(_eulerian(0.8, normalise=0.1), "2506.14603", by_steps=True, tried=True),
 }
 
 
