@@ -123,6 +123,18 @@ WAYS: dict[str, Way] = {
     "lagrangian/wide-lognormal": Way(lambda place: [Lagrangian(pairs=_WIDE)], "2406.07507", tried=True),
     "eulerian/slower": Way(_eulerian(0.2, normalise=0.1), "2506.14603", rate=0.3, by_steps=True, tried=True),
     "eulerian/wide-lognormal": Way(_eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
+    "eulerian/wide-lognormal-slower": Way(
+        _eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", rate=0.3, by_steps=True, tried=True
+    ),
+    "eulerian/wide-lognormal-not-normalised": Way(_eulerian(0.2, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
+    "eulerian-data/wide-lognormal": Way(
+        _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), "2505.13447", by_steps=True, tried=True
+    ),
+    "eulerian-data/wide-lognormal-slower": Way(
+        _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), "2505.13447", rate=0.3, by_steps=True, tried=True
+    ),
+    "semigroup/wide-lognormal": Way(lambda place: [Semigroup(pairs=_WIDE)], "2410.12557", tried=True),
+    "semigroup/drawn": Way(lambda place: [Semigroup(middle="drawn")], "2410.12557", tried=True),
     "eulerian/not-normalised": Way(_eulerian(0.2), "2506.14603", by_steps=True, tried=True),
     "eulerian/late": Way(_eulerian(0.8, normalise=0.1), "2506.14603", by_steps=True, tried=True),
 }
