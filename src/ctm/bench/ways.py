@@ -127,6 +127,9 @@ WAYS: dict[str, Way] = {
         _eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", rate=0.3, by_steps=True, tried=True
     ),
     "eulerian/wide-lognormal-not-normalised": Way(_eulerian(0.2, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
+    "eulerian/wide-lognormal-not-normalised-slower": Way(
+        _eulerian(0.2, pairs=_WIDE), "2506.14603", rate=0.1, by_steps=True, tried=True
+    ),
     "eulerian-data/wide-lognormal": Way(
         _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), "2505.13447", by_steps=True, tried=True
     ),
