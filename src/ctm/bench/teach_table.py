@@ -22,22 +22,20 @@ def report(entries: Entries) -> list[str]:
 
 
 def _mixture_lines(entries: Entries) -> list[str]:
+    """A table for each budget, and for each size of it where runs had several."""
     rows = [entry for entry in entries.values() if entry["part"] == "mixture"]
     lines: list[str] = []
     for budget, unit in _BUDGETS.items():
-        ways = _grouped(row for row in rows if budget in row)
-        if not ways:
-            continue
-        limit = next(iter(ways.values()))[0]["budget"][budget.removeprefix("equal_")]
-        lines += [f"Mixture: error against the exact flow, % of the data's deviation, at {limit:g} {unit}:", ""]
-        header = ["way", "seeds", "steps", "seconds", *map(_jumps, JUMPS), "denoiser"]
-        lines += _header(header)
-        for way, runs in ways.items():
-            found = [run[budget] for run in runs]
-            errors = [_mean([100 * run["errors"][str(key)] for run in found], "1f") for key in (*JUMPS, "denoiser")]
-            about = [f"{statistics.fmean(run[name] for run in found):,.0f}" for name in ("steps", "seconds")]
-            lines.append(_line([way, str(len(runs)), *about, *errors]))
-        lines.append("")
+        limits = {id(row): row["budget"][budget.removeprefix("equal_")] for row in rows if budget in row}
+        for limit in sorted(set(limits.values()), reverse=True):
+            lines += [f"Mixture: error against the exact flow, % of the data's deviation, at {limit:g} {unit}:", ""]
+            lines += _header(["way", "seeds", "steps", "seconds", *map(_jumps, JUMPS), "denoiser"])
+            for way, runs in _grouped(row for row in rows if limits.get(id(row)) == limit).items():
+                found = [run[budget] for run in runs]
+                errors = [_mean([100 * run["errors"][str(key)] for run in found], "1f") for key in (*JUMPS, "denoiser")]
+                about = [f"{statistics.fmean(run[name] for run in found):,.0f}" for name in ("steps", "seconds")]
+                lines.append(_line([way, str(len(runs)), *about, *errors]))
+            lines.append("")
     return lines
 
 
@@ -95,7 +93,7 @@ def curves(entries: Entries, data: str, jumps: int) -> dict[tuple[str, float], l
 
 def picture(entries: Entries) -> bytes | None:
     """The results as PNG; None where there are none. First the screen: the error on the mixture and the distance on each set, by
-    the number of jumps, of every way that was measured once. Then curves of the distance against seconds: a line of panels for
+    the number of jumps, of every way with its default settings. Then curves of the distance against seconds: a line of panels for
     each set, a panel for each number of jumps. Dashed: the teacher."""
     import matplotlib
 
@@ -138,7 +136,7 @@ def _screens(entries: Entries) -> dict[str, dict[str, list[float]]]:
     """By title, the values of each way at 1, 2, 4 and 8 jumps: the mixture at equal seconds, and each set's cells that were
     measured once, of the teacher under "teacher"."""
     found: dict[str, dict[str, list[float]]] = {}
-    mixture = _grouped(row for row in entries.values() if row["part"] == "mixture" and "equal_seconds" in row)
+    mixture = _grouped(row for row in entries.values() if row["part"] == "mixture" and _is_default(row))
     if mixture:
         errors = {way: [run["equal_seconds"]["errors"] for run in runs] for way, runs in mixture.items()}
         found["mixture: error against the flow, % of the deviation"] = {
@@ -146,7 +144,9 @@ def _screens(entries: Entries) -> dict[str, dict[str, list[float]]]:
             for way, runs in errors.items()
         }
     for data in _sets(entries):
-        once = [row for row in _rows(entries, data) if len(row["curve"]) == 1 and not row["diverged"]]
+        once = [
+            row for row in _rows(entries, data) if len(row["curve"]) == 1 and _is_default(row) and not row["diverged"]
+        ]
         if once:
             ends = {way: [run["curve"][-1]["jumps"] for run in runs] for way, runs in _grouped(once).items()}
             ways = {
@@ -160,15 +160,22 @@ def _screens(entries: Entries) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def _is_default(row: Mapping[str, Any]) -> bool:
+    """Whether its way has its default settings: a tried one is called after its way and a stroke."""
+    return "/" not in row["way"]
+
+
 def _draw_screen(axes: Any, title: str, ways: Mapping[str, Sequence[float]]) -> None:
     for number, (way, values) in enumerate(ways.items()):
-        look = {"color": "grey", "linestyle": "--"} if way == "teacher" else {"marker": "os^Dv<>"[number % 7]}
+        look = {"color": f"C{number % 10}", "marker": "os^Dv<>"[number % 7], "linestyle": "-" if number < 10 else ":"}
+        if way == "teacher":
+            look = {"color": "grey", "linestyle": "--"}
         axes.plot(JUMPS, values, label=way, markersize=4, **look)
     axes.set(xscale="log", yscale="log", xlabel="jumps", title=title)
     _plain_numbers(axes)
     axes.set_xticks(JUMPS, [str(jumps) for jumps in JUMPS])
     axes.xaxis.minorticks_off()
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _plain_numbers(axes: Any) -> None:

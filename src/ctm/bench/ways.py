@@ -103,6 +103,7 @@ def _with_distribution(start: float, **settings: Any) -> Callable[[Place], list[
 
 
 _WIDE = LognormalPairs(std=2.0)
+_LAGRANGIAN, _EULERIAN, _MEANFLOW, _SEMIGROUP = "2406.07507", "2506.14603", "2505.13447", "2410.12557"
 
 WAYS: dict[str, Way] = {
     "soft": Way(_matching(), "2310.02279"),
@@ -110,36 +111,35 @@ WAYS: dict[str, Way] = {
     "local": Way(_local, "2310.02279"),
     "global": Way(_global, "2310.02279"),
     "consistency-distillation": Way(_distillation, "2303.01469", gamma=1.0),
-    "lagrangian": Way(lambda place: [Lagrangian()], "2406.07507"),
+    "lagrangian": Way(lambda place: [Lagrangian()], _LAGRANGIAN),
     "lagrangian-student": Way(lambda place: [Lagrangian(velocity="student")], "2505.18825"),
-    "eulerian": Way(_eulerian(0.2, normalise=0.1), "2506.14603", by_steps=True),
-    "eulerian-data": Way(_eulerian(0.2, velocity="data", normalise=0.1), "2505.13447", by_steps=True),
-    "semigroup": Way(lambda place: [Semigroup()], "2410.12557"),
+    "eulerian": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, by_steps=True),
+    "eulerian-data": Way(_eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), _MEANFLOW, by_steps=True),
+    "semigroup": Way(lambda place: [Semigroup(pairs=_WIDE)], _SEMIGROUP),
     "consistency-tuning": Way(_tuning(s="end"), "2406.14548", gamma=1.0, by_steps=True),
     "trajectory-tuning": Way(_tuning(), "2406.14548", by_steps=True),
     "distribution-matching": Way(_with_distribution(0.5), "2405.14867", by_steps=True, on_mixture=False),
-    "lagrangian/faster": Way(lambda place: [Lagrangian()], "2406.07507", rate=2.0, tried=True),
-    "lagrangian/slower": Way(lambda place: [Lagrangian()], "2406.07507", rate=0.5, tried=True),
-    "lagrangian/wide-lognormal": Way(lambda place: [Lagrangian(pairs=_WIDE)], "2406.07507", tried=True),
-    "eulerian/slower": Way(_eulerian(0.2, normalise=0.1), "2506.14603", rate=0.3, by_steps=True, tried=True),
-    "eulerian/wide-lognormal": Way(_eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
-    "eulerian/wide-lognormal-slower": Way(
-        _eulerian(0.2, normalise=0.1, pairs=_WIDE), "2506.14603", rate=0.3, by_steps=True, tried=True
+    # What was tried beside the defaults.
+    "lagrangian/wide": Way(lambda place: [Lagrangian(pairs=_WIDE)], _LAGRANGIAN, tried=True),
+    "lagrangian/faster": Way(lambda place: [Lagrangian()], _LAGRANGIAN, rate=2.0, tried=True),
+    "lagrangian/slower": Way(lambda place: [Lagrangian()], _LAGRANGIAN, rate=0.5, tried=True),
+    "eulerian/slower": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, rate=0.1, by_steps=True, tried=True),
+    "eulerian/normalised": Way(_eulerian(0.2, normalise=0.1, pairs=_WIDE), _EULERIAN, by_steps=True, tried=True),
+    "eulerian/normalised-slower": Way(
+        _eulerian(0.2, normalise=0.1, pairs=_WIDE), _EULERIAN, rate=0.3, by_steps=True, tried=True
     ),
-    "eulerian/wide-lognormal-not-normalised": Way(_eulerian(0.2, pairs=_WIDE), "2506.14603", by_steps=True, tried=True),
-    "eulerian/wide-lognormal-not-normalised-slower": Way(
-        _eulerian(0.2, pairs=_WIDE), "2506.14603", rate=0.1, by_steps=True, tried=True
+    "eulerian/karras": Way(_eulerian(0.2), _EULERIAN, by_steps=True, tried=True),
+    "eulerian/karras-normalised": Way(_eulerian(0.2, normalise=0.1), _EULERIAN, by_steps=True, tried=True),
+    "eulerian/karras-normalised-slower": Way(
+        _eulerian(0.2, normalise=0.1), _EULERIAN, rate=0.3, by_steps=True, tried=True
     ),
-    "eulerian-data/wide-lognormal": Way(
-        _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), "2505.13447", by_steps=True, tried=True
+    "eulerian/karras-normalised-late": Way(_eulerian(0.8, normalise=0.1), _EULERIAN, by_steps=True, tried=True),
+    "eulerian-data/slower": Way(
+        _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), _MEANFLOW, rate=0.3, by_steps=True, tried=True
     ),
-    "eulerian-data/wide-lognormal-slower": Way(
-        _eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), "2505.13447", rate=0.3, by_steps=True, tried=True
-    ),
-    "semigroup/wide-lognormal": Way(lambda place: [Semigroup(pairs=_WIDE)], "2410.12557", tried=True),
-    "semigroup/drawn": Way(lambda place: [Semigroup(middle="drawn")], "2410.12557", tried=True),
-    "eulerian/not-normalised": Way(_eulerian(0.2), "2506.14603", by_steps=True, tried=True),
-    "eulerian/late": Way(_eulerian(0.8, normalise=0.1), "2506.14603", by_steps=True, tried=True),
+    "eulerian-data/karras": Way(_eulerian(0.2, velocity="data", normalise=0.1), _MEANFLOW, by_steps=True, tried=True),
+    "semigroup/karras": Way(lambda place: [Semigroup()], _SEMIGROUP, tried=True),
+    "semigroup/karras-drawn": Way(lambda place: [Semigroup(middle="drawn")], _SEMIGROUP, tried=True),
 }
 
 
