@@ -9,6 +9,7 @@ from typing import Any
 
 from ctm.bench.images import STEPS
 from ctm.bench.mixture import STEPS as JUMPS
+from ctm.bench.ways import REFERENCE, WAYS
 
 __all__ = ["curves", "picture", "report"]
 
@@ -166,7 +167,9 @@ def _is_default(row: Mapping[str, Any]) -> bool:
 
 
 def _draw_screen(axes: Any, title: str, ways: Mapping[str, Sequence[float]]) -> None:
-    for number, (way, values) in enumerate(ways.items()):
+    known = [REFERENCE, *WAYS]
+    for way, values in ways.items():
+        number = known.index(way) if way in known else len(known)  # the same look in every panel
         look = {"color": f"C{number % 10}", "marker": "os^Dv<>"[number % 7], "linestyle": "-" if number < 10 else ":"}
         if way == "teacher":
             look = {"color": "grey", "linestyle": "--"}
