@@ -113,7 +113,7 @@ WAYS: dict[str, Way] = {
     "consistency-distillation": Way(_distillation, "2303.01469", gamma=1.0),
     "lagrangian": Way(lambda place: [Lagrangian()], _LAGRANGIAN),
     "lagrangian-student": Way(lambda place: [Lagrangian(velocity="student")], "2505.18825"),
-    "eulerian": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, by_steps=True),
+    "eulerian": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, rate=0.1, by_steps=True),
     "eulerian-data": Way(_eulerian(0.2, velocity="data", normalise=0.1, pairs=_WIDE), _MEANFLOW, by_steps=True),
     "semigroup": Way(lambda place: [Semigroup(pairs=_WIDE)], _SEMIGROUP),
     "consistency-tuning": Way(_tuning(s="end"), "2406.14548", gamma=1.0, by_steps=True),
@@ -123,7 +123,7 @@ WAYS: dict[str, Way] = {
     "lagrangian/wide": Way(lambda place: [Lagrangian(pairs=_WIDE)], _LAGRANGIAN, tried=True),
     "lagrangian/faster": Way(lambda place: [Lagrangian()], _LAGRANGIAN, rate=2.0, tried=True),
     "lagrangian/slower": Way(lambda place: [Lagrangian()], _LAGRANGIAN, rate=0.5, tried=True),
-    "eulerian/slower": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, rate=0.1, by_steps=True, tried=True),
+    "eulerian/faster": Way(_eulerian(0.2, pairs=_WIDE), _EULERIAN, by_steps=True, tried=True),
     "eulerian/normalised": Way(_eulerian(0.2, normalise=0.1, pairs=_WIDE), _EULERIAN, by_steps=True, tried=True),
     "eulerian/normalised-slower": Way(
         _eulerian(0.2, normalise=0.1, pairs=_WIDE), _EULERIAN, rate=0.3, by_steps=True, tried=True
