@@ -55,13 +55,13 @@ gpu: $(VENV)/.core
 	$(BIN)/ctm bench gpu --out runs/gpu.json
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff check src tests tools
-	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
-	$(BIN)/ruff check --fix src tests tools
-	$(BIN)/ruff format src tests tools
+	$(BIN)/ruff check --fix src tests tools benchmarks
+	$(BIN)/ruff format src tests tools benchmarks
 
 check: lint test
 

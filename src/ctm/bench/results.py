@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ from typing import Any
 import torch
 
 from ctm.files import write_whole
+from ctm.lock import DirectoryInUse, place_locked
 from ctm.terminal.paths import check_place
 
 __all__ = ["Results"]
+
+_ATTEMPTS, _PAUSE = 50, 0.1
 
 
 class Results:
@@ -37,10 +42,33 @@ class Results:
             self.entries = json.loads(path.read_text(encoding="utf-8"))
 
     def add(self, name: str, entry: Mapping[str, object]) -> None:
-        """Keep an entry and write the file as a whole."""
-        self.entries[name] = {**entry, "measured": _where()}
+        """Keep an entry and write the file as a whole, with what another process may have added to it meanwhile."""
+        self.merge({name: {**entry, "measured": _where()}})
+
+    def merge(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Keep entries that were measured before, in place of those of the same names, and write the file as a whole."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(self.entries, indent=1) + "\n").encode())
+        with _locked_in_turn(self.path):
+            if self.path.is_file():
+                self.entries |= json.loads(self.path.read_text(encoding="utf-8"))
+            self.entries |= entries
+            write_whole(self.path, (json.dumps(self.entries, indent=1) + "\n").encode())
+
+
+@contextmanager
+def _locked_in_turn(path: Path) -> Iterator[None]:
+    """`ctm.lock.place_locked`, after others have given the place back. Raises DirectoryInUse if they keep it."""
+    for attempt in range(_ATTEMPTS):
+        with ExitStack() as held:
+            try:
+                held.enter_context(place_locked(path))
+            except DirectoryInUse:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                yield
+                return
+        time.sleep(_PAUSE)
 
 
 def _where() -> dict[str, object]:

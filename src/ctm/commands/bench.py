@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from ctm.bench import gpu, matching, overhead, restoring, samplers, serve, shares
+from ctm.bench import gpu, overhead, restoring, samplers, serve, shares, teach
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["parser", "run"]
 
 _BENCHMARKS = {
-    "matching": matching,
+    "teach": teach,
     "evaluate": shares,
     "restoring": restoring,
     "samplers": samplers,
@@ -21,7 +21,7 @@ _BENCHMARKS = {
 
 
 def parser() -> Parser:
-    return command_parser("bench", "Measure and compare; tables are printed, JSON is written.", "ctm bench matching")
+    return command_parser("bench", "Measure and compare; tables are printed, JSON is written.", "ctm bench teach")
 
 
 def add_subcommands(own: Parser) -> None:
