@@ -48,7 +48,7 @@ LIBRARY = re.compile(
         ([*TRAIN, "--target_ema", "null"], "--target_ema must be a finite number, got null"),
         ([*TRAIN, "--network", "null"], "--network must be a class with its settings, got null"),
         ([*TRAIN, "--optimizer", "Adm"], "--optimizer Adm: there is no such class: did you mean Adam or RAdam?"),
-        ([*TRAIN, "--network", "Foo"], "there is no such class: there are ADM, DDPMpp, DhariwalUNet, MLP, NCSNpp"),
+        ([*TRAIN, "--network", "Foo"], "there is no such class: there are ADM, DDPMpp, DhariwalUNet, DiT, Diffusers"),
         ([*TRAIN, "--schedule", "3"], "--schedule 3: there is no such class: there are Doubling, Progressive"),
         (
             [*TRAIN, "--network.class_path", "ctm.networks.MPL"],

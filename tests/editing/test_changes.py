@@ -4,7 +4,7 @@ import torch
 from ctm.editing import denoise, interpolate, posterior_sample, spherical, stroke, stroking, variations
 from ctm.requests import run
 from ctm.sampling.driving import answer
-from ctm.sampling.generation import ImageNoise
+from ctm.sampling.image_noise import ImageNoise
 from ctm.teachers import GaussianMixture
 
 from ..conftest import mixture

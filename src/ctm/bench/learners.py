@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ctm.bench.ways import REFERENCE, WAYS, Place, in_words
+from ctm.conditions import LABELS
 from ctm.data import Images
 from ctm.models import TrajectoryModel
 from ctm.objectives import Matching
@@ -147,7 +148,9 @@ class ReferenceLearner:
         rows = torch.randint(len(self.images), (size,), generator=generator).numpy()
         x0, labels = self.images.batch(np.asarray(rows))
         if labels is not None:
-            left_out = torch.rand(size, generator=generator) < self.recipe.condition_dropout
+            share = self.recipe.condition_dropout
+            share = share.get(LABELS, 0.0) if isinstance(share, dict) else share
+            left_out = torch.rand(size, generator=generator) < share
             labels = torch.where(left_out, -1, labels)
         for group in self.plain.optimizer.param_groups:
             group["lr"] = factor * self.rate
