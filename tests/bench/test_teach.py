@@ -172,6 +172,7 @@ def killed_in_training(cell, bench, runs):
     run_cell(cell, bench, TEACHER, runs)
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on(cell_entry):
     entry, saved, runs = cell_entry
     assert saved == 3

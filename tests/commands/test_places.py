@@ -54,7 +54,7 @@ def test_case_16_before_anything_is_computed(capsys, model, tmp_path, command, p
     "arguments",
     [
         ["demo"],
-        *(["bench", name] for name in ("matching", "evaluate", "restoring", "samplers", "overhead")),
+        *(["bench", name] for name in ("teach", "evaluate", "restoring", "samplers", "overhead")),
     ],
     ids=lambda arguments: arguments[-1],
 )

@@ -245,7 +245,7 @@ def test_case_17_an_ending_counts_in_any_case(capsys, model, tmp_path, name, kin
         (["tune", "M"], "--out"),
         (["tune", "M"], "--teacher"),
         (["likelihood", "M", "--data", "digits"], "--out"),
-        (["bench", "matching"], "--out"),
+        (["bench", "teach"], "--out"),
         (["demo"], "--out"),
         (["train", "--config", "digits-ctm.yaml"], "--out"),
         (["train", "--config", "digits-ctm.yaml"], "--teacher"),

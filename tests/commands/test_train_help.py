@@ -75,7 +75,7 @@ def test_a_class_shows_its_settings(capsys, name, words):
         ("Matchin", "there is no such class: did you mean Matching"),
         ("ctm.networks.DDPM", "there is no such class: did you mean DDPMpp"),
         (
-            "ctm.networks.Unett",
+            "ctm.networks.Zebra",
             "there is no such class: ADM, DDPMpp, DhariwalUNet, DiT, DiffusersNetwork, MLP, NCSNpp, UNet1d is there",
         ),
         ("ctm.absent.Net", "there is no module ctm.absent here"),

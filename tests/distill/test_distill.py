@@ -112,6 +112,7 @@ def test_a_dry_run_writes_nothing(teacher, tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"] or list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_data_it_uses_the_teachers_own_samples_and_goes_on_when_killed(teacher, tmp_path, no_features):
     """Killed while it samples, then while it trains: the end has the bits of an unbroken run."""
     own = (*SHORT[:4], "--samples", "3000", "--num", "64")

@@ -23,6 +23,7 @@ class Denoised:
         return self.data.denoise(x, t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walk", [pytest.param(TargetJumps(), marks=pytest.mark.slow), TargetJump()])
 def test_a_student_from_scratch_learns_the_jump(walk):
     """Error of the jump 80 → 0.002 against the exact flow, relative to the data's standard deviation: several times less than

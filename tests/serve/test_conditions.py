@@ -139,7 +139,7 @@ FORMS = {
     ),
     "/v1/ctm/interpolate": (
         {"n": 3},
-        lambda model, whole, other, condition: editing.interpolate(model, whole, other, 3, condition=condition(1)),
+        lambda model, whole, other, condition: editing.interpolate(model, whole, other, 3, condition=condition(2)),
     ),
 }
 

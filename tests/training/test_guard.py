@@ -53,7 +53,9 @@ def fail_in(monkeypatch, *steps):
         run.teacher.step = step + 1
         return take(run, step)
 
-    monkeypatch.setattr(assembly, "load_teacher", lambda source: FailingTeacher(load(source), steps))
+    monkeypatch.setattr(
+        assembly, "load_teacher", lambda source, **options: FailingTeacher(load(source, **options), steps)
+    )
     monkeypatch.setattr(trainer, "_step", counted)
 
 

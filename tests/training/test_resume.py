@@ -63,6 +63,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(case, teacher, 
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_told_to_stop_end_with_the_same_bits(teacher, tmp_path):
     """The group is killed at a random moment; going on, SIGTERM to the second process stops both with exit code 0 after a
     checkpoint; going on again, the run ends with the bits of an unbroken one in two processes. (Through torchrun: the tests

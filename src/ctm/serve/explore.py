@@ -236,7 +236,7 @@ def interpolate(
     """The work of POST /v1/ctm/interpolate: from one picture (C, H, W) to the other along the flow, on the noise's sphere.
     condition: of one sample."""
     num = body.num
-    both = repeat(condition, 2)
+    both = repeat(served.model.conditioner.check(condition, first[None]), 2)
 
     def start(previews: int, seen: Seen) -> Future[Tensor]:
         def between(model: Any) -> Tensor:

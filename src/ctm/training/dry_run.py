@@ -272,7 +272,7 @@ def _counting(
         inside[0] += _now(device)
 
     networks = [(name, models[name].network) for name in calls]
-    guide = getattr(models["teacher"], "guide", None)
+    guide = getattr(models.get("teacher"), "guide", None)
     networks += [] if guide is None else [("teacher", guide.network)]  # counted with the teacher that it guides
     hooks = [network.register_forward_pre_hook(lambda m, i, name=name: begin(m, i, name)) for name, network in networks]
     hooks += [network.register_forward_hook(end) for name, network in networks if name == "teacher"]
