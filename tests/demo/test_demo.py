@@ -94,6 +94,7 @@ def interrupted_demo(out, after_step: int) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(tmp_path):
     """Interrupted twice in its teacher: exit code 130, no traceback, and the second run goes on from the first's checkpoint."""
     out = tmp_path / "demo"

@@ -142,6 +142,7 @@ def test_what_a_step_says_of_the_discriminator_is_logged(teacher, tmp_path):
     assert discriminator["discriminator/gradient_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits_mid_gan(teacher, tmp_path):
     """SIGKILL of the real command after a checkpoint between two steps of the discriminator; the same command then ends it."""
     given = arguments(teacher, "--steps", "30", "--checkpoint_every", "5", "--sample_every", "500", start=2)

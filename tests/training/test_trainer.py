@@ -264,7 +264,7 @@ def test_steps_leave_no_tensors_behind(teacher):
     assert counts[-1] <= counts[2] + 5
 
 
-@pytest.mark.parametrize("pieces", ["1", "2"])
+@pytest.mark.parametrize("pieces", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_two_processes_make_the_step_of_one(teacher, tmp_path, pieces):
     """The same global batch in one process and, through gloo, in two (torchrun starts them once): weights agree to float
     tolerance, with the batch whole and in pieces, adaptive weights included."""
