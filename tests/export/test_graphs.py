@@ -33,7 +33,9 @@ def _rows(model, n):
 
 
 def test_the_graph_of_torch_export_is_the_model(model, tmp_path):
-    export_torch(model, tmp_path / "jump.pt2")
+    export_torch(model.train(), tmp_path / "jump.pt2")
+    assert model.training  # the caller's model stays as it was
+    model.eval()
     graph = torch.export.load(tmp_path / "jump.pt2").module()
     for n in (1, 2, 5):
         x, t, s, condition = _rows(model, n)

@@ -108,6 +108,8 @@ def test_a_list_of_seeds_gives_the_first_image_of_each(small_ctm):
     torch.testing.assert_close(many, torch.cat(alone), rtol=0, atol=1e-4)
     drawn = class_labels(small_ctm, 2, None, seed=[4, 9])
     assert drawn.tolist() == [class_labels(small_ctm, 1, None, seed=seed).item() for seed in (4, 9)]
+    with pytest.raises(ValueError, match="a sequence of seeds needs one for each image, got 4 for 3 images"):
+        generate(small_ctm, 3, seed=[1, 2, 3, 4])
     with pytest.raises(ValueError, match="a sequence of seeds needs one for each image, got 2 for 3 images"):
         generate(small_ctm, 3, seed=[1, 2])
     with pytest.raises(ValueError, match="seeds must be at least 0, got -1"):

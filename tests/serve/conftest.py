@@ -12,6 +12,8 @@ from ctm.serve.app import create_app
 from ctm.serve.service import Service, Settings
 from ctm.serve.signing import Signing
 
+from .browser import axe, chromium
+
 
 class Brightness:
     """A filter whose score is the mean of the picture's pixels, in [0, 1]."""
@@ -84,3 +86,20 @@ def shared(tmp_path_factory, digits):
     with TestClient(create_app(service, stop=False)) as client:
         yield service, client
     made.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; the tests of the page are slow and share it within a file."""
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def axe_script(request):
+    return axe(request.config.cache.mkdir("axe"))

@@ -19,7 +19,7 @@ from ctm.provenance import manifest, text
 from ctm.provenance.certificates import AUTHORITY
 
 from ..conftest import random_weights
-from .browser import Page, axe, chromium, claim_of, near, pixels
+from .browser import Page, claim_of, near, pixels
 from .server import MODEL, RATES, Server
 
 pytestmark = pytest.mark.slow
@@ -27,22 +27,6 @@ MODELS = Path(MODEL).parent
 NAMES = ("digits-ctm", "digits-teacher", "fashion-mnist-ctm")
 POLICY = f"max_images: 64\n{RATES}\n"
 TABS = ("make", "compare", "path", "edit", "between")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-@pytest.fixture(scope="session")
-def axe_script(request):
-    return axe(request.config.cache.mkdir("axe"))
 
 
 @pytest.fixture(scope="module")

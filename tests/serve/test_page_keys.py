@@ -8,28 +8,12 @@ import pytest
 
 from ctm.cli import main
 
-from .browser import Page, axe, chromium, pixels
+from .browser import Page, pixels
 from .server import RATES, Server
 
 pytestmark = pytest.mark.slow
 HOLDING = f"small_images: hold\n{RATES}\n"  # what the filter cannot judge waits for a moderator: all pictures of 8×8
 REFUSED = "the server responded with a status of 40"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-@pytest.fixture(scope="session")
-def axe_script(request):
-    return axe(request.config.cache.mkdir("axe"))
 
 
 @pytest.fixture(scope="module")

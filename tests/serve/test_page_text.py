@@ -16,7 +16,7 @@ from ctm.cli import main
 from ctm.networks import MLP
 
 from ..conftest import random_weights
-from .browser import Page, chromium
+from .browser import Page
 from .server import RATES, Server
 
 pytestmark = pytest.mark.slow
@@ -30,17 +30,6 @@ FOUND = """() => ({
   markup: document.querySelectorAll("[onerror], [onload], img[src='x'], #work script, body > script, svg").length,
   scripts: [...document.scripts].map((each) => each.getAttribute("src")),
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")

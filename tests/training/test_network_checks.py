@@ -1,5 +1,8 @@
 """The five checks: ours pass, and a network with one thing wrong fails that check alone."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +135,15 @@ def test_a_network_without_a_condition():
     assert all(found.passed for found in findings)
     assert findings[3].words == "it takes no condition"
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_documented_network_passes():
+    """docs/networks.md shows a whole network, and the five checks from Python."""
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    own, checked = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(own, names)
+    assert [
+        found for found in check_network(names["Net"]((3, 8, 8), 10), (3, 8, 8), Labels(10)) if not found.passed
+    ] == []
+    exec(checked, {})

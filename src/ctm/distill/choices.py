@@ -19,7 +19,7 @@ __all__ = ["WAYS", "Choice", "Chosen", "Wishes", "choose", "unlabelled", "wishes
 Settings = dict[str, Any]
 
 WAYS = {
-    "matching": "soft matching with score matching: of our ways the best at two and eight jumps for equal seconds",
+    "matching": "soft matching with score matching, the paper's way (docs/ways.md compares it with the others)",
     "lagrangian": "the jump's end follows the flow's velocity (docs/ways.md)",
     "eulerian": "the jump does not change along the flow (docs/ways.md)",
     "distribution": "soft matching, and the samples' distribution is the teacher's at each level of noise (docs/ways.md)",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctm.conditions import LABELS
 from ctm.export.flow_map import TIME_SCALE, MeanVelocity
-from ctm.export.graphs import condition_inputs, free_batch, from_inputs
+from ctm.export.graphs import condition_inputs, free_batch, from_inputs, on_cpu
 from ctm.files import whole_directory
 from ctm.models import TrajectoryModel
 from ctm.models.grids import grids_as_json
@@ -45,7 +45,7 @@ def export_diffusers(model: TrajectoryModel, out: Path) -> None:
         raise ModuleNotFoundError("diffusers is not installed: pip install 'ctm-torch[diffusers]'", name="diffusers")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is there already and not empty: give a new name, or remove it first")
-    model = model.cpu().eval()
+    model = on_cpu(model)
     with whole_directory(out) as made:
         index = {
             "_class_name": ["pipeline", "CTMPipeline"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from ctm.conditions import LABELS, PRESENT, Condition
 from ctm.files import whole_file
 from ctm.models import TrajectoryModel
 
-__all__ = ["JumpGraph", "condition_inputs", "export_onnx", "export_torch", "free_batch", "from_inputs"]
+__all__ = ["JumpGraph", "condition_inputs", "export_onnx", "export_torch", "free_batch", "from_inputs", "on_cpu"]
 
 _OPSET = 20
 
@@ -58,6 +59,11 @@ def from_inputs(conditioner: Conditioner, inputs: tuple[Tensor, ...]) -> Conditi
     return named[LABELS] if list(named) == [LABELS] else named
 
 
+def on_cpu(model: TrajectoryModel) -> TrajectoryModel:
+    """A copy of the model on the CPU in eval mode: the caller's stays where and as it is."""
+    return copy.deepcopy(model).cpu().eval()
+
+
 def _example(model: TrajectoryModel) -> tuple[tuple[Tensor, ...], list[str]]:
     """Inputs of two samples, whose first dimension stays free, and their names."""
     x = torch.randn(2, *model.shape)
@@ -89,7 +95,7 @@ def exported(model: TrajectoryModel) -> torch.export.ExportedProgram:
     """The jump as a program of torch.export."""
     inputs, _ = _example(model)
     with torch.no_grad():
-        return torch.export.export(JumpGraph(model.cpu()).eval(), inputs, dynamic_shapes=free_batch(inputs))
+        return torch.export.export(JumpGraph(on_cpu(model)), inputs, dynamic_shapes=free_batch(inputs))
 
 
 def export_torch(model: TrajectoryModel, out: Path) -> None:
@@ -115,7 +121,7 @@ def export_onnx(model: TrajectoryModel, out: Path) -> list[str]:
             logging.ERROR
         )  # torchvision is not here
         program = torch.onnx.export(
-            JumpGraph(model.cpu()).eval(),
+            JumpGraph(on_cpu(model)).eval(),
             inputs,
             dynamo=True,
             input_names=names,

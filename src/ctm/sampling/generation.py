@@ -140,6 +140,13 @@ def _check_shape(model: object) -> None:
         )
 
 
+def _check_seeds(seed: int | Sequence[int], num: int) -> None:
+    """Raises ValueError for a sequence of another number of seeds than images: the rest would be left out."""
+    several = hasattr(seed, "__len__") and not isinstance(seed, str | bytes) and getattr(seed, "shape", None) != ()
+    if several and len(seed) != num:  # type: ignore[arg-type]
+        raise ValueError(f"a sequence of seeds needs one for each image, got {len(seed)} for {num} images")  # type: ignore[arg-type]
+
+
 def _levels(
     model: object, steps: int, gamma: float | None, grid: Tensor | None, dtype: torch.dtype, *, tunable: bool
 ) -> tuple[Tensor, float]:
@@ -190,6 +197,7 @@ def stream(
         raise ValueError(f"start must be in 0 … num = {num}, got {start}")
     dtype = as_float_type(dtype)
     _check_shape(model)
+    _check_seeds(seed, num)
     if sampler is not None and gamma is not None:
         _LOG.warning("gamma %g is not used: it belongs to γ-sampling, and another sampler is given", as_gamma(gamma))
     chosen, marks = conditions_for(model, num, condition, seed), Marks.of(watermark, num)
