@@ -66,19 +66,24 @@ class Plain:
         self.last_weight = student.last_layer.weight
         self.steps = 0
 
-    def draw_times(self, batch, generator):
-        """k with P(k) ~ k for the batch; t, u = k grid points below it, and s at u or below, for each sample."""
-        k = 1 + int(torch.multinomial(torch.arange(1.0, self.most_steps + 1), 1, generator=generator))
-        last = len(self.grid) - 1
-        t = torch.randint(0, last - k + 1, (batch,), generator=generator)
-        s = t + k + (torch.rand(batch, generator=generator) * (last - k - t + 1)).long()
-        return self.grid[t + torch.arange(k + 1)[:, None]].float(), self.grid[s].float()
+    def draw_steps(self, generator):
+        """k with P(k) ~ k, for the whole batch."""
+        weights = torch.arange(1.0, self.most_steps + 1, device=generator.device)
+        return 1 + int(torch.multinomial(weights, 1, generator=generator))
+
+    def draw_times(self, batch, k, generator):
+        """t, u = k grid points below it, and s at u or below, for each sample: the path (k + 1, batch) from t to u, and s."""
+        last, place = len(self.grid) - 1, generator.device
+        t = torch.randint(0, last - k + 1, (batch,), generator=generator, device=place)
+        s = t + k + (torch.rand(batch, generator=generator, device=place) * (last - k - t + 1)).long()
+        grid = self.grid.to(place)
+        return grid[t + torch.arange(k + 1, device=place)[:, None]].float(), grid[s].float()
 
     def draw_sigma(self, batch, generator):
         """Half log-normal, half uniform in the Karras index over the upper 0.7."""
-        half = batch // 2
-        low = (-1.2 + 1.2 * torch.randn(half, generator=generator)).exp()
-        xi = 0.7 * torch.rand(batch - half, generator=generator)
+        half, place = batch // 2, generator.device
+        low = (-1.2 + 1.2 * torch.randn(half, generator=generator, device=place)).exp()
+        xi = 0.7 * torch.rand(batch - half, generator=generator, device=place)
         top, bottom = self.sigma_max ** (1 / 7), self.sigma_min ** (1 / 7)
         return torch.cat([low, (top + xi * (bottom - top)) ** 7])
 
@@ -130,10 +135,12 @@ class Plain:
                     kept.mul_(decay).add_(now, alpha=1 - decay)
         self.steps += 1
 
-    def step(self, x0, labels, generator):
-        """One training step on a batch. Returns how often the teacher was evaluated on each sample."""
-        path, s = self.draw_times(len(x0), generator)
-        noise, dsm_noise = torch.randn(2, *x0.shape, generator=generator)
+    def step(self, x0, labels, generator, k=None):
+        """One training step on a batch, with k solver steps, or as many as are drawn. generator: of the device of x0. Returns how
+        often the teacher was evaluated on each sample."""
+        k = self.draw_steps(generator) if k is None else k
+        path, s = self.draw_times(len(x0), k, generator)
+        noise, dsm_noise = torch.randn(2, *x0.shape, generator=generator, device=x0.device)
         sigma = self.draw_sigma(len(x0), generator)
         self.update(self.losses(x0, labels, noise, path, s, dsm_noise, sigma)[0])
-        return 2 * (len(path) - 1)
+        return 2 * k

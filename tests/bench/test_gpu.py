@@ -55,5 +55,9 @@ def test_bench_gpu_refuses(tmp_path, changed, words):
 @pytest.mark.slow
 def test_every_part_runs_in_the_small_form(tmp_path):
     out = tmp_path / "gpu.json"
-    gpu.run(_settings(out, parts="synchronisation,overhead,sampling,training"))
-    assert all(entry["rows"] for entry in json.loads(out.read_text()).values())
+    gpu.run(_settings(out, parts="synchronisation,overhead,sampling,training,reference"))
+    entries = json.loads(out.read_text())
+    assert all(entry["rows"] for entry in entries.values())
+    ratios = [row["value"] for row in entries["reference"]["rows"] if row["unit"] == "×"]
+    assert len(ratios) == 2
+    assert all(0.2 < ratio < 20 for ratio in ratios)

@@ -12,12 +12,16 @@ from jsonargparse import Namespace
 from rich.table import Table
 
 from ctm.bench.gpu_parts import PARTS, Bench
+from ctm.bench.gpu_reference import reference
+from ctm.bench.learners import plain_module
 from ctm.bench.results import Results
 from ctm.console import text_console
 from ctm.terminal.options import usable_device
 from ctm.terminal.parser import Parser, command_parser
 
 __all__ = ["failures", "parser", "run", "table"]
+
+_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {**PARTS, "reference": reference}
 
 
 def parser() -> Parser:
@@ -26,7 +30,7 @@ def parser() -> Parser:
         "bench gpu",
         "On one GPU, in under eight minutes: noise and networks against the CPU in float32, tf32 and bf16; what samplers and a "
         "training step wait for; torch.compile; a sampler's own time beside its network's; images and training steps a second, "
-        "memory. A check that fails ends the command with 2.",
+        "memory; training steps against the plain reference's. A check that fails ends the command with 2.",
         "ctm bench gpu --out runs/bench/gpu.json",
     )
     add = result.add_argument
@@ -37,7 +41,7 @@ def parser() -> Parser:
         help="cuda, or another accelerator; cpu goes through the same with --small",
     )
     add("--small", action="store_true", help="small networks and few repeats, to try the benchmark itself")
-    add("--parts", type=str, default=",".join(PARTS), help="which parts, with commas")
+    add("--parts", type=str, default=",".join(_PARTS), help="which parts, with commas")
     add("--out", type=str, default="runs/bench/gpu.json", help="results file, an entry a part")
     add("--continue", action="store_true", help="go on with a results file that exists")
     return result
@@ -45,20 +49,22 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Run the parts that the results do not hold yet, and print a table. Raises ValueError for parts that are none, for a
-    device that is not there, and, after the table, where a check failed."""
+    device that is not there, for part reference outside a clone, and, after the table, where a check failed."""
     names = [name.strip() for name in settings.parts.split(",") if name.strip()]
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in _PARTS]
     if unknown or not names:
-        raise ValueError(f"--parts knows {', '.join(PARTS)}; not {', '.join(unknown) or 'none at all'}")
+        raise ValueError(f"--parts knows {', '.join(_PARTS)}; not {', '.join(unknown) or 'none at all'}")
     device = usable_device(settings.device)
     if device.type == "cpu" and not settings.small:
         raise ValueError("ctm bench gpu measures a GPU: give --device cuda, or --small to try it on the CPU")
+    if "reference" in names:
+        plain_module()  # refused now, not after minutes
     results = Results(Path(settings.out), go_on=settings["continue"])
     bench, console = Bench(device, settings.small), text_console()
     for name in names:
         if name not in results.entries:
             started = time.perf_counter()
-            found = _part(PARTS[name], bench)
+            found = _part(_PARTS[name], bench)
             results.add(name, {"card": bench.card, "seconds": round(time.perf_counter() - started, 1), **found})
     console.print(table({name: results.entries[name] for name in names}))
     console.print(f"results: {settings.out}")

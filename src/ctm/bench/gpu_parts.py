@@ -30,11 +30,11 @@ from ctm.training.recipe import Recipe, built_for
 from ctm.training.stand_in import random_images
 from ctm.training.trainer import _step
 
-__all__ = ["PARTS", "Bench"]
+__all__ = ["PARTS", "TRAINED", "Bench", "Row", "row"]
 
 Row = dict[str, Any]
 _NETWORKS = {"cifar10-ctm": (64, 512), "imagenet64-ctm": (64, 256)}  # recipe -> batches for images a second
-_TRAINED = {"cifar10-ctm": 128, "imagenet64-ctm": 32}  # recipe -> images of a step on one card
+TRAINED = {"cifar10-ctm": 128, "imagenet64-ctm": 32}  # recipe -> images of a step on one card
 _PEAK = {
     "H100": 989e12,
     "H200": 989e12,
@@ -106,7 +106,8 @@ class Bench:
         return statistics.median(found[1:])
 
 
-def _row(what: str, value: float | Tensor, unit: str = "", limit: float | None = None) -> Row:
+def row(what: str, value: float | Tensor, unit: str = "", limit: float | None = None) -> Row:
+    """What was measured, its value and unit, and the most that it may be where it is a check."""
     return {"what": what, "value": float(value), "unit": unit, "limit": limit}
 
 
@@ -119,8 +120,8 @@ def noise(bench: Bench) -> dict[str, Any]:
     apart = (normals(there).cpu() - normals(here)).abs().max()
     return {
         "rows": [
-            _row("integers that differ", different, limit=0),
-            _row("normals, largest difference", apart, limit=1e-6),
+            row("integers that differ", different, limit=0),
+            row("normals, largest difference", apart, limit=1e-6),
         ]
     }
 
@@ -156,7 +157,7 @@ def parity(bench: Bench) -> dict[str, Any]:
                 with _precision(name, here):
                     found = torch.stack([here.denoise(at, level, known), here.jump(at, level, to, known)])
                 error = (found.double().cpu() - truth).abs().amax() / truth.abs().amax()
-                rows.append(_row(f"{recipe}, {name}: error of D and G", error, limit=limit))
+                rows.append(row(f"{recipe}, {name}: error of D and G", error, limit=limit))
     return {"rows": rows}
 
 
@@ -173,7 +174,7 @@ def synchronisation(bench: Bench) -> dict[str, Any]:
             with torch.no_grad():
                 cell.method(model, x, levels, condition=labels)  # noqa: B023 - called at once
 
-        rows.append(_row(f"{cell.sampler}: waits in a whole run, its start included", _waits(bench, sampler)))
+        rows.append(row(f"{cell.sampler}: waits in a whole run, its start included", _waits(bench, sampler)))
     recipe = bench.recipe("cifar10-ctm", batch=8)
     images, _ = random_images(recipe, "")
     accelerator = Accelerator(cpu=bench.device.type == "cpu")
@@ -181,7 +182,7 @@ def synchronisation(bench: Bench) -> dict[str, Any]:
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     step = iter(range(recipe.steps))
-    rows.append(_row("a training step: waits", _waits(bench, lambda: _step(run, next(step))), limit=3))
+    rows.append(row("a training step: waits", _waits(bench, lambda: _step(run, next(step))), limit=3))
     return {"rows": rows}
 
 
@@ -217,9 +218,9 @@ def compilation(bench: Bench) -> dict[str, Any]:
         faster = eager / bench.seconds(lambda: compiled.jump(x, t, s), 1 if bench.small else 10)
     return {
         "rows": [
-            _row("seconds to compile", first, "s"),
-            _row("compiled against eager: difference", apart, limit=1e-3),
-            _row("compiled is faster by", faster, "×"),
+            row("seconds to compile", first, "s"),
+            row("compiled against eager: difference", apart, limit=1e-3),
+            row("compiled is faster by", faster, "×"),
         ]
     }
 
@@ -234,7 +235,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
             batch, pairs = (4, 1) if bench.small else (64, 11)
             found = measure(model, cell, batch, pairs, bench.device, noise_stream=stream)
             share = found["ratio_to_inside"] - 1
-            rows.append(_row(f"{jumps} jumps, noise {stream}: own time / network's (aim 0.03)", share))
+            rows.append(row(f"{jumps} jumps, noise {stream}: own time / network's (aim 0.03)", share))
     return {"rows": rows}
 
 
@@ -249,7 +250,7 @@ def sampling(bench: Bench) -> dict[str, Any]:
                     levels = karras_grid(jumps)
                     with _precision(name, model):
                         seconds = bench.seconds(lambda: _made(bench, model, batch, levels), 1 if bench.small else 5)  # noqa: B023
-                    rows.append(_row(f"{recipe}, batch {batch}, {name}, {jumps} jumps", batch / seconds, "images/s"))
+                    rows.append(row(f"{recipe}, batch {batch}, {name}, {jumps} jumps", batch / seconds, "images/s"))
     return {"rows": rows}
 
 
@@ -270,18 +271,18 @@ def _made(bench: Bench, model: TrajectoryModel, batch: int, levels: Tensor) -> T
 def training(bench: Bench) -> dict[str, Any]:
     """A step of the paper's networks in bf16 on random pictures, by squared distance: seconds, memory, share of the peak."""
     rows = []
-    for name, batch in _TRAINED.items():
+    for name, batch in TRAINED.items():
         recipe = bench.recipe(name, batch=4 if bench.small else batch)
         cost = dry_run(recipe)
         said = f"{name}, batch {recipe.data.batch_size}, {recipe.engine.precision}"
         rows += [
-            _row(f"{said}: steps in the mean over k", 1 / cost.expected_seconds, "a second"),
-            _row(f"{said}: peak memory", cost.peak_bytes / 1e9, "GB"),
+            row(f"{said}: steps in the mean over k", 1 / cost.expected_seconds, "a second"),
+            row(f"{said}: peak memory", cost.peak_bytes / 1e9, "GB"),
         ]
         peak = next((rate for card, rate in _PEAK.items() if card in bench.card), None)
         if peak is not None:
             share = _step_flops(bench, name, cost.evaluations) * recipe.data.batch_size / cost.seconds / peak
-            rows.append(_row(f"{said}: share of the card's {peak / 1e12:.0f} TFLOP/s", share))
+            rows.append(row(f"{said}: share of the card's {peak / 1e12:.0f} TFLOP/s", share))
     return {"rows": rows}
 
 

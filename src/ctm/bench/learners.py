@@ -21,11 +21,20 @@ from ctm.objectives import Matching
 from ctm.terminal.recipe_files import RECIPES
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import Recipe
-from ctm.training.assembly import prepare
+from ctm.training.assembly import Run, prepare
 from ctm.training.ema import frozen_copy
 from ctm.training.trainer import _step
 
-__all__ = ["Learner", "RecipeLearner", "ReferenceLearner", "learner_of", "place_of", "recipe_of"]
+__all__ = [
+    "Learner",
+    "RecipeLearner",
+    "ReferenceLearner",
+    "learner_of",
+    "place_of",
+    "plain_module",
+    "plain_of",
+    "recipe_of",
+]
 
 _PLAIN = Path("benchmarks/reference/plain_ctm.py")
 _ENDLESS = 10**9  # steps of a run that its seconds end
@@ -126,19 +135,7 @@ class ReferenceLearner:
         assert run.teacher is not None
         self.images, self.recipe, self.model = images, recipe, frozen_copy(run.student)
         self.rate = run.optimizer.param_groups[0]["lr"]
-        place, ema = place_of(recipe).grid, recipe.ema
-        assert isinstance(ema, float)
-        settings: dict[str, Any] = {
-            "sigma_data": self.model.sigma_data,
-            "sigma_min": self.model.sigma_min,
-            "sigma_max": self.model.sigma_max,
-            "grid_points": place["grid_points"],
-            "most_steps": place["max_solver_steps"] or place["grid_points"] - 1,
-            "lr": self.rate,
-            "target_ema": recipe.target_ema,
-            "ema": ema,
-        }
-        self.plain = plain_module().Plain(run.student.network, run.teacher.network, **settings)
+        self.plain, settings = plain_of(run)
         self.settings = f"plain reference, {settings}"
         self.steps = 0
 
@@ -171,6 +168,27 @@ class ReferenceLearner:
 
     def take_up(self, steps: int, state: Mapping[str, Any]) -> None:
         self.steps = self.plain.steps = steps
+
+
+def plain_of(run: Run) -> tuple[Any, dict[str, Any]]:
+    """The plain reference on a run's student and teacher with its recipe's settings, and what these are. Raises ValueError where
+    the recipe has no constant ema or its first objective is not `Matching`."""
+    assert run.teacher is not None
+    model, place, ema = run.student, place_of(run.recipe).grid, run.recipe.ema
+    assert isinstance(model, TrajectoryModel)
+    if not isinstance(ema, float):
+        raise ValueError(f"the plain reference keeps one average, got ema {ema}")
+    settings: dict[str, Any] = {
+        "sigma_data": model.sigma_data,
+        "sigma_min": model.sigma_min,
+        "sigma_max": model.sigma_max,
+        "grid_points": place["grid_points"],
+        "most_steps": place["max_solver_steps"] or place["grid_points"] - 1,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "target_ema": run.recipe.target_ema,
+        "ema": ema,
+    }
+    return plain_module().Plain(model.network, run.teacher.network, **settings), settings
 
 
 def plain_module() -> Any:
