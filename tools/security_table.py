@@ -186,6 +186,18 @@ def diffusers_pickle(folder: Path) -> list[str]:
     return pipeline(folder, weights=b"cos\nsystem\n\x8c\x04true\x85R.")
 
 
+def peer(folder: Path, index: dict | None = None, **changes: object) -> list[str]:
+    """The same pipeline as a row of an evaluation, with other entries of its index."""
+    place = Path(pipeline(folder, **changes)[1])  # type: ignore[arg-type]
+    settings = json.loads((place / "model_index.json").read_text())
+    (place / "model_index.json").write_text(json.dumps({**settings, **(index or {})}))
+    return ["evaluate", "--data", "digits", "--num", "20", "--out", str(folder / "out"), "--peer", f"{place}@1"]
+
+
+def peer_pickle(folder: Path) -> list[str]:
+    return peer(folder, weights=b"cos\nsystem\n\x8c\x04true\x85R.")
+
+
 RECIPE = """data: {name: digits, batch_size: 16}
 network: {class_path: ctm.networks.MLP, init_args: {width: 16, blocks: 1, embedding: 8, s_embedding: false}}
 model: {kind: diffusion}
@@ -464,6 +476,17 @@ INPUTS: dict[str, Input] = {
     "diffusers-pickle": Input(
         "network of diffusers with a pickle that calls os.system", "weights are safetensors", diffusers_pickle
     ),
+    "peer-class": Input(
+        "pipeline for --peer whose scheduler is evilmod.Net",
+        NAMES,
+        lambda f: peer(f, {"scheduler": ["evilmod", "Net"]}),
+    ),
+    "peer-code": Input(
+        "pipeline for --peer with code of its own", NAMES, lambda f: peer(f, {"_class_name": ["pipeline", "Evil"]})
+    ),
+    "peer-pickle": Input(
+        "pipeline for --peer with a pickle that calls os.system", "weights are safetensors", peer_pickle
+    ),
     "diffusers-width": Input(
         "network of diffusers with 65,536 channels over 20 kB of weights",
         FITS,
@@ -545,7 +568,7 @@ def run_one(arguments: list[str]) -> None:
     from ctm.cli import main
 
     importlib.import_module(f"ctm.commands.{arguments[0]}")
-    if (Path(arguments[1]) / "model_index.json").is_file():
+    if any((Path(argument.removesuffix("@1")) / "model_index.json").is_file() for argument in arguments):
         from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
     with redirect_stdout(io.StringIO()), suppress(SystemExit):
         main([arguments[0], "--help"])

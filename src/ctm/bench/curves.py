@@ -15,6 +15,7 @@ from ctm.evaluation.number import Number
 
 __all__ = ["Curve", "curves", "picture", "table"]
 
+_JUMPS = ("gamma", "gamma_code")
 _TITLES = {"gamma_code": "code's form, ", "heun_churn": "heun with churn"}
 
 
@@ -45,16 +46,17 @@ def curves(entries: Iterable[dict[str, Any]]) -> list[Curve]:
     """The entries as curves, γ-sampling first. A single jump adds no noise and is on the curve of every γ."""
     rows = sorted(entries, key=lambda row: (row["evaluations"], row["seed"]))
     found = []
-    for number, gamma in sorted({(NAMES.index(row["sampler"]), row["gamma"] or 0.0) for row in rows}):
-        name = NAMES[number]
+    names = [*NAMES, *sorted({row["sampler"] for row in rows} - {*NAMES})]  # peers stand last
+    for number, gamma in sorted({(names.index(row["sampler"]), row["gamma"] or 0.0) for row in rows}):
+        name = names[number]
         values: dict[int, list[float]] = {}
         errors: dict[int, list[float | None]] = {}
         for row in rows:
-            single = name.startswith("gamma") and row["evaluations"] == 1
+            single = name in _JUMPS and row["sampler"] in _JUMPS and row["evaluations"] == 1
             if single or (row["sampler"] == name and (row["gamma"] or 0.0) == gamma):
                 values.setdefault(row["evaluations"], []).append(row["frechet"])
                 errors.setdefault(row["evaluations"], []).append(row["error"])
-        found.append(Curve(name, gamma if name.startswith("gamma") else None, values, errors))
+        found.append(Curve(name, gamma if name in _JUMPS else None, values, errors))
     return found
 
 

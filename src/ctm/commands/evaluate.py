@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,27 @@ from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.likelihood import likelihood_number
 from ctm.evaluation.passes import Processes
+from ctm.evaluation.peers import object_subject, peer_plans
+from ctm.evaluation.pipelines import PipelinePlan
 from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
 from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, make_judge
 from ctm.evaluation.table import rows_table
+from ctm.foreign.objects import is_object_path
+from ctm.models import AnyModel
 from ctm.progress import Progress, silent, tracked_parts
 from ctm.teachers.load import load_sampled, load_teacher, unused_deviation
-from ctm.terminal.options import add_data_options, add_device_option, check_steps, data_options, numbers, usable_device
+from ctm.terminal.options import (
+    add_data_options,
+    add_device_option,
+    add_peer_options,
+    check_steps,
+    data_options,
+    numbers,
+    usable_device,
+)
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.processes import check_launch
@@ -43,7 +56,8 @@ def parser() -> Parser:
         "The same command goes on after an interruption. Processes share the work: under torchrun, or accelerate on GPUs.",
         "ctm evaluate models/digits-ctm --teacher models/digits-teacher --data digits --steps 1,2,4 --num 2000",
     )
-    result.add_argument("model", type=str, nargs="?", default=None, help="model directory, run directory or hub id")
+    words = "model directory, run directory or hub id; or MODULE:OBJECT, an object with denoise or jump (needs --allow)"
+    result.add_argument("model", type=str, nargs="?", default=None, help=words)
     result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
     add_data_options(result)
     result.add_argument(
@@ -52,6 +66,7 @@ def parser() -> Parser:
     result.add_argument(
         "--teacher", type=str, default=None, help="also evaluate this teacher; MSE and PSNR compare with its samples"
     )
+    add_peer_options(result)
     result.add_argument("--num", type=int, default=10_000, help="number of samples of each row")
     result.add_argument("--steps", type=str, default=None, help="jumps: 1,2,4; or noise levels of other samplers: 18")
     result.add_argument("--gamma", type=str, default=None, help="γ of the jumps, one or several: 0,0.5,1 (default: 0)")
@@ -93,8 +108,8 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Evaluate every model and sample set of the settings, print the table and write the files."""
-    if settings.model is None and settings.samples is None:
-        raise ValueError("nothing to evaluate: give a model, or --samples with a folder or .npz of images")
+    if settings.model is None and settings.samples is None and not settings.peer:
+        raise ValueError("nothing to evaluate: give a model, --peer, or --samples with a folder or .npz of images")
     if settings.likelihood < 0 or settings.batch_size < 1:
         raise ValueError("--likelihood must be at least 0 and --batch_size at least 1")
     if settings.seed < 0:
@@ -135,23 +150,59 @@ def run(settings: Namespace) -> None:
 
 def _plans(settings: Namespace) -> list[Plan]:
     """The plans of all rows to sample. Everything is checked before anything is computed."""
-    if settings.model is None:
-        if settings.teacher is not None or settings.steps is not None or settings.cfg is not None:
-            raise ValueError("--teacher, --steps and --cfg belong to a model, and none is given")
-        return []
+    alone = settings.model is None
+    if alone and (settings.teacher is not None or settings.cfg is not None):
+        raise ValueError("--teacher and --cfg belong to a model, and none is given")
+    if alone and settings.steps is not None and not settings.peer:
+        raise ValueError("--steps belongs to a model or a --peer, and none is given")
     steps = None if settings.steps is None else numbers(settings.steps, int, "--steps")
     gammas = None if settings.gamma is None else numbers(settings.gamma, float, "--gamma")
     check_steps(steps or ())
     check_steps([settings.teacher_steps] if settings.teacher is not None else (), "--teacher_steps")
-    subject = subject_of("model", settings.model, load_sampled(settings.model))
     options: dict[str, Any] = {"seed": settings.seed, "guidance": settings.cfg}
-    plans = make_plans(subject, steps=steps, gammas=gammas, sampler=settings.sampler, grid=settings.grid, **options)
+    plans: list[Plan] = []
+    if settings.model is not None:
+        subject = _subject("model", settings.model, load_sampled)
+        plans += make_plans(
+            subject, steps=steps, gammas=gammas, sampler=settings.sampler, grid=settings.grid, **options
+        )
     if settings.teacher is not None:
-        teacher = subject_of("teacher", settings.teacher, load_teacher(settings.teacher, sigma_data=unused_deviation))
+        teacher = _subject("teacher", settings.teacher, partial(load_teacher, sigma_data=unused_deviation))
         if teacher.model.shape != subject.model.shape:
             raise ValueError(f"the teacher's images are {teacher.model.shape} and the model's {subject.model.shape}")
         plans += make_plans(teacher, steps=[settings.teacher_steps], sampler="heun", **options)
-    return plans
+    return plans + _peers(settings, steps, gammas, plans)
+
+
+def _subject(role: str, name: str, load: Callable[[str], AnyModel]) -> Subject:
+    """A model by its directory or hub id, or the object of an import path."""
+    if is_object_path(name) and not Path(name).exists():
+        return object_subject(role, name, "the command" if role == "model" else f"--{role}")
+    return subject_of(role, name, load(name))
+
+
+def _peers(
+    settings: Namespace, steps: list[int] | None, gammas: list[float] | None, plans: Sequence[Plan]
+) -> list[Plan]:
+    """The plans of --peer. Raises ValueError for pictures of another shape than the model's, and for --prompts without a peer."""
+    if settings.prompts is not None and not settings.peer:
+        raise ValueError("--prompts belongs to a --peer that takes text, and none is given")
+    found = peer_plans(
+        settings.peer or (),
+        steps=steps,
+        gammas=gammas,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        prompts=settings.prompts,
+    )
+    first = [*plans, *found][:1]
+    for plan in found:
+        if plan.subject.model.shape != first[0].subject.model.shape:
+            raise ValueError(
+                f"the images of {plan.subject.name} are {plan.subject.model.shape} and those of {first[0].subject.name} "
+                f"{first[0].subject.model.shape}: evaluate them apart"
+            )
+    return found
 
 
 def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, object]]:
@@ -204,7 +255,8 @@ def _with_likelihood(
     """The rows with bits per dimension added. A model is measured once, and all its rows show the number."""
     if settings.likelihood == 0:
         return rows
-    subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in plans}
+    dense = [plan for plan in plans if not isinstance(plan, PipelinePlan)]  # a pipeline has no density
+    subjects: dict[str, Subject] = {plan.record["checksum"]: plan.subject for plan in dense}
     found = {
         checksum: likelihood_number(judge, subject.model, settings.likelihood, settings.seed, progress=progress)
         for checksum, subject in subjects.items()

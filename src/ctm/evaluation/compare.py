@@ -69,7 +69,8 @@ def significant(p_values: Sequence[float | None], level: float = _LEVEL) -> list
 
 
 def _same_kind(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
-    return all(a[name] == b[name] for name in _DESCRIPTION)
+    names = (*_DESCRIPTION, "name") if a["role"] == "peer" else _DESCRIPTION
+    return all(a.get(name) == b.get(name) for name in names)
 
 
 def _comparable(a: JSONObject, b: JSONObject, metric: str) -> bool:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from ctm.evaluation.plans import title_of
+from ctm.evaluation.plans import title_of, who_of
 from ctm.evaluation.rows import Row
+from ctm.foreign.text import JSONObject
 
 __all__ = ["image_lines", "originals_and_copies", "png", "quality", "sample_lines"]
 
@@ -61,14 +62,18 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if record["role"] == "samples":
             lines.setdefault("samples", []).append(row)
         elif record["sampler"] != "gamma":
-            lines.setdefault(f"{record['role']}, {record['sampler']}", []).append(row)
+            lines.setdefault(_line_name(record), []).append(row)
         elif row not in single or len(rows) == len(single):
-            lines.setdefault(f"{record['role']}, γ = {record['gamma']:g}", []).append(row)
+            lines.setdefault(f"{who_of(record)}, γ = {record['gamma']:g}", []).append(row)
     for name, line in lines.items():
         if "γ" in name:
-            role = line[0].record["role"]
-            line += [row for row in single if row.record["role"] == role and not any(row is other for other in line)]
+            who = who_of(line[0].record)
+            line += [row for row in single if who_of(row.record) == who and not any(row is other for other in line)]
     return {name: sorted(line, key=lambda row: row.record["evaluations"] or 0) for name, line in lines.items()}
+
+
+def _line_name(record: JSONObject) -> str:
+    return who_of(record) if record["role"] == "peer" else f"{record['role']}, {record['sampler']}"
 
 
 def quality(rows: Sequence[Row], metric: str, title: str) -> Figure:

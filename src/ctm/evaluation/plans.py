@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ctm import sampling
+from ctm.conditions import Condition
 from ctm.evaluation.extractors import checksum_of
+from ctm.evaluation.sources import ModelSource, Source
 from ctm.foreign.text import JSONObject, read_yaml
 from ctm.guidance import at_scale
 from ctm.models import AnyModel
@@ -21,7 +23,7 @@ from ctm.models.guided import takes_guidance
 from ctm.models.protocol import Denoiser, can_jump
 from ctm.noise import karras_grid, to_zero
 
-__all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of"]
+__all__ = ["SAMPLERS", "Plan", "Subject", "make_plans", "subject_of", "title_of", "who_of"]
 
 SAMPLERS = ("gamma", "euler", "heun", "dpmpp_2m")
 _RHO = 7.0
@@ -29,8 +31,8 @@ _RHO = 7.0
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate. role: model or teacher. name: how the user asked for it. checksum: of its weights. ema: the decay
-    of the average that the weights are, None if no recipe tells."""
+    """A model to evaluate. role: model, teacher or peer. name: how the user asked for it. checksum: of its weights. ema: the
+    decay of the average that the weights are, None if no recipe tells."""
 
     role: str
     name: str
@@ -53,6 +55,17 @@ class Plan:
         """A short title for tables and pictures."""
         return title_of(self.record)
 
+    def source(self, model: Denoiser, count: int, condition: Condition, device: torch.device) -> Source:
+        """`count` samples of the model, which is the subject's where it computes; condition: of them."""
+        return ModelSource(model, count, self.levels, self.method, condition, self.record["seed"], device)
+
+
+def who_of(record: JSONObject) -> str:
+    """Whose samples a record is of, in tables and pictures: the model, the teacher, or a peer by its name and sampler."""
+    if record["role"] != "peer":
+        return str(record["role"])
+    return f"{Path(record['name']).name} ({record['sampler']})"
+
 
 def title_of(record: JSONObject) -> str:
     """A short title of a record."""
@@ -61,7 +74,7 @@ def title_of(record: JSONObject) -> str:
     extra = f", γ = {record['gamma']:g}" if record["gamma"] else ""
     grid = ", tuned grid" if record["grid"]["kind"] == "tuned" else ""
     guidance = "" if record["guidance"] is None else f", guidance {record['guidance']:g}"
-    return f"{record['role']}, {record['evaluations']}{extra}{grid}{guidance}"
+    return f"{who_of(record)}, {record['evaluations']}{extra}{grid}{guidance}"
 
 
 def subject_of(role: str, name: str, model: AnyModel) -> Subject:
@@ -100,6 +113,8 @@ def make_plans(
         raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     if name == "gamma" and not jumps:
         raise ValueError(f"{subject.name} cannot jump: choose --sampler heun, euler or dpmpp_2m")
+    if name != "gamma" and not callable(getattr(subject.model, "denoise", None)):
+        raise ValueError(f"{subject.name} has no denoise(x, t, condition): choose --sampler gamma")
     counts = list(steps or ((1, 2, 4) if name == "gamma" else (18,)))
     if grid not in (None, "karras"):
         raise ValueError(f"--grid must be karras, or left out for the model's own, got {grid!r}")

@@ -34,7 +34,7 @@ from ctm.evaluation.reference import (
     statistics_file,
 )
 from ctm.evaluation.rows import Row, nothing
-from ctm.evaluation.sources import ImageSource, ModelSource, Source, data_labels
+from ctm.evaluation.sources import ImageSource, Source, data_labels
 from ctm.evaluation.statistics import Layout, Statistics
 from ctm.foreign.text import JSONObject
 from ctm.models.protocol import Denoiser
@@ -193,17 +193,9 @@ def evaluate_plans(
             there = {id(plan.subject.model): copy_on(plan.subject.model, judge.processes.device)}
         shared = classes[id(plan.subject.model)]
         condition, drawn = condition_of(judge, plan.subject.model, plan.record["seed"])
-        source = ModelSource(
-            there[id(plan.subject.model)],
-            judge.images,
-            plan.levels,
-            plan.method,
-            condition,
-            plan.record["seed"],
-            judge.processes.device,
-        )
+        source = plan.source(there[id(plan.subject.model)], judge.images, condition, judge.processes.device)
         teacher = next((row for row in rows if row.record["role"] == "teacher"), None)
-        against = teacher if plan.record["role"] == "model" and _same_start(teacher, plan) else None
+        against = teacher if plan.record["role"] != "teacher" and _same_start(teacher, plan) else None
         record = plan.record | {"teacher": None if against is None else _about(against)} | _numbers(shared) | drawn
         rows.append(
             _row(
@@ -281,7 +273,8 @@ def _same_start(teacher: Row | None, plan: Plan) -> bool:
     if teacher is None:
         return False
     ours, theirs = plan.record, teacher.record
-    return ours["seed"] == theirs["seed"] and ours["grid"]["sigma_max"] == theirs["grid"]["sigma_max"]
+    highest = ours["grid"].get("sigma_max")  # a pipeline of diffusers has none
+    return ours["seed"] == theirs["seed"] and highest == theirs["grid"]["sigma_max"]
 
 
 def labels_of(judge: Judge, model: Denoiser, seed: int) -> Tensor | None:

@@ -24,6 +24,7 @@ from ctm.terminal.parser import Parser
 __all__ = [
     "add_data_options",
     "add_device_option",
+    "add_peer_options",
     "check_steps",
     "data_options",
     "jumper",
@@ -205,6 +206,20 @@ def add_device_option(parser: Parser) -> None:
     """Where a command computes, for `usable_device`."""
     words = "cpu, cuda, mps … (default: cuda where there is one)"
     parser.add_argument("--device", type=str, default=None, help=words)
+
+
+def add_peer_options(parser: Parser) -> None:
+    """Rows of other programs, for `ctm.evaluation.peers.peer_plans`."""
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=None,
+        metavar="PEER[@STEPS]",
+        help="another row: a pipeline of diffusers (directory or hub id), sampled by its own scheduler, or MODULE:OBJECT with "
+        "denoise or jump; @1,2,4: its own steps; may be repeated",
+    )
+    words = "text file for pipelines that take text: one prompt, or a line for each class"
+    parser.add_argument("--prompts", type=str, default=None, help=words)
 
 
 def jumper(model: AnyModel, name: str, instead: str) -> ConsistencyModel | TrajectoryModel:
