@@ -11,6 +11,7 @@ import numpy as np
 from ctm.conditioner import Conditioner
 from ctm.conditions import PRESENT, is_flag_of
 from ctm.data.archive import Archive
+from ctm.data.stored import ArrayFile
 from ctm.files import suffix_of
 
 __all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "names_of", "read_fields"]
@@ -43,7 +44,7 @@ def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tupl
     return read, lines + ([f"not read: {', '.join(others)}"] if others else [])
 
 
-def read_fields(archive: Archive, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_fields(archive: ArrayFile, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Fields of the condition, float32 (count, …) each, and under NAME_present, bool (count,), in which rows a field is there,
     where the file says so; 0 stands where it is not. With lines that say how many rows lack one.
 
@@ -59,7 +60,7 @@ def read_fields(archive: Archive, names: Iterable[str], count: int) -> tuple[dic
     return fields, lines
 
 
-def _present(archive: Archive, name: str, count: int) -> np.ndarray | None:
+def _present(archive: ArrayFile, name: str, count: int) -> np.ndarray | None:
     """bool (count,): in which rows a field is there; None where the file does not say."""
     flag = name + PRESENT
     if flag not in archive.headers:
@@ -72,7 +73,7 @@ def _present(archive: Archive, name: str, count: int) -> np.ndarray | None:
     return archive.read(flag) != 0
 
 
-def _field(archive: Archive, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
+def _field(archive: ArrayFile, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
     """A field of the condition, float32 (count, …), 0 in the rows where it is not present."""
     header = archive.headers[name]
     if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ctm.data import Images
+from ctm.data import Dataset, Images
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel
@@ -53,12 +53,14 @@ class SelfEvaluation:
     which is a model directory, and which step they are from to best.json."""
 
     def __init__(
-        self, settings: EvaluationSettings, images: Images, directory: RunDirectory, step: int, device: torch.device
+        self, settings: EvaluationSettings, images: Dataset, directory: RunDirectory, step: int, device: torch.device
     ) -> None:
         from ctm.evaluation.frechet import too_few
         from ctm.evaluation.passes import Processes  # here, because few runs evaluate themselves
         from ctm.evaluation.run import judge_of
 
+        if not isinstance(images, Images):
+            raise ValueError(f"evaluation looks at pictures, and {images.name} holds arrays: leave evaluation unset")
         self.settings, self._directory = settings, directory
         self._judge = judge_of(
             images, features=settings.features, images=settings.num, processes=Processes(device=device)
