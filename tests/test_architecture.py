@@ -20,6 +20,7 @@ FLOORS = [
         "philox",
         "preconditioning",
         "requests",
+        "scaling",
         "solvers",
         "version",
     },

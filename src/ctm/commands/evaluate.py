@@ -12,9 +12,11 @@ import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
+from ctm.commands.evaluate_values import evaluate_on_values
 from ctm.commands.output import sampling_record
 from ctm.console import text_console
 from ctm.data import Images, load_images
+from ctm.data.dataset import holds_values
 from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES
@@ -120,6 +122,9 @@ def run(settings: Namespace) -> None:
     plans = _plans(settings)
     fields, reading = _fields(settings, plans)
     made = {} if settings.samples is None else sampling_record(Path(settings.samples))
+    if holds_values(settings.data, reading.get("image")):
+        evaluate_on_values(settings, plans, fields, reading, processes)
+        return
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
     size, channels = _shape(plans, samples)
     progress = tracked_parts if processes.index == 0 else silent

@@ -20,6 +20,7 @@ from ctm.data.notes import tell
 from ctm.files import named_failures, suffix_of, whole_file, write_whole
 from ctm.foreign.text import JSONObject, parse_json, plain, read_json, text_in
 from ctm.pictures import check_numbers, class_columns, grid_picture, save_picture, to_uint8
+from ctm.scaling import Scaling
 from ctm.terminal.paths import check_place
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "looked_at",
     "sample_grid",
     "sampling_record",
+    "scaling_record",
     "write_record",
     "write_samples",
 ]
@@ -39,19 +41,20 @@ _LONGEST = 16 << 20  # bytes of it: it has a label and a seed for each sample
 _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
 
 
-def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
-    """Raises ValueError for a target that cannot hold the samples. Call it before any sample is made."""
-    if suffix_of(out) in (".npz", ".png") and out.is_dir():
+def check_output(out: Path, shape: tuple[int, ...], num: int, *, values: bool = False) -> None:
+    """Raises ValueError for a target that cannot hold the samples. Call it before any sample is made. values: whether they are
+    numbers of a stated scale and no pictures."""
+    if suffix_of(out) in (".npz", ".npy", ".png") and out.is_dir():
         raise ValueError(f"--out {out} is a directory: give another name for the file")
-    if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy"):
-        raise ValueError(f"--out {out}: samples are written to a directory, FILE.png or FILE.npz")
+    if suffix_of(out) in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"):
+        raise ValueError(f"--out {out}: samples are written to a directory, FILE.png, FILE.npz or FILE.npy")
     owner = next((name for name in ("config.json", "config.yaml") if (out / name).is_file()), None)
     if owner is not None:
         raise ValueError(
             f"--out {out} is the directory of a model or a run (it has {owner}): give another for the samples"
         )
     check_place(out)
-    if suffix_of(out) == ".npz":
+    if suffix_of(out) in (".npz", ".npy"):
         return
     if suffix_of(out) == ".png" and num > _LARGEST_GRID:
         raise ValueError(
@@ -64,8 +67,8 @@ def check_output(out: Path, shape: tuple[int, ...], num: int) -> None:
     )
     if others:
         raise ValueError(f"--out {out} holds more samples than --num {num} (e.g. {others[0]}): use another directory")
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"samples of shape {shape} are no pictures: give --out FILE.npz")
+    if values or len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"samples of shape {shape} are no pictures: give --out FILE.npz or FILE.npy")
     if suffix_of(out) != ".png" and out.is_file():
         raise ValueError(f"--out {out} is a file: give a directory, FILE.png or FILE.npz")
 
@@ -78,7 +81,7 @@ def finished_samples(out: Path, about: JSONObject, withheld: Collection[int] = (
     ValueError for a directory with samples of other settings, or with pictures and no record."""
     if suffix_of(out) == ".png":
         return 0
-    if suffix_of(out) == ".npz":
+    if suffix_of(out) in (".npz", ".npy"):
         kept = _record(_partial(out))
         same = kept is not None and not _differing(kept, about) and kept.get("num") == about["num"]
         return _rows(_partial(out) / "arr_0.npy") if same else 0
@@ -101,22 +104,21 @@ def finished_samples(out: Path, about: JSONObject, withheld: Collection[int] = (
     return next((index for index in range(about["num"]) if index not in done), about["num"])
 
 
-def looked_at(batches: Iterable[Tensor], start: int = 0) -> Iterator[Tensor]:
+def looked_at(batches: Iterable[Tensor], start: int = 0, *, values: bool = False) -> Iterator[Tensor]:
     """The batches. A line at the end says if much of the pictures was cut off at the ends of their range.
 
-    start: the number of the first sample. Raises ValueError for samples that are no numbers, before they are written."""
-    far = values = 0
+    start: the number of the first sample. values: they are no pictures. Raises ValueError for samples that are no numbers, before
+    they are written."""
+    far = seen = 0
     for batch in batches:
         check_numbers(batch, range(start, start + len(batch)))
         start += len(batch)
-        if batch.dim() == 4:
-            far, values = far + int((batch.abs() > _FAR).sum()), values + batch.numel()
+        if batch.dim() == 4 and not values:
+            far, seen = far + int((batch.abs() > _FAR).sum()), seen + batch.numel()
         yield batch
-    if far > _MUCH * values:
+    if far > _MUCH * seen:
         tell(
-            [
-                f"{far / values:.0%} of the values of the pictures lie outside [-{_FAR}, {_FAR}] and are cut off at [-1, 1]"
-            ]
+            [f"{far / seen:.0%} of the values of the pictures lie outside [-{_FAR}, {_FAR}] and are cut off at [-1, 1]"]
         )
 
 
@@ -136,7 +138,7 @@ def write_samples(
     labels fill rows of ten, else a square. class_names: kept in an .npz as its array class_names."""
     if suffix_of(out) == ".png":
         save_picture(sample_grid(torch.cat(list(batches)), about["labels"] or [], columns), out)
-    elif suffix_of(out) == ".npz":
+    elif suffix_of(out) in (".npz", ".npy"):
         _write_npz(out, batches, labels, about, start, class_names)
     else:
         _write_pictures(out, batches, about, start)
@@ -180,25 +182,34 @@ def _write_npz(
     start: int,
     class_names: Sequence[str],
 ) -> None:
-    """Write an .npz. arr_0 is uint8 (N, H, W, C) for pictures and float for other data; arr_1 holds the labels, if any;
-    np.load ignores sample.json.
+    """Write an .npz, or the array alone and its record beside it as an .npy. arr_0 is uint8 (N, H, W, C) for pictures; for other
+    data, whose record has a scaling, it is called data and is float (N, *shape). arr_1 holds the labels, if any; np.load
+    ignores sample.json.
 
     The rows are gathered in FILE.npz.partial/arr_0.npy and packed at the end."""
-    partial = _partial(out)
+    partial, values = _partial(out), "scaling" in about
     if start == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_record(partial, about)
     for batch in batches:
-        rows = to_uint8(batch).numpy() if batch.dim() == 4 else batch.numpy()
+        rows = to_uint8(batch).numpy() if batch.dim() == 4 and not values else batch.numpy()
         with named_failures(partial):
             _append(partial / "arr_0.npy", np.ascontiguousarray(rows), start, about["num"])
         start += len(rows)
+    if suffix_of(out) == ".npy":
+        (partial / "arr_0.npy").replace(out)
+        write_whole(out.with_name(f"{out.name}.json"), (json.dumps(about, indent=2) + "\n").encode())
+        shutil.rmtree(partial)
+        return
     with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as target, (partial / "arr_0.npy").open("rb") as source:
+        with (
+            archive.open("data.npy" if values else "arr_0.npy", "w", force_zip64=True) as target,
+            (partial / "arr_0.npy").open("rb") as source,
+        ):
             shutil.copyfileobj(source, target, 2**20)
         if labels is not None:
-            with archive.open("arr_1.npy", "w", force_zip64=True) as target:
+            with archive.open("labels.npy" if values else "arr_1.npy", "w", force_zip64=True) as target:
                 np.lib.format.write_array(target, labels.numpy())
         if class_names:
             with archive.open("class_names.npy", "w", force_zip64=True) as target:
@@ -225,6 +236,13 @@ def sampling_record(source: Path) -> dict[str, object]:
         return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
     except KeyError:
         return {}
+
+
+def scaling_record(model: object) -> JSONObject:
+    """What the record of a model's samples says of numbers that are no pictures: their shape, and the scaling that was undone.
+    Empty for a model of pictures."""
+    scaling: Scaling | None = getattr(model, "scaling", None)
+    return {} if scaling is None else {"shape": list(model.shape), "scaling": scaling.as_json()}  # type: ignore[attr-defined]
 
 
 def _packed_record(source: Path) -> dict[str, object] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctm import __version__, sampling
 from ctm.commands.fields import add_condition_option, condition_of_rows, given_fields, named_fields
 from ctm.commands.marked import name_of, sample_claims
-from ctm.commands.output import check_output, finished_samples, looked_at, write_samples
+from ctm.commands.output import check_output, finished_samples, looked_at, scaling_record, write_samples
 from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
@@ -96,7 +96,7 @@ def parser() -> Parser:
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--noise_stream", choices=["v1", "v2"], default="v1", help="v2: the noise of all samples at once, by a counter")
     add("--seeds", type=str, default=None, help="one sample for each seed, the first of it: 0-9 or 3,5,8")
-    add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid) or file.npz")
+    add("--out", type=str, default="samples", help="a directory (PNG files), file.png (a grid), file.npz or .npy")
     add(
         "--columns",
         type=str,
@@ -133,8 +133,9 @@ def run(settings: Namespace) -> None:
     tell(_idle_columns(columns, labels, num))
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
-    check_output(out, model.shape, num)
+    check_output(out, model.shape, num, values=scaling_record(model) != {})
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
+    about |= scaling_record(model)
     about |= named_fields(settings, fields)
     with gate(settings, "ctm sample") as policy:
         about |= _admitted(policy, model, settings, labels, fields, num)
@@ -183,7 +184,7 @@ def _sample(
         **asked,
     )
     total = -(-(num - start) // settings.batch_size)
-    shown = looked_at(tracked(batches, "sampling", total, unit="batches"), start)
+    shown = looked_at(tracked(batches, "sampling", total, unit="batches"), start, values="scaling" in about)
     if policy is None or tell is None:
         write_samples(out, shown, labels, about, start, columns)
         return int(num)
@@ -198,7 +199,7 @@ def _admitted(
     """What the record of the samples says of the policy. Raises ValueError for what it does not allow."""
     if policy is None:
         return {}
-    if suffix_of(Path(settings.out)) == ".npz":
+    if suffix_of(Path(settings.out)) in (".npz", ".npy"):
         raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
     known = () if labels is None else labels.tolist()
     policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg)

@@ -15,12 +15,12 @@ from ctm.data.limits import check_size
 from ctm.data.notes import printable
 from ctm.foreign.text import plain
 
-__all__ = ["Archive", "Header"]
+__all__ = ["DAMAGE", "Archive", "Header", "read_header"]
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those numpy writes
 _HEADER = 10_000  # bytes of an array's header, numpy's own limit
 _ENCRYPTED = 1
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Archive:
                     self._add(archive, member)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no file {path}") from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> ValueError:
@@ -80,7 +80,7 @@ class Archive:
         if member.flag_bits & _ENCRYPTED or member.compress_type not in _METHODS:
             raise ValueError(f"{name} is encrypted, or packed by another method than numpy's")
         with archive.open(member) as file:
-            shape, dtype, offset = _header(file)
+            shape, dtype, offset, _ = read_header(file)
         header = Header(shape, dtype, member)
         if dtype.hasobject:
             self.objects.append(name)
@@ -99,9 +99,13 @@ class Archive:
                 array = np.lib.format.read_array(file, allow_pickle=False)
                 if file.read(1):  # also checks the sum of the whole
                     raise ValueError(f"{name} goes on behind its end")
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise self._damaged(error) from error
         return np.asarray(array)
+
+    def map(self, name: str) -> np.ndarray:
+        """The array in memory, as `read`."""
+        return self.read(name)
 
 
 def _check_places(archive: zipfile.ZipFile) -> None:
@@ -113,8 +117,9 @@ def _check_places(archive: zipfile.ZipFile) -> None:
             raise ValueError(f"{member.filename} overlaps another part of the zip")
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and type of an array, and the place where its values begin."""
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int, bool]:
+    """Shape and type of an array in numpy's format, the place where its values begin, and whether its first axis is the fastest
+    (Fortran's order). Raises ValueError for anything but such a header."""
     start = file.read(8)
     if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02"):
         raise ValueError("a part of it is no array of numpy's format 1 or 2")
@@ -126,9 +131,9 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     if len(length) < width or count > _HEADER:
         raise ValueError(f"an array's header has {count} bytes, more than {_HEADER}")
     try:
-        shape, _, dtype = read(io.BytesIO(length + file.read(count)))
+        shape, fortran, dtype = read(io.BytesIO(length + file.read(count)))
     except Exception as error:  # numpy gives it to Python's parser, which meets nonsense with errors of many kinds
         raise ValueError(f"an array's header cannot be read: {plain(str(error)) or type(error).__name__}") from error
     if any(isinstance(side, bool) for side in shape):
         raise ValueError("an array's header says true or false in place of a number")
-    return tuple(int(side) for side in shape), dtype, 8 + width + count
+    return tuple(int(side) for side in shape), dtype, 8 + width + count, bool(fortran)

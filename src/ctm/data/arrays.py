@@ -1,4 +1,4 @@
-"""Images and labels in an .npz file."""
+"""Images and labels in a file of arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctm.data.archive import Archive, Header
+from ctm.data.archive import Archive
 from ctm.data.classes import could_be_labels, read_labels, text_of
 from ctm.data.conditions import read_fields
 from ctm.data.files import Picture
@@ -18,8 +18,10 @@ from ctm.data.images import Images
 from ctm.data.limits import check_size
 from ctm.data.notes import option
 from ctm.data.stack import Square
+from ctm.data.stored import ArrayFile, ArrayHeader, chosen_array, open_arrays
+from ctm.files import suffix_of
 
-__all__ = ["fit_arrays", "load_npz"]
+__all__ = ["fit_arrays", "load_npz", "without_labels"]
 
 _IMAGES, _LABELS, _NAMES = ("images", "arr_0"), ("labels", "arr_1"), "class_names"
 
@@ -31,53 +33,42 @@ def load_npz(
     max_gb: float | None = None,
     condition: Sequence[str] = (),
 ) -> Images:
-    """The images in an .npz: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole numbers or texts (N,).
+    """The images in an .npz, .npy or .safetensors: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole
+    numbers or texts (N,). The last two are memory-mapped; beside an .npy, arrays are files (`ctm.data.stored`).
 
     image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
     class_names are the names of the classes. condition: names of arrays of real numbers (N, …) that are fields of the
     condition; NAME_present, true or false (N,), says in which rows NAME is there. max_gb: as in `ctm.data.limits`. Raises as
     `Archive`, and ValueError for arrays that are not there or no images or labels."""
-    archive = Archive(path, max_gb)
-    image_name = _chosen(archive, "image", image, _IMAGES)
+    packed = suffix_of(path) == ".npz"
+    archive: ArrayFile = Archive(path, max_gb) if packed else open_arrays(path, max_gb)
+    alone = suffix_of(path) == ".npy"
+    image_name = chosen_array(archive, "image", path.stem if image is None and alone else image, _IMAGES)
     if image_name is None:
         raise ValueError(
             f"{path} holds the arrays {', '.join([*archive.headers, *archive.objects]) or 'none'}: the images must be called "
             f"images or arr_0, or named by {option('image')}"
         )
     count = _check_images(path, image_name, archive.headers[image_name])
-    label_name = _chosen(archive, "label", label, _LABELS)
-    pixels = archive.read(image_name)
+    label_name = chosen_array(archive, "label", label, () if alone else _LABELS)
+    pixels = archive.read(image_name) if packed else archive.map(image_name)
     labels: np.ndarray | None = None
     names: list[str] = []
     notes: list[str] = []
     if label_name is not None:
         labels, names, notes = read_labels(_read_small(archive, label_name, count), count, f"{path} ({label_name})")
-    asked = [str(_chosen(archive, "condition", name, ())) for name in condition]
+    asked = [str(chosen_array(archive, "condition", name, ())) for name in condition]
     fields, absences = read_fields(archive, asked, count)
     notes += absences
     used = {image_name, label_name, *fields}
     if labels is not None and not names and _NAMES in archive.headers:
         names, used = _class_names(archive, int(labels.max())), used | {_NAMES}
-    notes += _others(archive, used, count, label_name is None)
+    notes += [] if alone else _others(archive, used, count, label_name is None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes), fields)
 
 
-def _chosen(archive: Archive, kind: str, asked: str | None, known: tuple[str, ...]) -> str | None:
-    """The name of an array: the one asked for, or the first known name that is in the file."""
-    if asked is None:
-        return next((name for name in known if name in archive.headers), None)
-    if asked in archive.objects:
-        raise ValueError(
-            f"{archive.path}: {asked} holds Python objects, which are not read: save it as numbers or texts"
-        )
-    if asked not in archive.headers:
-        held = ", ".join(archive.headers)
-        raise ValueError(f"{option(kind, asked)}: there is no such array: {archive.path} holds the arrays {held}")
-    return asked
-
-
-def _check_images(path: Path, name: str, header: Header) -> int:
+def _check_images(path: Path, name: str, header: ArrayHeader) -> int:
     """Number of images in an array, by its header."""
     shape = header.shape
     if header.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or min(shape) < 1:
@@ -87,7 +78,7 @@ def _check_images(path: Path, name: str, header: Header) -> int:
     return shape[0]
 
 
-def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
+def _read_small(archive: ArrayFile, name: str, count: int) -> np.ndarray:
     """The labels, read if their header allows it."""
     header = archive.headers[name]
     if not could_be_labels(header.shape, "i" if header.dtype.kind == "f" else header.dtype.kind, count):
@@ -97,7 +88,7 @@ def _read_small(archive: Archive, name: str, count: int) -> np.ndarray:
     return archive.read(name)
 
 
-def _class_names(archive: Archive, largest: int) -> list[str]:
+def _class_names(archive: ArrayFile, largest: int) -> list[str]:
     """The texts of the array `class_names`."""
     header = archive.headers[_NAMES]
     if header.dtype.kind not in "US" or len(header.shape) != 1 or header.shape[0] <= largest:
@@ -107,7 +98,7 @@ def _class_names(archive: Archive, largest: int) -> list[str]:
     return [text_of(name, f"{archive.path}: class_names[{row}]") for row, name in enumerate(archive.read(_NAMES))]
 
 
-def _others(archive: Archive, used: set[str | None], count: int, unlabelled: bool) -> list[str]:
+def _others(archive: ArrayFile, used: set[str | None], count: int, unlabelled: bool) -> list[str]:
     """Lines that name the arrays that are not read."""
     left = {name: header for name, header in archive.headers.items() if name not in used}
     able = [name for name, header in left.items() if could_be_labels(header.shape, header.dtype.kind, count)]

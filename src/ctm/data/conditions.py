@@ -10,23 +10,24 @@ import numpy as np
 
 from ctm.conditioner import Conditioner
 from ctm.conditions import PRESENT, is_flag_of
-from ctm.data.archive import Archive
+from ctm.data.stored import ARRAY_FILES, ArrayFile, open_arrays
 from ctm.files import suffix_of
 
 __all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "names_of", "read_fields"]
 
 
 def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, with
+    """The arrays of a file of arrays that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N,
+    with
     their NAME_present, bool (N,), where the file has them, and lines that say what the file lacks or has besides.
 
     Raises FileNotFoundError, and ValueError for a file that is none, holds none of the fields, or one of another shape."""
     place = Path(path)
     if not place.is_file():
         raise FileNotFoundError(f"there is no file {path}: a condition is an .npz with {', '.join(fields)}")
-    if suffix_of(place) != ".npz":
+    if suffix_of(place) not in ARRAY_FILES:
         raise ValueError(f"{path} is no .npz file: a condition is one with the arrays {', '.join(fields)}")
-    archive = Archive(place)
+    archive = open_arrays(place)
     there = [name for name in fields if name in archive.headers]
     if not there:
         held = ", ".join([*archive.headers, *archive.objects]) or "none"
@@ -43,7 +44,7 @@ def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tupl
     return read, lines + ([f"not read: {', '.join(others)}"] if others else [])
 
 
-def read_fields(archive: Archive, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_fields(archive: ArrayFile, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Fields of the condition, float32 (count, …) each, and under NAME_present, bool (count,), in which rows a field is there,
     where the file says so; 0 stands where it is not. With lines that say how many rows lack one.
 
@@ -59,7 +60,7 @@ def read_fields(archive: Archive, names: Iterable[str], count: int) -> tuple[dic
     return fields, lines
 
 
-def _present(archive: Archive, name: str, count: int) -> np.ndarray | None:
+def _present(archive: ArrayFile, name: str, count: int) -> np.ndarray | None:
     """bool (count,): in which rows a field is there; None where the file does not say."""
     flag = name + PRESENT
     if flag not in archive.headers:
@@ -72,7 +73,7 @@ def _present(archive: Archive, name: str, count: int) -> np.ndarray | None:
     return archive.read(flag) != 0
 
 
-def _field(archive: Archive, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
+def _field(archive: ArrayFile, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
     """A field of the condition, float32 (count, …), 0 in the rows where it is not present."""
     header = archive.headers[name]
     if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
@@ -97,11 +98,11 @@ def _field(archive: Archive, name: str, count: int, present: np.ndarray | None) 
 
 
 def fields_in(path: str | Path, names: Iterable[str]) -> list[str]:
-    """Those of the names that an .npz holds as arrays; none for data that are no .npz file."""
+    """Those of the names that a file holds as arrays; none for data that are no file of arrays."""
     place = Path(path)
-    if suffix_of(place) != ".npz" or not place.is_file():
+    if suffix_of(place) not in ARRAY_FILES or not place.is_file():
         return []
-    held = Archive(place).headers
+    held = open_arrays(place).headers
     return [name for name in names if name in held]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctm.data.images import Images
+from ctm.data.base import Dataset
 
 __all__ = ["LIMIT", "DataDigest", "digest_of"]
 
@@ -33,24 +33,25 @@ class DataDigest:
         return self.of == _CONTENT
 
 
-def digest_of(images: Images, limit: int = LIMIT) -> DataDigest:
+def digest_of(images: Dataset, limit: int = LIMIT) -> DataDigest:
     """The digest of a set, equal on all machines: of its pixels, labels and class names in their order.
 
     If the set has more than `limit` bytes of pixels and comes from a file or folder, the files' names, sizes and times and
     16 of its pictures stand for the pixels. Reading everything would take minutes at each start. A set that comes from no
     file is always read whole."""
     source = Path(images.name)
-    whole = images.pixels.nbytes <= limit or not images.name or not source.exists()
+    whole = images.nbytes <= limit or not images.name or not source.exists()
     digest = hashlib.sha256()
-    digest.update(json.dumps([list(images.pixels.shape), images.class_names], ensure_ascii=True).encode())
+    kind = [] if images.scaling is None else [str(images.stored.dtype)]
+    digest.update(json.dumps([list(images.stored.shape), images.class_names, *kind], ensure_ascii=True).encode())
     if whole:
-        rows = max(1, _BLOCK // max(images.pixels[0].nbytes, 1))
+        rows = max(1, _BLOCK // max(images.stored[0].nbytes, 1))
         for start in range(0, len(images), rows):
-            digest.update(np.ascontiguousarray(images.pixels[start : start + rows]).data)
+            digest.update(np.ascontiguousarray(images.stored[start : start + rows]).data)
     else:
         digest.update(_of_files(source))
         for row in np.linspace(0, len(images) - 1, _PICTURES).astype(int):
-            digest.update(np.ascontiguousarray(images.pixels[row]).data)
+            digest.update(np.ascontiguousarray(images.stored[row]).data)
     if images.labels is not None:
         digest.update(b"labels")
         digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)

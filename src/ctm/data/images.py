@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.conditioner import Arrays, Conditioner, Labels
-from ctm.conditions import LABELS, Condition, is_flag_of
+from ctm.data.base import Dataset
 
 __all__ = ["Images", "epoch_order", "random_flips", "to_model_range"]
 
@@ -19,7 +18,7 @@ _FLIPS = 0x466C6970  # keeps the draws of flips apart from the order of the data
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Dataset):
     """pixels uint8 (N, H, W, C), an array or a memory map; labels int64 (N,), −1 for an image without one, or None; class_names
     one for each class, empty where the data have none; name: how the set was asked for; source: where it came from, in words;
     notes: what was left out or changed on the way, a line each; fields: the arrays of the condition beside labels, float32
@@ -36,21 +35,7 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8 or len(self.pixels) == 0:
             raise ValueError(f"images must be uint8 (N, H, W, C), N ≥ 1, got {self.pixels.dtype} {self.pixels.shape}")
-        if self.labels is not None and (self.labels.shape != (len(self.pixels),) or int(self.labels.min()) < -1):
-            raise ValueError(
-                f"labels must be {len(self.pixels)} whole numbers ≥ 0, or −1 for none, got shape {self.labels.shape}"
-            )
-        for name, values in self.fields.items():
-            if is_flag_of(name, self.fields):
-                if values.dtype != bool or values.shape != (len(self.pixels),):
-                    raise ValueError(f"{name} must be bool ({len(self.pixels)},), got {values.dtype} {values.shape}")
-            elif values.dtype != np.float32 or values.shape[:1] != (len(self.pixels),):
-                raise ValueError(
-                    f"the field {name!r} must be float32 ({len(self.pixels)}, …), got {values.dtype} {values.shape}"
-                )
-        largest = -1 if self.labels is None else int(self.labels.max())
-        if self.class_names and largest >= len(self.class_names):
-            raise ValueError(f"label {largest} has no name: there are {len(self.class_names)} names of classes")
+        self.check_condition()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -62,45 +47,13 @@ class Images:
         return channels, height, width
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes, 0 without labels."""
-        if self.labels is None:
-            return 0
-        return len(self.class_names) or int(self.labels.max()) + 1
-
-    @property
-    def conditioner(self) -> Conditioner:
-        """What the data are conditioned on: their labels and fields."""
-        own = {name: values for name, values in self.fields.items() if not is_flag_of(name, self.fields)}
-        fields = {name: values.shape[1:] for name, values in own.items()}
-        return (Labels(self.num_classes) if self.num_classes else Conditioner()) | Arrays(fields)
-
-    def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> Images:
-        """The set with class c as number numbers[c] (C,) of `class_names`. Images without a label keep none."""
-        labels = self.labels
-        if labels is not None:
-            labels = np.where(labels < 0, -1, numbers[np.maximum(labels, 0)])
-        return replace(self, labels=labels, class_names=class_names)
+    def stored(self) -> np.ndarray:
+        """The pixels, uint8 (N, H, W, C)."""
+        return self.pixels
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Images `indices` as float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None."""
-        labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
-        return to_model_range(torch.from_numpy(np.ascontiguousarray(self.pixels[indices]))), labels
-
-    def rows(self, indices: np.ndarray) -> tuple[Tensor, Condition]:
-        """Images `indices` as `batch` gives them, and their condition: labels, or a mapping where the data have fields."""
-        x, labels = self.batch(indices)
-        return x, self.condition(indices) if self.fields else labels
-
-    def condition(self, indices: np.ndarray) -> Condition:
-        """The condition of the images `indices`: None, labels int64 (B,), or a mapping of both and of the fields."""
-        labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
-        fields = {name: torch.from_numpy(np.ascontiguousarray(values[indices])) for name, values in self.fields.items()}
-        return fields | ({} if labels is None else {LABELS: labels}) if fields else labels
-
-    def all(self) -> tuple[Tensor, Tensor | None]:
-        """All images and labels, as `batch` gives them."""
-        return self.batch(np.arange(len(self)))
+        return to_model_range(torch.from_numpy(np.ascontiguousarray(self.pixels[indices]))), self.labels_at(indices)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ctm.data.folder import load_folder
 from ctm.data.images import Images
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
+from ctm.data.stored import ARRAY_FILES
 from ctm.data.table import load_table
 from ctm.files import as_source, suffix_of
 
@@ -72,8 +73,11 @@ def load_images(
         )
     options = {"image": image, "label": label, "max_gb": max_gb}
     if condition:
-        if suffix_of(path) != ".npz" or not path.is_file():
-            raise ValueError(f"{option('condition')} names arrays of an .npz file, and {name} is none: leave it out")
+        if suffix_of(path) not in ARRAY_FILES or not path.is_file():
+            raise ValueError(
+                f"{option('condition')} names arrays of an .npz file (or an .npy or .safetensors), and {name} is "
+                "none: leave it out"
+            )
         options["condition"] = list(condition)  # type: ignore[assignment]
     if max_gb is not None:
         memory_limit(0, max_gb)  # also for sets that ask for little
@@ -87,7 +91,7 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
         return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
     if path.is_dir():
         return load_folder(path, size, channels)
-    if suffix_of(path) == ".npz":
+    if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     local = name.startswith((".", "/", "~")) or (path.parent.is_dir() and path.parent != Path())
     if not path.exists() and local and suffix_of(path) != ".parquet":
@@ -95,7 +99,7 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
     if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
     raise ValueError(
-        f"{name} is neither a folder, an .npz nor a .parquet file: give one of those, a hub id, or {_names()}"
+        f"{name} is neither a folder, an .npz, .npy, .safetensors nor a .parquet file: give one of those, a hub id, or {_names()}"
     )
 
 

@@ -30,12 +30,14 @@ from ctm.models.reading import (
     check_numbers,
     check_weights,
     read_config,
+    read_scaling,
     weights_of,
 )
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import Inner
 from ctm.preconditioning import Own, Preconditioning, preconditioning_from
+from ctm.scaling import Scaling
 
 __all__ = ["CONFIG", "WEIGHTS", "Model", "brief"]
 
@@ -47,9 +49,12 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
 
     `autocast`: the dtype in which torch.autocast lets the network compute, None: as its weights are. No part of a file.
     `class_names`: one for each class where they are known, else empty; kept in config.json.
+    `scaling`: how the numbers of its data became x, kept in config.json; None for pictures. `ctm.generate` undoes it; all methods
+    here are of x.
     `grids`: the grids of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
 
     autocast: torch.dtype | None = None
+    scaling: Scaling | None = None
 
     def __init__(
         self,
@@ -183,6 +188,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         config = {"model": type(self).__name__, "network": self._description(), **self._settings(), **self.extra_config}
         config |= {"class_names": self.class_names} if self.class_names else {}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
+        config |= {} if self.scaling is None else {"scaling": self.scaling.as_json()}
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
             new_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -248,9 +254,10 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         tensors = load_file(weights)
         check_weights(tensors, model_id)
         model.load_state_dict(tensors, strict=strict)
-        known = {"model", "network", "class_names", "grids", "conditioner", *model._settings()}
+        known = {"model", "network", "class_names", "grids", "scaling", "conditioner", *model._settings()}
         model.extra_config = {name: value for name, value in (config or {}).items() if name not in known}
         model.class_names = (config or {}).get("class_names", [])
+        model.scaling = read_scaling(config or {}, model_id)
         model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max, model_id)
         return model.to(map_location).eval()
 

@@ -22,6 +22,7 @@ from ctm.networks.arguments import check_shape
 from ctm.networks.base import Network
 from ctm.networks.description import build, network_class
 from ctm.preconditioning import preconditioning_from
+from ctm.scaling import Scaling, scaling_from
 
 __all__ = [
     "CONFIG",
@@ -33,13 +34,14 @@ __all__ = [
     "check_numbers",
     "check_weights",
     "read_config",
+    "read_scaling",
     "weights_of",
 ]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22
-_OWN = ("model", "network", "class_names", "grids", "scheduler")  # the last: kept for a person to read
+_OWN = ("model", "network", "class_names", "grids", "scaling", "scheduler")  # the last: kept for a person to read
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -56,6 +58,14 @@ def read_config(path: Path) -> dict[str, object]:
     if "network" not in settings or "shape" not in settings:
         raise ValueError(f'{path} is not a model\'s configuration: it needs "network" and "shape"')
     return settings
+
+
+def read_scaling(settings: Mapping[str, Any], place: str) -> Scaling | None:
+    """The scaling of the data in the settings of a model; None where they have none. Raises ValueError for a damaged one."""
+    try:
+        return scaling_from(settings.get("scaling"), settings.get("shape", (1,)))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f'{place}: the "scaling" in config.json is damaged: {error}') from error
 
 
 def weights_of(directory: Path) -> Path:

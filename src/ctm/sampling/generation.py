@@ -22,6 +22,7 @@ from ctm.sampling.image_noise import LABEL, NoiseStream, as_noise_stream, identi
 from ctm.sampling.jumps import as_gamma
 from ctm.sampling.jumps import gamma as gamma_sampler
 from ctm.sampling.marking import Marks
+from ctm.scaling import restored
 
 __all__ = [
     "class_labels",
@@ -220,7 +221,8 @@ def stream(
         for first in range(start, num, batch_size):
             indices = range(first, min(first + batch_size, num))
             own = rows(chosen, slice(first, first + batch_size))
-            yield make(indices, condition=own, marks=None if marks is None else marks.of_images(indices)).cpu()
+            made = make(indices, condition=own, marks=None if marks is None else marks.of_images(indices))
+            yield restored(model, made.cpu())
 
     return batches()
 
@@ -243,6 +245,7 @@ def generate(
     noise_stream: NoiseStream = "v1",
 ) -> Tensor:
     """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
+    A model that keeps the scaling of its data (`ctm.scaling`) gives samples in the numbers of the data.
 
     condition: labels, an int or int64 (num,) with −1 for none; or a mapping of fields, each (num, …), or without its first
     dimension where it is the same for all. None on a model of classes draws a class for each image, from (seed, i).

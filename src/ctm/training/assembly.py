@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ctm.data import Images, load_images
+from ctm.data import Dataset, Images, load_dataset
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -36,6 +36,7 @@ from ctm.training.guide import guide_of, guided
 from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
+from ctm.training.scaling import in_scaling_of
 from ctm.training.sharding import WholeModule, WholeOptimizer, shard_networks
 from ctm.training.stand_in import found_or_none, with_usable_features
 from ctm.training.step import LossModule, last_layer, rows_of_process
@@ -58,7 +59,7 @@ class Beginning:
     of its data. lines: what a person is told of all this. sources: by teacher, teacher_guide and student the name a model
     was given by, and the model."""
 
-    images: Images
+    images: Dataset
     student: AnyModel
     teacher: AnyModel | None
     guide: AnyModel | None
@@ -73,7 +74,7 @@ class Run:
 
     recipe: Recipe
     accelerator: Accelerator
-    images: Images
+    images: Dataset
     module: LossModule
     wrapped: Any  # the module, or accelerate's wrapper around it
     averages: list[AnyModel]
@@ -177,13 +178,16 @@ def _needs_teacher(recipe: Recipe) -> bool:
     return any(objective.needs_teacher for objective in recipe.objectives)
 
 
-def load_data(recipe: Recipe) -> Images:
-    """The images that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_images`."""
+def load_data(recipe: Recipe) -> Dataset:
+    """The data that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_dataset`."""
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
-    images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
+    columns |= {"max_gb": data.max_gb, "scaling": data.scaling}
+    images: Dataset = load_dataset(data.name, data.size, data.channels, data.split, **columns)
     if data.unlabelled:
-        images = dataclasses.replace(images, labels=None, class_names=[])
+        images = images.without_labels()
+    if data.flip and not isinstance(images, Images):
+        raise ValueError(f"data.flip mirrors pictures, and {data.name} holds arrays: set data.flip to false")
     maps = [name for name, values in images.fields.items() if values.ndim > 2]
     if data.flip and maps:
         raise ValueError(
@@ -192,7 +196,7 @@ def load_data(recipe: Recipe) -> Images:
     return images
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, images: Images, *, stand_in: list[str] | None = None) -> Run:
+def prepare(recipe: Recipe, accelerator: Accelerator, images: Dataset, *, stand_in: list[str] | None = None) -> Run:
     """Networks, optimiser and data, in place on the device. stand_in: for a dry run, which takes other things in place of those
     that are not on this machine, and a copy of the student for a teacher that is not named; gets a line for each. Raises
     ValueError for settings that do not fit each other."""
@@ -269,7 +273,7 @@ def _check_derivatives(recipe: Recipe) -> None:
         )
 
 
-def _check_dropout(recipe: Recipe, images: Images) -> None:
+def _check_dropout(recipe: Recipe, images: Dataset) -> None:
     """Raises ValueError where `condition_dropout` names what the data's condition does not have."""
     if not isinstance(recipe.condition_dropout, dict):
         return
@@ -325,7 +329,7 @@ def _trained(run: Run) -> Iterable[torch.nn.Parameter]:
     return [parameter for parameter in run.student.parameters() if parameter.requires_grad]
 
 
-def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Beginning:
+def _beginning(recipe: Recipe, images: Dataset, stand_in: list[str] | None) -> Beginning:
     """The student before its first step, its teacher, and how it comes to its weights and levels."""
     images, left_out = without_idle_labels(recipe.network, images)
     torch.manual_seed(recipe.seed)
@@ -349,6 +353,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     if images.num_classes != made_for:  # an empty class of the data that the teacher does not know is gone
         torch.manual_seed(recipe.seed)
         network = built_for(recipe.network, images.shape, images.conditioner)
+    images, scaled = in_scaling_of(teacher if started is None else started, images, recipe.data.scaling)
     copies = recipe.start_from == "teacher" and started is None
     levels, lines = settle_levels(recipe.model, images, teacher=teacher, student=started, copies=copies)
     settings = dataclasses.replace(recipe.model, **dataclasses.asdict(levels))
@@ -357,7 +362,8 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         guide = guide_of(recipe.teacher_guide, teacher, images, levels, stand_in)
         sources |= {} if guide is None else {"teacher_guide": (recipe.teacher_guide, guide)}
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
-    lines += left_out + name_classes(student, images)
+    lines += left_out + scaled + name_classes(student, images)
+    student.scaling = images.scaling
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))
@@ -369,7 +375,7 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
     return Beginning(images, student, teacher, guide, levels, lines, sources)
 
 
-def _teacher(name: str, images: Images) -> AnyModel:
+def _teacher(name: str, images: Dataset) -> AnyModel:
     """The teacher of that name. One of diffusers that does not say the deviation of its data gets that of these."""
     return load_teacher(
         name,

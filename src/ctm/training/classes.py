@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from ctm.data import Images, listed_classes, match_classes
+from ctm.data import Dataset, listed_classes, match_classes
 from ctm.models import AnyModel
 from ctm.networks import DiffusersNetwork
 from ctm.networks.diffusers import classes_in
@@ -14,7 +13,7 @@ from ctm.networks.diffusers import classes_in
 __all__ = ["in_classes_of", "name_classes", "without_idle_labels"]
 
 
-def in_classes_of(model: AnyModel, who: str, images: Images, *, settled: bool = False) -> Images:
+def in_classes_of(model: AnyModel, who: str, images: Dataset, *, settled: bool = False) -> Dataset:
     """The images with their classes numbered as the model numbers them, by name; as they are where either has no classes, or no
     names. who: the model in words. settled: another model has settled the numbers already.
 
@@ -35,7 +34,7 @@ def in_classes_of(model: AnyModel, who: str, images: Images, *, settled: bool = 
     return images.renumbered(numbers, list(model.class_names))
 
 
-def without_idle_labels(network: Any, images: Images) -> tuple[Images, list[str]]:
+def without_idle_labels(network: Any, images: Dataset) -> tuple[Dataset, list[str]]:
     """The images without their labels, and a line, where the recipe's network is one of diffusers whose settings have no classes;
     else as they are. (A network of ours is built for the classes of the data.)"""
     path, arguments = getattr(network, "class_path", ""), getattr(network, "init_args", {})
@@ -47,10 +46,10 @@ def without_idle_labels(network: Any, images: Images) -> tuple[Images, list[str]
     if classes_in(arguments.get("kind", ""), settings):
         return images, []
     left = f"the network takes no labels: those of {images.name} are left out"
-    return replace(images, labels=None, class_names=[]), [left]
+    return images.without_labels(), [left]
 
 
-def name_classes(student: AnyModel, images: Images) -> list[str]:
+def name_classes(student: AnyModel, images: Dataset) -> list[str]:
     """Give the student the data's names of classes. Returns the line that tells them with their numbers; none without classes."""
     if images.labels is None:
         return []

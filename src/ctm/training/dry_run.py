@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ctm.data import Images
+from ctm.data import Dataset
 from ctm.models import AnyModel
 from ctm.models.protocol import Diffusion
 from ctm.objectives import Objective
@@ -109,7 +109,7 @@ class DryRun:
         return [result[0], *self.stand_ins, *self.start, *result[1:]]
 
 
-def dry_run(recipe: Recipe, images: Images | None = None) -> DryRun:
+def dry_run(recipe: Recipe, images: Dataset | None = None) -> DryRun:
     """Build everything, take a step to warm up and a measured one for each kind of step (who learns in it); writes nothing. On a
     CPU a step that would take more than a minute is measured with fewer images, and its times are in proportion. What
     is not on this machine is stood in for:

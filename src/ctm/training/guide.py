@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctm.data import Images
+from ctm.data import Dataset
 from ctm.models import AnyModel
 from ctm.models.autoguided import AutoGuided
 from ctm.teachers import load_teacher
@@ -14,7 +14,7 @@ __all__ = ["guide_of", "guided"]
 
 
 def guide_of(
-    name: str, teacher: AnyModel, images: Images, levels: Levels, stand_in: list[str] | None
+    name: str, teacher: AnyModel, images: Dataset, levels: Levels, stand_in: list[str] | None
 ) -> AnyModel | None:
     """The weaker teacher, None where a dry run does without. Raises ValueError where it cannot guide this teacher."""
     guide = found_or_none(lambda: load_teacher(name), "teacher_guide", "the teacher goes unguided", stand_in)

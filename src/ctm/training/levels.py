@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctm.data import Images
+from ctm.data import Dataset, Images, Values
 from ctm.models.protocol import Diffusion, RangedDenoiser
 from ctm.training.recipe import ModelSettings
 
@@ -29,11 +29,15 @@ class Levels:
     sigma_data: float
 
 
-def measured_deviation(images: Images, most: int = _MOST) -> tuple[float, int]:
+def measured_deviation(images: Dataset, most: int = _MOST) -> tuple[float, int]:
     """The standard deviation of all pixel values of a set in [-1, 1], to four digits after the point, and of how many images.
 
     Sums of whole numbers, so that it is the same on every machine and in every process. A set of more than `most` bytes is
-    measured on as many of its images as have that, drawn with seed 0. Raises ValueError where all values are equal."""
+    measured on as many of its images as have that, drawn with seed 0. Of values that are no pictures it is that of all once they
+    are scaled, from what was summed when they were read. Raises ValueError where all values are equal."""
+    if isinstance(images, Values):
+        return _of_values(images), len(images)
+    assert isinstance(images, Images)
     count = max(1, min(len(images), most // max(images.pixels[0].nbytes, 1)))
     chosen = np.arange(len(images))
     if count < len(images):
@@ -55,9 +59,19 @@ def measured_deviation(images: Images, most: int = _MOST) -> tuple[float, int]:
     return deviation, count
 
 
+def _of_values(values: Values) -> float:
+    deviation = round(values.moments.deviation(values.scaled), 4)
+    if deviation <= 0:
+        raise ValueError(
+            f"all numbers of {values.name or 'the data'} are nearly equal as they are scaled, so that there is no standard "
+            "deviation to be measured: set data.scaling to standard, or give --model.sigma_data"
+        )
+    return deviation
+
+
 def settle_levels(
     settings: ModelSettings,
-    images: Images,
+    images: Dataset,
     *,
     teacher: Diffusion | None = None,
     student: Diffusion | None = None,
@@ -84,10 +98,9 @@ def settle_levels(
         levels = _DEFAULT | stated
         if "sigma_data" not in levels:
             levels["sigma_data"], count = measured_deviation(images)
+            what = "images in [-1, 1]" if isinstance(images, Images) else "items as they are scaled"
             of = f"all {count}" if count == len(images) else f"{count} (drawn with seed 0) of the {len(images)}"
-            lines.append(
-                f"sigma_data {levels['sigma_data']:g}: measured, the standard deviation of {of} images in [-1, 1]"
-            )
+            lines.append(f"sigma_data {levels['sigma_data']:g}: measured, the standard deviation of {of} {what}")
     if teacher is not None:
         _refuse_outside(levels, teacher)
     return Levels(**{name: float(levels[name]) for name in _NAMES}), lines

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ctm.data import Images
+from ctm.data import Dataset
 from ctm.data.digest import digest_of
 from ctm.foreign.text import JSONObject, read_json
 from ctm.models import AnyModel
@@ -34,7 +34,7 @@ class Origin:
         return json.dumps(self.sources, indent=2, ensure_ascii=False) + "\n"
 
 
-def origin_of(images: Images, models: Mapping[str, tuple[str, AnyModel]]) -> Origin:
+def origin_of(images: Dataset, models: Mapping[str, tuple[str, AnyModel]]) -> Origin:
     """The origin of a run on these images. models: under teacher, teacher_guide and student, the name it was given by
     and the model."""
     digest = digest_of(images)
@@ -52,6 +52,8 @@ def model_digest(model: AnyModel) -> str:
     settings = {"model": type(model).__name__, **getattr(model, "_settings", dict)()}
     network = getattr(model, "network", None)
     settings["network"] = None if network is None else describe(network)
+    scaling = getattr(model, "scaling", None)
+    settings |= {} if scaling is None else {"scaling": scaling.as_json()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

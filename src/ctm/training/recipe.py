@@ -14,6 +14,7 @@ from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.networks.description import build
 from ctm.objectives import Objective
 from ctm.parametrization import Inner, Outer
+from ctm.scaling import Rule
 from ctm.training.ema import Average, Decay
 from ctm.training.engine import EngineSettings
 from ctm.training.schedules import Schedule
@@ -40,18 +41,22 @@ class DataSettings:
     """What to train on.
 
     Args:
-        name: digits, mnist5k, fashion-mnist, the path of an image folder, .npz or .parquet file, or a hub id.
+        name: digits, mnist5k, fashion-mnist, the path of an image folder, of a file of arrays (.npz, .npy, .safetensors) or of a
+            .parquet file, or a hub id.
         size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
         channels: 1 (grey) or 3 (colour) converts; unset: colour if any picture is in colour.
         split: train or test, where the set has both; unset: train.
         batch_size: images in a step, over all processes together.
-        image: name of the array (.npz) or column (.parquet, hub) of images; unset: the known names are looked for.
+        image: name of the array or column (.parquet, hub) of images or values; unset: the known names are looked for.
         label: name of the array or column of labels: whole numbers, −1 for none, or texts; unset: as for image.
-        condition: names of the arrays in an .npz that are fields of the condition, (N, …) each.
+        condition: names of the arrays in a file of arrays that are fields of the condition, (N, …) each.
         unlabelled: leaves the labels out, as for a teacher that knows no classes.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
         max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
             times the file's size.
+        scaling: how values that are no pictures become what the model learns, each channel by itself: standard (mean 0,
+            deviation 0.5), range (to [-1, 1]), bytes (uint8 to [-1, 1]) or none; unset: bytes for uint8, else standard, and
+            the teacher's where there is one. It is kept with the model and undone in its samples.
     """
 
     name: str
@@ -65,6 +70,7 @@ class DataSettings:
     unlabelled: bool = False
     flip: bool = False
     max_gb: float | None = None
+    scaling: Rule | None = None
 
 
 @dataclass(kw_only=True)

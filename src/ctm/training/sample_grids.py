@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from ctm.conditions import LABELS, Condition, repeat, with_field
-from ctm.data import Images
+from ctm.data import Dataset
 from ctm.models import AnyModel, ConsistencyModel
 from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
+from ctm.training.value_pictures import value_picture
 
 __all__ = ["GridClock", "column_condition", "column_labels", "save_sample_grid"]
 
 _COLUMNS = 10
+_POINTS = 500  # samples of vectors in a row
 _FIRST = 0.25  # of the time between two grids: until the first
 _SHARE = 20  # the time between two grids is at least so many times what the last one took
 
@@ -50,7 +52,7 @@ def column_labels(num_classes: int, columns: int = _COLUMNS) -> Tensor | None:
     return None if num_classes == 0 else torch.arange(columns) * num_classes // columns
 
 
-def column_condition(images: Images, columns: int = _COLUMNS) -> Condition:
+def column_condition(images: Dataset, columns: int = _COLUMNS) -> Condition:
     """The condition of each column: its class, and of data with fields the fields of the first images that have one."""
     labels = column_labels(images.num_classes, columns)
     if not images.fields:
@@ -66,13 +68,21 @@ def column_condition(images: Images, columns: int = _COLUMNS) -> Condition:
 def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -> None:
     """Ten samples a row from the same noise, each column under one condition (`column_condition`): for a CTM a row each of 1, 2,
     4 and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
-    Nothing for data that is no picture."""
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+    Vectors, sequences and fields are drawn as of `ctm.training.value_pictures`, vectors many to a row. Nothing for other
+    data that is no picture."""
+    drawn = model.scaling is not None
+    if not drawn and (len(model.shape) != 3 or model.shape[0] not in (1, 3)):
         return
+    times = _POINTS // _COLUMNS if drawn and len(model.shape) == 1 else 1
+    many, given = times * _COLUMNS, repeat(condition, times) if times > 1 else condition
     if can_jump(model):
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
-        rows = [generate(model, _COLUMNS, steps=steps, gamma=gamma, condition=condition) for steps in (1, 2, 4, 8)]
+        rows = [generate(model, many, steps=steps, gamma=gamma, condition=given) for steps in (1, 2, 4, 8)]
     else:
         grid = to_zero(karras_grid(17, model.sigma_min, model.sigma_max))
-        rows = [generate(model, 2 * _COLUMNS, condition=repeat(condition, 2), grid=grid, sampler=heun)]
+        rows = [generate(model, 2 * many, condition=repeat(given, 2), grid=grid, sampler=heun)]
+    if model.scaling is not None:
+        rows = [row for each in rows for row in model.scaling.apply(each).split(many)]
+        save_picture(value_picture(rows, _COLUMNS), path)
+        return
     save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)

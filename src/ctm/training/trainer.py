@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctm.conditions import to
 from ctm.console import text_console
-from ctm.data import Images, epoch_order, random_flips
+from ctm.data import Dataset, epoch_order, random_flips
 from ctm.objectives import Networks
 from ctm.objectives.player import student_learns
 from ctm.training.assembly import Run, check_sources, load_data, prepare
@@ -41,7 +41,7 @@ _GRID = 1000  # above the numbers of all signals: the main process asks for a sa
 
 
 def train(
-    recipe: Recipe, out: Path, settings: str, *, images: Images | None = None, title: str = "train"
+    recipe: Recipe, out: Path, settings: str, *, images: Dataset | None = None, title: str = "train"
 ) -> RunDirectory:
     """Train by `recipe` in the run directory `out`, going on from its newest checkpoint where there is one.
 
