@@ -27,6 +27,7 @@ from ctm.noise import karras_grid, to_zero
 from ctm.pictures import to_uint8
 from ctm.progress import tracked_parts
 from ctm.sampling import generate, heun
+from ctm.teachers.pipelines import decoded
 from ctm.training.run_directory import RunDirectory
 
 __all__ = ["EVALUATIONS", "STEPS", "feature_network", "plain_report", "report", "samples_for"]
@@ -127,10 +128,12 @@ def plain_report(
     student, console = load_model(run.path), text_console()
     condition = images.condition(np.arange(_SHOWN) % len(images))
     grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
-    theirs = generate(teacher, _SHOWN, grid=grid, sampler=heun, condition=taken_by(teacher, condition))
+    theirs = decoded(
+        teacher, generate(teacher, _SHOWN, grid=grid, sampler=heun, condition=taken_by(teacher, condition))
+    )
     lines, found = {f"teacher, {2 * TEACHER_LEVELS - 1}": to_uint8(theirs[:_COLUMNS])}, {}
     for steps in STEPS:
-        made = generate(student, _SHOWN, steps=steps, condition=taken_by(student, condition))
+        made = decoded(student, generate(student, _SHOWN, steps=steps, condition=taken_by(student, condition)))
         found[str(steps)] = float((made - theirs).square().mean().sqrt())
         lines[f"model, {steps}"] = to_uint8(made[:_COLUMNS])
     pictures = [

@@ -41,6 +41,7 @@ from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
 from ctm.sampling.generation import copy_on
+from ctm.teachers.pipelines import picture_shape
 
 __all__ = [
     "Judge",
@@ -210,7 +211,7 @@ def evaluate_plans(
                 judge,
                 source,
                 record,
-                plan.subject.model.shape,
+                picture_shape(plan.subject.model),
                 out,
                 shared,
                 batch_size,

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ctm.data import Images, load_images
+from ctm.data.latents import Latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -184,6 +185,10 @@ def load_data(recipe: Recipe) -> Images:
     images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
     if data.unlabelled:
         images = dataclasses.replace(images, labels=None, class_names=[])
+    if data.flip and isinstance(images, Latents):
+        raise ValueError(
+            "data.flip mirrors pictures, and a mirrored latent is no latent of the mirrored picture: set it to false"
+        )
     maps = [name for name, values in images.fields.items() if values.ndim > 2]
     if data.flip and maps:
         raise ValueError(
@@ -357,6 +362,10 @@ def _beginning(recipe: Recipe, images: Images, stand_in: list[str] | None) -> Be
         guide = guide_of(recipe.teacher_guide, teacher, images, levels, stand_in)
         sources |= {} if guide is None else {"teacher_guide": (recipe.teacher_guide, guide)}
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
+    parts = [getattr(model, "pipeline", None) for model in (started, teacher)]
+    student.pipeline = next(
+        (part for part in parts if part is not None), None
+    )  # decodes its latents, reads its prompts
     lines += left_out + name_classes(student, images)
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctm.data import Images
+from ctm.data.latents import Latents
 from ctm.models.protocol import Diffusion, RangedDenoiser
 from ctm.training.recipe import ModelSettings
 
@@ -34,6 +35,8 @@ def measured_deviation(images: Images, most: int = _MOST) -> tuple[float, int]:
 
     Sums of whole numbers, so that it is the same on every machine and in every process. A set of more than `most` bytes is
     measured on as many of its images as have that, drawn with seed 0. Raises ValueError where all values are equal."""
+    if isinstance(images, Latents):
+        return images.deviation(), len(images)
     count = max(1, min(len(images), most // max(images.pixels[0].nbytes, 1)))
     chosen = np.arange(len(images))
     if count < len(images):

@@ -17,6 +17,7 @@ from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
+from ctm.teachers.pipelines import decoded, picture_shape
 
 __all__ = ["GridClock", "column_condition", "column_labels", "save_sample_grid"]
 
@@ -66,8 +67,9 @@ def column_condition(images: Images, columns: int = _COLUMNS) -> Condition:
 def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -> None:
     """Ten samples a row from the same noise, each column under one condition (`column_condition`): for a CTM a row each of 1, 2,
     4 and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
-    Nothing for data that is no picture."""
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+    Latents are decoded. Nothing for data that is no picture."""
+    shape = picture_shape(model)
+    if len(shape) != 3 or shape[0] not in (1, 3):
         return
     if can_jump(model):
         gamma = 1.0 if isinstance(model, ConsistencyModel) else 0.0
@@ -75,4 +77,4 @@ def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -
     else:
         grid = to_zero(karras_grid(17, model.sigma_min, model.sigma_max))
         rows = [generate(model, 2 * _COLUMNS, condition=repeat(condition, 2), grid=grid, sampler=heun)]
-    save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)
+    save_picture(grid_picture(decoded(model, torch.cat(rows)), columns=_COLUMNS), path)
