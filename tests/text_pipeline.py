@@ -19,7 +19,7 @@ from .diffusers_models import made_random
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CAPTIONS = [f"a {word}" for word in WORDS]
 TOKENS = 8
-SIDE = 16
+SIDE = 8
 UNET = {
     "sample_size": SIDE // 2,
     "in_channels": 4,
@@ -97,8 +97,8 @@ def random_pipeline(place: Path, *, text: bool = True, **unet: Any) -> diffusers
 
 
 def digits() -> Images:
-    """The digits at 16×16."""
-    return load_images("digits", SIDE, 1)
+    """The digits."""
+    return load_images("digits")
 
 
 def captioned(file: Path, count: int | None = None) -> Path:

@@ -14,10 +14,10 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.prompts import read_prompts
+from ctm.commands.prompts import embedded_captions, read_prompts
 from ctm.conditions import Condition
 from ctm.data import Images, load_images
-from ctm.data.captions import load_captions, unique
+from ctm.data.captions import load_captions
 from ctm.data.digest import digest_of
 from ctm.data.latents import Latents, Texts, load_latents, text_fields, write_latents
 from ctm.distill.record import Record, file_digest
@@ -28,7 +28,7 @@ from ctm.pictures import check_numbers, to_uint8
 from ctm.progress import tracked
 from ctm.sampling import heun
 from ctm.sampling.generation import stream
-from ctm.teachers.pipelines import autoencoder_of, decoded, embed, encoded, picture_shape, takes_text
+from ctm.teachers.pipelines import autoencoder_of, decoded, encoded, picture_shape, takes_text
 from ctm.terminal.options import data_options
 
 __all__ = ["LATENTS", "LatentData", "needs_latents"]
@@ -87,8 +87,8 @@ class LatentData:
 
     @cached_property
     def captions(self) -> list[str] | None:
-        """The captions of the user's pictures, None for a teacher without a text."""
-        if not takes_text(self.teacher):
+        """The captions of the user's pictures, None without them and for a teacher without a text."""
+        if not self.given or not takes_text(self.teacher):
             return None
         return load_captions(self.settings.data, self.loaded, self.settings["caption"], self.settings.split)
 
@@ -179,12 +179,7 @@ class LatentData:
         """The texts of all pictures, or of the prompts."""
         if not takes_text(self.teacher):
             return None
-        found, numbers = (
-            unique(self.captions if self.captions is not None else []) if self.given else unique(self.prompts)
-        )
-        width = self.teacher.conditioner.fields["text"]
-        table = embed(self.teacher, found).numpy() if found else np.zeros((1, *width), dtype=np.float32)
-        return Texts(table, numbers)
+        return embedded_captions(self.teacher, self.prompts if self.captions is None else self.captions)
 
     def _rows_of_texts(self, count: int, numbers: np.ndarray | None = None) -> Texts | None:
         """The texts of `count` samples, of the pictures of those numbers, or of the prompts in turn."""

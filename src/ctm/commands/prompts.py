@@ -10,13 +10,15 @@ import numpy as np
 from jsonargparse import Namespace
 
 from ctm.conditions import PRESENT
+from ctm.data.captions import unique
+from ctm.data.latents import Texts
 from ctm.foreign.text import read_text
 from ctm.models import AnyModel
 from ctm.networks.diffusers import TEXT
 from ctm.teachers.pipelines import embed, takes_text
 from ctm.terminal.parser import Parser
 
-__all__ = ["add_prompt_options", "given_prompts", "prompt_fields", "read_prompts"]
+__all__ = ["add_prompt_options", "embedded_captions", "given_prompts", "prompt_fields", "read_prompts"]
 
 _MOST_BYTES, _LONGEST = 16 << 20, 2000
 
@@ -80,3 +82,10 @@ def prompt_fields(model: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     there = np.array([bool(prompt) for prompt in prompts])
     fields = {TEXT: embed(model, prompts).numpy()}
     return fields if there.all() else {**fields, TEXT + PRESENT: there}
+
+
+def embedded_captions(model: Any, captions: Sequence[str]) -> Texts:
+    """The captions of pictures, each text embedded once by the model's own text encoder; "" is no text."""
+    texts, numbers = unique(captions)
+    nothing = np.zeros((1, *model.conditioner.fields[TEXT]), dtype=np.float32)
+    return Texts(embed(model, texts).numpy() if texts else nothing, numbers)

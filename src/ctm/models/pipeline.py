@@ -60,7 +60,8 @@ class Pipeline:
             return None
 
     def copy_to(self, place: Path) -> None:
-        """Copy the folders into a model's directory, but not onto themselves. Raises FileNotFoundError where one is gone."""
+        """Copy the folders into a model's directory, but not onto themselves; weights of half precision under the usual name.
+        Raises FileNotFoundError where a folder is gone."""
         for folder in self.components:
             found = [self.file(folder, name) for name in _FILES]
             weights = next((file for name in _WEIGHTS if (file := self.file(folder, name)) is not None), None)
@@ -69,7 +70,7 @@ class Pipeline:
                 raise FileNotFoundError(f"{self.source}/{folder}, which belongs to the model, is gone: put it back")
             (place / folder).mkdir(parents=True, exist_ok=True)
             for file in files:
-                target = place / folder / file.name
+                target = place / folder / file.name.replace(".fp16", "")
                 if not (target.exists() and target.samefile(file)):
                     shutil.copyfile(file, target)
 
