@@ -1,5 +1,5 @@
-"""What `ctm distill` trains on where the teacher denoises latents or takes a text: encoded once, kept in the run, judged as
-pictures."""
+"""What `ctm distill` trains on where the teacher denoises latents, takes a text, or makes pictures that are not square: encoded
+once, kept in the run, judged as pictures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from ctm.commands.prompts import embedded_captions, read_prompts
 from ctm.conditions import Condition
 from ctm.data import Images, load_images
+from ctm.data.arrays import load_npz
 from ctm.data.captions import load_captions
 from ctm.data.digest import digest_of
 from ctm.data.latents import Latents, Texts, load_latents, text_fields, write_latents
 from ctm.distill.record import Record, file_digest
-from ctm.files import mapped_array
+from ctm.files import mapped_array, suffix_of
 from ctm.models import AnyModel
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import check_numbers, to_uint8
@@ -39,8 +40,9 @@ _JUDGED = 5000  # of the teacher's own samples, as pictures in memory
 
 
 def needs_latents(teacher: AnyModel) -> bool:
-    """Whether a teacher's data are kept as arrays of floats: latents, or samples with a text."""
-    return autoencoder_of(teacher) is not None or takes_text(teacher)
+    """Whether a teacher's data are kept as arrays of floats: latents, samples with a text, pictures that are not square."""
+    oblong = len(teacher.shape) == 3 and teacher.shape[0] in (1, 3) and teacher.shape[1] != teacher.shape[2]
+    return oblong or autoencoder_of(teacher) is not None or takes_text(teacher)
 
 
 class LatentData:
@@ -81,9 +83,21 @@ class LatentData:
     @cached_property
     def loaded(self) -> Images:
         """The user's pictures in the size of what the teacher's samples stand for, with their labels."""
-        options = data_options(self.settings) | {"condition": None}
-        size = self.shape[1]
-        return load_images(self.settings.data, size, self.shape[0], self.settings.split, **options)
+        options, name = data_options(self.settings) | {"condition": None}, self.settings.data
+        channels, height, width = self.shape
+        if height == width:
+            return load_images(name, height, channels, self.settings.split, **options)
+        if suffix_of(Path(name)) != ".npz":
+            raise ValueError(
+                f"the teacher's pictures are {height}×{width}, and {name} is no .npz: pictures that are not square are "
+                "taken from an .npz that has them in that size"
+            )
+        found = load_npz(Path(name), options["image"], options["label"], options["max_gb"])
+        if found.shape != self.shape:
+            raise ValueError(
+                f"the teacher's pictures are {self.shape}, {name} has {found.shape}: bring them to that size"
+            )
+        return found
 
     @cached_property
     def captions(self) -> list[str] | None:

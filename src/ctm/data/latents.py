@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,16 @@ class Latents(Images):
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices])), labels
 
     def deviation(self) -> float:
-        """The standard deviation of all values, to four digits after the point. Raises ValueError where all are equal."""
+        """The standard deviation of all values, to four digits after the point. Raises ValueError where all are equal
+        or one is not finite."""
         total = square = 0.0
         rows = max(1, _BLOCK // max(self.pixels[0].nbytes, 1))
         for start in range(0, len(self), rows):
             block = self.pixels[start : start + rows].astype(np.float64)
             total, square = total + float(block.sum()), square + float((block**2).sum())
         count = self.pixels.size
+        if not math.isfinite(square):
+            raise ValueError(f"{self.name} has latents that are no finite numbers: look at the data")
         found = round(max(square / count - (total / count) ** 2, 0.0) ** 0.5, 4)
         if found <= 0:
             raise ValueError(f"all latents of {self.name} have the same value: look at the data")
@@ -140,7 +144,7 @@ def holds_latents(path: Path) -> bool:
 def load_latents(path: Path) -> Latents:
     """The latents of a file that `write_latents` wrote. What is large stays on the disk and is read where it is used.
 
-    Raises ValueError, naming the file, for arrays of other names, shapes or types, and values that are not finite."""
+    Raises ValueError, naming the file, for arrays of other names, shapes or types."""
     shapes = tensor_shapes(path)
     unknown = sorted(set(shapes) - {"latents", "texts", "text_rows", "labels"})
     if unknown or "latents" not in shapes or ("texts" in shapes) != ("text_rows" in shapes):

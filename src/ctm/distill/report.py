@@ -41,7 +41,15 @@ _TINY = 16  # pixels; a network of photographs sees nothing in fewer
 
 
 def feature_network(images: Images, wanted: str | None = None) -> tuple[str | None, str]:
-    """(name of the feature network for these images or None, why). wanted: the user's own."""
+    """(name of the feature network for these images or None, why). wanted: the user's own. Raises ValueError where it is asked
+    for and the images are not square."""
+    _, height, width = images.shape
+    if height != width and wanted is not None:
+        raise ValueError(
+            f"--features {wanted}: feature networks look at square pictures, and these are {height}×{width}"
+        )
+    if height != width:
+        return None, f"feature networks look at square pictures, and these are {height}×{width}"
     if wanted is not None:
         return wanted, "as given"
     labelled = images.labels is not None
@@ -140,7 +148,7 @@ def plain_report(
         ("The first samples; each column starts from the same noise.", png(image_lines(lines))),
         ("Losses of the training.", png(loss_curves({"student": run.read_metrics()}))),
     ]
-    notes = f"{_SHOWN} samples. There is no Fréchet distance, because no feature network is here. "
+    notes = f"{_SHOWN} samples. There is no Fréchet distance, because no feature network is here for them. "
     notes += " ".join(f"{choice.line()}." for choice in record.choices)
     table = (["", "difference to the teacher"], [[f"model, {steps}", f"{value:.4f}"] for steps, value in found.items()])
     lead = f"{names[0]} was distilled on {len(images)} images. The recipe is {RECIPE}."
