@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from jsonargparse import Namespace
 
+from ctm.commands.latent_data import LATENTS, LatentData, needs_latents
 from ctm.commands.teacher_samples import SAMPLES, check_samples, cycled_labels, images_of, make_samples
 from ctm.console import text_console
 from ctm.data import Images, load_images
@@ -42,7 +43,7 @@ __all__ = ["parser", "run"]
 
 _MINUTES = 10.0
 _TRAINS, _JUDGES, _SAMPLES = 0.75, 0.15, 0.15  # shares of the time that is left
-_ASKED = ("data", "split", "features", "num", "samples")
+_ASKED = ("data", "split", "features", "num", "samples", "caption", "prompts")
 
 
 def parser() -> Parser:
@@ -58,6 +59,13 @@ def parser() -> Parser:
     add("--data", type=str, default=None, help="as for train (default: samples of the teacher, made once and kept)")
     add_data_options(result)
     add("--split", type=str, default=None, help="train or test, where the data have both (default: train)")
+    add(
+        "--caption",
+        type=str,
+        default=None,
+        help="array or column of captions (default: text), or 'a {}' with the class",
+    )
+    add("--prompts", type=str, default=None, help="without --data: a file of prompts for a teacher that takes a text")
     add("--out", type=str, default=None, help="run directory (default: runs/NAME-fast)")
     add("--minutes", type=float, default=None, help=f"for everything, measuring too (default: {_MINUTES:g})")
     add("--steps", type=int, default=None, help="steps of the training, instead of --minutes")
@@ -168,7 +176,15 @@ class _Job:
         self.asked = self.wishes.as_json() | {n: given[n] for n in _ASKED if given[n] is not None}
         self.asked |= {n: given[n] for n in given if n.startswith("data_") and given[n] is not None}
         self.about = {"name": name, "digest": model_digest(teacher)}
+        self.latent = LatentData(settings, teacher, out) if needs_latents(teacher) else None
+        self.check_texts()
         self.minutes = given["minutes"] or _MINUTES
+
+    def check_texts(self) -> None:
+        """Raises ValueError where captions or prompts are given for a teacher that takes none."""
+        given = [name for name in ("caption", "prompts") if self.settings[name] is not None]
+        if given and self.latent is None:
+            raise ValueError(f"--{given[0]}: the teacher takes no text, leave it out")
 
     def left(self) -> float:
         """Seconds left of the minutes."""
@@ -182,7 +198,9 @@ class _Job:
             record = self.begin(record or Record(self.asked, self.about))
         else:
             self.say([f"goes on with what {self.out} holds", *(choice.line() for choice in record.choices)])
-            if record.samples:
+            if self.latent is not None:
+                self.latent.check(record)
+            elif record.samples:
                 check_samples(self.out, record.samples["digest"])
         recipe, text = parse_recipe(["--config", str(self.out / RECIPE)])
         try:
@@ -193,6 +211,8 @@ class _Job:
 
     def begin(self, record: Record) -> Record:
         """Data, measurements, choices, recipe: what the command does before it trains."""
+        if self.settings.data is not None and self.latent is not None:
+            self.keep_latents(record, 0)
         images = None if self.settings.data is None else self.images()
         walks = self.walks(images)
         if images is None:
@@ -209,8 +229,10 @@ class _Job:
 
     def dry_run(self) -> None:
         """Print what would be chosen, the recipe and its cost. The samples of the walks stand in for the teacher's own."""
-        images = None if self.settings.data is None else self.images()
+        images = None if self.settings.data is None or self.latent is not None else self.images()
         walks = self.walks(images)
+        if self.latent is not None:
+            images = self.latent.few(walks.ends)
         images = images_of(self.teacher, walks.ends) if images is None else images
         chosen = self.choose(images, walks)
         self.say([choice.line() for choice in chosen.choices])
@@ -219,12 +241,16 @@ class _Job:
 
     def images(self) -> Images:
         """The data as the training has them: without labels that the teacher does not know."""
+        if self.latent is not None:
+            return self.latent.images()
         found = self.labelled
         return replace(found, labels=None, class_names=[]) if unlabelled(self.teacher, found) else found
 
     @cached_property
     def labelled(self) -> Images:
-        """The data with all their labels."""
+        """The data with all their labels, as pictures."""
+        if self.latent is not None:
+            return self.latent.pictures()
         settings = self.data_settings()
         options = {name: settings.get(name) for name in ("image", "label", "condition", "max_gb")}
         return load_images(
@@ -233,6 +259,8 @@ class _Job:
 
     def data_settings(self) -> dict[str, Any]:
         """The recipe's settings of the data, without those that depend on their labels."""
+        if self.latent is not None:
+            return {"name": str(self.out / LATENTS)}
         if self.settings.data is None:
             return {"name": str(self.out / SAMPLES)}
         shape = self.teacher.shape
@@ -248,14 +276,17 @@ class _Job:
         """The teacher's flow, measured under the conditions of the first images."""
         self.say(["the teacher's flow is measured on 64 noises"])
         condition: Any = cycled_labels(self.teacher, NOISES)
-        if images is not None:
+        if self.latent is not None:
+            condition = self.latent.condition(NOISES)
+        elif images is not None:
             condition = taken_by(self.teacher, images.condition(np.arange(NOISES) % len(images)))
         return teacher_walks(self.teacher, condition, self.wishes.seed, self.wishes.sigma_max)
 
     def own_samples(self, record: Record, walks: TeacherWalks) -> None:
         """Make the teacher's own samples, or go on with them."""
-        images_of(self.teacher, walks.ends)  # refuses a teacher whose samples cannot be kept
-        if "digest" in record.samples:
+        if self.latent is None:
+            images_of(self.teacher, walks.ends)  # refuses a teacher whose samples cannot be kept
+        if "digest" in record.samples and self.latent is None:
             check_samples(self.out, record.samples["digest"])
             return
         if "num" not in record.samples:
@@ -265,14 +296,24 @@ class _Job:
             self.out.mkdir(parents=True, exist_ok=True)
             record.save(self.out)
         num, seed = record.samples["num"], record.samples["seed"]
+        if self.latent is not None:
+            self.say([f"data: {num:,} samples of the teacher, made once and kept as {self.out / LATENTS}"])
+            self.keep_latents(record, num)
+            return
         self.say([f"data: {num:,} samples of the teacher, made once and kept as {self.out / SAMPLES}"])
         record.samples["digest"] = make_samples(self.teacher, self.name, self.out, num, seed)
+        record.save(self.out)
+
+    def keep_latents(self, record: Record, num: int) -> None:
+        """Encode the pictures or make the teacher's samples, or check that what is kept is still that."""
+        assert self.latent is not None
+        self.latent.keep(record, num)
         record.save(self.out)
 
     def choose(self, images: Images, walks: TeacherWalks) -> Chosen:
         if self.measure:
             self.teacher.sigma_data = measured_deviation(images)[0]
-        left_out = self.settings.data is not None and unlabelled(self.teacher, self.labelled)
+        left_out = self.settings.data is not None and self.latent is None and unlabelled(self.teacher, self.labelled)
         return choose(
             self.teacher,
             self.data_settings() | ({"unlabelled": True} if left_out else {}),

@@ -14,8 +14,11 @@ from jsonargparse import Namespace
 
 from ctm.commands.evaluate_values import evaluate_on_values
 from ctm.commands.output import sampling_record
+from ctm.commands.prompts import embedded_captions
 from ctm.console import text_console
 from ctm.data import Images, load_images
+from ctm.data.captions import load_captions
+from ctm.data.latents import text_fields
 from ctm.data.dataset import holds_values
 from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
@@ -34,6 +37,7 @@ from ctm.foreign.objects import is_object_path
 from ctm.models import AnyModel
 from ctm.progress import Progress, silent, tracked_parts
 from ctm.teachers.load import load_sampled, load_teacher, unused_deviation
+from ctm.teachers.pipelines import picture_shape, reads_prompts
 from ctm.terminal.options import (
     add_data_options,
     add_device_option,
@@ -62,6 +66,12 @@ def parser() -> Parser:
     result.add_argument("model", type=str, nargs="?", default=None, help=words)
     result.add_argument("--data", type=str, required=True, help="as for train; or an .npz of statistics (EDM, ADM)")
     add_data_options(result)
+    result.add_argument(
+        "--caption",
+        type=str,
+        default=None,
+        help="of a model that takes a text: array or column of --data with captions (default: text), or 'a {}' with the class",
+    )
     result.add_argument(
         "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
     )
@@ -143,6 +153,7 @@ def run(settings: Namespace) -> None:
         reading=reading,
         fields=fields,
         check=lambda images: _check(images, plans, settings, fields),
+        with_texts=_captioned(settings, plans, fields),
     )
     rows = evaluate_plans(judge, plans, out, batch_size=settings.batch_size, progress=progress)
     if samples is not None:
@@ -215,13 +226,31 @@ def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dic
     models, or the likelihood of the data."""
     models = [plan.subject.model for plan in plans]
     takes = {name: shape for model in reversed(models) for name, shape in model.conditioner.given_fields.items()}
-    fields, reading = fields_from(settings.condition, takes), data_options(settings, models)
+    fields = fields_from(settings.condition, takes)
+    reading = data_options(settings, [model for model in models if not reads_prompts(model)])
     if settings.likelihood and settings.condition not in ("data", "none"):
         raise ValueError(
             f"--likelihood is of the data's images under their own fields, and --condition {settings.condition} gives others: "
             "leave one out"
         )
     return fields, reading
+
+
+def _captioned(settings: Namespace, plans: Sequence[Plan], fields: FieldsFrom) -> Callable[[Images], Images] | None:
+    """What adds the captions of --data, embedded by the model's own text encoder; None where no model reads prompts, or the
+    samples get their text from elsewhere. Raises ValueError for --caption then."""
+    model = next((plan.subject.model for plan in plans if reads_prompts(plan.subject.model)), None)
+    if model is None or fields != "data":
+        if settings.caption is not None:
+            why = "no model here reads prompts" if model is None else "--condition gives the texts"
+            raise ValueError(f"--caption {settings.caption}: {why}, leave it out")
+        return None
+
+    def add(images: Images) -> Images:
+        captions = load_captions(settings.data, images, settings.caption, settings.split)
+        return replace(images, fields={**images.fields, **text_fields(embedded_captions(model, captions))})
+
+    return add
 
 
 def _check(images: Images, plans: Sequence[Plan], settings: Namespace, fields: FieldsFrom) -> None:
@@ -237,7 +266,7 @@ def _check(images: Images, plans: Sequence[Plan], settings: Namespace, fields: F
 
 def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
     """(side, channels) to which the data are brought: the model's, or the samples'."""
-    shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
+    shape = picture_shape(plans[0].subject.model) if plans else samples.shape if samples is not None else None
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"an evaluation looks at square pictures of 1 or 3 channels, and these are {shape}")
     if samples is not None and samples.shape != shape:

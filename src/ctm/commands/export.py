@@ -48,6 +48,9 @@ def run(settings: Namespace) -> None:
         raise ValueError(
             f"{settings.model} is a {type(model).__name__}, which has no jumps to any level: export a CTM distilled from it"
         )
+    if settings.to != "diffusers" and model.pipeline is not None:
+        parts = ", ".join(model.pipeline.components)
+        print(f"the graph takes and gives what the network does: {parts} are not in it (--to diffusers has them)")
     if settings.to == "diffusers":
         export_diffusers(model, out)
         print(f"written: {out}; in Python: DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")

@@ -21,6 +21,7 @@ from ctm.files import suffix_of, write_whole
 from ctm.likelihood import estimate_bits_per_dim
 from ctm.models import AnyModel, load_model
 from ctm.progress import tracked
+from ctm.teachers.pipelines import check_pictures
 from ctm.terminal.options import add_data_options, data_options, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
@@ -77,6 +78,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Measure the images batch by batch, then print the table."""
     model = load_model(settings.model)
+    check_pictures(model, settings.model, "ctm likelihood")
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(f"{settings.model} is a model of shape {model.shape}: bits per dimension need square images")
     if settings.num < 1 or settings.batch_size < 1:

@@ -16,6 +16,7 @@ from ctm import __version__, sampling
 from ctm.commands.fields import add_condition_option, condition_of_rows, given_fields, named_fields
 from ctm.commands.marked import name_of, sample_claims
 from ctm.commands.output import check_output, finished_samples, looked_at, scaling_record, write_samples
+from ctm.commands.prompts import add_prompt_options, given_prompts, prompt_fields
 from ctm.commands.screened import Gate, add_policy_options, gate, write_screened
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
@@ -30,6 +31,7 @@ from ctm.progress import tracked
 from ctm.sampling.common import check_start
 from ctm.sampling.jumps import two_level_plan
 from ctm.teachers.load import load_sampled
+from ctm.teachers.pipelines import decoded, picture_shape
 from ctm.terminal.options import (
     GRID_HELP,
     add_device_option,
@@ -92,6 +94,7 @@ def parser() -> Parser:
     add("--eta", type=float, default=1.0, help="share of ancestral's noise that is fresh: 0 … 1")
     add("--labels", type=str, default=None, help="classes, repeated over the samples: 0-9, 3,3,7, names or all")
     add_condition_option(result, "samples")
+    add_prompt_options(result)
     add("--cfg", type=float, default=None, help="classifier-free guidance: 0 no label, 1 conditional, above 1 guided")
     add("--seed", type=int, default=0, help="sample i depends on (seed, i) alone")
     add("--noise_stream", choices=["v1", "v2"], default="v1", help="v2: the noise of all samples at once, by a counter")
@@ -124,8 +127,11 @@ def run(settings: Namespace) -> None:
     if columns == "class" and settings.labels is None:
         settings.labels = "all"
     cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
-    fields = given_fields(settings, model)
+    prompts = given_prompts(settings, model)
+    fields = prompt_fields(model, prompts) or given_fields(settings, model)
     num = _number(settings, cycle, seeds, fields)
+    if columns is None and 1 < len(prompts) < num and num % len(prompts) == 0:
+        columns = len(prompts)  # of a picture: one for each prompt
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
     seed = settings.seed if seeds is None else seeds
     labels = sampling.class_labels(model, num, asked, seed)
@@ -133,10 +139,10 @@ def run(settings: Namespace) -> None:
     tell(_idle_columns(columns, labels, num))
     if settings.dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype!r}")
-    check_output(out, model.shape, num, values=scaling_record(model) != {})
+    check_output(out, picture_shape(model), num, values=scaling_record(model) != {})
     about = _about(settings, name, num, grid, labels, seed) | {"weights": checksum_of(model)}
     about |= scaling_record(model)
-    about |= named_fields(settings, fields)
+    about |= {"prompts": prompts} if prompts else named_fields(settings, fields)
     with gate(settings, "ctm sample") as policy:
         about |= _admitted(policy, model, settings, labels, fields, num)
         with place_locked(out):
@@ -170,6 +176,8 @@ def _sample(
         asked = {**asked, "watermark": (policy.marker.key, nonces)}
         tell = sample_claims(about, name_of(str(settings.model)), asked["condition"], nonces)
         _tell_of_marks(about, settings)
+        if picture_shape(model) != tuple(model.shape):
+            print("watermark: the mark is in the latents, where ctm verify does not look; text and manifest are there")
     done = finished_samples(out, about, () if policy is None else policy.withheld)
     # the batches of an unbroken run: in others the last bits of a sample may differ
     start = done if done == num else done - done % max(1, settings.batch_size)
@@ -184,7 +192,8 @@ def _sample(
         **asked,
     )
     total = -(-(num - start) // settings.batch_size)
-    shown = looked_at(tracked(batches, "sampling", total, unit="batches"), start, values="scaling" in about)
+    pictures = (decoded(model, batch) for batch in tracked(batches, "sampling", total, unit="batches"))
+    shown = looked_at(pictures, start, values="scaling" in about)
     if policy is None or tell is None:
         write_samples(out, shown, labels, about, start, columns)
         return int(num)

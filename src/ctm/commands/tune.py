@@ -26,6 +26,8 @@ from ctm.lock import run_locked
 from ctm.models import AnyModel, load_model
 from ctm.models.base import CONFIG, WEIGHTS
 from ctm.models.grids import TunedGrid, grids_as_json
+from ctm.models.pipeline import pipeline_from
+from ctm.models.reading import read_config
 from ctm.progress import JobBar
 from ctm.sampling import FlowDistance, GridMeasure
 from ctm.teachers import load_teacher
@@ -189,6 +191,9 @@ def _write(out: Path, source: Path, grids: dict[int, TunedGrid]) -> None:
         return
     with whole_directory(out) as made:
         shutil.copyfile(source / WEIGHTS, made / WEIGHTS)
+        pipeline = pipeline_from(read_config(source / CONFIG).get("pipeline"), str(source))
+        if pipeline is not None:
+            pipeline.copy_to(made)
         write_whole(made / CONFIG, _config(source, grids))
 
 

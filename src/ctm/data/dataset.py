@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctm.data.images import Images
+from ctm.data.latents import holds_latents
 from ctm.data.load import NAMES, load_images
 from ctm.data.notes import option
 from ctm.data.stored import ARRAY_FILES
@@ -51,6 +52,6 @@ def load_dataset(
 def holds_values(name: str, image: str | None = None) -> bool:
     """Whether the data of that name are a file of arrays that are no pictures. Raises ValueError for a damaged file."""
     path = Path(as_source(name, "a data set"))
-    if str(name) in NAMES or suffix_of(path) not in ARRAY_FILES or not path.is_file():
+    if str(name) in NAMES or suffix_of(path) not in ARRAY_FILES or not path.is_file() or holds_latents(path):
         return False
     return main_array(path, image) == "values"

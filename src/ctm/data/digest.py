@@ -14,7 +14,7 @@ from ctm.data.base import Dataset
 __all__ = ["LIMIT", "DataDigest", "digest_of"]
 
 LIMIT = 4_000_000_000  # bytes of pixels; beyond it the files' names, sizes and times and a few pictures stand for all
-_BLOCK = 1 << 24
+_BLOCK, _ROWS = 1 << 24, 1024
 _PICTURES = 16  # of a set beyond the limit, evenly spread: they tell one array or column of a file from another
 _CONTENT = "pixels, labels and class names"
 _FILES = f"names, sizes and times of the files, {_PICTURES} pictures, shape, labels and class names"
@@ -57,7 +57,8 @@ def digest_of(images: Dataset, limit: int = LIMIT) -> DataDigest:
         digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
     for name, values in images.fields.items():
         digest.update(json.dumps([name, list(values.shape)]).encode())
-        digest.update(np.ascontiguousarray(values, dtype="<f4").data)
+        for start in range(0, len(values), _ROWS):  # those of texts are put together row by row
+            digest.update(np.ascontiguousarray(values[start : start + _ROWS], dtype="<f4").data)
     return DataDigest(digest.hexdigest(), _CONTENT if whole else _FILES)
 
 

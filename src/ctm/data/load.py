@@ -13,6 +13,7 @@ import numpy as np
 from ctm.data.arrays import fit_arrays, load_npz
 from ctm.data.folder import load_folder
 from ctm.data.images import Images
+from ctm.data.latents import holds_latents, load_latents
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
 from ctm.data.stored import ARRAY_FILES
@@ -91,6 +92,8 @@ def _load(name: str, path: Path, size: int | None, channels: int | None, split: 
         return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
     if path.is_dir():
         return load_folder(path, size, channels)
+    if holds_latents(path):
+        return load_latents(path)
     if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     local = name.startswith((".", "/", "~")) or (path.parent.is_dir() and path.parent != Path())

@@ -22,7 +22,7 @@ from ctm.data.rowgroups import check_column, rows_at_once
 from ctm.data.stack import Square, what_was_done
 from ctm.files import suffix_of
 
-__all__ = ["load_table"]
+__all__ = ["load_table", "open_table"]
 
 _ROWS = 64  # read at once
 _SHOWN = 10
@@ -69,7 +69,7 @@ def load_table(
     if is_parquet and not Path(name).is_file():
         raise FileNotFoundError(f"there is no file {name}")
     try:
-        table = _parquet(name, datasets, max_gb) if is_parquet else _hub(name, split, datasets)
+        table = open_table(name, split, datasets, max_gb)
     except Exception as error:  # the libraries raise their own, the hub's and arrow's errors
         if Path(name).is_file():
             raise ValueError(f"{name} cannot be read as a parquet file: {_first_line(error)}") from error
@@ -84,6 +84,13 @@ def load_table(
     labels, class_names, notes = _labels(table, label_column)
     notes = [*done, *notes, *_others(table, image_column, label_column, datasets)]
     return Images(pixels, labels, class_names, name, f"{table.rows} images of {name}", tuple(notes))
+
+
+def open_table(name: str, split: str, datasets: Any, max_gb: float | None = None) -> _Table:
+    """The columns of a parquet file or hub data set. datasets: the library. Errors are those of the libraries."""
+    if suffix_of(Path(name)) == ".parquet":
+        return _parquet(name, datasets, max_gb)
+    return _hub(name, split, datasets)
 
 
 def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:

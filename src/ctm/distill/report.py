@@ -27,6 +27,7 @@ from ctm.noise import karras_grid, to_zero
 from ctm.pictures import to_uint8
 from ctm.progress import tracked_parts
 from ctm.sampling import generate, heun
+from ctm.teachers.pipelines import decoded
 from ctm.training.run_directory import RunDirectory
 
 __all__ = ["EVALUATIONS", "STEPS", "feature_network", "plain_report", "report", "samples_for"]
@@ -40,7 +41,15 @@ _TINY = 16  # pixels; a network of photographs sees nothing in fewer
 
 
 def feature_network(images: Images, wanted: str | None = None) -> tuple[str | None, str]:
-    """(name of the feature network for these images or None, why). wanted: the user's own."""
+    """(name of the feature network for these images or None, why). wanted: the user's own. Raises ValueError where it is asked
+    for and the images are not square."""
+    _, height, width = images.shape
+    if height != width and wanted is not None:
+        raise ValueError(
+            f"--features {wanted}: feature networks look at square pictures, and these are {height}×{width}"
+        )
+    if height != width:
+        return None, f"feature networks look at square pictures, and these are {height}×{width}"
     if wanted is not None:
         return wanted, "as given"
     labelled = images.labels is not None
@@ -127,17 +136,19 @@ def plain_report(
     student, console = load_model(run.path), text_console()
     condition = images.condition(np.arange(_SHOWN) % len(images))
     grid = to_zero(karras_grid(TEACHER_LEVELS - 1, teacher.sigma_min, teacher.sigma_max))
-    theirs = generate(teacher, _SHOWN, grid=grid, sampler=heun, condition=taken_by(teacher, condition))
+    theirs = decoded(
+        teacher, generate(teacher, _SHOWN, grid=grid, sampler=heun, condition=taken_by(teacher, condition))
+    )
     lines, found = {f"teacher, {2 * TEACHER_LEVELS - 1}": to_uint8(theirs[:_COLUMNS])}, {}
     for steps in STEPS:
-        made = generate(student, _SHOWN, steps=steps, condition=taken_by(student, condition))
+        made = decoded(student, generate(student, _SHOWN, steps=steps, condition=taken_by(student, condition)))
         found[str(steps)] = float((made - theirs).square().mean().sqrt())
         lines[f"model, {steps}"] = to_uint8(made[:_COLUMNS])
     pictures = [
         ("The first samples; each column starts from the same noise.", png(image_lines(lines))),
         ("Losses of the training.", png(loss_curves({"student": run.read_metrics()}))),
     ]
-    notes = f"{_SHOWN} samples. There is no Fréchet distance, because no feature network is here. "
+    notes = f"{_SHOWN} samples. There is no Fréchet distance, because no feature network is here for them. "
     notes += " ".join(f"{choice.line()}." for choice in record.choices)
     table = (["", "difference to the teacher"], [[f"model, {steps}", f"{value:.4f}"] for steps, value in found.items()])
     lead = f"{names[0]} was distilled on {len(images)} images. The recipe is {RECIPE}."

@@ -41,6 +41,7 @@ from ctm.models.protocol import Denoiser
 from ctm.progress import Progress, silent
 from ctm.sampling import class_labels
 from ctm.sampling.generation import copy_on
+from ctm.teachers.pipelines import picture_shape
 
 __all__ = [
     "Judge",
@@ -99,14 +100,15 @@ def make_judge(
     reading: Mapping[str, Any] | None = None,
     fields: FieldsFrom = "data",
     check: Callable[[Images], object] | None = None,
+    with_texts: Callable[[Images], Images] | None = None,
 ) -> Judge:
     """The judge that compares `images` samples with `data` (as ctm.data.load_images takes it, or an .npz of statistics).
 
     size, channels: of the samples; the data are brought to them. rows: features kept on both sides for KID, CMMD and
     neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. reading:
     image, label, condition and max_gb of ctm.data.load_images. fields: where the fields of the samples' conditions come from: the
-    rows of the data, nowhere, or a file. check: called with the images before anything is computed; it raises for
-    images that do not fit a model.
+    rows of the data, nowhere, or a file. with_texts: adds the fields of captions to the images. check: called with the images
+    before anything is computed; it raises for images that do not fit a model.
 
     Raises ValueError for data, a feature network or a choice that does not fit."""
     if images < 2 or rows < 2:
@@ -126,6 +128,7 @@ def make_judge(
             about = protocol(extractor, None, reference, images=images, rows=rows, labels="uniform", condition=rule)
             return Judge(extractor, None, reference, about, images, rows, "uniform", processes, fields)
     found = load_images(data, size, channels, split, **(reading or {}))
+    found = found if with_texts is None else with_texts(found)
     if check is not None:
         check(found)
     return judge_of(
@@ -202,7 +205,7 @@ def evaluate_plans(
                 judge,
                 source,
                 record,
-                plan.subject.model.shape,
+                picture_shape(plan.subject.model),
                 out,
                 shared,
                 batch_size,

@@ -15,6 +15,7 @@ from ctm.conditions import Condition, labels_of, rows
 from ctm.data import Dataset, Images, epoch_order
 from ctm.models.protocol import Denoiser
 from ctm.sampling import draw
+from ctm.teachers.pipelines import decoded
 
 __all__ = ["ImageSource", "ModelSource", "Source", "data_labels", "label_rows"]
 
@@ -52,7 +53,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Samples of a model. Image i depends on (seed, i) only, as in ctm.generate."""
+    """Samples of a model, decoded where they are latents. Image i depends on (seed, i) only, as in ctm.generate."""
 
     model: Denoiser
     count: int
@@ -73,7 +74,7 @@ class ModelSource:
             seed=self.seed,
             device=self.device,
         )
-        return x, labels_of(condition)
+        return decoded(self.model, x), labels_of(condition)
 
 
 def data_labels(images: Dataset, count: int, seed: int) -> Tensor | None:

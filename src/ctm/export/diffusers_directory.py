@@ -38,7 +38,8 @@ class _Graph(nn.Module):
 
 def export_diffusers(model: TrajectoryModel, out: Path) -> None:
     """Write the pipeline's directory: model_index.json, pipeline.py, scheduler/, flow_map/ with the model's config.json and
-    model.safetensors, and the graph flow_map.pt2, which runs where ctm-torch is not installed.
+    model.safetensors, and the graph flow_map.pt2, which runs where ctm-torch is not installed; vae/, tokenizer/ and
+    text_encoder/ where the model has them.
 
     Raises FileExistsError for a directory that is not empty; ModuleNotFoundError, with what to install, without diffusers."""
     if find_spec("diffusers") is None:
@@ -52,11 +53,26 @@ def export_diffusers(model: TrajectoryModel, out: Path) -> None:
             "_diffusers_version": version("diffusers"),
             "flow_map": ["flow_map", "FlowMap"],
             "scheduler": ["scheduler", "CTMScheduler"],
+            **_write_pipeline(model, made),
         }
         _write(made / "model_index.json", index)
         shutil.copy(SHIPPED / "pipeline.py", made / "pipeline.py")
         _write_flow_map(model, made / "flow_map")
         _write_scheduler(model, made / "scheduler")
+
+
+def _write_pipeline(model: TrajectoryModel, made: Path) -> dict[str, list[str]]:
+    """Copy the autoencoder, tokenizer and text encoder that belong to the model, and return their entries of the index. The
+    model itself is then written without them."""
+    pipeline, model.pipeline = model.pipeline, None
+    if pipeline is None:
+        return {}
+    pipeline.copy_to(made)
+    index = pipeline.as_json()
+    if "vqvae" in index:  # as the pipeline's argument is called
+        (made / "vqvae").rename(made / "vae")
+        index["vae"] = index.pop("vqvae")
+    return index
 
 
 def _write_flow_map(model: TrajectoryModel, place: Path) -> None:

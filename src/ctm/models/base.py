@@ -21,6 +21,7 @@ from ctm.hub import asking_hub
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
 from ctm.models.grids import TunedGrid, grids_as_json, read_grids
+from ctm.models.pipeline import Pipeline, pipeline_from
 from ctm.models.protocol import score_of
 from ctm.models.reading import (
     CONFIG,
@@ -51,7 +52,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
     `class_names`: one for each class where they are known, else empty; kept in config.json.
     `scaling`: how the numbers of its data became x, kept in config.json; None for pictures. `ctm.generate` undoes it; all methods
     here are of x.
-    `grids`: the grids of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held."""
+    `grids`: the grids of `ctm.tune_grid` by number of steps, which sampling uses; `extra_config`: what else config.json held.
+    `pipeline`: the autoencoder and text encoder that belong to the model, which `save_pretrained` copies beside it."""
 
     autocast: torch.dtype | None = None
     scaling: Scaling | None = None
@@ -78,6 +80,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         self._class_names: list[str] = []
         self.grids: dict[int, TunedGrid] = {}
         self.extra_config: dict[str, object] = {}
+        self.pipeline: Pipeline | None = None
 
     @property
     def num_classes(self) -> int:
@@ -189,6 +192,9 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         config |= {"class_names": self.class_names} if self.class_names else {}
         config |= {"grids": grids_as_json(self.grids)} if self.grids else {}
         config |= {} if self.scaling is None else {"scaling": self.scaling.as_json()}
+        if self.pipeline is not None:
+            config["pipeline"] = self.pipeline.as_json()
+            self.pipeline.copy_to(save_directory)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with whole_file(save_directory / CONFIG) as new_config, whole_file(save_directory / WEIGHTS) as new_weights:
             new_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -254,11 +260,13 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         tensors = load_file(weights)
         check_weights(tensors, model_id)
         model.load_state_dict(tensors, strict=strict)
-        known = {"model", "network", "class_names", "grids", "scaling", "conditioner", *model._settings()}
+        known = {"model", "network", "class_names", "grids", "scaling", "conditioner", "pipeline", *model._settings()}
         model.extra_config = {name: value for name, value in (config or {}).items() if name not in known}
         model.class_names = (config or {}).get("class_names", [])
         model.scaling = read_scaling(config or {}, model_id)
         model.grids = read_grids((config or {}).get("grids", {}), model.sigma_min, model.sigma_max, model_id)
+        asked = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        model.pipeline = pipeline_from((config or {}).get("pipeline"), str(model_id), asked)
         return model.to(map_location).eval()
 
 

@@ -13,6 +13,7 @@ from ctm.safety.shipped import filters_for
 from ctm.serve.limits import Counts
 from ctm.serve.service import Service, Settings, model_names
 from ctm.serve.signing import Signing
+from ctm.teachers.pipelines import check_pictures
 from ctm.version import __version__
 
 __all__ = ["Opening"]
@@ -38,6 +39,8 @@ class Opening:
             name: load_model(place).to(device)
             for name, place in zip(model_names(self.models), self.models, strict=True)
         }
+        for name, model in models.items():
+            check_pictures(model, name, "ctm serve")
         state = State.open(self.state, self.policy)
         sign = Signing.load_or_create(state.folder / "keys")
         filters = filters_for(state.policy, state.folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctm.foreign.text import plain
 from ctm.models import DiffusionModel
+from ctm.models.pipeline import AUTOENCODERS, TEXT_PARTS, Pipeline
 from ctm.models.reading import check_config, check_fit, check_weights
 from ctm.networks.diffusers import TEXT, Kind, known_settings, takes_fractions
 from ctm.teachers.checkpoints import Checkpoint
@@ -89,8 +90,13 @@ def _read(
         tensors[_EMPTY] = empty()
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     model.extra_config["scheduler"] = schedule.kept
+    model.pipeline = _pipeline(parts)
     lines += _name_classes(model, parts)
     lines += [f"the class {given['null_class']} stands for no label"] if "null_class" in given else []
+    if parts.latents in _components(parts):
+        lines.append(
+            f"its samples are latents; the autoencoder ({parts.latents}) that decodes them goes with the model"
+        )
     found = [_words(parts, kind, model), _asked(kind, taken, schedule), *lines]
     left = _left(parts, kind, taken, unknown, schedule)
     return Checkpoint(model.eval(), found, schedule.told, chosen, [*schedule.assumed, *assumed], left)
@@ -188,6 +194,18 @@ def _levels(
     return levels, [f"{name} = {value}" for name, value in given.items()], assumed
 
 
+def _components(parts: Parts) -> dict[str, tuple[str, str]]:
+    """The parts that travel with the model: an autoencoder that is read here, and a tokenizer with its text encoder."""
+    own = parts.components
+    found = {name: own[name] for name in AUTOENCODERS if own.get(name) == ("diffusers", "AutoencoderKL")}
+    return found | ({name: own[name] for name in TEXT_PARTS} if set(TEXT_PARTS) <= own.keys() else {})
+
+
+def _pipeline(parts: Parts) -> Pipeline | None:
+    components = _components(parts)
+    return Pipeline(parts.source, components) if components else None
+
+
 def _renamed(name: str) -> str:
     """A tensor's name in our model, by its name in diffusers' file."""
     return f"network.module.{renamed_attention(name)}"
@@ -243,10 +261,10 @@ def _left(parts: Parts, kind: Kind, config: Mapping[str, Any], unknown: list[str
         lines.append(
             f"settings that this version of diffusers does not know: {', '.join(plain(n, 40) for n in unknown[:8])}"
         )
-    if parts.latents:
+    if parts.latents and parts.latents not in _components(parts):
         lines.append(
-            f"the autoencoder ({parts.latents}): the model's samples are its latents, which "
-            "ctm.teachers.diffusers_latents.load_autoencoder decodes"
+            f"the autoencoder ({parts.latents}, a {plain(parts.components[parts.latents][1])}): what is read here is an "
+            "AutoencoderKL, and the model's samples stay latents"
         )
     if parts.left_out:
         lines.append(f"parts of the pipeline: {', '.join(plain(name, 40) for name in parts.left_out)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from ctm.foreign.text import plain, read_json
 from ctm.foreign.weights import tensor_shapes
 from ctm.models.reading import TooLarge, bounded_building, check_weights
 from ctm.networks.arguments import fits_settings
-from ctm.teachers.diffusers_files import find_diffusers, renamed_attention
+from ctm.teachers.diffusers_files import Parts, find_diffusers, renamed_attention
 
-__all__ = ["Autoencoder", "load_autoencoder"]
+__all__ = ["Autoencoder", "load_autoencoder", "read_autoencoder"]
 
 _KIND = "AutoencoderKL"
 
@@ -44,6 +44,24 @@ class Autoencoder(nn.Module):
         module: Any = self.module
         return module.decode(latents / self.scaling + self.shift, return_dict=False)[0]
 
+    def picture_shape(self, latents: Sequence[int]) -> tuple[int, int, int]:
+        """(C, H, W) of the picture that latents (c, h, w) stand for."""
+        settings = self._settings
+        times = 2 ** (len(settings.block_out_channels) - 1)
+        return int(settings.out_channels), latents[1] * times, latents[2] * times
+
+    @property
+    def _settings(self) -> Any:
+        return self.module.config
+
+    def check_latents(self, shape: Sequence[int], place: str) -> None:
+        """Raises ValueError where a model of that shape is not of this autoencoder's latents."""
+        channels = self._settings.latent_channels
+        if len(shape) != 3 or shape[0] != channels:
+            raise ValueError(
+                f"{place}: its autoencoder has latents of {channels} channels, and the model's are {tuple(shape)}"
+            )
+
 
 def load_autoencoder(source: str | Path) -> Autoencoder:
     """The autoencoder of a pipeline of diffusers, in eval mode, float32. Its model's samples, `decode`d, are pictures.
@@ -51,9 +69,16 @@ def load_autoencoder(source: str | Path) -> Autoencoder:
     Nothing in the files is run, and nothing is built beyond its weights. Raises ValueError for a pipeline without an
     AutoencoderKL, and for settings or weights that do not fit; ImportError without diffusers."""
     parts = find_diffusers(source)
-    folder = None if parts is None else parts.latents
-    if parts is None or folder is None or parts.components[folder] != ("diffusers", _KIND):
+    if parts is None:
         raise ValueError(f"{source} has no {_KIND} of diffusers: what is read here has one under vae")
+    return read_autoencoder(parts)
+
+
+def read_autoencoder(parts: Parts) -> Autoencoder:
+    """The autoencoder among the parts of a pipeline, as `load_autoencoder` gives it. Raises as that."""
+    folder = parts.latents
+    if folder is None or parts.components[folder] != ("diffusers", _KIND):
+        raise ValueError(f"{parts.source} has no {_KIND} of diffusers: what is read here has one under vae")
     place = f"{parts.source}/{folder}"
     file = parts.file(folder, "config.json")
     settings = None if file is None else read_json(file)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctm.foreign.text import plain, read_json
 from ctm.foreign.weights import tensor_shapes
+from ctm.models.pipeline import TOKENIZER_FILES
 from ctm.models.reading import TooLarge, bounded_building
 from ctm.teachers.diffusers_files import Parts, find_diffusers
 
@@ -20,6 +21,7 @@ _ENCODERS = ("CLIPTextModel",)
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _MOST_TOKENS = 4096
 _WEIGHTS = "model.safetensors"
+_AT_ONCE = 64
 
 
 def embed_prompts(source: str | Path, prompts: Sequence[str]) -> Tensor:
@@ -57,8 +59,12 @@ def text_shape(parts: Parts, tokens: int | None) -> tuple[int, list[str]]:
 def embedded(parts: Parts, prompts: Sequence[str], tokens: int) -> Tensor:
     """Prompts (n, tokens, dim) as the pipeline's text encoder embeds them; padded to its length, as Stable Diffusion does."""
     tokenizer, encoder = _read(parts)
-    ids = tokenizer(list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
-    return encoder(ids.input_ids)[0].float()
+    found = []
+    for start in range(0, len(prompts), _AT_ONCE):
+        some = list(prompts[start : start + _AT_ONCE])
+        ids = tokenizer(some, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        found.append(encoder(ids.input_ids)[0].float())
+    return torch.cat(found)
 
 
 def _read(parts: Parts) -> tuple[Any, Any]:
@@ -82,11 +88,20 @@ def _read(parts: Parts) -> tuple[Any, Any]:
             CLIPTextModel(
                 CLIPTextConfig(**{name: value for name, value in settings.items() if not name.startswith("_")})
             )
-        tokenizer = CLIPTokenizer.from_pretrained(parts.source, subfolder="tokenizer")
-        encoder = CLIPTextModel.from_pretrained(parts.source, subfolder="text_encoder", use_safetensors=True)
+        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_folder(parts))
+        encoder = CLIPTextModel.from_pretrained(config.parent, use_safetensors=True)
     except TooLarge as error:
         raise ValueError(f"{place}: its config asks for more than its weights hold") from error
     except Exception as error:  # a tokenizer's own library raises that, and no kind of it
         reason = plain(f"{type(error).__name__}: {error}", 200)
         raise ValueError(f"{place} or the tokenizer beside it cannot be read: {reason}") from error
     return tokenizer, encoder.float().eval()
+
+
+def _tokenizer_folder(parts: Parts) -> Path:
+    """The folder of the tokenizer's files, all of them there. Raises ValueError where there are none."""
+    found = [parts.file("tokenizer", name) for name in TOKENIZER_FILES]
+    first = next((file for file in found if file is not None), None)
+    if first is None:
+        raise ValueError("its tokenizer has no files")
+    return first.parent

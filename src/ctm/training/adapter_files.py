@@ -92,6 +92,7 @@ def _merged(teacher: AnyModel, about: dict[str, Any], tensors: dict[str, torch.T
         )
     with torch.random.fork_rng(devices=[]):
         model = MODELS[about["model"]](build(_network(teacher, about["network"])), **about["settings"])
+        model.pipeline = getattr(teacher, "pipeline", None)
         add_adapters(model.network, teacher.network, rank=about["lora"]["rank"], alpha=about["lora"]["alpha"])
     OwnTensors(model).load_state_dict(tensors)
     model.class_names = about["class_names"]

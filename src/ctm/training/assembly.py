@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ctm.data import Dataset, Images, load_dataset
+from ctm.data.latents import Latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -188,6 +189,10 @@ def load_data(recipe: Recipe) -> Dataset:
         images = images.without_labels()
     if data.flip and not isinstance(images, Images):
         raise ValueError(f"data.flip mirrors pictures, and {data.name} holds arrays: set data.flip to false")
+    if data.flip and isinstance(images, Latents):
+        raise ValueError(
+            "data.flip mirrors pictures, and a mirrored latent is no latent of the mirrored picture: set it to false"
+        )
     maps = [name for name, values in images.fields.items() if values.ndim > 2]
     if data.flip and maps:
         raise ValueError(
@@ -364,6 +369,8 @@ def _beginning(recipe: Recipe, images: Dataset, stand_in: list[str] | None) -> B
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += left_out + scaled + name_classes(student, images)
     student.scaling = images.scaling
+    parts = [getattr(model, "pipeline", None) for model in (started, teacher)]  # decodes its latents, reads its prompts
+    student.pipeline = next((part for part in parts if part is not None), None)
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctm.data import Dataset, Images, Values
+from ctm.data.latents import Latents
 from ctm.models.protocol import Diffusion, RangedDenoiser
 from ctm.training.recipe import ModelSettings
 
@@ -37,6 +38,8 @@ def measured_deviation(images: Dataset, most: int = _MOST) -> tuple[float, int]:
     are scaled, from what was summed when they were read. Raises ValueError where all values are equal."""
     if isinstance(images, Values):
         return _of_values(images), len(images)
+    if isinstance(images, Latents):
+        return images.deviation(), len(images)
     assert isinstance(images, Images)
     count = max(1, min(len(images), most // max(images.pixels[0].nbytes, 1)))
     chosen = np.arange(len(images))
@@ -98,7 +101,8 @@ def settle_levels(
         levels = _DEFAULT | stated
         if "sigma_data" not in levels:
             levels["sigma_data"], count = measured_deviation(images)
-            what = "images in [-1, 1]" if isinstance(images, Images) else "items as they are scaled"
+            pictures = isinstance(images, Images) and not isinstance(images, Latents)
+            what = "images in [-1, 1]" if pictures else "items as the model learns them"
             of = f"all {count}" if count == len(images) else f"{count} (drawn with seed 0) of the {len(images)}"
             lines.append(f"sigma_data {levels['sigma_data']:g}: measured, the standard deviation of {of} {what}")
     if teacher is not None:

@@ -17,6 +17,7 @@ from ctm.models.protocol import can_jump
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import grid_picture, save_picture
 from ctm.sampling import generate, heun
+from ctm.teachers.pipelines import decoded, picture_shape
 from ctm.training.value_pictures import value_picture
 
 __all__ = ["GridClock", "column_condition", "column_labels", "save_sample_grid"]
@@ -68,10 +69,10 @@ def column_condition(images: Dataset, columns: int = _COLUMNS) -> Condition:
 def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -> None:
     """Ten samples a row from the same noise, each column under one condition (`column_condition`): for a CTM a row each of 1, 2,
     4 and 8 jumps (of a consistency model with fresh noise between), for a diffusion model two rows of Heun with 18 levels.
-    Vectors, sequences and fields are drawn as of `ctm.training.value_pictures`, vectors many to a row. Nothing for other
-    data that is no picture."""
-    drawn = model.scaling is not None
-    if not drawn and (len(model.shape) != 3 or model.shape[0] not in (1, 3)):
+    Latents are decoded. Vectors, sequences and fields are drawn as of `ctm.training.value_pictures`, vectors many to a row.
+    Nothing for other data that is no picture."""
+    drawn, shape = model.scaling is not None, picture_shape(model)
+    if not drawn and (len(shape) != 3 or shape[0] not in (1, 3)):
         return
     times = _POINTS // _COLUMNS if drawn and len(model.shape) == 1 else 1
     many, given = times * _COLUMNS, repeat(condition, times) if times > 1 else condition
@@ -85,4 +86,4 @@ def save_sample_grid(model: AnyModel, path: Path, condition: Condition = None) -
         rows = [row for each in rows for row in model.scaling.apply(each).split(many)]
         save_picture(value_picture(rows, _COLUMNS), path)
         return
-    save_picture(grid_picture(torch.cat(rows), columns=_COLUMNS), path)
+    save_picture(grid_picture(decoded(model, torch.cat(rows)), columns=_COLUMNS), path)

@@ -58,8 +58,8 @@ def replace_directory(temporary: Path, target: Path) -> None:
 
 
 def sync_files(directory: Path) -> None:
-    """Bring the files of a directory that others wrote, and the directory itself, to the disk."""
-    for file in directory.iterdir():
+    """Bring the files below a directory that others wrote, and the directory itself, to the disk."""
+    for file in directory.rglob("*"):
         sync(file)
     sync(directory)
 

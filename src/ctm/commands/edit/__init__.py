@@ -24,6 +24,7 @@ from ctm.foreign.text import JSONObject
 from ctm.lock import place_locked
 from ctm.models import AnyModel, load_model
 from ctm.pictures import check_numbers
+from ctm.teachers.pipelines import check_pictures
 from ctm.terminal.options import check_steps, parse_labels, usable_device
 from ctm.terminal.parser import Parser, command_parser
 
@@ -84,6 +85,7 @@ def run(settings: Namespace) -> None:
     rounds = own.get("rounds") or 1
     check_steps([own.steps * rounds] if "steps" in own else (), "--steps" if rounds == 1 else "--steps times --rounds")
     model = load_model(own.model)
+    check_pictures(model, own.model, "ctm edit")
     own.fields = given_fields(own, model)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
         raise ValueError(

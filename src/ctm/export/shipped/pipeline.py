@@ -6,7 +6,7 @@ Its scheduler does γ-sampling. diffusers' own FlowMapEulerDiscreteScheduler can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,20 +14,27 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 
 
 class CTMPipeline(DiffusionPipeline):
-    """flow_map: u(z, τ, r), the mean velocity. scheduler: CTMScheduler or FlowMapEulerDiscreteScheduler."""
+    """flow_map: u(z, τ, r), the mean velocity. scheduler: CTMScheduler or FlowMapEulerDiscreteScheduler. vae: decodes the samples
+    of a model of latents. tokenizer, text_encoder: of a model that takes a text."""
 
-    model_cpu_offload_seq = "flow_map"
+    model_cpu_offload_seq = "text_encoder->flow_map->vae"
+    _optional_components: ClassVar[list[str]] = ["vae", "tokenizer", "text_encoder"]
 
-    def __init__(self, flow_map: Any, scheduler: Any) -> None:
+    def __init__(
+        self, flow_map: Any, scheduler: Any, vae: Any = None, tokenizer: Any = None, text_encoder: Any = None
+    ) -> None:
         super().__init__()
-        self.register_modules(flow_map=flow_map, scheduler=scheduler)
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder}
+        self.register_modules(flow_map=flow_map, scheduler=scheduler, **parts)
 
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         num_inference_steps: int = 1,
         *,
+        prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
         class_labels: int | str | Sequence[int | str] | None = None,
         conditions: dict[str, torch.Tensor] | None = None,
         gamma: float | None = None,
@@ -38,26 +45,22 @@ class CTMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, Any]] | None = None,
     ) -> Any:
-        """Draw images. class_labels: numbers or names, one for all or one each, −1 for none; None draws a class for each
-        image where `seed` is given, else from the generator. conditions: fields by name, (B, …). seed: one number, and image i
-        depends on (seed, i) alone, as in ctm.generate; or one number for each image. generator: for all images, where there is no
-        seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C) in [0, 1], or "pt": (B, *shape),
-        not clamped.
+        """Draw images. batch_size: None: one for each prompt. prompt: a text, or several, repeated over the images; "" is no
+        text. guidance_scale: of a model that takes one. class_labels: numbers or names, one for all or one each, −1 for none;
+        None draws a class for each image where `seed` is given, else from the generator. conditions: fields by name, (B, …).
+        seed: one number, and image i depends on (seed, i) alone, as in ctm.generate; or one number for each image. generator: for
+        all images, where there is no seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C)
+        in [0, 1], "pt": (B, C, H, W), not clamped, or "latent": (B, *shape) as the model gives it.
         callback_on_step_end(pipeline, index, timestep, {"latents": z}) may return other latents."""
         config, device = self.flow_map.config, self._execution_device
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        batch_size = max(1, len(prompts)) if batch_size is None else batch_size
+        if not isinstance(batch_size, int):
+            raise ValueError(f"the first argument is the number of images, got {batch_size!r}: give a text as prompt=…")
         draw = _Noise(seed, batch_size, generator)
-        given = self._conditions(batch_size, class_labels, conditions, draw, device)
-        if hasattr(self.scheduler, "r_timesteps"):
-            self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, gamma=gamma)
-            ends = self.scheduler.r_timesteps
-        else:
-            if gamma:
-                raise ValueError(
-                    f"{type(self.scheduler).__name__} takes no gamma: use the scheduler that came with the model"
-                )
-            levels = _karras(num_inference_steps, config) if sigmas is None else list(sigmas)
-            self.scheduler.set_timesteps(sigmas=[level / (1 + level) for level in levels], device=device)
-            ends = torch.cat([self.scheduler.timesteps[1:], self.scheduler.timesteps.new_zeros(1)])
+        fields = {**(conditions or {}), **self._texts(batch_size, prompts, guidance_scale)}
+        given = self._conditions(batch_size, class_labels, fields, draw, device)
+        ends = self._set_levels(num_inference_steps, sigmas, gamma)
         shape = (batch_size, *config.shape)
         dtype = next(self.flow_map.parameters()).dtype
         z = (config.sigma_max / (1 + config.sigma_max) * draw(shape)).to(device, dtype)
@@ -71,9 +74,44 @@ class CTMPipeline(DiffusionPipeline):
                 z = self.scheduler.step(u, t, z, r_timestep=r).prev_sample
             if callback_on_step_end is not None:
                 z = callback_on_step_end(self, i, t, {"latents": z}).get("latents", z)
+        if self.vae is not None and output_type != "latent":
+            about = self.vae.config
+            z = self.vae.decode(z.to(self.vae.dtype) / about.scaling_factor + (about.shift_factor or 0.0)).sample
         self.maybe_free_model_hooks()
         images = _as_asked(z, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_levels(self, steps: int, sigmas: Sequence[float] | None, gamma: float | None) -> torch.Tensor:
+        """Set the scheduler's timesteps, and return where each step ends."""
+        config, device = self.flow_map.config, self._execution_device
+        if hasattr(self.scheduler, "r_timesteps"):
+            self.scheduler.set_timesteps(steps, device=device, sigmas=sigmas, gamma=gamma)
+            ends: torch.Tensor = self.scheduler.r_timesteps
+            return ends
+        if gamma:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} takes no gamma: use the scheduler that came with the model"
+            )
+        levels = _karras(steps, config) if sigmas is None else list(sigmas)
+        self.scheduler.set_timesteps(sigmas=[level / (1 + level) for level in levels], device=device)
+        return torch.cat([self.scheduler.timesteps[1:], self.scheduler.timesteps.new_zeros(1)])
+
+    def _texts(self, n: int, prompts: Sequence[str], guidance: float | None) -> dict[str, torch.Tensor]:
+        """The field "text" of n images for prompts that are repeated, where it is there, and the guidance scale."""
+        known = self.flow_map.config.conditions
+        if guidance is not None and "guidance" not in known:
+            raise ValueError("the model takes no guidance_scale: distil it with --guidance LOW,HIGH")
+        found = {} if guidance is None else {"guidance": torch.tensor(float(guidance))}
+        if not prompts:
+            return found
+        if "text" not in known or self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("the model takes no prompt: it has no text, or no tokenizer and text encoder")
+        options = {"padding": "max_length", "max_length": known["text"][1]}
+        ids = self.tokenizer(list(prompts), truncation=True, return_tensors="pt", **options).input_ids
+        rows = torch.arange(n) % len(prompts)
+        there = torch.tensor([bool(text) for text in prompts])
+        text = self.text_encoder(ids.to(self._execution_device))[0].cpu()
+        return {**found, "text": text[rows], "text_present": there[rows]}
 
     def _conditions(
         self,
@@ -93,7 +131,7 @@ class CTMPipeline(DiffusionPipeline):
             elif field in config.conditions and field != name:  # whether the field is there: it is, if it is given
                 value = left.pop(name, torch.full((n,), field in (fields or {})))
             else:
-                value = torch.as_tensor(left.pop(name, float(about[0]))).float().expand(n, *about[1:])
+                value = torch.as_tensor(left.pop(name, float(about[0]))).float().cpu().expand(n, *about[1:])
             found.append(value.to(device))
         if left:
             raise ValueError(
@@ -150,13 +188,13 @@ def _karras(steps: int, config: Any) -> list[float]:
 
 
 def _as_asked(z: torch.Tensor, output_type: str) -> Any:
-    if output_type == "pt":
+    if output_type in ("pt", "latent"):
         return z.float().cpu()
     pixels = ((z.float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     if output_type == "np":
         return pixels
     if output_type != "pil":
-        raise ValueError(f'output_type is "pil", "np" or "pt", got {output_type!r}')
+        raise ValueError(f'output_type is "pil", "np", "pt" or "latent", got {output_type!r}')
     from PIL import Image
 
     rounded = (pixels * 255).round().astype("uint8")
