@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Heun
 from ctm import DiffusionModel, TrajectoryModel, load_model
 from ctm.betas import SCHEDULES, BetaSchedule
 from ctm.networks import MLP
-from ctm.preconditioning import EDM, Flow, Own, VariancePreserving, preconditioning_from
+from ctm.preconditioning import EDM, Flow, NoiseAndSample, Own, VariancePreserving, preconditioning_from
 
 C = 0.6
 BETAS = {
@@ -97,6 +97,48 @@ def test_d_of_a_flow_is_exact(scale):
     network = Exact("flow", lambda level: (1 - level / scale, level / scale))
     for model in models(network, Flow(scale), sigma):
         assert float((model.denoise(x, sigma) - exact_d(x, sigma)).abs().max()) < 1e-9
+
+
+class ExactPair(torch.nn.Module):
+    """E[ε | z] and E[x_0 | z]/σ_d for data N(0, c²), side by side."""
+
+    def __init__(self, schedule, sigma_data):
+        super().__init__()
+        self.parts = [Exact(prediction, table_coefficients(schedule)) for prediction in ("epsilon", "sample")]
+        self.sigma_data, self.weight = sigma_data, torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, z, level, s=None, condition=None):
+        noise, sample = (part(z, level) for part in self.parts)
+        return torch.cat([noise, sample / self.sigma_data], dim=1)
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_d_of_noise_and_sample_is_exact_at_every_level_of_a_table(name):
+    schedule, sigma_data = BETAS[name], 0.4
+    sigma = torch.tensor(schedule.sigmas, dtype=torch.float64)
+    x = (sigma[:, None] ** 2 + C**2).sqrt() * torch.randn(len(sigma), 2, dtype=torch.float64)
+    for model in models(ExactPair(schedule, sigma_data), NoiseAndSample(schedule, sigma_data), sigma):
+        assert float((model.denoise(x, sigma) - exact_d(x, sigma)).abs().max()) < 1e-9
+
+
+def test_errors_of_noise_and_sample_do_not_grow_with_the_noise():
+    """An error of 1 in ε counts σ·w ≤ σ_d/2 in D, with the most at σ = σ_d; one in F_0 counts σ_d·(1 − w) < σ_d. Where ε alone is
+    predicted it counts σ."""
+    own, sigma = NoiseAndSample(BetaSchedule(), 0.4), torch.tensor([0.01, 0.4, 20.0, 157.0], dtype=torch.float64)
+    c_skip, c_out, _ = own.scalings(sigma)
+    for place, expected in ((0, sigma * c_skip), (1, 0.4 * (1 - c_skip))):
+        outputs = torch.zeros(4, 2, dtype=torch.float64)
+        outputs[:, place] = 1
+        torch.testing.assert_close((c_out[:, None] * own.mixed(outputs, sigma))[:, 0].abs(), expected)
+    assert float((sigma * c_skip).max()) == pytest.approx(0.2)
+    assert float((sigma * c_skip)[-1]) == pytest.approx(0.4**2 / 157, rel=1e-4)
+    assert VariancePreserving("epsilon", BetaSchedule()).scalings(sigma)[1][-1] == -157
+
+
+def test_a_network_with_one_output_is_refused_where_two_are_needed():
+    model = TrajectoryModel(MLP((2,), width=8, blocks=1), shape=(2,), inner=NoiseAndSample(BetaSchedule(), 0.5))
+    with pytest.raises(ValueError, match=r"MLP must return two outputs for each channel, \(1, 4\): got \(1, 2\)"):
+        model.denoise(torch.zeros(1, 2), 1.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

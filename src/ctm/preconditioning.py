@@ -12,6 +12,7 @@ x = x_0 + σ·ε in all of them. A network that was trained on another state, su
 | v = √ᾱ·ε − √(1−ᾱ)·x_0 (arXiv 2202.00512) | 1/√(1+σ²) | 1/(1+σ²) | −σ/√(1+σ²) | the same |
 | x_0 | 1/√(1+σ²) | 0 | 1 | the same |
 | the flow ε − x_0 at τ = σ/(1+σ) (arXiv 2210.02747) | 1/(1+σ) | 1/(1+σ) | −σ/(1+σ) | τ·time_scale |
+| ε and x_0/σ_d, two outputs turned into one: `NoiseAndSample` | 1/√(1+σ²) | σ_d²/(σ²+σ_d²) | −σσ_d/√(σ²+σ_d²) | as of ε |
 """
 
 from __future__ import annotations
@@ -19,19 +20,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ctm.arguments import words_for
 from ctm.betas import BetaSchedule
+from ctm.noise import match_dims
 from ctm.parametrization import Inner, input_scaling, output_scalings
 
-__all__ = ["EDM", "Flow", "Own", "Preconditioning", "Prediction", "VariancePreserving", "preconditioning_from"]
+__all__ = [
+    "EDM",
+    "Flow",
+    "NoiseAndSample",
+    "Own",
+    "Preconditioning",
+    "Prediction",
+    "VariancePreserving",
+    "preconditioning_from",
+]
 
 Prediction = Literal["epsilon", "v", "sample"]
 _MOST_SCALE = 1e6
+_TWO = "epsilon and sample"
 
 
 @runtime_checkable
@@ -142,6 +154,50 @@ class VariancePreserving:
 
 
 @dataclass(frozen=True)
+class NoiseAndSample:
+    """A network with two outputs, ε and x_0/σ_d, at the levels of a table. It is what a student of a network that predicts ε
+    becomes, whose errors do not grow with the noise:
+
+        D = w·(x − σ·ε) + (1 − w)·σ_d·F_0,   w = σ_d²/(σ² + σ_d²)
+
+    An error of ε counts w·σ ≤ σ_d/2 in D, and one of F_0 at most σ_d. In EDM's form it is D = c_skip·x + c_out·F with
+    F = cos θ·ε − sin θ·F_0, tan θ = σ/σ_d: v-prediction (arXiv 2202.00512) by two outputs. At low noise it is the ε-predicting
+    network. sigma_data: σ_d. Raises ValueError where it is not above 0."""
+
+    schedule: BetaSchedule
+    sigma_data: float
+    outputs: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _check_number("sigma_data", self.sigma_data)
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the table of `ctm.preconditioning`, for the one F that `mixed` makes; shapes as of `Preconditioning`."""
+        c_skip, c_out = output_scalings("edm", sigma, self.sigma_data, 0.0)
+        return c_skip, -c_out, (1 + sigma**2).rsqrt()
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """The number of the level in the table, as of `VariancePreserving`."""
+        return self.schedule.index(sigma)
+
+    def mixed(self, outputs: Tensor, sigma: Tensor) -> Tensor:
+        """F = cos θ·ε − sin θ·F_0. outputs (B, 2·C, …): ε, then F_0; sigma (B,) -> (B, C, …)."""
+        noise, sample = outputs.chunk(2, dim=1)
+        total = (sigma**2 + self.sigma_data**2).rsqrt()
+        return match_dims(self.sigma_data * total, noise) * noise - match_dims(sigma * total, sample) * sample
+
+    def begins_as(self, other: object) -> bool:
+        """Whether `other` is of the ε-predicting network on the same levels, whose weights can begin this one's."""
+        return (
+            isinstance(other, VariancePreserving) and other.prediction == "epsilon" and other.schedule == self.schedule
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """{"prediction": "epsilon and sample", "sigmas": settings of the table, "sigma_data": …}"""
+        return {"prediction": _TWO, "sigmas": self.schedule.as_json(), "sigma_data": self.sigma_data}
+
+
+@dataclass(frozen=True)
 class Flow:
     """A network trained on (1−τ)·x_0 + τ·ε to predict ε − x_0 (flow matching, arXiv 2210.02747; rectified flow, arXiv
     2209.03003), which embeds τ·time_scale. τ = σ/(1+σ). Raises ValueError for a time_scale that is not above 0."""
@@ -173,7 +229,7 @@ def preconditioning_from(settings: Any, sigma_data: float, sigma_min: float) -> 
     if isinstance(settings, Preconditioning):
         return settings
     prediction = settings.get("prediction") if isinstance(settings, Mapping) else None
-    needed = {"edm": {"sigma_data", "sign"}, "flow": {"time_scale"}}
+    needed = {"edm": {"sigma_data", "sign"}, "flow": {"time_scale"}, _TWO: {"sigmas", "sigma_data"}}
     known = needed | {name: {"sigmas"} for name in get_args(Prediction)}
     if not isinstance(prediction, str) or prediction not in known:
         raise ValueError(
@@ -191,6 +247,8 @@ def preconditioning_from(settings: Any, sigma_data: float, sigma_min: float) -> 
         return EDM(**others)
     if prediction == "flow":
         return Flow(**others)
+    if prediction == _TWO:
+        return NoiseAndSample(BetaSchedule.from_json(others["sigmas"]), others["sigma_data"])
     return VariancePreserving(prediction, BetaSchedule.from_json(others["sigmas"]))  # type: ignore[arg-type]
 
 

@@ -8,17 +8,20 @@ import torch
 import yaml
 
 from ctm import DiffusionModel
+from ctm.betas import BetaSchedule
 from ctm.distill.choices import Wishes, choose
 from ctm.distill.measures import FINE, LEVELS, TeacherWalks, growth, hiding_level, teacher_walks
 from ctm.distill.network import student_network
 from ctm.distill.recipe_text import recipe_text
-from ctm.networks import MLP, DDPMpp
+from ctm.networks import MLP, DDPMpp, DiffusersNetwork
 from ctm.networks.description import build
+from ctm.preconditioning import NoiseAndSample, VariancePreserving, preconditioning_from
 from ctm.sampling import starting_noise
 from ctm.teachers import GaussianMixture
 from ctm.terminal.recipe_parser import parse_recipe
 
 from ..conftest import mixture
+from ..diffusers_models import UNET
 
 
 def one_point() -> GaussianMixture:
@@ -195,3 +198,28 @@ def test_a_teacher_whose_errors_grow_has_a_lower_rate_and_clipped_gradients():
     cut = chosen(Wishes(steps=900), curve=replace(CURVE, grows=True, sigma_max=20.0))
     assert cut.settings["model"]["sigma_max"] == 20.0
     assert any("0.05 nats" in choice.why for choice in cut.choices)
+
+
+def test_a_student_of_a_network_that_predicts_noise_has_a_second_output():
+    """And nothing of what a growing error asks for. Teachers whose networks give one output only keep the ε-prediction."""
+    predicts_noise = VariancePreserving("epsilon", BetaSchedule())
+    config = {**UNET, "out_channels": 2}  # with a variance
+    network = DiffusersNetwork((1, 8, 8), kind="UNet2DModel", config=config)
+    ends = {"shape": (1, 8, 8), "sigma_min": 0.01, "sigma_max": 157.0, "sigma_data": 0.75, "inner": predicts_noise}
+    curve = replace(CURVE, grows=True, sigma_max=20.0)
+
+    def of(teacher):
+        return choose(teacher, {"name": "x"}, "t", Wishes(steps=800), curve, seconds_left=1.0, step_seconds=len)
+
+    found = of(DiffusionModel(network, **ends))
+    settings = found.settings
+    assert settings["network"]["init_args"]["outputs"] == 2
+    assert preconditioning_from(settings["model"]["inner"], 0.5, 0.002) == NoiseAndSample(BetaSchedule(), 0.75)
+    assert settings["objectives"][0]["init_args"]["start"] == 100
+    assert settings["engine"] == {"channels_last": True}
+    assert any(choice.name == "start" for choice in found.choices)
+    plain = of(DiffusionModel(MLP((1, 8, 8), width=16, blocks=1, s_embedding=False), **ends)).settings
+    assert "outputs" not in plain["network"]["init_args"]
+    assert plain["model"]["inner"] == predicts_noise.as_json()
+    assert plain["engine"] == {"clip_gradient_norm": 1.0}
+    assert plain["optimizer"]["init_args"]["lr"] == settings["optimizer"]["init_args"]["lr"] / 2

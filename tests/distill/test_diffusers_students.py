@@ -17,10 +17,11 @@ from ctm.training import assembly
 from ctm.training.engine import set_checkpointing
 
 from ..diffusers_models import UNET, made_random
-from ..diffusers_training import train_ddpm
+from ..diffusers_training import DIGITS, train_ddpm
 from ..training.runs import everything
 
-SHORT = ("--data", "digits", "--steps", "3", "--batch_size", "8", "--num", "16")
+SHORT_STEPS = 3
+SHORT = ("--data", "digits", "--steps", str(SHORT_STEPS), "--batch_size", "8", "--num", "16")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def prepared(distilled, directory, **changes):
     """The run of the recipe that distill wrote, before its first step; on another teacher of the same shape."""
     settings = yaml.safe_load((distilled / "recipe.yaml").read_text()) | changes | {"teacher": str(directory)}
     inner = load_teacher(directory, sigma_data=lambda shape: (0.5, "")).inner
-    settings["model"]["inner"] = inner.as_json()
+    if directory.name != "epsilon":
+        settings["model"]["inner"] = inner.as_json()
+        settings["network"]["init_args"].pop("outputs")
     recipe, _ = parse_recipe(["--config", yaml.safe_dump(settings)])
     return assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
 
@@ -58,7 +61,10 @@ def test_the_recipe_has_the_teachers_backbone_and_preconditioning(distilled, dir
     assert settings["network"]["class_path"] == "ctm.networks.DiffusersNetwork"
     assert settings["network"]["init_args"]["student"] is True
     assert settings["data"]["unlabelled"] is True
-    assert settings["engine"]["clip_gradient_norm"] == 1.0
+    assert settings["network"]["init_args"]["outputs"] == 2
+    assert settings["model"]["inner"]["prediction"] == "epsilon and sample"
+    assert "clip_gradient_norm" not in settings["engine"]  # with two outputs no error grows
+    assert settings["objectives"][0]["init_args"]["start"] == SHORT_STEPS // 8
     trained = load_model(distilled)  # without its teacher
     assert type(trained.network).__name__ == "DiffusersNetwork"
     assert trained.inner.as_json() == settings["model"]["inner"]
@@ -68,7 +74,8 @@ def test_the_recipe_has_the_teachers_backbone_and_preconditioning(distilled, dir
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_student_is_the_teacher_at_the_start(distilled, directories, prediction, lora):
-    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). From then on s is learned."""
+    """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). Where the teacher predicts ε, its
+    share is w = σ_d²/(σ² + σ_d²), and the second output's the rest, which is zero. From then on s is learned."""
     run = prepared(distilled, directories[prediction], **({"lora": {"rank": 2}} if lora else {}))
     teacher = load_teacher(directories[prediction], sigma_data=lambda shape: (run.teacher.sigma_data, ""))
     levels = torch.tensor([0.011, 0.3, 2.0, 40.0, 150.0])
@@ -76,6 +83,8 @@ def test_the_student_is_the_teacher_at_the_start(distilled, directories, predict
     x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * scale
     with torch.no_grad():
         expected, student = teacher.denoise(x, levels), run.student.eval()
+        if prediction == "epsilon":
+            expected = (1 + (levels / student.sigma_data) ** 2).reciprocal().view(-1, 1, 1, 1) * expected
         for s in (levels, 0.9 * levels, torch.full_like(levels, run.student.sigma_min)):
             assert float(((student.g(x, levels, s) - expected).abs() / scale).max()) < 1e-6
         for name, weight in student.named_parameters():
@@ -114,10 +123,10 @@ def test_blocks_computed_again_have_the_same_gradients(distilled, directories, l
 def test_a_ddpm_of_diffusers_is_distilled_to_one_step(tmp_path):
     """A DDPM of digits, trained by diffusers' own loop, distilled: one step within 1.3 times its Fréchet distance to the digits
     at 35 evaluations, by the features of the digits' classifier from 5,000 samples."""
-    teacher, out = train_ddpm(tmp_path / "ddpm", 3000), tmp_path / "fast"
-    assert (
-        main(["distill", str(teacher), "--data", "digits", "--out", str(out), "--steps", "2000", "--num", "5000"]) == 0
-    )
+    small = DIGITS | {"block_out_channels": [16, 32], "norm_num_groups": 4}
+    teacher, out = train_ddpm(tmp_path / "ddpm", 1500, rate=2e-3, config=small), tmp_path / "fast"
+    length = ("--steps", "2000", "--batch_size", "64", "--num", "5000")
+    assert main(["distill", str(teacher), "--data", "digits", "--out", str(out), *length]) == 0
     rows = {(row["role"], row["evaluations"]): row for row in json.loads((out / "result.json").read_text())["rows"]}
     distances = {key: row["numbers"]["frechet"]["value"] for key, row in rows.items()}
     print(distances)

@@ -98,6 +98,21 @@ def test_a_student_is_its_teacher_for_every_s(name):
     assert torch.equal(copied, near)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_second_output_is_zero_at_first_and_the_first_is_the_teachers(name):
+    """Also where the teacher's last layer gives a variance beside, left out here, and where it gives a patch's pixels."""
+    teacher, condition = network_for(name), condition_for(name)
+    student = DiffusersNetwork(**CASES[name], student=True, outputs=2)
+    left = student.load_state_dict(student.begin_from(teacher.state_dict()), strict=False)
+    assert left.unexpected_keys == []
+    assert all("s_" in key for key in left.missing_keys)
+    x = torch.randn(3, *CASES[name]["shape"])
+    with torch.no_grad():
+        found, expected = student.eval()(x, T, T / 2, condition), teacher(x, T, None, condition)
+    torch.testing.assert_close(found[:, : x.shape[1]], expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[:, x.shape[1] :], torch.zeros_like(x))
+
+
 def test_a_learned_row_for_each_timestep_is_asked_at_both_neighbours():
     config = {"time_embedding_type": "learned", "num_train_timesteps": 20}
     network = made_random(DiffusersNetwork(**specification("UNet2DModel", config)))

@@ -11,8 +11,9 @@ import torch
 
 from ctm.data import Images
 from ctm.distill.measures import FINE, NOISES, TeacherWalks
-from ctm.distill.network import student_network
+from ctm.distill.network import student_network, two_outputs
 from ctm.models import AnyModel
+from ctm.preconditioning import NoiseAndSample
 
 __all__ = ["WAYS", "Choice", "Chosen", "Wishes", "choose", "unlabelled", "wishes_from"]
 
@@ -31,6 +32,7 @@ _LONG, _SHORT_ERROR, _LONG_ERROR = 10_000, 0.1, 0.025
 _SOLVER_STEPS = 9
 _RATE, _HIGHEST_RATE, _LARGE = 4e-4, 3e-3, 10_000_000
 _LORA_RATE = 1e-3
+_BEFORE, _LONGEST_BEFORE = 8, 500  # steps of score matching alone, as a share of all and at most
 _SLOWER, _CLIP = 0.5, 1.0  # for networks whose errors count many times at high noise
 
 
@@ -141,6 +143,10 @@ class _Maker:
     def __init__(self, teacher: AnyModel, data: Settings, source: str, wishes: Wishes, walks: TeacherWalks) -> None:
         self.teacher, self.data, self.source, self.wishes, self.walks = teacher, data, source, wishes, walks
         self.network, self.network_why = student_network(teacher, wishes.network, guided=wishes.guidance is not None)
+        two = self.network.get("init_args", {}).get("outputs") == 2
+        self.inner = (two_outputs(teacher) if two else None) or getattr(teacher, "inner", "edm")
+        self.two = isinstance(self.inner, NoiseAndSample)
+        self.grows = walks.grows and not self.two
         self.numbers = sum(p.numel() for p in teacher.parameters())
         pictures = len(teacher.shape) == 3
         self.usual_batch = 128 if math.prod(teacher.shape) <= 4096 else 64
@@ -161,7 +167,7 @@ class _Maker:
         if self.wishes.lora is not None:
             return _LORA_RATE
         shorter = math.sqrt(_MOST / steps) * min(1.0, math.sqrt(_LARGE / max(self.numbers, 1)))
-        slower = _SLOWER if self.walks.grows else 1.0
+        slower = _SLOWER if self.grows else 1.0
         return float(f"{min(_RATE * max(1.0, shorter), _HIGHEST_RATE) * slower:.2g}")
 
     def ema(self, steps: int) -> float:
@@ -171,6 +177,10 @@ class _Maker:
     def target_ema(self, steps: int) -> float:
         own = self.wishes.target_ema
         return own if own is not None else round(min(max(1 - 75 / steps, 0.5), 0.999), 5)
+
+    def start(self, steps: int) -> int:
+        """Steps of score matching alone, in which a second output that is zero at first learns the picture."""
+        return min(steps // _BEFORE, _LONGEST_BEFORE)
 
     @property
     def way(self) -> str:
@@ -184,6 +194,8 @@ class _Maker:
         }
         if self.wishes.guidance is not None:
             matching["guidance"] = list(self.wishes.guidance)
+        if self.two:
+            matching["start"] = self.start(steps)
         first = {
             "matching": ("Matching", matching),
             "distribution": ("Matching", matching),
@@ -197,7 +209,7 @@ class _Maker:
 
     def engine(self) -> Settings:
         found: Settings = {"channels_last": True} if self.convolves else {}
-        if self.walks.grows:
+        if self.grows:
             found["clip_gradient_norm"] = _CLIP
         if self.wishes.precision is not None:
             found["precision"] = self.wishes.precision
@@ -213,9 +225,8 @@ class _Maker:
             "sigma_max": wishes.sigma_max or min(self.walks.sigma_max, float(teacher.sigma_max)),
             "sigma_data": float(teacher.sigma_data),
         }
-        inner = getattr(teacher, "inner", "edm")
-        if inner != "edm":
-            model["inner"] = inner if isinstance(inner, str) else inner.as_json()
+        if self.inner != "edm":
+            model["inner"] = self.inner if isinstance(self.inner, str) else self.inner.as_json()
         engine = self.engine()
         return {
             "data": {**self.data, "batch_size": batch},
@@ -302,7 +313,9 @@ class _Maker:
             )
         )
         evaluations = 2 * (2 * most + 1) / 3
+        later = "score matching alone teaches the second output the picture before that, without the teacher's walks"
         return [
+            *([Choice("start", f"matching from step {self.start(steps):,} on", later)] if self.two else []),
             Choice("grid_points", str(points), _given(self.wishes.grid_points, measured)),
             Choice(
                 "max_solver_steps",
@@ -331,7 +344,7 @@ class _Maker:
             return "as given"
         if self.wishes.lora is not None:
             return "adapters start at nothing and take a larger rate than whole weights of this size"
-        half = ", and half of that because gradients grow with the noise" if self.walks.grows else ""
+        half = ", and half of that because gradients grow with the noise" if self.grows else ""
         return (
             f"CTM's {_RATE:g} for {_MOST:,} steps, larger for fewer by the root of their ratio, less beyond {_LARGE:,} numbers, "
             f"at most {_HIGHEST_RATE:g}{half}; it falls to 0 over the last 30 % of the steps"
@@ -343,7 +356,7 @@ class _Maker:
 
     def _engine_why(self) -> str:
         why = ["channels innermost is what convolutions compute fastest in"] if self.convolves else []
-        why += ["gradients are clipped, because the highest noise has by far the largest"] if self.walks.grows else []
+        why += ["gradients are clipped, because the highest noise has by far the largest"] if self.grows else []
         why += ["precision as given"] if self.wishes.precision is not None else []
         why += ["activations are computed again in the backward pass, to save memory"] * bool(
             self.wishes.checkpoint_gradients

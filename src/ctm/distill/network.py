@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from ctm.models import AnyModel
 from ctm.networks.description import describe, network_class
+from ctm.preconditioning import NoiseAndSample, VariancePreserving
 
-__all__ = ["student_network"]
+__all__ = ["student_network", "two_outputs"]
 
 _OF_THE_DATA = ("shape", "num_classes", "arrays")  # a recipe's network gets these from the data
 
@@ -47,4 +48,19 @@ def student_network(
     if guided:
         arguments["guidance_embedding"] = True
     why = "the teacher's own with a branch for the level s that is zero at first: the student starts as the teacher"
+    if "outputs" in takes and two_outputs(teacher) is not None:
+        arguments["outputs"] = 2
+        why = (
+            "the teacher's own with a branch for the level s and a second output for the picture itself, both zero at first: the "
+            "teacher's output, the noise, counts where there is little of it"
+        )
     return {"class_path": described["class_path"], "init_args": arguments}, why
+
+
+def two_outputs(teacher: AnyModel) -> NoiseAndSample | None:
+    """The preconditioning of a student with two outputs, noise and picture, of a teacher that predicts the noise; None for any
+    other teacher."""
+    own = getattr(teacher, "preconditioning", None)
+    if not isinstance(own, VariancePreserving) or own.prediction != "epsilon":
+        return None
+    return NoiseAndSample(own.schedule, float(teacher.sigma_data))

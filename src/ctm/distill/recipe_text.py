@@ -19,6 +19,7 @@ _STANDS_AT = {  # the setting before which a choice's reason is written
     "max_solver_steps": "objectives",
     "guidance": "objectives",
     "grid": "objectives",
+    "start": "objectives",
 }
 
 

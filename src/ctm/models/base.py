@@ -37,7 +37,7 @@ from ctm.models.reading import (
 from ctm.networks.description import build, describe
 from ctm.noise import match_dims
 from ctm.parametrization import Inner
-from ctm.preconditioning import Own, Preconditioning, preconditioning_from
+from ctm.preconditioning import NoiseAndSample, Own, Preconditioning, preconditioning_from
 from ctm.scaling import Scaling
 
 __all__ = ["CONFIG", "WEIGHTS", "Model", "brief"]
@@ -136,12 +136,14 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
         with lower:
             output = self.network(scaled.to(weights.dtype), *levels, condition)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
+        own = self.preconditioning
+        two = isinstance(own, NoiseAndSample)
+        expected = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if two else tuple(x.shape)
+        if not isinstance(output, Tensor) or tuple(output.shape) != expected:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{type(self.network).__name__} must return a tensor of the shape of x, {tuple(x.shape)}: got {got}"
-            )
-        return output.to(x.dtype)
+            words = "two outputs for each channel" if two else "a tensor of the shape of x"
+            raise ValueError(f"{type(self.network).__name__} must return {words}, {expected}: got {got}")
+        return own.mixed(output.to(x.dtype), t) if isinstance(own, NoiseAndSample) else output.to(x.dtype)
 
     def _embedded(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """What the network embeds at levels sigma (B,), in this dtype; computed in float32 at least."""

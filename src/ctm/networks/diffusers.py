@@ -47,6 +47,7 @@ class DiffusersNetwork(Network):
     row needs a text.
     student: adds a branch for the level s. guidance_embedding: adds one for the guidance scale. Both are zero at first, so that
     the student is the network that it was copied from.
+    outputs: 2 gives two outputs for each channel of the sample, as `ctm.preconditioning.NoiseAndSample` takes them.
 
     A network that predicts a variance too (2·C channels) gives its first C. Raises ValueError for settings that diffusers or this
     class does not take, and ImportError without diffusers."""
@@ -65,11 +66,16 @@ class DiffusersNetwork(Network):
         knows_empty: bool = False,
         student: bool = False,
         guidance_embedding: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         settings = known_settings(kind, config)[0]
         _check(shape, kind, settings)
-        self.kind, self.channels = kind, int(shape[0])
+        if isinstance(outputs, bool) or outputs not in (1, 2):
+            raise ValueError(f"outputs is 1 or 2, got {outputs!r}")
+        self.kind, self.outputs, self.channels = kind, outputs, outputs * int(shape[0])
+        if outputs > 1:
+            settings["out_channels"] = self.channels
         self.module = _build(kind, settings)
         self.classes = classes_in(kind, settings)
         self.null_class = self.classes if kind == "DiTTransformer2DModel" else null_class
@@ -92,6 +98,22 @@ class DiffusersNetwork(Network):
     @property
     def last_layer(self) -> nn.Module:
         return self._any.proj_out_2 if self.kind == "DiTTransformer2DModel" else self._any.conv_out
+
+    def begin_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a network with one output as this one has them: the last layer gives its first C channels, and zero for
+        the second output. With outputs 1 they are as they were."""
+        found = dict(tensors)
+        if self.outputs == 1:
+            return found
+        last = next(name for name, module in self.named_modules() if module is self.last_layer)
+        sample = self.channels // self.outputs
+        for kind, own in self.last_layer.named_parameters():
+            theirs = found.get(f"{last}.{kind}")
+            places = len(own) // self.channels  # DiT's last layer gives the channels of each pixel of a patch
+            if theirs is not None and len(theirs) % places == 0 and len(theirs) >= places * sample:
+                kept = theirs.reshape(places, -1, *theirs.shape[1:])[:, :sample]
+                found[f"{last}.{kind}"] = torch.cat([kept, torch.zeros_like(kept)], dim=1).flatten(0, 1)
+        return found
 
     def checkpoint_gradients(self) -> None:
         self.checkpointing = True

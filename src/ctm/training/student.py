@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ctm.conditioner import Conditioner
 from ctm.models import AnyModel
-from ctm.preconditioning import Own, Preconditioning
+from ctm.preconditioning import NoiseAndSample, Own, Preconditioning
 
 __all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
 
@@ -93,12 +93,15 @@ def start_from_teacher(student: AnyModel, teacher: AnyModel) -> Start:
     own = student.network.state_dict()
     network = getattr(teacher, "network", None)
     before, now = (getattr(model, "preconditioning", None) for model in (teacher, student))
-    if before != now and not (isinstance(before, Own | None) and isinstance(now, Own)):
+    widened = isinstance(now, NoiseAndSample) and now.begins_as(before)
+    if before != now and not widened and not (isinstance(before, Own | None) and isinstance(now, Own)):
         raise ValueError(
             f"the teacher's network has the inner {_as_json(before)} and this recipe's model {_as_json(now)}, with which its "
             "weights are another function: set model.inner to the teacher's, or start from random weights: --start_from random"
         )
     teachers = {} if network is None else network.state_dict()
+    if widened and hasattr(student.network, "begin_from"):
+        teachers = student.network.begin_from(teachers)
     fitting = {name: value for name, value in teachers.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(
