@@ -18,8 +18,8 @@ from ctm.commands.prompts import embedded_captions
 from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.data.captions import load_captions
-from ctm.data.latents import text_fields
 from ctm.data.dataset import holds_values
+from ctm.data.latents import text_fields
 from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES

@@ -41,7 +41,15 @@ __all__ = [
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LOG = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22
-_OWN = ("model", "network", "class_names", "grids", "pipeline", "scaling", "scheduler")  # the last: kept for a person to read
+_OWN = (
+    "model",
+    "network",
+    "class_names",
+    "grids",
+    "pipeline",
+    "scaling",
+    "scheduler",
+)  # the last: kept for a person to read
 
 
 def read_config(path: Path) -> dict[str, object]:
