@@ -121,9 +121,9 @@ def run(settings: Namespace) -> None:
     seeds = None if settings.seeds is None else parse_seeds(settings.seeds)
     out = Path(settings.out)
     columns = parse_columns(settings.columns, out, model.num_classes)
-    if columns == "class" and settings.labels is None:
-        settings.labels = "all"
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
+    cycle = list(range(model.num_classes)) if columns == "class" else None  # all of them, unless --labels names some
+    if settings.labels is not None:
+        cycle = parse_labels(settings.labels, model.num_classes, model.class_names)
     fields = given_fields(settings, model)
     num = _number(settings, cycle, seeds, fields)
     asked = None if cycle is None else torch.tensor([cycle[i % len(cycle)] for i in range(num)])
@@ -201,7 +201,8 @@ def _admitted(
     if suffix_of(Path(settings.out)) == ".npz":
         raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
     known = () if labels is None else labels.tolist()
-    policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg)
+    drawn = settings.labels is None and settings.columns != "class"
+    policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg, drawn=drawn)
     return {"policy": policy.policy_digest, "watermark": policy.marker.fingerprint}
 
 
