@@ -168,6 +168,7 @@ def test_a_setting_that_is_left_out_again_counts(capsys, model, tmp_path, first,
         (partial / "sample.json").write_text(json.dumps(record))
         np.save(partial / "arr_0.npy", np.zeros((4, 8, 8, 1), np.uint8))
         assert finished_samples(tmp_path / f"x{index}.npz", record) == 4
+        assert sampling_record(out).get(what) == record.get(what)  # an evaluation's record has it too
         less = {name: value for name, value in record.items() if name != what}
         assert (less == record) == (one is again)
         if less != record:

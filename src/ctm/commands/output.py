@@ -37,6 +37,7 @@ _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a who
 _FAR, _MUCH = 1.5, 0.01  # a value of a picture, and the share of such values, that a line tells of
 RECORD = "sample.json"
 _LONGEST = 16 << 20  # bytes of it: it has a label and a seed for each sample
+_WHERE_SET = ("churn", "churn_min", "churn_max", "churn_noise", "eta", "noise_stream")  # entries that few records have
 _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
 
 
@@ -223,6 +224,7 @@ def sampling_record(source: Path) -> dict[str, object]:
         made_by = {"model": about["model"], "checksum": about["weights"], "version": about["version"]}
         grid = {"kind": "list", "levels": about["grid"]}
         known |= {"fields": about["condition"]} if "condition" in about else {}
+        known |= {name: about[name] for name in _WHERE_SET if name in about}
         return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
     except KeyError:
         return {}
