@@ -188,9 +188,7 @@ def _in_digits(form: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
         known = form.model_fields.get(name)
         kind = None if known is None else _number_in(known.annotation)
         if kind is not None and isinstance(value, str) and not _NUMBERS[kind].fullmatch(value):
-            words = (
-                f"{name} must be {'a whole number' if kind is int else 'a number'} in digits, got {plain(value, 60)!r}"
-            )
+            words = f"{name} must be {'a whole number' if kind is int else 'a number'} in digits, got {plain(repr(value), 60)}"
             raise ApiError(400, words, "invalid_value", param=name)
     if isinstance(values.get("condition"), dict):
         return {**values, "condition": {key: _numbers(key, text) for key, text in values["condition"].items()}}
@@ -202,9 +200,7 @@ def _numbers(name: str, text: str | list[str]) -> float | list[float]:
     every = text if isinstance(text, list) else [text]
     wrong = next((each for each in every if not _NUMBERS[float].fullmatch(each)), None)
     if wrong is not None:
-        words = (
-            f"the condition {name!r} must be a number or a regular list of numbers, in digits, got {plain(wrong, 60)!r}"
-        )
+        words = f"the condition {name!r} must be a number or a regular list of numbers, in digits, got {plain(repr(wrong), 60)}"
         raise ApiError(400, words, "invalid_value", param="condition")
     return [float(each) for each in text] if isinstance(text, list) else float(text)
 
