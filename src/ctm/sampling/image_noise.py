@@ -48,7 +48,8 @@ def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[i
         raise ValueError(
             f"seeds must be in an order: a list, a tuple, a range, an array or a tensor, got {words_for(seed)}"
         )
-    seeds = [as_seed(number, "seeds") for number in seed]
+    several: Any = seed
+    seeds = [as_seed(number, "seeds") for number in several]
     if images and max(images) >= len(seeds):
         raise ValueError(f"a sequence of seeds needs one for each image, got {len(seeds)} for {max(images) + 1} images")
     return [(seeds[image], 0) for image in images]
