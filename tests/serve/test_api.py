@@ -163,12 +163,12 @@ def part(name: bytes, value: bytes, headers: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("field", "words"),
     [
-        (part(b"seed", b"1_0"), "seed must be a whole number in digits, got '1_0'"),
-        (part(b"seed", b" 1 "), "seed must be a whole number in digits, got ' 1 '"),
-        (part(b"seed", b"1.0"), "seed must be a whole number in digits, got '1.0'"),
-        (part(b"seed", "١".encode()), "seed must be a whole number in digits"),
-        (part(b"n", b"+1"), "n must be a whole number in digits, got '+1'"),
-        (part(b"amount", b" .5"), "amount must be a number in digits, got ' .5'"),
+        (part(b"seed", b"1_0"), "seed: must be a whole number in digits, got '1_0'"),
+        (part(b"seed", b" 1 "), "seed: must be a whole number in digits, got ' 1 '"),
+        (part(b"seed", b"1.0"), "seed: must be a whole number in digits, got '1.0'"),
+        (part(b"seed", "١".encode()), "seed: must be a whole number in digits"),
+        (part(b"n", b"+1"), "n: must be a whole number in digits, got '+1'"),
+        (part(b"amount", b" .5"), "amount: must be a number in digits, got ' .5'"),
         (part(b"condition[x][]", b"1_0"), "the condition 'x' must be a number or a regular list of numbers, in digits"),
         (part(b"prompt", b"\xe9"), "the field 'prompt' is no text in UTF-8"),
         (

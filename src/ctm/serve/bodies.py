@@ -188,7 +188,7 @@ def _in_digits(form: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
         known = form.model_fields.get(name)
         kind = None if known is None else _number_in(known.annotation)
         if kind is not None and isinstance(value, str) and not _NUMBERS[kind].fullmatch(value):
-            words = f"{name} must be {'a whole number' if kind is int else 'a number'} in digits, got {plain(repr(value), 60)}"
+            words = f"{name}: must be {'a whole number' if kind is int else 'a number'} in digits, got {plain(repr(value), 60)}"
             raise ApiError(400, words, "invalid_value", param=name)
     if isinstance(values.get("condition"), dict):
         return {**values, "condition": {key: _numbers(key, text) for key, text in values["condition"].items()}}
