@@ -205,7 +205,7 @@ def test_a_class_that_was_drawn_and_is_blocked_asks_for_labels(run, small_ctm, m
         small_ctm.class_names = names
         small_ctm.save_pretrained(model)
         (tmp_path / "p.yaml").write_text("classes: {blocked: [3]}\n")
-        code, _, err = run("sample", "model", "--num", 99, "--out", "out", *STATE)
+        code, _, err = run("sample", "model", "--num", 64, "--out", "out", *STATE)
         assert code == 2
         said = f"the policy does not allow the class {shown}, which was drawn for a sample: name classes by --labels"
         assert said in " ".join(err.split())
