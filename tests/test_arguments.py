@@ -128,14 +128,29 @@ def test_case_27_every_model_refuses_the_rest_in_a_sentence(name):
 NUMBERS = [None, "0.5", True, math.nan, math.inf, -1, 2j, [0.5], torch.tensor([0.5, 0.5])]
 COUNTS = [None, "2", True, 0, -1, 1.5, math.nan, [2], torch.tensor([2, 2])]
 SEEDS = [None, "0", True, -1, 0.5, math.nan]
+SEEDS += [torch.tensor(2.7), torch.tensor(2.0), np.array(2.7), np.float32(2), torch.tensor(True), np.array(True)]
+MANY_SEEDS = [
+    torch.tensor([1.5, 2.7]),
+    torch.tensor([1.0, 2.0]),
+    np.array([1.5, 2.7]),
+    torch.tensor([True, False]),
+    [torch.tensor(1.5), torch.tensor(2)],
+    torch.tensor([[1], [2]]),
+    {1, 2},
+    frozenset((1, 2)),
+    {1: 1, 2: 2},
+    {1: 1, 2: 2}.keys(),
+    iter([1, 2]),
+    range(3),
+]
 IMAGE = torch.zeros(2)
 
 CALLS = {  # what to call with a wrong value, and the wrong values
     "generate num": (lambda v: ctm.generate(CTM, v), COUNTS),
-    "generate steps": (lambda v: ctm.generate(CTM, 2, steps=v), COUNTS),
+    "generate steps": (lambda v: ctm.generate(CTM, 2, steps=v), COUNTS[1:]),  # None: not given
     "generate batch_size": (lambda v: ctm.generate(CTM, 2, batch_size=v), COUNTS),
     "generate gamma": (lambda v: ctm.generate(CTM, 2, gamma=v), [*NUMBERS[1:], 1.1]),
-    "generate seed": (lambda v: ctm.generate(CTM, 2, seed=v), [*SEEDS, [0], ["0", "1"], [0, -1]]),
+    "generate seed": (lambda v: ctm.generate(CTM, 2, seed=v), [*SEEDS, [0], ["0", "1"], [0, -1], *MANY_SEEDS]),
     "generate labels": (lambda v: ctm.generate(CTM, 2, condition=v), [*WRONG_LABELS, 3, -2]),
     "generate device": (lambda v: ctm.generate(CTM, 2, device=v), ["nope", "meta", torch.device("meta"), 1.5, "cpu:x"]),
     "generate dtype": (lambda v: ctm.generate(CTM, 2, dtype=v), ["float32", torch.int64, None, float]),
@@ -222,7 +237,10 @@ def test_case_27_numbers_of_any_library_are_taken():
         assert torch.equal(
             ctm.generate(CTM, np.int64(2), steps=np.int32(2), gamma=kind(0.5), seed=np.int64(3)), expected
         )
-    assert torch.equal(ctm.generate(CTM, 2, seed=np.array([3, 4])), ctm.generate(CTM, 2, seed=[3, 4]))
+    for several in (np.array([3, 4]), torch.tensor([3, 4]), (3, 4), range(3, 5), [torch.tensor(3), np.int16(4)]):
+        assert torch.equal(ctm.generate(CTM, 2, seed=several), ctm.generate(CTM, 2, seed=[3, 4]))
+    for one in (torch.tensor(3), np.array(3), np.uint8(3)):
+        assert torch.equal(ctm.generate(CTM, 2, seed=one), ctm.generate(CTM, 2, seed=3))
 
 
 def test_states_of_any_layout_and_precision():
@@ -263,6 +281,22 @@ def test_what_is_right_already_is_returned_as_it_is():
         (lambda: as_count(None, "steps"), "steps must be a whole number of at least 1, got None"),
         (lambda: as_seed(0.5), "seed must be a whole number, got 0.5 (float)"),
         (
+            lambda: as_seed(torch.tensor(2.5)),
+            "seed must be a whole number, got 2.5: torch.float32 of shape () (Tensor)",
+        ),
+        (
+            lambda: ctm.generate(CTM, 3, seed={1, 2, 3}),
+            "seeds must be in an order: a list, a tuple, a range, an array or a tensor, got {1, 2, 3} (set)",
+        ),
+        (
+            lambda: ctm.generate(CTM, 3, condition=1, steps=3, grid=ctm.karras_grid(5)),
+            "grid gives the 6 levels themselves: leave steps out, got 3 (int)",
+        ),
+        (
+            lambda: sampling.stream(CTM, 3, steps=2, grid=ctm.karras_grid(2)),
+            "grid gives the 3 levels themselves: leave steps out, got 2 (int)",
+        ),
+        (
             lambda: as_levels("1", X),
             "t is a noise level: one number, or a tensor of shape (2,), one for each sample; got '1' (str)",
         ),
@@ -283,7 +317,7 @@ def test_what_is_right_already_is_returned_as_it_is():
     ],
 )
 def test_the_sentences(call, sentence):
-    with pytest.raises(ValueError, match=r"must|is") as caught:
+    with pytest.raises(ValueError, match=r"must|is|gives") as caught:
         call()
     assert str(caught.value) == sentence
 

@@ -21,8 +21,12 @@ def test_case_24_a_line_now_and_then_with_rate_and_time_left(capsys, clock):
         clock[0] += 15
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "model, 4: 2/10 batches, 0.0667 batches/s, 120 s left"
-    assert len(lines) == 6
+    assert len(lines) == 5
     assert lines[-1] == "model, 4: 10/10 batches, 0.0667 batches/s, 0 s left"
+    for _ in tracked(range(3), "last"):
+        clock[0] += 15
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in told] == ["2/3", "3/3"]
 
 
 def test_case_24_a_short_job_is_silent_and_so_are_other_processes(capsys, clock):

@@ -8,6 +8,7 @@ at again: looking reads values back, and each reading waits for the device.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +27,7 @@ __all__ = [
     "as_state",
     "checked",
     "inside",
+    "whole_number",
     "whole_numbers",
     "words_for",
 ]
@@ -176,14 +178,24 @@ def as_float_type(value: object, name: str = "dtype") -> torch.dtype:
 
 
 def as_seed(value: object, name: str = "seed") -> int:
-    """A whole number of at least 0 and below 2^64, as torch takes them, as an int."""
-    if _number(value) is None or not hasattr(value, "__index__"):
-        raise ValueError(f"{name} must be a whole number, got {words_for(value)}")
-    seed = int(value)
+    """A whole number of at least 0 and below 2^64, as torch takes them, as an int. One of floating point is none, also 2.0, and
+    also in an array or a tensor."""
+    seed = whole_number(value)
+    if seed is None:
+        shown = f"{value.item()}: " if getattr(value, "shape", None) == () and hasattr(value, "item") else ""
+        raise ValueError(f"{name} must be a whole number, got {shown}{words_for(value)}")
     if not 0 <= seed < _SEEDS:
         limit = "at least 0" if seed < 0 else "below 2^64"
         raise ValueError(f"{name} must be {limit}, got {_shown(seed)}")
     return seed
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of any library as an int; None for truth values, numbers of floating point (also 2.0) and anything else."""
+    try:
+        return None if _number(value) is None else operator.index(value)
+    except TypeError:  # every array and tensor has __index__, and only those of whole numbers answer
+        return None
 
 
 def _number(value: Any) -> float | None:

@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-__all__ = ["text_console"]
+__all__ = ["as_typed", "text_console"]
 
 _FILE_WIDTH = 240
 
@@ -16,6 +16,13 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def as_typed(name: str) -> str:
+    """The name of a class as --labels takes it among others: in double quotes, each of its own doubled, where it is empty or has
+    a comma, a quote or blanks at an end."""
+    plainly = name == name.strip() != "" and not set(name) & set(',"')
+    return name if plainly else '"' + name.replace('"', '""') + '"'
 
 
 def text_console(*, stderr: bool = False, wide: bool = False) -> Console:

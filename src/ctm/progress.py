@@ -48,7 +48,7 @@ class JobBar:
         self.console = console or text_console(stderr=True)
         self._shown, self._live = shown, shown and self.console.is_terminal
         self._started, self._first, self._last_line = time.monotonic(), done, time.monotonic()
-        self._lines = 0
+        self._lines, self._told = 0, -1
         columns = (
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
@@ -99,8 +99,9 @@ class JobBar:
             self._line(text)
 
     def finish(self) -> None:
-        """Print the last line of a job that has printed lines. A short job has printed none and stays silent."""
-        if not self._live and self._lines:
+        """Print the last line of a job that has printed lines, unless it is there. A short job has printed none and stays
+        silent."""
+        if not self._live and self._lines and self._told != self.done:
             self._line("")
 
     def say(self, text: str) -> None:
@@ -111,7 +112,7 @@ class JobBar:
     def _line(self, text: str) -> None:
         if not self._shown:
             return
-        self._last_line, self._lines = time.monotonic(), self._lines + 1
+        self._last_line, self._lines, self._told = time.monotonic(), self._lines + 1, self.done
         words = f"{self.done}/{self.total or '?'} {self.unit}, {self._rate():.3g} {self.unit}/s"
         if self.total is not None and self.done > self._first:
             words += f", {(self.total - self.done) / self._rate():.0f} s left"

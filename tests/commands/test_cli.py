@@ -8,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm import DiffusionModel, generate
+from ctm import DiffusionModel, TrajectoryModel, generate
 from ctm.cli import main
+from ctm.console import as_typed
+from ctm.data import Images
 from ctm.guidance import ClassifierFree
 from ctm.networks import MLP
 from ctm.noise import index_grid, karras_grid, log_linear_grid
 from ctm.pictures import to_uint8
 from ctm.terminal.options import parse_grid, parse_labels, parse_seeds
+from ctm.training.classes import name_classes
 
 from ..conftest import random_weights
 from ..processes import Command
@@ -196,8 +199,35 @@ def test_case_05_labels_are_parsed_by_name(caplog):
     assert parse_labels("10", 3, ["1", "2", "10"]) == [2]  # no number of a class, so a name
     with pytest.raises(ValueError, match="this model keeps no names of classes"):
         parse_labels("Flags", 10)
-    with pytest.raises(ValueError, match="is it every class, or the class named all"):
+    with pytest.raises(ValueError, match=r"is it every class, or the class named all\? Give 0-1, or"):
         parse_labels("all", 2, ["all", "some"])
+
+
+ODD_NAMES = ["007", " leading", "tench, Tinca tinca", 'a "b"', "", "trailing ", '"', "plain"]
+
+
+def test_a_list_of_odd_names_is_printed_as_labels_takes_them(caplog):
+    with pytest.raises(ValueError, match="this model has no class 'none'") as caught:
+        parse_labels("none", len(ODD_NAMES), ODD_NAMES)
+    told = 'it knows 0 007, 1 " leading", 2 "tench, Tinca tinca", 3 "a ""b""", 4 "", 5 "trailing ", 6 """", 7 plain. A name'
+    assert told in str(caught.value)
+    for number, name in enumerate(ODD_NAMES[1:], 1):
+        assert parse_labels(f"{as_typed(name)},-1", len(ODD_NAMES), ODD_NAMES) == [number, -1]
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match=r"""Its blanks count: --labels '" leading"'$"""):
+        parse_labels("leading", len(ODD_NAMES), ODD_NAMES)
+    images = Images(np.zeros((8, 1, 1, 1), np.uint8), np.arange(8), ODD_NAMES)
+    (line,) = name_classes(TrajectoryModel(MLP((1,), 8, width=8, blocks=1), shape=(1,), num_classes=8), images)
+    assert line.removeprefix("classes: ") in told
+
+
+def test_columns_class_means_all_classes_by_number(capsys, small_ctm, tmp_path):
+    small_ctm.class_names = ["all", *"abcdefgh", "-1"]
+    small_ctm.save_pretrained(tmp_path / "named")
+    asked = ("sample", tmp_path / "named", "--columns", "class", "--out", tmp_path / "x.png")
+    assert run(capsys, *asked)[0] == 0
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 8 * picture.height  # ten columns, one row
 
 
 def test_case_05_samples_of_classes_by_name(capsys, small_ctm, tmp_path):

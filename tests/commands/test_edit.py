@@ -292,6 +292,15 @@ def test_nothing_that_is_read_is_written_over(capsys, three, tmp_path):
     assert three.read_bytes() == before
 
 
+def test_samples_are_not_written_over_under_their_record(capsys, three, tmp_path):
+    assert run(capsys, "sample", GREY, "--num", 4, "--out", tmp_path / "made")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    assert "holds samples (it has sample.json)" in sentence(
+        capsys, "edit", "vary", GREY, three, "--num", 4, "--out", tmp_path / "made"
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()} == before
+
+
 def test_a_model_of_vectors_is_named(capsys, three, tmp_path):
     TrajectoryModel(MLP((2,), width=8, blocks=1), shape=(2,)).save_pretrained(tmp_path / "flat")
     assert "edits need square pictures of 1 or 3 channels" in sentence(capsys, "edit", "vary", tmp_path / "flat", three)

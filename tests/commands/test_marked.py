@@ -78,6 +78,20 @@ def test_all_three_are_found_in_each_sample(capsys, place, samples):
     state.store.close()
 
 
+def test_a_false_text_hides_nothing_that_the_database_knows(capsys, place, samples, tmp_path):
+    """The picture without its manifest, and with text that claims the same nonce of another model or condition."""
+    content = (samples / "000001.png").read_bytes()
+    texts = text.read(content)
+    for change in ({"digest": "another"}, {"condition": "3"}, {"record": "mine"}):
+        file = io.BytesIO()
+        Image.fromarray(pixels_in(samples / "000001.png")).save(file, "png")
+        (tmp_path / "false.png").write_bytes(text.write(file.getvalue(), {**texts, **change}))
+        where = ("--state", place / "state", "--model", MODEL, "--expect", "watermark")
+        out = done(capsys, "verify", tmp_path / "false.png", *where)
+        (line,) = (line for line in out.splitlines() if line.startswith("watermark"))
+        assert f"fit nonce {texts['nonce']}, condition 6, record {texts['record']};" in line
+
+
 def test_a_directory_is_gone_on_with_to_the_same_pixels(capsys, place, samples, policy):
     before = pixels_in(samples / "000003.png")
     (samples / "000003.png").unlink()

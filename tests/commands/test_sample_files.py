@@ -139,6 +139,53 @@ def test_a_directory_of_other_settings_is_refused(capsys, model, tmp_path, argum
     assert pictures(out) == before
 
 
+@pytest.mark.parametrize(
+    ("first", "again", "what"),
+    [
+        (["--noise_stream", "v2"], [], "noise_stream"),
+        (["--sampler", "heun", "--steps", 3, "--churn", 1], ["--sampler", "heun", "--steps", 3], "churn"),
+        (
+            ["--sampler", "midpoint", "--steps", 3, "--churn_max", 9],
+            ["--sampler", "midpoint", "--steps", 3],
+            "churn_max",
+        ),
+        (["--sampler", "ancestral", "--steps", 3, "--eta", 0], ["--sampler", "ancestral", "--steps", 3], "eta"),
+    ],
+)
+def test_a_setting_that_is_left_out_again_counts(capsys, model, tmp_path, first, again, what):
+    """In both orders, and for an .npz that was begun."""
+    for index, (one, other) in enumerate(((first, again), (again, first))):
+        out = tmp_path / f"out{index}"
+        assert run(capsys, "sample", model, "--num", 2, *one, "--out", out)[0] == 0
+        before = pictures(out)
+        err = sentence(capsys, "sample", model, "--num", 4, *other, "--out", out)
+        assert f"made with another {what} (see its sample.json)" in err
+        assert pictures(out) == before
+        assert run(capsys, "sample", model, "--num", 4, *one, "--out", out)[0] == 0
+        partial = tmp_path / f"x{index}.npz.partial"
+        partial.mkdir()
+        record = json.loads((out / "sample.json").read_text())
+        (partial / "sample.json").write_text(json.dumps(record))
+        np.save(partial / "arr_0.npy", np.zeros((4, 8, 8, 1), np.uint8))
+        assert finished_samples(tmp_path / f"x{index}.npz", record) == 4
+        assert sampling_record(out).get(what) == record.get(what)  # an evaluation's record has it too
+        less = {name: value for name, value in record.items() if name != what}
+        assert (less == record) == (one is again)
+        if less != record:
+            assert finished_samples(tmp_path / f"x{index}.npz", less) == 0
+
+
+def test_the_fields_of_a_condition_count_when_they_are_left_out(tmp_path):
+    """What `ctm sample --condition FILE` keeps of the file, and the same command without it."""
+    plain = {"num": 2, "seed": 0, "cfg": None}
+    with_fields = plain | {"condition": {"file": "c.npz", "sha256": "00"}}
+    for kept, asked in ((with_fields, plain), (plain, with_fields)):
+        (tmp_path / "sample.json").write_text(json.dumps(kept))
+        with pytest.raises(ValueError, match="made with another condition"):
+            finished_samples(tmp_path, asked)
+    assert finished_samples(tmp_path, plain) == 0
+
+
 def test_other_weights_under_the_same_name_are_refused(capsys, small_ctm, model, tmp_path):
     out = tmp_path / "out"
     assert run(capsys, "sample", model, "--num", 3, "--out", out)[0] == 0

@@ -132,7 +132,11 @@ def test_samples_of_another_policy_are_not_mixed(run, policy, tmp_path):
     assert "samples made with another policy" in err
     code, _, err = run(*SAMPLE, "--out", "out")  # without a policy it would write what is withheld
     assert code == 2
-    assert "samples made with another policy" in err
+    assert "samples made with another policy, watermark" in err
+    assert run(*SAMPLE, "--out", "plain")[0] == 0
+    code, _, err = run(*SAMPLE, "--out", "plain", *STATE)
+    assert code == 2
+    assert "samples made with another policy, watermark" in err
 
 
 def test_one_picture_has_empty_cells(run, policy, model, tmp_path):
@@ -195,6 +199,21 @@ def test_what_the_policy_forbids_is_refused_before_anything_is_made(run, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_that_was_drawn_and_is_blocked_asks_for_labels(run, small_ctm, model, tmp_path):
+    """By its name and number, once where they are the same; and no advice to ask for another where none was asked for."""
+    for names, shown in (([str(i) for i in range(10)], "3"), ([f"n{i}" for i in range(10)], "n3 3")):
+        small_ctm.class_names = names
+        small_ctm.save_pretrained(model)
+        (tmp_path / "p.yaml").write_text("classes: {blocked: [3]}\n")
+        code, _, err = run("sample", "model", "--num", 64, "--out", "out", *STATE)
+        assert code == 2
+        said = f"the policy does not allow the class {shown}, which was drawn for a sample: name classes by --labels"
+        assert said in " ".join(err.split())
+        code, _, err = run("sample", "model", "--labels", 3, "--out", "out", *STATE)
+        assert code == 2
+        assert f"the policy does not allow the class {shown}: ask for another" in " ".join(err.split())
+
+
 def test_a_state_without_a_policy_is_refused(run):
     code, _, err = run(*SAMPLE, "--state", "state")
     assert code == 2
@@ -227,6 +246,8 @@ def test_edits_are_screened_before_and_after(run, picture, tmp_path):
     assert "1 held by the policy and not written, number 2" in out
     assert "3 of 4 results in screened" in out
     assert names(tmp_path / "screened") == ["000000.png", "000001.png", "000003.png", "input.png"]
+    assert run(*EDIT, "--out", "plain", *STATE)[0] == 0  # there the earlier edit has a number 2, which is now withheld
+    assert names(tmp_path / "plain") == ["000000.png", "000001.png", "000003.png", "input.png"]
     assert run(*EDIT, "--out", "strip.png", *STATE)[0] == 0
     assert whole(tmp_path / "state")
 

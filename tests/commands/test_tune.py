@@ -192,7 +192,7 @@ def test_a_grid_that_is_no_better_is_not_written(capsys, tmp_path):
     assert not found.better
     code, printed, _ = run(capsys, "tune", model, "--steps", "2", "--num", "2", "--seed", "5")
     assert code == 0
-    assert "no grid is better than the plain one: nothing was written" in printed
+    assert "no grid is better than the plain one by more than two standard errors: nothing was written" in printed
     assert (model / "config.json").read_text() == before
 
 

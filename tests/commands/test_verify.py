@@ -159,6 +159,50 @@ def test_a_strangers_manifest_is_not_the_trusted_one_that_is_expected(capsys, st
     lines(capsys, forged, "--expect", "manifest")  # nobody is named who would be trusted
 
 
+def test_a_state_with_a_chain_of_its_own_trusts_its_root_alone(capsys, made, tmp_path):
+    """docs/provenance.md, Certificates: an operator's chain.pem and key.pem, and no ca.pem."""
+    folder = tmp_path / "own" / "keys" / "c2pa"
+    files = {}
+    for name, place in (("own", folder), ("forged", tmp_path / "theirs")):
+        files[name] = tmp_path / f"{name}.png"
+        files[name].write_bytes(Signer.load_or_create(place).sign(as_png(made[0]), made[1]))
+    (folder / "ca.pem").unlink()
+    where = ("--state", tmp_path / "own")
+    assert "trusted, signed by" in lines(capsys, files["own"], *where, "--expect", "manifest")["manifest"]
+    said = sentence(capsys, "verify", files["forged"], *where, "--expect", "manifest")
+    assert "no trusted manifest, which --expect asks for" in said
+    assert "the signer is none that you trust" in lines(capsys, files["forged"], *where)["manifest"]
+    chain = (folder / "chain.pem").read_text()
+    end = "-----END CERTIFICATE-----\n"
+    (folder / "chain.pem").write_text(chain[: chain.index(end) + len(end)])  # the leaf without its root
+    for file in files.values():
+        said = sentence(capsys, "verify", file, *where)
+        assert "chain.pem does not end with a root certificate, and there is no ca.pem: add the root" in said
+        lines(capsys, file, *where, "--trust", tmp_path / "theirs" / "ca.pem")  # then it need not say whom to trust
+    (folder / "chain.pem").unlink()
+    assert "has no ca.pem and no chain.pem, so none of its signers is known" in sentence(
+        capsys, "verify", files["forged"], *where
+    )
+
+
+def test_the_text_does_not_replace_what_is_listed(capsys, state, made, picture):
+    """A claim that anybody wrote, of a nonce that the list has with its condition and record."""
+    options = ("--state", state, "--model", MODEL, "--nonces", state / "nonces.jsonl")
+    for change in ({"digest": "another"}, {"condition": 2}, {"condition": None}, {"record": "mine"}):
+        found = lines(capsys, picture(texts=replace(made[1], **change), signed=None), *options, "--expect", "watermark")
+        assert "fit nonce 0000000000000006, condition 6, record r6" in found["watermark"]
+        assert "for each of 3 tried" in found["watermark"]
+        assert ("and the file claims another, another" in found["all"]) == ("digest" in change)
+
+
+def test_a_listed_nonce_without_a_condition_is_tried_with_the_claimed_one_too(capsys, state, made, picture, tmp_path):
+    (tmp_path / "bare.jsonl").write_text(json.dumps({"nonce": made[1].nonce, "record": "r"}))
+    options = ("--state", state, "--model", MODEL, "--nonces", tmp_path / "bare.jsonl", "--expect", "watermark")
+    found = lines(capsys, picture(signed=None), *options)
+    assert "condition 6, record r; " in found["watermark"]
+    assert "for each of 2 tried" in found["watermark"]
+
+
 def test_what_was_altered_is_said(capsys, state, made, picture, tmp_path):
     other = picture(texts=replace(made[1], seed=4))
     found = lines(capsys, other, "--state", state)

@@ -132,11 +132,59 @@ def test_what_cannot_be_is_refused_with_a_sentence(client, body, status, code, w
         (b"[]", "application/json", 400, "invalid_value"),
         (b"{}", "text/plain", 415, "wrong_content_type"),
         (b"{}", "", 415, "wrong_content_type"),
+        (b"{}", "application/json; charset=utf-16", 415, "wrong_content_type"),
+        (b"{}", 'application/json; charset="latin-1"', 415, "wrong_content_type"),
         (b" " * 10_000_001, "application/json", 413, "too_large"),
     ],
 )
 def test_a_body_that_is_none_is_refused(client, content, kind, status, code):
     error(client.post(URL, content=content, headers={"content-type": kind}), status, code)
+
+
+def test_a_body_in_another_encoding_is_refused(client):
+    """A header that would change what the body means is not left out."""
+    body, kind = b'{"seed": 1}', {"content-type": "application/json"}
+    for encoding in ("gzip", "br", "identity, deflate"):
+        answer = client.post(URL, content=body, headers=kind | {"content-encoding": encoding})
+        words = error(answer, 415, "wrong_content_encoding")["message"]
+        assert words == f"the body must be sent as it is, without Content-Encoding, got {encoding}"
+    for headers in ({"content-encoding": "identity"}, {"content-type": 'application/json; charset="UTF-8"'}):
+        assert client.post(URL, content=body, headers=kind | headers).status_code == 200
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--b--\r\n"
+
+
+def part(name: bytes, value: bytes, headers: bytes = b"") -> bytes:
+    return b'name="' + name + b'"\r\n' + headers + b"\r\n" + value
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (part(b"seed", b"1_0"), "seed: must be a whole number in digits, got '1_0'"),
+        (part(b"seed", b" 1 "), "seed: must be a whole number in digits, got ' 1 '"),
+        (part(b"seed", b"1.0"), "seed: must be a whole number in digits, got '1.0'"),
+        (part(b"seed", "١".encode()), "seed: must be a whole number in digits"),
+        (part(b"n", b"+1"), "n: must be a whole number in digits, got '+1'"),
+        (part(b"amount", b" .5"), "amount: must be a number in digits, got ' .5'"),
+        (part(b"condition[x][]", b"1_0"), "the condition 'x' must be a number or a regular list of numbers, in digits"),
+        (part(b"prompt", b"\xe9"), "the field 'prompt' is no text in UTF-8"),
+        (
+            part(b"prompt", "7".encode("utf-16-le"), b"Content-Type: text/plain; charset=utf-16\r\n"),
+            "the field 'prompt' must be text in UTF-8",
+        ),
+        (part(b"prompt", b"Nw==", b"Content-Transfer-Encoding: base64\r\n"), "the part 'prompt' is encoded"),
+    ],
+)
+def test_a_field_of_a_form_is_read_as_json_would_be(client, field, words):
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.post("/v1/images/variations", content=form(field), headers=kind)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    for more in ({"content-type": "multipart/form-data; boundary=b; charset=latin-1"}, {"content-encoding": "gzip"}):
+        assert client.post("/v1/images/variations", content=form(field), headers=kind | more).status_code == 415
 
 
 def test_a_body_without_a_length_is_counted_while_it_comes(client):

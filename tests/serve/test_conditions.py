@@ -196,6 +196,7 @@ def test_fields_of_a_form_that_are_not_right_are_refused(square, url):
     for text, words in {
         '{"place": [1]}': "place",
         '{"place": ["x", 1]}': "a regular list of numbers",
+        '{"place": ["1_0", " 1 "]}': "a regular list of numbers",
         '{"nothing": 1}': "none that this model takes",
         '{"labels": 1}': "asked for by the prompt",
         "[1, 2]": "condition",

@@ -78,7 +78,9 @@ def test_case_08_the_command(tmp_path, capsys):
     ):
         changes = ["--model.sigma_data", "null", f"--model.{name}", value]
         assert main(["train", *arguments, *changes]) == 2
-        assert words in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert words in told
+        assert f"--model.{name} null" in " ".join(told.split())
         assert not (tmp_path / "run").exists()
     assert main(["train", *arguments, "--model.sigma_data", "null"]) == 0
     assert "sigma_data 0.7: the teacher's" in capsys.readouterr().out

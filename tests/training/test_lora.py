@@ -182,6 +182,23 @@ def test_the_adapters_alone_and_the_teacher_make_the_published_model(teacher, tm
         ({"lora": {"rank": 10**9, "alpha": None}}, "says rank 1000000000, and the tensors have [4]"),
         ({"network": wide}, "describes another network than the teacher's"),
         ({"model": "os.system"}, "is no record of adapters"),
+        ({"class_names": [1, {}]}, "is no record of adapters"),
+        ({"teacher": {"name": [], "digest": {}}}, "is no record of adapters"),
+        ({"lora": {}}, "lora.rank must be at least 1, a whole number, got None"),
+        ({"lora": {"rank": "4", "alpha": None}}, "lora.rank must be at least 1, a whole number, got '4' (str)"),
+        ({"lora": {"rank": [4], "alpha": None}}, "lora.rank must be at least 1, a whole number, got [4] (list)"),
+        ({"lora": {"rank": True, "alpha": None}}, "lora.rank must be at least 1, a whole number, got True (bool)"),
+        ({"lora": {"rank": 4, "alpha": "x"}}, "lora.alpha must be a finite number above 0, got 'x' (str)"),
+        ({"lora": {"rank": 4, "alpha": 10**400}}, "lora.alpha must be a finite number above 0, got 1"),
+        ({"settings": {}}, "its settings need shape and sigma_data"),
+        (
+            {"settings": {**about["settings"], "sigma_data": 10**400}},
+            "adapter.json: sigma_data must be a finite number above 0",
+        ),
+        ({"settings": {**about["settings"], "shape": "x"}}, "adapter.json: shape must be a list of whole numbers"),
+        ({"settings": {**about["settings"], "inner": [{}]}}, "adapter.json: "),
+        ({"network": {"class_path": "os.system", "init_args": {}}}, "describes another network than the teacher's"),
+        ({"network": {"init_args": []}}, "these are no adapters for that teacher, or they are damaged"),
     ):
         (adapter / "adapter.json").write_text(json.dumps(about | change))
         assert main(["merge", str(teacher), str(adapter), str(tmp_path / "no")]) == 2

@@ -12,9 +12,9 @@ from ctm import DiffusionModel
 from ctm.objectives import DenoisingScoreMatching
 from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import assembly
-from ctm.training.unused import fit_to_processes, unused_parameters
+from ctm.training.unused import fit_to_processes, takes_all, unused_parameters
 
-from .runs import RECIPES, finish, start, trained, weights
+from .runs import RECIPES, SMALL, finish, start, teacher_arguments, trained, weights
 
 NARROW = {"channels": 8, "blocks": 1, "channel_mult": [1, 2], "attention": [8], "augment_dim": 9}
 COUNT = 8
@@ -83,6 +83,24 @@ def test_parameters_that_take_part_later_are_looked_for_in_each_step(arguments):
     (line,) = fit_to_processes(run)
     assert "1 of the student's tensors" in line
     assert run.accelerator.ddp_handler.find_unused_parameters
+
+
+def test_one_process_says_after_its_first_step_what_stays_as_it_starts(tmp_path, capsys):
+    """A diffusion model's s branch is never asked for. Without the branch nothing is said."""
+    idle = ["--config", str(RECIPES / "digits-teacher.yaml"), *SMALL, "--network.init_args.s_embedding", "true"]
+    trained(tmp_path / "idle", [*idle, "--steps", "2"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("of the student's tensors take part in no objective and stay as they start: network.") == 1
+    assert "s_affine" in told or "from_s" in told
+    trained(tmp_path / "whole", teacher_arguments("--steps", "2"))
+    assert "take part in no objective" not in capsys.readouterr().out
+
+
+def test_nothing_is_said_before_all_objectives_take_part(arguments):
+    recipe, _ = parse_recipe(arguments)
+    matching = recipe.objectives[0]
+    run = prepared(arguments, objectives=[type(matching)(**{**vars(matching), "start": 5}), DenoisingScoreMatching()])
+    assert [takes_all(run, step) for step in (0, 4, 5, 6)] == [False, False, True, True]
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from ctm.scaling import Scaling
 from ctm.terminal.paths import check_place
 
 __all__ = [
+    "RECORD",
     "check_output",
     "finished_samples",
     "looked_at",
@@ -36,8 +37,9 @@ __all__ = [
 
 _LARGEST_GRID = 4096  # samples of one picture, which is held in memory as a whole
 _FAR, _MUCH = 1.5, 0.01  # a value of a picture, and the share of such values, that a line tells of
-_RECORD = "sample.json"
+RECORD = "sample.json"
 _LONGEST = 16 << 20  # bytes of it: it has a label and a seed for each sample
+_WHERE_SET = ("churn", "churn_min", "churn_max", "churn_noise", "eta", "noise_stream")  # entries that few records have
 _ONE_EACH = ("labels", "seed")  # entries of the record that may be lists with one value for each sample
 
 
@@ -94,12 +96,12 @@ def finished_samples(out: Path, about: JSONObject, withheld: Collection[int] = (
         return 0
     if kept is None:
         raise ValueError(
-            f"--out {out} holds pictures but no {_RECORD} that says how they were made: use another directory"
+            f"--out {out} holds pictures but no {RECORD} that says how they were made: use another directory"
         )
     others = _differing(kept, about)
     if others:
         raise ValueError(
-            f"--out {out} holds samples made with another {', '.join(others)} (see its {_RECORD}): use another directory"
+            f"--out {out} holds samples made with another {', '.join(others)} (see its {RECORD}): use another directory"
         )
     return next((index for index in range(about["num"]) if index not in done), about["num"])
 
@@ -215,7 +217,7 @@ def _write_npz(
             with archive.open("class_names.npy", "w", force_zip64=True) as target:
                 np.lib.format.write_array(target, np.array(list(class_names)))
         archive.writestr(
-            zipfile.ZipInfo(_RECORD), json.dumps(about)
+            zipfile.ZipInfo(RECORD), json.dumps(about)
         )  # without the time of writing, so the bits are the same
     shutil.rmtree(partial)
 
@@ -233,6 +235,7 @@ def sampling_record(source: Path) -> dict[str, object]:
         made_by = {"model": about["model"], "checksum": about["weights"], "version": about["version"]}
         grid = {"kind": "list", "levels": about["grid"]}
         known |= {"fields": about["condition"]} if "condition" in about else {}
+        known |= {name: about[name] for name in _WHERE_SET if name in about}
         return known | {"grid": grid, "guidance": about["cfg"], "precision": about["dtype"], "made_by": made_by}
     except KeyError:
         return {}
@@ -247,12 +250,12 @@ def scaling_record(model: object) -> JSONObject:
 
 def _packed_record(source: Path) -> dict[str, object] | None:
     """The contents of sample.json in an .npz, None where there is none. At most 16 MB of it are inflated."""
-    name = f"{source} ({_RECORD})"
+    name = f"{source} ({RECORD})"
     try:
         with zipfile.ZipFile(source) as archive:
-            if _RECORD not in archive.namelist():
+            if RECORD not in archive.namelist():
                 return None
-            with archive.open(_RECORD) as file:
+            with archive.open(RECORD) as file:
                 about = parse_json(text_in(file, name, _LONGEST), name)
     except FileNotFoundError:
         return None  # reading the samples says so
@@ -304,33 +307,34 @@ def _partial(out: Path) -> Path:
 def _record(folder: Path, remedy: str = "use another directory") -> JSONObject | None:
     """The contents of sample.json in a folder, None where there is none. Raises ValueError for a file that cannot be read."""
     try:
-        kept = read_json(folder / _RECORD, _LONGEST)
+        kept = read_json(folder / RECORD, _LONGEST)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{folder / _RECORD} cannot be read ({plain(str(error), 200)}): {remedy}") from error
+        raise ValueError(f"{folder / RECORD} cannot be read ({plain(str(error), 200)}): {remedy}") from error
     if not isinstance(kept, dict):
-        raise ValueError(f"{folder / _RECORD} is no record of samples: {remedy}")
+        raise ValueError(f"{folder / RECORD} is no record of samples: {remedy}")
     return kept
 
 
 def write_record(folder: Path, about: Mapping[str, object]) -> None:
     """Write sample.json into a folder, which is made."""
-    write_whole(folder / _RECORD, (json.dumps(about, indent=2) + "\n").encode())
+    write_whole(folder / RECORD, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _differing(kept: Mapping[str, object], about: Mapping[str, object]) -> list[str]:
-    """Names of the entries in which two records would give other samples. `num` does not count. `model` does not count
-    either, because the weights do. Lists with one value for each sample are compared up to the shorter length."""
+    """Names of the entries in which two records would give other samples: of either record, where one that is left out is null.
+    `num` does not count. `model` does not count either, because the weights do. Lists with one value for each sample are
+    compared up to the shorter length."""
     asked = json.loads(json.dumps(about))
     differing = []
-    for name in asked:
+    for name in dict.fromkeys([*asked, *kept]):  # what only the earlier run was given counts as well
         if name in ("num", "model"):
             continue
-        one, other = kept.get(name), asked[name]
+        one, other = kept.get(name), asked.get(name)
         if name in _ONE_EACH and isinstance(one, list) and isinstance(other, list):
             common = min(len(one), len(other))
             one, other = one[:common], other[:common]
-        if one != other or name not in kept:
+        if one != other:
             differing.append(name)
-    return differing if "policy" in asked or "policy" not in kept else [*differing, "policy"]
+    return differing

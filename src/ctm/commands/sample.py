@@ -124,9 +124,9 @@ def run(settings: Namespace) -> None:
     seeds = None if settings.seeds is None else parse_seeds(settings.seeds)
     out = Path(settings.out)
     columns = parse_columns(settings.columns, out, model.num_classes)
-    if columns == "class" and settings.labels is None:
-        settings.labels = "all"
-    cycle = None if settings.labels is None else parse_labels(settings.labels, model.num_classes, model.class_names)
+    cycle = list(range(model.num_classes)) if columns == "class" else None  # all of them, unless --labels names some
+    if settings.labels is not None:
+        cycle = parse_labels(settings.labels, model.num_classes, model.class_names)
     prompts = given_prompts(settings, model)
     fields = prompt_fields(model, prompts) or given_fields(settings, model)
     num = _number(settings, cycle, seeds, fields)
@@ -211,7 +211,8 @@ def _admitted(
     if suffix_of(Path(settings.out)) in (".npz", ".npy"):
         raise ValueError(f"--out {settings.out}: with --policy samples are pictures, give a directory or FILE.png")
     known = () if labels is None else labels.tolist()
-    policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg)
+    drawn = settings.labels is None and settings.columns != "class"
+    policy.admit(model, str(settings.model), num, known, fields, guidance=settings.cfg, drawn=drawn)
     return {"policy": policy.policy_digest, "watermark": policy.marker.fingerprint}
 
 

@@ -97,15 +97,16 @@ class Gate:
         conditions: Iterable[str] = (),
         upload: bool = False,
         guidance: float | None = None,
+        drawn: bool = False,
     ) -> None:
-        """Return if the policy allows what is asked for. name: of the model as it was given; labels: −1 or none for no class.
-        Raises `ctm.safety.Refused`, a ValueError, otherwise."""
+        """Return if the policy allows what is asked for. name: of the model as it was given; labels: −1 or none for no class;
+        drawn: whether nobody named them. Raises `ctm.safety.Refused`, a ValueError, otherwise."""
         from ctm.safety import Ask
         from ctm.safety.admission import LOCAL
 
         about: dict[str, Any] = {"classes": model.num_classes, "class_names": tuple(model.class_names)}
         about["labels"] = tuple(labels)
-        about |= {"conditions": tuple(conditions), "upload": upload, "guidance": guidance}
+        about |= {"conditions": tuple(conditions), "upload": upload, "guidance": guidance, "drawn": drawn}
         self._state.policy.admit(Ask(name, num, key=LOCAL, **about))
 
     def check_upload(self, file: str) -> None:

@@ -96,12 +96,12 @@ def run(settings: Namespace) -> None:
     _print(found)
     kept = {grid.steps: grid for grid in found if grid.better}
     if not kept:
-        print("no grid is better than the plain one: nothing was written")
+        print("no grid is better than the plain one by more than two standard errors: nothing was written")
         return
     _write(out, source, model.grids | kept)
     print(
         f"{out / CONFIG} keeps the {_listed(kept)}; --grid karras gives the plain one"
-        + ("" if len(kept) == len(found) else ". What is not better was not kept")
+        + ("" if len(kept) == len(found) else ". What is not better by two standard errors was not kept")
     )
 
 

@@ -16,6 +16,7 @@ from ctm.foreign.text import plain, read_text
 from ctm.keystream import as_key, as_nonce
 from ctm.models import AnyModel, load_model
 from ctm.provenance import Candidate, Claim, Detection, find, manifest, text
+from ctm.provenance.certificates import trusted_of
 from ctm.provenance.manifest import Manifest
 from ctm.provenance.nonces import read_nonces
 from ctm.safety.extra import installed
@@ -65,7 +66,8 @@ def parser() -> Parser:
         "--state",
         type=str,
         default=None,
-        help="a service's directory: its keys/watermark.key and keys/c2pa/ca.pem, where --key and --trust are not given",
+        help="a service's directory: its keys/watermark.key, and keys/c2pa/ca.pem or the root in its chain.pem, where --key and "
+        "--trust are not given",
     )
     add(
         "--rate",
@@ -138,15 +140,16 @@ def _expected(asked: str | None) -> list[str]:
 
 
 def _secrets(settings: Namespace) -> tuple[bytes | None, str | None]:
-    """(the watermark's key, certificates to trust), from the options or from the service's directory."""
-    key, trust = settings.key, settings.trust
+    """(the watermark's key, certificates to trust), from the options or from the service's directory. Raises ValueError for a
+    directory that does not say whom to trust: any signer would be."""
+    key, trust = settings.key, None if settings.trust is None else read_text(Path(settings.trust))
     if settings.state is not None:
         keys = Path(settings.state) / "keys"
         if not keys.is_dir():
             raise FileNotFoundError(f"--state {settings.state} has no folder keys: it is no service's directory")
-        of_state = keys / "watermark.key", keys / "c2pa" / "ca.pem"
-        key = key or (str(of_state[0]) if of_state[0].is_file() and settings.model is not None else None)
-        trust = trust or (str(of_state[1]) if of_state[1].is_file() else None)
+        of_state = keys / "watermark.key"
+        key = key or (str(of_state) if of_state.is_file() and settings.model is not None else None)
+        trust = trusted_of(keys / "c2pa") if trust is None else trust
     read_key = None
     if key is not None:
         try:
@@ -154,7 +157,7 @@ def _secrets(settings: Namespace) -> tuple[bytes | None, str | None]:
                 read_key = as_key(file.read(_LONGEST_KEY))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
-    return read_key, None if trust is None else read_text(Path(trust))
+    return read_key, trust
 
 
 def _content(path: Path) -> bytes:
@@ -251,9 +254,9 @@ def _with_watermark(settings: Namespace, findings: Findings, key: bytes) -> Find
         raise ValueError(f"{settings.model} is a model of shape {model.shape}: ctm verify reads square pictures")
     digest = checksum_of(model)
     claimed = _claimed(model, findings)
+    stored = [] if settings.state is None else _stored(Path(settings.state), digest)
     listed = [] if settings.nonces is None else list(read_nonces(Path(settings.nonces)))
-    listed += [] if settings.state is None else _stored(Path(settings.state), digest)
-    every = listed if claimed is None else [claimed, *(one for one in listed if one.nonce != claimed.nonce)]
+    every = [*stored, *listed, *_more_of_claim(claimed, stored, listed, digest)]
     fitting = [candidate for candidate in every if candidate.model in (None, digest)]
     if len(fitting) < len(every):
         print(f"left out are {len(every) - len(fitting)} nonces of another model than {settings.model} ({digest})")
@@ -269,7 +272,25 @@ def _with_watermark(settings: Namespace, findings: Findings, key: bytes) -> Find
     altered = findings.altered
     if detection.found and claimed is not None and detection.nonce != claimed.nonce:
         altered = (*altered, f"the watermark found is not the one that the file claims, {claimed.nonce.hex()}")
+    if detection.found and claimed is not None and claimed.model != digest:
+        other = plain(str(claimed.model), 80)
+        altered = (*altered, f"the watermark found is of the model {digest}, and the file claims another, {other}")
     return replace(findings, detection=detection, altered=altered)
+
+
+def _more_of_claim(
+    claimed: Candidate | None, stored: list[Candidate], listed: list[Candidate], digest: str
+) -> list[Candidate]:
+    """What the file's claim adds to the nonces of the database and of --nonces. A nonce that is there already is tried as it is
+    there, because anybody can write a claim; only where --nonces gives it without a condition, the claimed one is tried too."""
+    if claimed is None:
+        return []
+    same = [one for one in (*stored, *listed) if one.nonce == claimed.nonce and one.model in (None, digest)]
+    if not same:
+        return [claimed]
+    bare = claimed.condition is not None and all(one.condition is None for one in same)
+    known = any(one.nonce == claimed.nonce for one in stored)
+    return [replace(same[0], condition=claimed.condition)] if bare and not known else []
 
 
 def _stored(folder: Path, digest: str) -> list[Candidate]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm.arguments import as_count, as_state
+from ctm.arguments import as_count, as_state, words_for
 from ctm.conditions import Condition, takes_labels
 from ctm.editing.operators import LinearOperator
 from ctm.models.guided import Guided
@@ -73,7 +73,7 @@ def replace(
     operator: LinearOperator,
     y: Tensor,
     *,
-    steps: int = 8,
+    steps: int | None = None,
     rounds: int = 1,
     clamp: bool = True,
     grid: Tensor | None = None,
@@ -87,10 +87,10 @@ def replace(
     It starts from a first guess under noise of three times the data's deviation, the model's sigma_data. Each round jumps to
     σ_min, puts the measured part in, and adds new noise. At a small level t one round is a step of Langevin's dynamics on the
     images with A·x = y, of size t², so many rounds at small levels tend to the posterior; few are biased towards the guess.
-    y (B, …); grid: levels instead of `steps` on a Karras grid from 3·sigma_data down; guess (B, *model.shape): what is not
-    measured at the start, e.g. the mean of the known pixels, None for A⁺y; image i from (seed, i) alone; clamp: to [−1, 1], for
-    pictures. Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1, a guess of another shape, and a model
-    without jump."""
+    y (B, …); steps: None is 8; grid: levels instead of `steps` on a Karras grid from 3·sigma_data down; guess (B, *model.shape):
+    what is not measured at the start, e.g. the mean of the known pixels, None for A⁺y; image i from (seed, i) alone; clamp: to
+    [−1, 1], for pictures. Returns (B, *model.shape) like y. Raises ValueError for steps or rounds < 1, steps beside a grid, a
+    guess of another shape, and a model without jump."""
     start, noise = _restoration(model, operator, y, steps, grid, guess, seed)
     options: dict[str, Any] = {"rounds": rounds, "clamp": clamp, "condition": condition, "noise": noise}
     return restore(model, *start, operator.projection, **options, callback=callback)
@@ -118,14 +118,16 @@ def _restoration(
     model: RangedDenoiser,
     operator: LinearOperator,
     y: Tensor,
-    steps: int,
+    steps: int | None,
     grid: Tensor | None,
     guess: Tensor | None,
     seed: int,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], ImageNoise]:
     """(x, levels, known) that `restore` starts from, x being the first guess under noise, and the source of later noise."""
     known = operator.A_pinv(as_state(y, "y"))
-    levels = restoring_levels(model, steps, y.dtype) if grid is None else grid
+    if grid is not None and steps is not None:
+        raise ValueError(f"grid gives the levels themselves: leave steps out, got {words_for(steps)}")
+    levels = restoring_levels(model, 8 if steps is None else steps, y.dtype) if grid is None else grid
     first = known if guess is None else _fitted(guess, operator, known)
     x, noise = _start(model, y, seed, y.device)
     return (first + levels[0].to(x) * x, levels, known), noise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ctm.arguments import whole_number
 from ctm.foreign.kinds import foreign_directory, foreign_settings
 from ctm.foreign.text import plain, read_json
 from ctm.foreign.weights import tensor_shapes
@@ -127,7 +128,8 @@ def check_numbers(
     """Raises ValueError for the numbers of no model: sides below 1, negative classes, levels that are not finite, above 0 and in
     order, and for booleans and texts in place of numbers."""
     check_shape(shape)
-    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or not 0 <= num_classes <= _MOST_CLASSES:
+    classes = whole_number(num_classes)
+    if classes is None or not 0 <= classes <= _MOST_CLASSES:
         raise ValueError(
             f"num_classes must be a whole number from 0 to {_MOST_CLASSES}, got {plain(str(num_classes), 40)}"
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
+from ctm.arguments import whole_number
 from ctm.conditioner import Arrays
 from ctm.foreign.text import plain
 
@@ -29,14 +30,14 @@ _FROM_ZERO = ("num_classes", "null_class", "augment_dim", "blocks")
 def check_shape(shape: object, name: str = "shape") -> tuple[int, ...]:
     """The shape of one sample as whole numbers. Raises ValueError for none, for sides below 1, and for more than 2^26 numbers."""
     sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    whole = all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides)
-    if not 0 < len(sides) <= 8 or not whole or not all(1 <= int(side) <= _MOST_SIDE for side in sides):
+    whole = [number for side in sides if (number := whole_number(side)) is not None]
+    if not 0 < len(sides) <= 8 or len(whole) < len(sides) or not all(1 <= side <= _MOST_SIDE for side in whole):
         raise ValueError(
             f"{name} must be a list of whole numbers of at least 1, such as [3, 32, 32], got {_shown(shape)}"
         )
-    if math.prod(int(side) for side in sides) > MOST_NUMBERS:
+    if math.prod(whole) > MOST_NUMBERS:
         raise ValueError(f"{name} must have at most {MOST_NUMBERS} numbers (2^26), got {_shown(shape)}")
-    return tuple(int(side) for side in sides)
+    return tuple(whole)
 
 
 def check_arguments(network: type[nn.Module], arguments: Mapping[str, object]) -> None:

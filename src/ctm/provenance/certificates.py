@@ -10,7 +10,7 @@ from typing import Any
 from ctm.files import write_whole
 from ctm.foreign.text import read_text
 
-__all__ = ["check_pem", "load_or_make", "needs"]
+__all__ = ["check_pem", "load_or_make", "needs", "trusted_of"]
 
 CHAIN, KEY, AUTHORITY = "chain.pem", "key.pem", "ca.pem"
 _YEARS = 10  # a manifest without a trusted time stamp is valid as long as its certificate
@@ -55,6 +55,29 @@ def check_pem(text: str, name: str) -> str:
     except ValueError as error:
         raise ValueError(f"{name} holds no certificates in PEM (-----BEGIN CERTIFICATE-----)") from error
     return text
+
+
+def trusted_of(folder: Path) -> str:
+    """The certificates, in PEM, that vouch for what a folder signs: its ca.pem, else the root at the end of the chain.pem that an
+    operator put there, one that signed itself.
+
+    Raises ValueError where there is neither: a chain may end below the root, and then it does not say whom to trust."""
+    if (folder / AUTHORITY).is_file():
+        return read_text(folder / AUTHORITY)
+    advice = "give --trust FILE.pem with the certificates that sign for it"
+    if not (folder / CHAIN).is_file():
+        raise ValueError(f"{folder} has no {AUTHORITY} and no {CHAIN}, so none of its signers is known: {advice}")
+    x509, serialization = needs("cryptography.x509"), needs("cryptography.hazmat.primitives.serialization")
+    text = check_pem(read_text(folder / CHAIN), str(folder / CHAIN))
+    last, unfit = x509.load_pem_x509_certificates(text.encode())[-1], needs("cryptography.exceptions")
+    try:
+        last.verify_directly_issued_by(last)
+    except (ValueError, TypeError, unfit.InvalidSignature, unfit.UnsupportedAlgorithm) as error:
+        raise ValueError(
+            f"{folder / CHAIN} does not end with a root certificate, and there is no {AUTHORITY}: add the root to one of "
+            f"them, or {advice}"
+        ) from error
+    return str(last.public_bytes(serialization.Encoding.PEM).decode())
 
 
 def _algorithm(file: Path, chain: str, key: str) -> str:

@@ -48,7 +48,7 @@ class Ask:
     labels: the classes asked for; −1 or an empty sequence for no class. class_names: of the model's classes, in order, empty if
     unknown. classes: number of the model's classes. conditions: names of the fields that the request gives. upload: whether
     it brings a picture of its own. guidance: the scale of classifier-free guidance, the smallest where there are several; None
-    without."""
+    without. drawn: whether labels were drawn because nobody asked for classes."""
 
     model: str
     num: int = 1
@@ -59,6 +59,7 @@ class Ask:
     upload: bool = False
     key: KeyInfo | None = None
     guidance: float | None = None
+    drawn: bool = False
 
 
 def admit(policy: Policy, ask: Ask) -> None:
@@ -87,10 +88,11 @@ def _check_classes(policy: Policy, ask: Ask) -> None:
     """Every class asked for must be allowed. Without a class the model may draw any, so then all must be. Guidance below 1 leads
     away from the class that is asked for (0: it is not looked at), so it is as none."""
     rule = policy.classes
-    for label in set(ask.labels) - {-1}:
+    for label in sorted(set(ask.labels) - {-1}):
         if not rule.allows(_names_of(label, ask)):
-            shown = " ".join(str(name) for name in reversed(_names_of(label, ask)))
-            raise Refused(f"the policy does not allow the class {plain(shown)}: ask for another", "class_not_allowed")
+            shown = plain(" ".join(dict.fromkeys(str(name) for name in reversed(_names_of(label, ask)))))
+            advice = ", which was drawn for a sample: name classes by --labels" if ask.drawn else ": ask for another"
+            raise Refused(f"the policy does not allow the class {shown}{advice}", "class_not_allowed")
     away = ask.guidance is not None and not ask.guidance >= 1
     without = not ask.labels or -1 in ask.labels
     if not (without or away) or rule.is_open:

@@ -149,19 +149,21 @@ def _check_seeds(seed: int | Sequence[int], num: int) -> None:
 
 
 def _levels(
-    model: object, steps: int, gamma: float | None, grid: Tensor | None, dtype: torch.dtype, *, tunable: bool
+    model: object, steps: int | None, gamma: float | None, grid: Tensor | None, dtype: torch.dtype, *, tunable: bool
 ) -> tuple[Tensor, float]:
-    """(levels, γ): the given grid, else the one tuned for the model and `steps`, else Karras'. tunable: whether the sampler is
-    the one that grids are tuned for. Raises ValueError for steps, γ or a grid that cannot be."""
+    """(levels, γ): the given grid, else the one tuned for the model and `steps` (None: 1), else Karras'. tunable: whether the
+    sampler is the one that grids are tuned for. Raises ValueError for steps, γ or a grid that cannot be, and for both."""
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of noise levels, e.g. karras_grid(4), got {type(grid).__name__}")
     if grid is not None:
         if grid.dim() != 1 or len(grid) < 2:
             raise ValueError(f"grid must hold at least two noise levels, (N + 1,), got shape {tuple(grid.shape)}")
+        if steps is not None:
+            raise ValueError(f"grid gives the {len(grid)} levels themselves: leave steps out, got {words_for(steps)}")
         for line in beyond_range(model, grid):
             _LOG.warning("%s", line)
         return grid, as_gamma(0.0 if gamma is None else gamma)
-    steps = as_count(steps, "steps", why="a grid needs one interval or more")
+    steps = as_count(1 if steps is None else steps, "steps", why="a grid needs one interval or more")
     tuned = tuned_for(model, steps, gamma) if tunable else None
     if tuned is not None:
         return tuned.grid(dtype), tuned.gamma
@@ -174,7 +176,7 @@ def stream(
     model: Denoiser,
     num: int,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     gamma: float | None = None,
     condition: int | Condition = None,
     seed: int | Sequence[int] = 0,
@@ -232,7 +234,7 @@ def generate(
     model: Denoiser,
     num: int,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     gamma: float | None = None,
     condition: int | Condition = None,
     seed: int | Sequence[int] = 0,
@@ -244,7 +246,7 @@ def generate(
     watermark: tuple[bytes, bytes | Sequence[bytes]] | None = None,
     noise_stream: NoiseStream = "v1",
 ) -> Tensor:
-    """num samples by γ-sampling with `steps` jumps: float32 (num, *model.shape) on the CPU, not clamped.
+    """num samples by γ-sampling with `steps` jumps (None: 1): float32 (num, *model.shape) on the CPU, not clamped.
     A model that keeps the scaling of its data (`ctm.scaling`) gives samples in the numbers of the data.
 
     condition: labels, an int or int64 (num,) with −1 for none; or a mapping of fields, each (num, …), or without its first
@@ -252,16 +254,15 @@ def generate(
     seed: image i depends on (seed, i) alone, its noise drawn in float32 on the CPU (x_T first, then one draw for each step
     that adds noise): the same bits whatever the batch, device or order, and pixels equal to 1e-4.
     device: where to compute, None for where the model is; elsewhere a copy of the model computes, and the model stays where and
-    as it is. grid: levels instead of karras_grid(steps) between the model's
-    sigma_max and sigma_min. gamma: in [0, 1], None for 0. Where the model keeps a grid for so many steps (`tune_grid`) and
-    neither grid nor another γ is given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes
-    image i number 0 of the i-th seed.
+    as it is. grid: levels instead of karras_grid(steps) between the model's sigma_max and sigma_min; steps is then left out.
+    gamma: in [0, 1], None for 0. Where the model keeps a grid for so many steps (`tune_grid`) and neither grid nor another γ is
+    given, its levels and its γ are used. sampler: see `stream`. A sequence of num seeds makes image i number 0 of the i-th seed.
     dtype: of the state and the result; the network computes in its weights' own. float64 shows what rounding does.
     watermark: (key, nonces), to take the signs of x_T from `ctm.keystream` and only the magnitudes from (seed, i): see
     `ctm.provenance`. nonces: one for each image, or one alone for a single image.
     noise_stream: how (seed, i) becomes noise. "v1" draws on the CPU by a generator for each image. "v2" computes the noise of all
     images at once where the model computes, by a counter (`ctm.philox`): other images, the same on every device to 1e-4.
-    Raises ValueError for arguments out of range.
+    Raises ValueError for arguments out of range, and for steps beside a grid.
     """
     return torch.cat(
         list(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -39,11 +39,17 @@ def image_generator(seed: int, image: int, purpose: int) -> torch.Generator:
 
 def identities(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[int, int]]:
     """(seed, image) that each of `images` takes its random numbers from: with one seed (seed, i); with a sequence of seeds,
-    image i is number 0 of the i-th. Raises ValueError for a negative seed, or for fewer seeds than an image's number."""
+    image i is number 0 of the i-th. Raises ValueError for a seed that is no whole number or negative, for seeds in no order
+    (a set) or that can be read only once (an iterator), and for fewer seeds than an image's number."""
     if isinstance(seed, str | bytes) or not hasattr(seed, "__iter__") or getattr(seed, "shape", None) == ():
         one = as_seed(seed)
         return [(one, image) for image in images]
-    seeds = [as_seed(number, "seeds") for number in seed]
+    if isinstance(seed, Set | Mapping) or not (hasattr(seed, "__len__") and hasattr(seed, "__getitem__")):
+        raise ValueError(
+            f"seeds must be in an order: a list, a tuple, a range, an array or a tensor, got {words_for(seed)}"
+        )
+    several: Any = seed
+    seeds = [as_seed(number, "seeds") for number in several]
     if images and max(images) >= len(seeds):
         raise ValueError(f"a sequence of seeds needs one for each image, got {len(seeds)} for {max(images) + 1} images")
     return [(seeds[image], 0) for image in images]

@@ -126,12 +126,14 @@ def jump_to_many(
     the S·B samples together instead of S times on B: the same values, and less time where a call costs more than its samples
     (few samples, small networks). No output of a layer is shared: after the first convolution all of a network sees s.
 
-    x (B, *shape) at level t, a number or (B,); levels (S,), each with sigma_min ≤ s ≤ t, in any order; condition: of the B
-    samples, or None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model
+    x (B, *shape) at level t, a number or (B,); levels: a tensor (S,), each with sigma_min ≤ s ≤ t, in any order; condition: of
+    the B samples, or None. Returns (S, B, *shape). Raises ValueError for levels of another shape or above t, and for a model
     without `jump`."""
     model = jumper(model)
     if not isinstance(levels, Tensor) or levels.dim() != 1 or len(levels) == 0:
-        raise ValueError(f"levels must be a tensor (S,) of noise levels, at least one, got {words_for(levels)}")
+        raise ValueError(
+            f"levels must be a tensor (S,) of noise levels, at least one, got {words_for(levels)}: torch.tensor makes one"
+        )
     condition, start = as_condition(condition, as_state(x)), as_levels(t, x).to(x.dtype)
     batch_size = as_count(batch_size, "batch_size")
     lowest = getattr(model, "sigma_min", 0.0) * (1 - 1e-6)  # a grid rounded to float32 may end a little below sigma_min

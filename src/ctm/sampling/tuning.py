@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, Protocol
 
 import torch
@@ -115,8 +115,8 @@ def tune_grid(
     steps = as_count(steps, "steps", 2, why="one jump has no level to choose")
     if not can_jump(model):
         raise ValueError(f"{type(model).__name__} has no jump, only denoise: grids are tuned for jumps")
-    if isinstance(gammas, str | bytes) or not hasattr(gammas, "__iter__") or len(gammas) == 0:
-        raise ValueError(f"gammas must be numbers in [0, 1], at least one, got {words_for(gammas)}")
+    if isinstance(gammas, str | bytes | Set | Mapping) or not hasattr(gammas, "__len__") or len(gammas) == 0:
+        raise ValueError(f"gammas must be numbers in [0, 1] in an order, at least one, got {words_for(gammas)}")
     gammas = [as_gamma(gamma, "gammas") for gamma in gammas]
     if measure == "flow":
         measure = FlowDistance(model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from email.message import Message
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +31,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Steps = Annotated[int, Field(ge=1, le=1_000_000)] | None  # a service takes fewer; more digits could not even be said
 _SEED = (1 << 64) - 1
 _FIELD = re.compile(r"([a-z_]{1,40})\[([A-Za-z][A-Za-z0-9_]{0,63})\](\[\])?")
+_NUMBERS = {int: re.compile(r"-?(0|[1-9][0-9]*)"), float: re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")}
 _MOST_FIELDS, _MOST_FILES = 64, 2
 _MOST_NESTED = 100_000  # lists and objects of a JSON body; each costs a hundred times its bytes
 _SHORT = 65_536  # bytes of a body that is read at once, beside nothing
@@ -139,7 +141,7 @@ def _from_json(content: bytes, form: type[Body]) -> Body:
 async def read_form(request: Request, form: type[Body], largest: int) -> tuple[Body, dict[str, bytes]]:
     """The fields of a multipart form, and the bytes of its files by name. Nothing of it goes to a disk. Raises ApiError."""
     _check_type(request, "multipart/form-data")
-    parser = MultiPartParser(
+    parser = _FormParser(
         request.headers, request.stream(), max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=largest
     )
     parser.spool_max_size = largest + 1  # in memory: the body is smaller
@@ -158,9 +160,58 @@ async def read_form(request: Request, form: type[Body], largest: int) -> tuple[B
             if name in files:
                 raise ApiError(400, f"give one file {plain(name)!r}, not several", "invalid_value", param=plain(name))
             files[name] = await value.read()
-        return _validated(form, _parsed(_fields(data)), strict=False), files
+        return _validated(form, _parsed(_in_digits(form, _fields(data))), strict=False), files
     finally:
         await data.close()
+
+
+class _FormParser(MultiPartParser):
+    """A parser of forms that takes texts in UTF-8 only. Its parent reads others as Latin-1, and looks at no part's encoding."""
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        for name, value in part.item_headers:
+            if name == b"content-transfer-encoding" and value.strip().lower() not in (b"7bit", b"8bit", b"binary"):
+                raise MultiPartException(f"the part {part.field_name!r} is encoded: send it as it is")
+            if name == b"content-type" and part.file is None and not _in_utf8(value.decode("latin-1")):
+                raise MultiPartException(f"the field {part.field_name!r} must be text in UTF-8")
+        try:
+            bytes(part.data).decode()
+        except UnicodeDecodeError as error:
+            raise MultiPartException(f"the field {part.field_name!r} is no text in UTF-8") from error
+        super().on_part_end()
+
+
+def _in_digits(form: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields, whose numbers are written as JSON writes them: no blanks, no 1_0. Raises ApiError."""
+    for name, value in values.items():
+        known = form.model_fields.get(name)
+        kind = None if known is None else _number_in(known.annotation)
+        if kind is not None and isinstance(value, str) and not _NUMBERS[kind].fullmatch(value):
+            words = f"{name}: must be {'a whole number' if kind is int else 'a number'} in digits, got {plain(repr(value), 60)}"
+            raise ApiError(400, words, "invalid_value", param=name)
+    if isinstance(values.get("condition"), dict):
+        return {**values, "condition": {key: _numbers(key, text) for key, text in values["condition"].items()}}
+    return values
+
+
+def _numbers(name: str, text: str | list[str]) -> float | list[float]:
+    """The number or numbers of one field of a condition. Raises ApiError."""
+    every = text if isinstance(text, list) else [text]
+    wrong = next((each for each in every if not _NUMBERS[float].fullmatch(each)), None)
+    if wrong is not None:
+        words = f"the condition {name!r} must be a number or a regular list of numbers, in digits, got {plain(repr(wrong), 60)}"
+        raise ApiError(400, words, "invalid_value", param="condition")
+    return [float(each) for each in text] if isinstance(text, list) else float(text)
+
+
+def _number_in(annotation: Any) -> type[int] | type[float] | None:
+    """int or float, where a field takes such a number, perhaps within bounds, or nothing."""
+    for part in (annotation, *get_args(annotation)):
+        kind = get_args(part)[0] if get_origin(part) is Annotated else part
+        if kind is int or kind is float:
+            return int if kind is int else float
+    return None
 
 
 def _fields(data: FormData) -> dict[str, Any]:
@@ -214,6 +265,22 @@ def _validated(form: type[Body], values: Any, *, strict: bool) -> Body:
 
 
 def _check_type(request: Request, wanted: str) -> None:
-    given = request.headers.get("content-type", "").split(";")[0].strip().casefold()
+    """Raises ApiError 415 for another type, for text that is not said to be UTF-8, and for a body that was compressed."""
+    whole = request.headers.get("content-type", "")
+    given = whole.split(";")[0].strip().casefold()
     if given != wanted:
         raise ApiError(415, f"the body must be {wanted}, got {plain(given) or 'no Content-Type'}", "wrong_content_type")
+    if not _in_utf8(whole):
+        raise ApiError(415, f"the body must be in UTF-8, got {plain(whole, 100)}", "wrong_content_type")
+    for encoding in request.headers.getlist("content-encoding"):
+        if encoding.strip().casefold() not in ("", "identity"):
+            words = f"the body must be sent as it is, without Content-Encoding, got {plain(encoding, 60)}"
+            raise ApiError(415, words, "wrong_content_encoding")
+
+
+def _in_utf8(content_type: str) -> bool:
+    """Whether a Content-Type names no charset, or UTF-8 or the ASCII within it."""
+    header = Message()
+    header["content-type"] = content_type.replace("\n", " ").replace("\r", " ")
+    charset = header.get_param("charset", "utf-8")
+    return isinstance(charset, str) and charset.strip().casefold() in ("utf-8", "utf8", "us-ascii")

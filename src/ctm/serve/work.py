@@ -192,8 +192,11 @@ def _with_fields(model: AnyModel, body: Any, labels: Tensor | None, num: int, se
 
 def _array(name: str, value: Any) -> Tensor:
     try:
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "fiub":
+            raise TypeError("texts are no numbers, also where they look like some")
         with np.errstate(over="ignore"):  # what is too large is infinite, which the model's conditioner refuses
-            return torch.from_numpy(np.asarray(value, dtype=np.float32))
+            return torch.from_numpy(numbers.astype(np.float32))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the condition {name!r} must be a number or a regular list of numbers") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from ctm.console import as_typed
 from ctm.data import listed_classes, tell
 from ctm.data.conditions import fields_in
 from ctm.files import suffix_of
@@ -74,7 +76,7 @@ def parse_labels(text: str, classes: int = 0, names: Sequence[str] = ()) -> list
     if text == "all":
         if "all" in names:
             raise ValueError(
-                "--labels all: is it every class, or the class named all? Give 0-N, or '\"all\"' in quotes"
+                f"--labels all: is it every class, or the class named all? Give 0-{len(names) - 1}, or '\"all\"' in quotes"
             )
         if classes == 0:
             raise ValueError("--labels all: this model has no classes, leave --labels out")
@@ -128,14 +130,27 @@ def _named(part: str, names: Sequence[str]) -> list[int]:
     exact = [number for number, name in enumerate(names) if name == part]
     found = exact or [number for number, name in enumerate(names) if name.casefold() == part.casefold()]
     if not found:
-        commas = ". A name with a comma stands in double quotes" if any("," in name for name in names) else ""
-        raise ValueError(f"--labels: this model has no class {part!r}; it knows {listed_classes(names)}{commas}")
+        known = listed_classes([as_typed(name) for name in names])
+        raise ValueError(f"--labels: this model has no class {part!r}; it knows {known}{_hint(part, names)}")
     if len(found) > 1:
-        numbers = " and ".join(f"{number} {names[number]}" for number in found)
+        numbers = " and ".join(f"{number} {as_typed(names[number])}" for number in found)
         raise ValueError(f"--labels {part} could be {numbers}: give the number")
     if not exact:
-        tell([f"--labels {part} is taken as {found[0]} {names[found[0]]}"])
+        tell([f"--labels {part} is taken as {found[0]} {as_typed(names[found[0]])}"])
     return found
+
+
+def _hint(part: str, names: Sequence[str]) -> str:
+    """How a name is given that needs quotes: the one that was meant, where it differs by blanks at its ends alone."""
+    meant = next((name for name in names if name.strip().casefold() == part.strip().casefold()), None)
+    if meant is not None:
+        return f". Its blanks count: --labels {shlex.quote(as_typed(meant))}"
+    quoted = any(as_typed(name) != name for name in names)
+    return (
+        ". A name with a comma, quotes or blanks at an end stands in double quotes, inside single ones"
+        if quoted
+        else ""
+    )
 
 
 def parse_seeds(text: str) -> list[int]:

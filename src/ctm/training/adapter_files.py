@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ctm.arguments import as_number
 from ctm.files import whole_file
 from ctm.foreign.text import plain, read_json
 from ctm.models import AnyModel
 from ctm.models.files import MODELS
-from ctm.models.reading import check_weights, read_scaling
+from ctm.models.reading import check_config, check_weights, read_scaling
 from ctm.networks.adapters import OwnTensors, add_adapters, own_tensors, with_merged_network
 from ctm.networks.description import build, describe
 from ctm.teachers import load_teacher
@@ -77,7 +78,7 @@ def merge_adapter(source: str | Path, directory: str | Path) -> AnyModel:
         tensors = load_file(file.with_name(TENSORS))
         check_weights(tensors, str(directory))
         return _merged(teacher, about, tensors)
-    except (SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = plain(str(error), 200)
         raise ValueError(
             f"{directory}: these are no adapters for that teacher, or they are damaged ({reason})"
@@ -90,8 +91,10 @@ def _merged(teacher: AnyModel, about: dict[str, Any], tensors: dict[str, torch.T
         raise ValueError(
             f"{ADAPTER} says rank {plain(str(about['lora']['rank']), 20)}, and the tensors have {sorted(ranks)[:4]}"
         )
+    network, settings = _network(teacher, about["network"]), about["settings"]
+    check_config(MODELS[about["model"]], {**settings, "network": network}, ADAPTER)
     with torch.random.fork_rng(devices=[]):
-        model = MODELS[about["model"]](build(_network(teacher, about["network"])), **about["settings"])
+        model = MODELS[about["model"]](build(network), **settings)
         model.pipeline = getattr(teacher, "pipeline", None)
         add_adapters(model.network, teacher.network, rank=about["lora"]["rank"], alpha=about["lora"]["alpha"])
     OwnTensors(model).load_state_dict(tensors)
@@ -115,18 +118,20 @@ def _network(teacher: AnyModel, described: Any) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What adapter.json holds. Raises ValueError, naming it, where that is of another form."""
+    """What adapter.json holds, looked at as config.json is. Raises ValueError, naming it, where that is of another form, or of
+    kinds or ranges that no run writes."""
     about: Any = read_json(file)
     kinds = {"model": str, "settings": dict, "network": dict, "class_names": list, "lora": dict, "teacher": dict}
     fits = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
-    fits = (
-        fits
-        and type(about["settings"].get("sigma_data")) in (int, float)
-        and about["model"] in MODELS
-        and {"name", "digest"} <= about["teacher"].keys()
-    )
-    if not fits or not all(isinstance(text, str) for text in about["teacher"].values()):
+    fits = fits and about["model"] in MODELS and {"name", "digest"} <= about["teacher"].keys()
+    if not fits or not all(isinstance(text, str) for text in (*about["teacher"].values(), *about["class_names"])):
         raise ValueError(f"{file} is no record of adapters: it needs {', '.join(kinds)}")
-    LoraSettings(**{name: about["lora"].get(name) for name in ("rank", "alpha")})
+    if not {"shape", "sigma_data"} <= about["settings"].keys():
+        raise ValueError(f"{file} is no record of adapters: its settings need shape and sigma_data")
+    try:
+        as_number(about["settings"]["sigma_data"], "sigma_data", 0, above=True)
+        about["lora"] = asdict(LoraSettings(**{name: about["lora"].get(name) for name in ("rank", "alpha")}))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     found: dict[str, Any] = about
     return found

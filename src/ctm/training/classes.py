@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ctm.console import as_typed
 from ctm.data import Dataset, listed_classes, match_classes
 from ctm.models import AnyModel
 from ctm.networks import DiffusersNetwork
@@ -54,5 +55,5 @@ def name_classes(student: AnyModel, images: Dataset) -> list[str]:
     if images.labels is None:
         return []
     student.class_names = images.class_names
-    names = listed_classes(images.class_names)
+    names = listed_classes([as_typed(name) for name in images.class_names])
     return [f"classes: {names}" if names else f"{images.num_classes} classes, whose names the data do not tell"]

@@ -118,7 +118,7 @@ def _refuse_other(name: str, stated: dict[str, float], own: dict[str, float], wo
     if name in stated and _differ(stated[name], own[name]):
         raise ValueError(
             f"model.{name} is {stated[name]:g}, and {words}'s is {own[name]:g}: with another {name} its weights are another "
-            f"function. Leave model.{name} unset to take {words}'s"
+            f"function. Leave model.{name} unset (where a recipe sets it, --model.{name} null) to take {words}'s"
             + (", or start from random weights: --start_from random" if words == "the teacher" else "")
         )
 
@@ -128,6 +128,6 @@ def _refuse_outside(levels: dict[str, float], teacher: RangedDenoiser) -> None:
     if levels["sigma_min"] < low * (1 - _SLACK) or levels["sigma_max"] > high * (1 + _SLACK):
         raise ValueError(
             f"the student's noise levels, {levels['sigma_min']:g} to {levels['sigma_max']:g}, go beyond those that the teacher "
-            f"has learned, {low:g} to {high:g}: set model.sigma_min and model.sigma_max within them, or leave them unset to take "
-            "the teacher's"
+            f"has learned, {low:g} to {high:g}: set model.sigma_min and model.sigma_max within them, or leave them unset (where "
+            "a recipe sets them, --model.sigma_min null --model.sigma_max null) to take the teacher's"
         )

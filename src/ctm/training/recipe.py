@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from ctm.arguments import as_number, whole_number, words_for
 from ctm.conditioner import Conditioner
 from ctm.models import ConsistencyModel, DiffusionModel, TrajectoryModel
 from ctm.networks.description import build
@@ -134,10 +135,11 @@ class LoraSettings:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, got {self.rank}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"lora.alpha must be above 0 or unset, got {self.alpha}")
+        rank = whole_number(self.rank)
+        if rank is None or rank < 1:
+            raise ValueError(f"lora.rank must be at least 1, a whole number, got {words_for(self.rank)}")
+        if self.alpha is not None:
+            as_number(self.alpha, "lora.alpha", 0, above=True, why="unset, adapters are not scaled")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from ctm.training.self_evaluation import SelfEvaluation
 from ctm.training.sharding import reshard
 from ctm.training.step import Batch, backward, draw_batch, rows_of_process, step_generator
 from ctm.training.trackers import open_trackers
+from ctm.training.unused import takes_all, without_gradient
 from ctm.training.verdict import Verdict
 
 __all__ = ["train"]
@@ -104,11 +105,16 @@ def _loop(run: Run, directory: RunDirectory, taken: TakenUp, title: str, tracker
         if recipe.evaluation is not None:
             judge = SelfEvaluation(recipe.evaluation, run.images, directory, step, run.accelerator.device)
     started = time.monotonic() - taken.elapsed
+    idle_told = run.accelerator.num_processes > 1 and not run.sharded  # before the first step, by fit_to_processes
     clock = GridClock(recipe.sample_minutes)
     with InterruptLater() as interrupt, TrainingBar(title, recipe.steps, step, shown=main) as bar:
         recorder = Recorder(run, directory, log, bar, clock, judge, taken.data)
         while step < recipe.steps:
             numbers = _step(run, step)
+            if not idle_told and takes_all(run, step):
+                idle_told = True
+                for line in without_gradient(run):
+                    bar.say(line)
             step += 1
             bar.advance()
             if log is not None and not run.skipping:

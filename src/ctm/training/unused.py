@@ -9,12 +9,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from ctm.conditions import to
 from ctm.objectives import Networks
+from ctm.objectives.player import student_learns
 from ctm.training.step import draw_batch, step_generator
 
 if TYPE_CHECKING:
     from ctm.training.assembly import Run
 
-__all__ = ["fit_to_processes", "unused_parameters"]
+__all__ = ["fit_to_processes", "takes_all", "unused_parameters", "without_gradient"]
 
 _SHOWN = 3
 
@@ -31,6 +32,22 @@ def fit_to_processes(run: Run) -> list[str]:
             parameter.requires_grad_(False)
     if any(names - never for names in unused):
         run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return _told(never)
+
+
+def takes_all(run: Run, step: int) -> bool:
+    """Whether the student learns in this step, and by all objectives."""
+    objectives = run.recipe.objectives
+    return student_learns(objectives, step) and step >= max(getattr(each, "start", 0) for each in objectives)
+
+
+def without_gradient(run: Run) -> list[str]:
+    """Lines that name the student's tensors which the step before left without a gradient. After a step that `takes_all`, none of
+    them is ever moved. What several processes must know beforehand is said by `fit_to_processes`."""
+    return _told({name for name, p in run.student.named_parameters() if p.requires_grad and p.grad is None})
+
+
+def _told(never: set[str]) -> list[str]:
     if not never:
         return []
     shown = ", ".join(sorted(never)[:_SHOWN]) + (", …" if len(never) > _SHOWN else "")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ctm.commands.edit.common import Edited
-from ctm.commands.output import check_output
+from ctm.commands.output import RECORD, check_output
 from ctm.files import named_failures, suffix_of, whole_directory, write_whole
 from ctm.pictures import save_picture, to_uint8
 
@@ -24,10 +24,13 @@ _GROUND, _INK = 32, 224
 
 
 def check_target(out: Path, shape: tuple[int, ...], num: int, inputs: Sequence[str]) -> None:
-    """Raises ValueError for a target that cannot hold the results, or that would overwrite an input picture."""
+    """Raises ValueError for a target that cannot hold the results, that holds samples, or that would overwrite an input
+    picture."""
     if suffix_of(out) == ".npz":
         raise ValueError(f"--out {out}: edits are written to FILE.png or to a directory")
     check_output(out, shape, num)
+    if (out / RECORD).is_file():
+        raise ValueError(f"--out {out} holds samples (it has {RECORD}): use another directory for the edit")
     for given in (Path(name) for name in inputs):
         same = given.resolve() == out.resolve() or (
             suffix_of(out) != ".png" and given.resolve().parent == out.resolve()
@@ -40,7 +43,8 @@ def write_edit(
     out: Path, edited: Edited, about: Mapping[str, object], whole: Callable[[Image.Image], bytes] | None = None
 ) -> None:
     """Write the results. FILE.png is one strip. A directory gets input.png, known.png and so on, the results as 000000.png
-    …, and edit.json: all of them or none. whole: makes the file of the strip; None writes its pixels alone."""
+    …, and edit.json: all of them or none, and no result of an earlier edit stays. whole: makes the file of the strip; None
+    writes its pixels alone."""
     if suffix_of(out) == ".png" and whole is not None:
         write_whole(out, whole(strip(edited)))
         return
@@ -53,8 +57,12 @@ def write_edit(
         return
     with named_failures(out), tempfile.TemporaryDirectory(prefix=".edit.", dir=out) as made:
         _fill(Path(made), edited, about)  # all of it, before anything in the directory is replaced
-        for path in sorted(Path(made).iterdir()):
-            os.replace(path, out / path.name)
+        whole_set = sorted(path.name for path in Path(made).iterdir())
+        for name in whole_set:
+            os.replace(Path(made) / name, out / name)
+        for old in out.glob("[0-9]*.png"):  # of an earlier edit, where a policy now withholds that number
+            if old.name not in whole_set and old.stem.isascii() and old.stem.isdigit():
+                old.unlink()
 
 
 def _fill(folder: Path, edited: Edited, about: Mapping[str, object]) -> None:
