@@ -111,7 +111,15 @@ def _run(arguments: list[str], chosen: str | None, own_process: bool) -> None:
     run = _command(settings.command).run
     if own_process:
         _stop_in_order()
-    run(settings[settings.command])
+    try:
+        run(settings[settings.command])
+    except SystemExit as stop:
+        from ctm.terminal.failures import ended_by
+
+        words = None if isinstance(stop, _Stopped) else ended_by(stop)
+        if words is None:
+            raise
+        raise ValueError(words) from stop
 
 
 def _command(name: str) -> "Any":
