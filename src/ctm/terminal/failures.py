@@ -48,9 +48,8 @@ def _words_of(error: Exception) -> str | None:
             "there is not enough memory: give a smaller --batch_size (train: --data.batch_size), fewer --num or --rows where the "
             "command has no batches, or another --device"
         )
-    theirs = _module_that_failed(error)
-    if theirs is not None:
-        return f"{theirs}, allowed by --allow or CTM_ALLOW, cannot be imported ({raised(error)}): mend it (--debug shows where)"
+    if (import_failed := _in_their_import(error)) is not None:
+        return import_failed
     if isinstance(error, OSError) and error.errno is None:
         return str(error)  # a sentence of our own, or Pillow's
     failure = disk_failure(error)
@@ -76,7 +75,15 @@ def whose_fault(error: Exception) -> str:
 def ended_by(stop: SystemExit) -> str | None:
     """The sentence for a SystemExit that came up in the user's own module, or in a library that it called: it would end the
     command without a word, and with 0 as if all were done. None for one of ctm's own."""
-    return _in_their_code(stop)
+    return _in_their_import(stop) or _in_their_code(stop)
+
+
+def _in_their_import(error: BaseException) -> str | None:
+    """The sentence for the user's own module whose import ended with this error; None if no import did."""
+    theirs = _module_that_failed(error)
+    if theirs is None:
+        return None
+    return f"{theirs}, allowed by --allow or CTM_ALLOW, cannot be imported ({raised(error)}): mend it (--debug shows where)"
 
 
 def _theirs_and_ours(error: BaseException) -> tuple[list[FrameType], list[FrameType]]:
@@ -110,7 +117,7 @@ def _frames(error: BaseException) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if allowed else []
 
 
-def _module_that_failed(error: Exception) -> str | None:
+def _module_that_failed(error: BaseException) -> str | None:
     """The name of the user's own module whose import ended with this error; None if no import did."""
     frames = _frames(error)
     if isinstance(error, SyntaxError) and frames:
