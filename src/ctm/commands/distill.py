@@ -41,7 +41,7 @@ from ctm.training.run_directory import RunDirectory
 __all__ = ["parser", "run"]
 
 _MINUTES = 10.0
-_TRAINS, _JUDGES, _SAMPLES, _MEASURES = 0.75, 0.15, 0.15, 0.1  # shares of the time that is left
+_TRAINS, _JUDGES, _SAMPLES = 0.75, 0.15, 0.15  # shares of the time that is left
 _ASKED = ("data", "split", "features", "num", "samples")
 
 
@@ -252,7 +252,7 @@ class _Job:
         condition: Any = cycled_labels(self.teacher, NOISES)
         if images is not None:
             condition = taken_by(self.teacher, images.condition(np.arange(NOISES) % len(images)))
-        seconds = _MEASURES * self.left()
+        seconds = 0.1 * self.left()
         noises, one = noises_within(self.teacher, condition, seconds)
         slow = f", not {NOISES}: one evaluation of an image takes {one:.2g} s, and measuring a tenth of the time"
         self.say([f"the teacher's flow is measured on {noises} noises{slow if noises < NOISES else ''}"])
