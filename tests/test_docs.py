@@ -25,6 +25,13 @@ def test_links_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_place_that_was_never_filled(page):
+    """Such as MEMORY_TABLE: a line that is one word in capitals, outside of code."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert re.findall(r"^\s*[A-Z][A-Z0-9_]+\s*$", text, flags=re.MULTILINE) == []
+
+
 def named_in_architecture() -> list[tuple[str, str]]:
     """(file, function or class) of each `file.py` and `file.py: name`; a path may start inside the package."""
     text = re.sub(r"\s+", " ", (ROOT / "docs" / "architecture.md").read_text())

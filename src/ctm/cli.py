@@ -78,6 +78,11 @@ def _main(arguments: list[str], own_process: bool = False) -> int:
             if chosen is not None and not {"-h", "--help"} & set(arguments):
                 allowed_modules()  # says so here if CTM_ALLOW is no list of names
             _run(arguments, chosen, own_process)
+        except SystemExit as stop:
+            words = None if isinstance(stop, _Stopped) else _words_of_end(stop)
+            if words is None:
+                raise
+            raise ValueError(words) from stop
         finally:
             _flush()
     except (KeyboardInterrupt, _Stopped) as stop:
@@ -140,6 +145,20 @@ def _parser(chosen: str | None) -> "ArgumentParser":
         if name == chosen and hasattr(_command(name), "add_subcommands"):
             _command(name).add_subcommands(own)
     return parser
+
+
+def _words_of_end(stop: SystemExit) -> "str | None":
+    """The sentence where the user's own module ended the command, at its import or later; None where the command ended itself."""
+    from ctm.foreign.allowed import allowed_modules
+
+    try:
+        if not allowed_modules():
+            return None
+    except ValueError:  # CTM_ALLOW is no list of names; a help does not ask for one
+        return None
+    from ctm.terminal.failures import ended_by
+
+    return ended_by(stop)
 
 
 def _words_of_stop(number: int, chosen: str | None) -> str:

@@ -36,9 +36,30 @@ def test_a_users_own_network_fails_in_a_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "checkednet", None)
     monkeypatch.delitem(sys.modules, "checkednet")
     arguments = ["check-network", "checkednet.Net", "--shape", "6"]
-    assert "--allow checkednet" in sentence(capsys, *arguments)
+    said = sentence(capsys, *arguments)
+    assert "the command asks for checkednet.Net, which is not part of ctm.networks: nothing was imported" in said
+    assert "--allow checkednet" in said
     said = sentence(capsys, *arguments, "--allow", "checkednet")
     assert "checkednet.Net failed 1 of 5 checks: start" in said
+    said = sentence(capsys, *arguments, "--allow", "checkednet", "--arrays", "{observation: [20]}")
+    assert "checkednet.Net: this network takes no fields (arrays=), and it is to be built for observation" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("        raise SystemExit(0)", "endingnet.Net failed 4 of 5 checks: call, rows, start, derivatives"),
+        ("        pass\n\nraise SystemExit(0)", "endingnet.Net cannot be imported (SystemExit: 0)"),
+    ],
+    ids=["forward", "import"],
+)
+def test_a_network_that_ends_the_process_has_failed(capsys, tmp_path, monkeypatch, place, words):
+    """SystemExit(0) is no success, wherever the network raises it."""
+    (tmp_path / "endingnet.py").write_text(OWN.replace("        return self.layer(x)", place))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "endingnet", None)
+    monkeypatch.delitem(sys.modules, "endingnet")
+    assert words in sentence(capsys, "check-network", "endingnet.Net", "--shape", "6", "--allow", "endingnet")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """A network of the user's own: what is wrong with it is told in a sentence that names it."""
 
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
+
+from ctm.cli import main
 
 from .test_cli import run, sentence
 
@@ -41,12 +46,17 @@ class Net(nn.Module):
             "ownnet, allowed by --allow or CTM_ALLOW, failed in forward (",
         ),
         (
+            "shape, num_classes, width=8",
+            "__import__('sys').exit(0)",
+            "ownnet, allowed by --allow or CTM_ALLOW, failed in forward (SystemExit: 0): mend it",
+        ),
+        (
             "width=8",
             "made",
             "--network Net: its constructor must take shape and num_classes first, then its settings: Net(shape, num_classes, …)",
         ),
     ],
-    ids=["shape", "list", "error", "constructor"],
+    ids=["shape", "list", "error", "exit", "constructor"],
 )
 def test_what_is_wrong_with_a_network_is_a_sentence(capsys, tmp_path, monkeypatch, arguments, returned, words):
     (tmp_path / "ownnet.py").write_text(NETWORK.format(arguments=arguments, returned=returned))
@@ -76,6 +86,25 @@ def test_a_module_that_its_module_needs_is_named(capsys, tmp_path, monkeypatch):
     (tmp_path / "ownnet.py").write_text("import no_such_module\n")
     said = trained(capsys, tmp_path, monkeypatch)
     assert "--network: importing ownnet.Net failed: there is no module no_such_module" in said
+
+
+def test_the_documented_run_of_an_own_network(tmp_path, monkeypatch):
+    """docs/networks.md: the network that it shows, a teacher of it, the CTM of that teacher, samples. With few steps each."""
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    (tmp_path / "mynets.py").write_text(next(each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    (block,) = re.findall(r"```\n(export .*?)```", page, re.DOTALL)
+    exported, *commands = block.strip().splitlines()
+    assert exported == "export PYTHONPATH=. CTM_ALLOW=mynets"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    monkeypatch.setenv("CTM_ALLOW", "mynets")
+    assert [line.split()[1] for line in commands] == ["train", "train", "sample"]
+    for line in commands:
+        _, *arguments = shlex.split(line)
+        few = ["--steps", "3", "--data.batch_size", "16"] if arguments[0] == "train" else []
+        assert main([*arguments, *few]) == 0
+    assert (tmp_path / "own.png").is_file()
 
 
 def trained(capsys, tmp_path, monkeypatch) -> str:

@@ -10,7 +10,7 @@ import yaml
 from ctm import DiffusionModel
 from ctm.betas import BetaSchedule
 from ctm.distill.choices import Wishes, choose
-from ctm.distill.measures import FINE, LEVELS, TeacherWalks, growth, hiding_level, teacher_walks
+from ctm.distill.measures import FINE, LEVELS, TeacherWalks, growth, hiding_level, noises_within, teacher_walks
 from ctm.distill.network import student_network
 from ctm.distill.recipe_text import recipe_text
 from ctm.networks import MLP, DDPMpp, DiffusersNetwork
@@ -37,6 +37,31 @@ def test_a_straight_flow_takes_the_fewest_levels():
     walks = teacher_walks(one_point())
     assert list(walks.errors) == [LEVELS[0]]  # the first is good enough, and no other is tried
     assert walks.levels(0.1) == LEVELS[0]
+
+
+def test_a_slow_teacher_is_measured_on_fewer_noises(monkeypatch):
+    """376 evaluations at most, of so many noises at the time that one was measured to take; four of 64 are the least."""
+    conditions = torch.arange(64) % 10
+    for seconds, noises in ((2407, 64), (2400, 32), (1200, 16), (160, 4), (0, 4)):
+        clock = iter((10.0, 10.4))
+        monkeypatch.setattr("ctm.distill.measures.time.perf_counter", lambda clock=clock: next(clock))
+        found = noises_within(small_teacher(), conditions, seconds)
+        assert found == (noises, pytest.approx(0.1))
+
+
+def test_measuring_shows_how_far_it_is_and_ends_early_when_time_is_over(monkeypatch, capsys):
+    monkeypatch.setattr("ctm.progress._LINE_SECONDS", -1.0)  # a line for each evaluation
+    teacher = GaussianMixture(torch.tensor([[0.8, -0.2], [-0.4, 0.6]]), 0.1, torch.tensor([0.5, 0.5]))
+    whole, late = teacher_walks(teacher, noises=8), teacher_walks(teacher, noises=8, seconds=0.0)
+    said = capsys.readouterr().err
+    assert "the teacher's flow: 1/376 evaluations" in said
+    assert "s left" in said
+    assert late.errors.items() < whole.errors.items()
+    *before, last = late.errors.values()
+    assert last < 0.025 <= min(before)
+    assert late.levels(0.025) == whole.levels(0.025)
+    assert late.levels(0.1) == whole.levels(0.1)
+    assert late.ends.shape == (8, 2)
 
 
 def test_a_curved_flow_takes_more_and_its_error_is_heuns():

@@ -102,6 +102,35 @@ def test_other_options_and_another_teacher_are_refused(finished, teacher, tmp_pa
     assert "was begun with another teacher" in " ".join(capsys.readouterr().err.split())
 
 
+def listed(directory):
+    """Each file of a directory, and its bytes."""
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (("notes.txt", "recipe.yaml"), "holds notes.txt, which ctm distill did not write: use another --out"),
+        (("recipe.yaml",), "holds recipe.yaml, which ctm distill did not write"),
+        (("data/teacher-samples.npz",), "holds data, which ctm distill did not write"),
+        (("config.yaml", "recipe.yaml"), "holds config.yaml, which ctm distill did not write"),
+        (("distill.json", "recipe.yaml", "notes.txt"), "exists and is not a run directory (no config.yaml)"),
+    ],
+    ids=["strangers", "recipe", "data", "train", "damaged"],
+)
+def test_a_directory_that_is_not_its_own_keeps_its_bytes(teacher, tmp_path, capsys, monkeypatch, there, words):
+    """It is refused before a teacher is read and anything is measured or written."""
+    monkeypatch.setattr(command, "load_teacher", None)
+    out = tmp_path / "taken"
+    for name in there:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(f"mine: {name}")
+    before = listed(tmp_path)
+    assert main(arguments(teacher, out, "--data", "digits", *SHORT)) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert listed(tmp_path) == before
+
+
 def test_a_dry_run_writes_nothing(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["distill", str(teacher), "--minutes", "0.5", "--dry-run"]) == 0

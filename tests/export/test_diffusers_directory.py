@@ -61,6 +61,79 @@ def test_seeds_classes_and_fields_are_those_of_generate(model, pipeline):
         pipeline(1, conditions={"z": y})
 
 
+SIGMA_MIN = 0.002
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "theirs"])
+def test_levels_are_those_that_jumps_start_from(model, pipeline, own):
+    """With σ_min at the end or without, on both schedulers; and sampling begins at the first level."""
+    if not own:
+        pipeline.scheduler = FlowMapEulerDiscreteScheduler()
+    for levels in ([80.0, 2.5], [10.0, 1.0, 0.3]):
+        grid = torch.tensor([*levels, SIGMA_MIN])
+        expected = generate(model, 3, grid=grid, seed=3, condition=1)
+        for sigmas in (levels, [*levels, SIGMA_MIN]):
+            for steps in (None, len(levels)):
+                found = pipeline(3, steps, sigmas=sigmas, seed=3, class_labels=1, output_type="pt").images
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"num_inference_steps": 3, "sigmas": [80, 2.5, 0.002]},
+            "are 2 jumps, the last of which ends at 0.002, and num_inf",
+        ),
+        ({"num_inference_steps": 1, "sigmas": [80, 2.5]}, "are 2 jumps"),
+        ({"sigmas": [80, 2.5, 0]}, "stay above 0.002, where the last jump ends"),
+        ({"sigmas": [2.5, 80]}, "they fall, from at most 80"),
+        ({"sigmas": [100.0]}, "from at most 80"),
+        ({"sigmas": [0.002]}, "levels of noise from which jumps start"),
+        ({"num_inference_steps": 0}, "num_inference_steps is a number of jumps, at least 1, got 0"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is a number of jumps, at least 1, got 2.5"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed and generator are two sources of the same noise"),
+        ({"generator": [torch.Generator()]}, "generator is one torch.Generator for all images"),
+        ({"seed": 1.5}, "seed is a whole number of at least 0"),
+        (
+            {"class_labels": "Sneakr"},
+            r"class_labels must be one or 1 of −1 … 2 or of \['zero', 'one', 'two'\], got 'Sneakr'",
+        ),
+        ({"class_labels": 1.5}, "class_labels must be one or 1 of"),
+        ({"class_labels": 12}, "class_labels must be one or 1 of"),
+        ({"batch_size": 0}, "batch_size is a number of images, at least 1, got 0"),
+        (
+            {"conditions": {"y": torch.zeros(5)}},
+            r"conditions\['y'\] has the shape \(1, 2\), a row for each image, got \(5,\)",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(pipeline, options, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline(**options)
+
+
+def test_the_scheduler_alone_refuses_a_contradiction(pipeline):
+    with pytest.raises(
+        ValueError, match=r"sigmas are 2 jumps, the last of which ends at 0\.002, and num_inference_steps is 3"
+    ):
+        pipeline.scheduler.set_timesteps(3, sigmas=[80, 2.5, 0.002])
+
+
+def test_numbers_of_numpy_are_numbers(pipeline):
+    found = pipeline(2, seed=np.int64(3), class_labels=np.array([1, 2]), output_type="pt").images
+    assert torch.equal(found, pipeline(2, seed=3, class_labels=[1, 2], output_type="pt").images)
+
+
+def test_classes_for_a_model_without_them_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    free = TrajectoryModel(MLP([1, 4, 4], width=8, blocks=1, embedding=8), shape=[1, 4, 4]).eval()
+    export_diffusers(free, tmp_path / "made")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "made", trust_remote_code=True)
+    with pytest.raises(ValueError, match="the model has no classes, leave class_labels out, got 3"):
+        loaded(1, class_labels=3)
+
+
 def test_diffusers_own_scheduler_takes_the_same_jumps(model, pipeline):
     pipeline.scheduler = FlowMapEulerDiscreteScheduler()
     for steps in (1, 4):

@@ -1,6 +1,7 @@
 """Graphs give what the model gives, for any number of samples, with labels and fields, present and absent."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -73,7 +74,17 @@ def test_the_runner_is_thirty_lines_and_needs_onnxruntime_alone():
     lines = (SHIPPED / "run_onnx.py").read_text().splitlines()
     assert len(lines) <= 30
     imports = {line.split()[1] for line in lines if line.startswith(("import", "from"))}
-    assert imports == {"itertools", "json", "sys", "numpy", "onnxruntime"}
+    assert imports == {"argparse", "itertools", "json", "numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize("words", [[], ["jump.onnx"], ["jump.onnx", "x.npy", "many"]], ids=["none", "one", "text"])
+def test_the_runner_says_how_it_is_used(words, monkeypatch, capsys):
+    runner = SHIPPED / "run_onnx.py"
+    monkeypatch.setattr(sys, "argv", [str(runner), *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(runner))
+    assert stop.value.code == 2
+    assert "usage: run_onnx.py" in capsys.readouterr().err
 
 
 def test_the_runner_samples_as_generate_does(tmp_path, monkeypatch):

@@ -233,7 +233,12 @@ def test_allowed_a_recipe_trains_with_own_parts(tmp_path, strangers, capsys, mon
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [("def (", "SyntaxError: "), ("x = y", "NameError: "), ("raise RuntimeError('no')", "RuntimeError: no")],
+    [
+        ("def (", "SyntaxError: "),
+        ("x = y", "NameError: "),
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
 )
 def test_an_allowed_module_that_cannot_be_imported(model, capsys, tmp_path, monkeypatch, code, words):
     """By a model's config.json and by a recipe."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
@@ -57,6 +57,22 @@ FORMS = ("/edits", "/variations", "/stroke", "/interpolate", "/likelihood")
 SOLVED = ["POST /v1/ctm/interpolate", "POST /v1/ctm/likelihood"]  # a second each
 
 
+@st.composite
+def negative(draw, operation):
+    """A case that breaks the document in some way.
+
+    Schemathesis (4.32) filters such cases by jsonschema-rs, which refuses Schemathesis' own class for bytes, `Binary`, with a
+    ValueError, while a case of a form is still being generated: no request was made. Whether it draws one depends on
+    its pool of constants, which is of all modules that the process has imported. Exactly this error of the generator throws
+    the draw away; what the service answers is checked as for every other case, outside of this strategy."""
+    try:
+        return draw(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    except ValueError as error:
+        if str(error) != "Unsupported type: 'Binary'":
+            raise
+        reject()
+
+
 def check(schema, route, examples):
     method, path = route.split()
     operation = schema[path][method]
@@ -64,7 +80,7 @@ def check(schema, route, examples):
 
     @settings(max_examples=examples, **OPTIONS)
     @given(
-        case=operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
+        case=operation.as_strategy() | negative(operation),
         real=st.booleans(),
     )
     def answers(case, real):
@@ -95,3 +111,37 @@ def test_every_answer_is_declared(schema, route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_answer_of_many_is_declared(schema, route):
     check(schema, route, 40 if route in SOLVED else 400)
+
+
+class Drawn:
+    """Stands for an operation whose generator fails, or does not."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def as_strategy(self, generation_mode):
+        return st.integers(0, 9).map(self.made)
+
+
+def test_only_the_generators_own_error_is_a_draw_thrown_away():
+    """Of the cases without it none is lost, and every other error is one."""
+
+    def made(number, words):
+        if number == 3:
+            raise ValueError(words)
+        return number
+
+    def cases(words):
+        seen = set()
+
+        @settings(max_examples=60, database=None, **OPTIONS)
+        @given(case=negative(Drawn(lambda number: made(number, words))))
+        def draw(case):
+            seen.add(case)
+
+        draw()
+        return seen
+
+    assert cases("Unsupported type: 'Binary'") == {*range(10)} - {3}
+    with pytest.raises(ValueError, match="Unsupported type: 'Other'"):
+        cases("Unsupported type: 'Other'")

@@ -465,3 +465,16 @@ def test_a_student_learns_the_flow_with_the_condition_and_without(tmp_path):
         assert flow_error(model, lambda y: {"y": y}) < bounds[0]
         assert flow_error(model, lambda y: None, lambda y: None) < bounds[1]
         assert flow_error(model, lambda y: None) > 0.7
+
+
+def test_a_sequence_is_taken_by_the_transformer_alone(tmp_path, capsys):
+    """docs/training.md: a field (N, L, D) goes into DiT, and the others refuse it in a sentence."""
+    text = np.random.default_rng(1).normal(size=(24, 3, 5)).astype(np.float32)
+    data = on(write_set(tmp_path / "set.npz", text=text), "text")
+    small = (
+        "{class_path: ctm.networks.DiT, init_args: {width: 16, blocks: 1, heads: 2, embedding: 8, s_embedding: false}}"
+    )
+    made = trained(tmp_path / "teacher", teacher_arguments(*data, "--network", small))
+    assert load_model(made).conditioner == Labels(3) | Arrays({"text": (3, 5)})
+    assert main(["train", *teacher_arguments(*data), "--out", str(tmp_path / "refused")]) == 2
+    assert "the field 'text' has shape [3, 5]" in " ".join(capsys.readouterr().err.split())

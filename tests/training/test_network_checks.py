@@ -103,7 +103,49 @@ class Detached(Plain):
 
 class Raises(Plain):
     def forward(self, x, t, s, condition):
-        raise RuntimeError("no such layer")
+        raise RuntimeError("no such \x1b[31mlayer\a")
+
+
+class Ends(Plain):
+    def forward(self, x, t, s, condition):
+        raise SystemExit(0)
+
+
+class Normed(Plain):
+    """Batch norm mixes the samples of a batch while a network is trained, and not in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def hidden(self, x, t, s, condition):
+        return self.norm(super().hidden(x, t, s, condition))
+
+
+class MixesLater(Plain):
+    """The last sample sees the first one, in training mode only."""
+
+    def hidden(self, x, t, s, condition):
+        made = super().hidden(x, t, s, condition)
+        return torch.cat([made[:-1], made[-1:] + made[:1]]) if self.training and len(x) > 1 else made
+
+
+class Counts(Plain):
+    """Another output at each call in training mode."""
+
+    calls = 0
+
+    def hidden(self, x, t, s, condition):
+        self.calls += self.training
+        return super().hidden(x, t, s, condition) + 0.1 * self.calls
+
+
+class Drops(Plain):
+    """Dropout of values, and of whole samples."""
+
+    def hidden(self, x, t, s, condition):
+        made = nn.functional.dropout(super().hidden(x, t, s, condition), 0.5, self.training)
+        return made * (torch.rand(len(x), 1) > 0.3) if self.training else made
 
 
 @pytest.mark.parametrize(
@@ -117,15 +159,44 @@ class Raises(Plain):
         (Leaks, ["condition"], "where y is absent, its output depends on the values that stand there"),
         (Idle, ["derivatives"], "no gradient reaches unused"),
         (Detached, ["derivatives"], "Lagrangian and Eulerian cannot be used with it, Matching can"),
-        (Raises, ["call"], "it raised RuntimeError: no such layer"),
+        (Raises, ["call"], "it raised RuntimeError: no such [31mlayer"),
+        (Ends, ["call"], "it raised SystemExit: 0"),
+        (
+            Normed,
+            ["rows"],
+            "in training mode, network.train(), a sample's output depends on the others in its batch, as BatchNorm1d",
+        ),
+        (
+            MixesLater,
+            ["rows"],
+            "in training mode, network.train(), a sample's output depends on the others in its batch: it",
+        ),
+        (Counts, ["rows"], "the same call with the same torch.manual_seed gives another output"),
+        (Drops, [], ""),
     ],
 )
 def test_a_fault_fails_its_own_check(network, failed, words):
     findings = check_network(network(), (6,), Arrays({"y": (1,)}))
     found = [finding for finding in findings if not finding.passed]
     assert [finding.name for finding in found][: len(failed)] == failed
-    assert network in (OtherShape, Raises) or len(found) == len(failed)
+    assert network in (OtherShape, Raises, Ends) or len(found) == len(failed)
     assert all(words in finding.words for finding in found[:1])
+
+
+def test_a_signal_during_a_check_ends_it():
+    """A SystemExit is the network's own; what a signal raises, a kind of it, and Ctrl-C are not."""
+
+    class Stopped(SystemExit):
+        pass
+
+    for kind in (Stopped, KeyboardInterrupt):
+
+        class Stops(Plain):
+            def forward(self, x, t, s, condition, kind=kind):
+                raise kind
+
+        with pytest.raises(kind):
+            check_network(Stops(), (6,), Arrays({"y": (1,)}))
 
 
 def test_a_network_without_a_condition():

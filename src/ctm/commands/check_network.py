@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from ctm.conditioner import Arrays, Labels
 from ctm.console import text_console
 from ctm.networks.arguments import check_shape
+from ctm.networks.description import network_class
 from ctm.terminal.parser import Parser, command_parser
 from ctm.training.network_checks import check_network
 from ctm.training.recipe import NetworkDescription, built_for
@@ -36,6 +37,8 @@ def run(settings: Namespace) -> None:
     """Build, check, print a line for each check. Raises ValueError where one has failed."""
     shape = check_shape([_side(text) for text in settings.shape.split(",")], "--shape")
     path = settings.network if "." in settings.network else f"ctm.networks.{settings.network}"
+    if not path.startswith("ctm.networks."):
+        network_class({"class_path": path}, "the command")  # says where a name that is not allowed was given
     conditioner = Labels(settings.num_classes) | Arrays(settings.arrays or {})
     network = built_for(NetworkDescription(path, dict(settings.init_args or {})), shape, conditioner)
     count = sum(parameter.numel() for parameter in network.parameters())

@@ -19,9 +19,9 @@ from ctm.commands.teacher_samples import SAMPLES, check_samples, cycled_labels, 
 from ctm.console import text_console
 from ctm.data import Images, load_images
 from ctm.distill.choices import WAYS, Chosen, choose, unlabelled, wishes_from
-from ctm.distill.measures import NOISES, TeacherWalks, teacher_walks
+from ctm.distill.measures import NOISES, TeacherWalks, noises_within, teacher_walks
 from ctm.distill.recipe_text import recipe_text
-from ctm.distill.record import RECIPE, Record
+from ctm.distill.record import RECIPE, Record, check_out
 from ctm.distill.report import feature_network, plain_report, report, samples_for
 from ctm.files import write_whole
 from ctm.lock import place_locked
@@ -126,6 +126,8 @@ def run(settings: Namespace) -> None:
     name = str(settings.teacher)
     out = Path(settings.out or f"runs/{Path(name).stem}-fast")
     check_place(out / RECIPE)
+    if not settings["dry_run"]:
+        check_out(out)
     measured = _Deviation()
     teacher = load_teacher(name, sigma_data=measured)
     if isinstance(teacher, ConsistencyModel):
@@ -219,9 +221,10 @@ class _Job:
             self.own_samples(record, walks)
             images = self.images()
         chosen = self.choose(images, walks)
+        self.out.mkdir(parents=True, exist_ok=True)
+        record.save(self.out)  # without choices: whose directory this is stands there before anything else
         record.choices = chosen.choices
         record.judged = self.settings.num or samples_for(_JUDGES * self.left(), walks.seconds)
-        self.out.mkdir(parents=True, exist_ok=True)
         write_whole(self.out / RECIPE, self.recipe(chosen).encode())
         record.save(self.out)
         self.say([choice.line() for choice in chosen.choices])
@@ -274,13 +277,17 @@ class _Job:
 
     def walks(self, images: Images | None) -> TeacherWalks:
         """The teacher's flow, measured under the conditions of the first images."""
-        self.say(["the teacher's flow is measured on 64 noises"])
         condition: Any = cycled_labels(self.teacher, NOISES)
         if self.latent is not None:
             condition = self.latent.condition(NOISES)
         elif images is not None:
             condition = taken_by(self.teacher, images.condition(np.arange(NOISES) % len(images)))
-        return teacher_walks(self.teacher, condition, self.wishes.seed, self.wishes.sigma_max)
+        seconds = 0.1 * self.left()
+        noises, one = noises_within(self.teacher, condition, seconds)
+        slow = f", not {NOISES}: one evaluation of an image takes {one:.2g} s, and measuring a tenth of the time"
+        self.say([f"the teacher's flow is measured on {noises} noises{slow if noises < NOISES else ''}"])
+        wishes = self.wishes
+        return teacher_walks(self.teacher, condition, wishes.seed, wishes.sigma_max, noises=noises, seconds=seconds)
 
     def own_samples(self, record: Record, walks: TeacherWalks) -> None:
         """Make the teacher's own samples, or go on with them."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ctm.data import Images
-from ctm.distill.measures import FINE, NOISES, TeacherWalks
+from ctm.distill.measures import FINE, TeacherWalks
 from ctm.distill.network import student_network, two_outputs
 from ctm.models import AnyModel
 from ctm.preconditioning import NoiseAndSample
@@ -308,7 +308,7 @@ class _Maker:
             ""
             if known is None
             else (
-                f"Heun's walk on it is {known:.1%} off a walk of {FINE} steps on {NOISES} noises, and at most "
+                f"Heun's walk on it is {known:.1%} off a walk of {FINE} steps on {len(self.walks.ends)} noises, and at most "
                 f"{self.tolerance(steps):.1%} serves a run of this length"
             )
         )

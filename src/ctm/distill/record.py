@@ -11,8 +11,10 @@ from typing import Any
 from ctm.distill.choices import Choice
 from ctm.files import write_whole
 from ctm.foreign.text import plain, read_json
+from ctm.lock import LOCK
+from ctm.training.run_directory import RunDirectory
 
-__all__ = ["RECIPE", "RECORD", "Record", "file_digest"]
+__all__ = ["RECIPE", "RECORD", "Record", "check_out", "file_digest"]
 
 RECORD, RECIPE = "distill.json", "recipe.yaml"
 
@@ -65,6 +67,18 @@ class Record:
                 f"{out} was begun with another teacher than {teacher['name']} is now (digest {before[:12]} then, "
                 f"{teacher['digest'][:12]} now): put that back to go on, or use another --out"
             )
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError where a directory holds what `ctm distill` did not begin: nothing of it may be written over."""
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    others = [name for name in names if name != LOCK and not name.endswith(".writing")]
+    if others and RECORD not in others:
+        raise ValueError(
+            f"{out} is there and holds {plain(others[0])}, which ctm distill did not write: use another --out, or name the run "
+            "that it is to go on with"
+        )
+    RunDirectory(out).check_free()
 
 
 def file_digest(path: Path) -> str:

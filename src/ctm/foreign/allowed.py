@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
-from ctm.foreign.text import plain
+from ctm.foreign.text import plain, raised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,9 +117,10 @@ def refusal(path: str, asks: str = "config.json", own: str = "ctm.networks") -> 
     )
 
 
-def allowed_class(path: str) -> type[nn.Module]:
+def allowed_class(path: str, asks: str = "config.json") -> type[nn.Module]:
     """The network class of that dotted path: a registered one, or one in an allowed module, which is imported.
 
+    asks: where the path was given, for the sentence.
     Raises ValueError for a path that is not allowed, cannot be imported, or names anything but a subclass of torch.nn.Module
     that was defined in an allowed module."""
     from torch import nn
@@ -127,18 +128,19 @@ def allowed_class(path: str) -> type[nn.Module]:
     if path in _CLASSES:
         return _CLASSES[path]
     if not is_allowed(path) or not _PATH.fullmatch(path):
-        raise ValueError(refusal(path))
+        raise ValueError(refusal(path, asks))
     module, _, name = path.rpartition(".")
     try:
         named: object = getattr(import_module(module), name)
-    except Exception as error:  # the module's own code runs, and may raise anything
-        reason = plain(f"{type(error).__name__}: {error}", 200)
+    except (Exception, SystemExit) as error:  # the module's own code runs, and may raise anything
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # the end that a signal asks of the command
         raise ValueError(
-            f"class {path} cannot be imported ({reason}): check class_path, and that PYTHONPATH has the directory of "
+            f"class {path} cannot be imported ({raised(error)}): check class_path, and that PYTHONPATH has the directory of "
             f"{module.partition('.')[0]}"
         ) from error
     if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise ValueError(f"class {path} is not a torch.nn.Module: class_path must name one")
     if not is_allowed(f"{named.__module__}.{named.__qualname__}"):
-        raise ValueError(refusal(f"{named.__module__}.{named.__qualname__}"))
+        raise ValueError(refusal(f"{named.__module__}.{named.__qualname__}", asks))
     return named

@@ -8,7 +8,17 @@ from typing import IO, Any, NoReturn, TypeAlias
 
 import yaml
 
-__all__ = ["JSONObject", "check_yaml", "parse_json", "plain", "read_json", "read_text", "read_yaml", "text_in"]
+__all__ = [
+    "JSONObject",
+    "check_yaml",
+    "parse_json",
+    "plain",
+    "raised",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "text_in",
+]
 
 # An object of a JSON file, as it was read: whoever reads one looks at what it holds before using it.
 JSONObject: TypeAlias = dict[str, Any]
@@ -24,6 +34,16 @@ def plain(text: object, limit: int = 80) -> str:
     shown = "".join(letter if letter.isprintable() else " " for letter in given[: 4 * limit])
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def raised(error: BaseException, limit: int = 200) -> str:
+    """What a stranger's code raised, for a message: its class and its text, as `plain`. Its text may itself fail to be made."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text cannot be shown"
+    name = type(error).__name__
+    return plain(f"{name}: {text}" if text else name, limit)
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:

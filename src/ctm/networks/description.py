@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,18 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     try:
         module = network(**arguments)
     except TypeError as error:
+        missing = [
+            name for name in ("shape", "num_classes", "arrays") if name in arguments and not _takes(network, name)
+        ]
+        if missing == ["arrays"]:
+            raise ValueError(
+                f"class {spec['class_path']}: this network takes no fields (arrays=), and it is to be built for "
+                f"{plain(', '.join(arguments['arrays'] or ()))}: give its __init__ an argument arrays, or leave the fields out"
+            ) from error
+        if missing:
+            raise ValueError(
+                f"class {spec['class_path']} is built as Net(shape, num_classes, …), and its __init__ takes no {missing[0]}"
+            ) from error
         raise ValueError(
             f"class {spec['class_path']} does not take these init_args: {plain(str(error), 300)}"
         ) from error
@@ -38,8 +51,16 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def network_class(spec: Any) -> type[nn.Module]:
-    """The class that a description names, after its arguments were looked at: nothing is built. Errors as of `build`."""
+def _takes(network: type[nn.Module], argument: str) -> bool:
+    """Whether a class can be built with an argument of that name."""
+    parameters = inspect.signature(network).parameters
+    return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def network_class(spec: Any, asks: str = "config.json") -> type[nn.Module]:
+    """The class that a description names, after its arguments were looked at: nothing is built. Errors as of `build`.
+
+    asks: where the description was given, for the sentence about a class that is not allowed."""
     path = spec.get("class_path") if isinstance(spec, Mapping) else None
     arguments = (spec.get("init_args") or {}) if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not isinstance(arguments, Mapping) or set(spec) - {"class_path", "init_args"}:
@@ -54,7 +75,7 @@ def network_class(spec: Any) -> type[nn.Module]:
     if path.startswith("ctm.networks."):
         names = sorted(name for name in own if name.count(".") == 2)
         raise ValueError(f"there is no network {plain(path)}: there are {', '.join(names)}")
-    return allowed_class(path)
+    return allowed_class(path, asks)
 
 
 def _own_networks() -> dict[str, type[nn.Module]]:

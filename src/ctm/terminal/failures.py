@@ -11,9 +11,9 @@ from ctm.data.folder import cache_directory
 from ctm.data.notes import printable
 from ctm.files import disk_failure
 from ctm.foreign.allowed import allowed_modules, is_allowed
-from ctm.foreign.text import plain
+from ctm.foreign.text import raised
 
-__all__ = ["sentence_of", "whose_fault"]
+__all__ = ["ended_by", "sentence_of", "whose_fault"]
 
 _ADVICE = {
     errno.ENOSPC: "make room, or name another place",
@@ -48,12 +48,8 @@ def _words_of(error: Exception) -> str | None:
             "there is not enough memory: give a smaller --batch_size (train: --data.batch_size), fewer --num or --rows where the "
             "command has no batches, or another --device"
         )
-    theirs = _module_that_failed(error)
-    if theirs is not None:
-        reason = plain(f"{type(error).__name__}: {error}", 200)
-        return (
-            f"{theirs}, allowed by --allow or CTM_ALLOW, cannot be imported ({reason}): mend it (--debug shows where)"
-        )
+    if (import_failed := _in_their_import(error)) is not None:
+        return import_failed
     if isinstance(error, OSError) and error.errno is None:
         return str(error)  # a sentence of our own, or Pillow's
     failure = disk_failure(error)
@@ -76,7 +72,21 @@ def whose_fault(error: Exception) -> str:
     )
 
 
-def _theirs_and_ours(error: Exception) -> tuple[list[FrameType], list[FrameType]]:
+def ended_by(stop: SystemExit) -> str | None:
+    """The sentence for a SystemExit that came up in the user's own module, or in a library that it called: it would end the
+    command without a word, and with 0 as if all were done. None for one of ctm's own."""
+    return _in_their_import(stop) or _in_their_code(stop)
+
+
+def _in_their_import(error: BaseException) -> str | None:
+    """The sentence for the user's own module whose import ended with this error; None if no import did."""
+    theirs = _module_that_failed(error)
+    if theirs is None:
+        return None
+    return f"{theirs}, allowed by --allow or CTM_ALLOW, cannot be imported ({raised(error)}): mend it (--debug shows where)"
+
+
+def _theirs_and_ours(error: BaseException) -> tuple[list[FrameType], list[FrameType]]:
     """The frames of the user's own modules, and those of ctm that they called last, outermost first."""
     frames = _frames(error)
     names = [str(frame.f_globals.get("__name__")) for frame in frames]
@@ -86,18 +96,19 @@ def _theirs_and_ours(error: Exception) -> tuple[list[FrameType], list[FrameType]
     return [frames[place] for place in theirs], [frames[place] for place in ours]
 
 
-def _in_their_code(error: Exception) -> str | None:
+def _in_their_code(error: BaseException) -> str | None:
     """The sentence for an error that came up in the user's own module, or in a library that it called; None where none of its
     code ran, and for an error in a part of ctm that it called."""
     theirs, ours = _theirs_and_ours(error)
     if not theirs or ours:
         return None
     name, inside = theirs[-1].f_globals["__name__"], theirs[-1].f_code.co_name
-    reason = plain(f"{type(error).__name__}: {error}", 200)
-    return f"{name}, allowed by --allow or CTM_ALLOW, failed in {inside} ({reason}): mend it (--debug shows where)"
+    return (
+        f"{name}, allowed by --allow or CTM_ALLOW, failed in {inside} ({raised(error)}): mend it (--debug shows where)"
+    )
 
 
-def _frames(error: Exception) -> list[FrameType]:
+def _frames(error: BaseException) -> list[FrameType]:
     """Of the error's traceback, outermost first; none where CTM_ALLOW is no list of names."""
     try:
         allowed = allowed_modules()
@@ -106,7 +117,7 @@ def _frames(error: Exception) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if allowed else []
 
 
-def _module_that_failed(error: Exception) -> str | None:
+def _module_that_failed(error: BaseException) -> str | None:
     """The name of the user's own module whose import ended with this error; None if no import did."""
     frames = _frames(error)
     if isinstance(error, SyntaxError) and frames:

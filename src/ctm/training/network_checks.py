@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, LABELS, PRESENT, Condition, dropped, rows
+from ctm.foreign.text import raised
 from ctm.objectives.derivatives import directional_derivative
 from ctm.training.step import last_layer
 
@@ -63,8 +65,10 @@ def _found(name: str, check: Callable[[_Subject], str], subject: _Subject) -> Fi
         return Finding(name, True, check(subject))
     except _Failed as failed:
         return Finding(name, False, str(failed))
-    except Exception as error:  # a stranger's network raises what it likes
-        return Finding(name, False, f"it raised {type(error).__name__}: {error}")
+    except BaseException as error:  # a stranger's network raises what it likes, also SystemExit
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and type(error) is not SystemExit):
+            raise  # Ctrl-C, and the end that a signal asks of the command
+        return Finding(name, False, f"it raised {raised(error)}")
 
 
 class _Failed(Exception):
@@ -110,7 +114,7 @@ def _call(subject: _Subject) -> str:
 
 
 def _rows(subject: _Subject) -> str:
-    """Each sample's output is what it is alone."""
+    """Each sample's output is what it is alone, and in training mode it does not change with the others of its batch."""
     with torch.no_grad():
         together = subject.moved(subject.x, subject.t, subject.s, subject.condition)
         parts = [slice(i, i + 1) for i in range(_ROWS)]
@@ -120,7 +124,40 @@ def _rows(subject: _Subject) -> str:
         raise _Failed(
             f"a sample's output depends on the others in its batch: it differs by {apart:.1e} of the largest value"
         )
-    return "a sample's output does not depend on the other samples of its batch"
+    apart = _apart_in_training(subject)
+    if not apart < _CLOSE:
+        kinds = sorted({type(m).__name__ for m in subject.moved.modules() if isinstance(m, _BatchNorm)})
+        raise _Failed(
+            "in training mode, network.train(), a sample's output depends on the others in its batch"
+            f"{f', as {kinds[0]} does' if kinds else ''}: it changes by {apart:.1e} of the largest value when the others do. "
+            "nn.GroupNorm and nn.LayerNorm look at one sample only"
+        )
+    return "a sample's output does not depend on the other samples of its batch, in training mode neither"
+
+
+def _apart_in_training(subject: _Subject) -> float:
+    """How far the first sample's output moves when the others are others, and so the last one's; in training mode.
+
+    Dropout is no false alarm: both calls have the same random numbers at the same places, because their shapes and seeds are
+    the same. Raises `_Failed` where the same call gives another output even so."""
+    network = copy.deepcopy(subject.moved).train()
+
+    def call(kept: int | None) -> Tensor:
+        order, x = torch.arange(_ROWS), subject.x.clone()
+        if kept is not None:  # each other sample's values of its neighbour
+            order, x = order.roll(1), -x.roll(1, dims=0)
+            order[kept], x[kept] = kept, subject.x[kept]
+        torch.manual_seed(1)
+        return network(x, subject.t[order], subject.s[order], rows(subject.condition, order))
+
+    with torch.no_grad():
+        first = call(None)
+        if not torch.equal(first, call(None)):
+            raise _Failed(
+                "in training mode the same call with the same torch.manual_seed gives another output, so a run that goes on "
+                "would not be the same run: draw random numbers by torch, and keep nothing between two calls"
+            )
+        return max(_apart(call(kept)[kept], first[kept]) for kept in (0, _ROWS - 1))
 
 
 def _start(subject: _Subject) -> str:
@@ -154,7 +191,7 @@ def _absence(subject: _Subject) -> str:
                 other = {**without, name: without[name] + 1}
                 if not torch.equal(absent, subject.moved(subject.x, subject.t, subject.s, other)):
                     raise _Failed(f"where {name} is absent, its output depends on the values that stand there")
-    return f"{', '.join(names)} matter where they are present, and their values do not where they are absent"
+    return f"the output changes with {', '.join(names)}, and the values of an absent field do not matter"
 
 
 def _derivatives(subject: _Subject) -> str:

@@ -75,6 +75,14 @@ class RunDirectory:
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
         self.lock = DirectoryLock(path)
 
+    def check_free(self) -> None:
+        """Raises ValueError where the directory is there and is neither free for a run nor one."""
+        free = not self.path.exists() or (
+            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK, *_BEFORE}
+        )
+        if not free and not self.config.is_file():
+            raise ValueError(f"{self.path} exists and is not a run directory (no config.yaml): use another --out")
+
     def claim(self, settings: str, check: Callable[[Mapping[str, object]], None] | None = None) -> None:
         """Take the directory for a run with these settings (YAML), or continue in it, and keep other processes out until
         `release`; what a killed writer left is cleared away.
@@ -82,11 +90,7 @@ class RunDirectory:
         check: called with the settings the directory holds, where it holds a run; raises ValueError where those given do not
         continue it. Raises ValueError where it holds something else, DirectoryInUse where another process writes it,
         CannotWrite where it cannot be written to."""
-        free = not self.path.exists() or (
-            self.path.is_dir() and set(_names(self.path)) <= {".config.yaml.writing", LOCK, *_BEFORE}
-        )
-        if not free and not self.config.is_file():
-            raise ValueError(f"{self.path} exists and is not a run directory (no config.yaml): use another --out")
+        self.check_free()
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.take()

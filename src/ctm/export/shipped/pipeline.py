@@ -5,6 +5,7 @@ Its scheduler does γ-sampling. diffusers' own FlowMapEulerDiscreteScheduler can
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ class CTMPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        num_inference_steps: int = 1,
+        num_inference_steps: int | None = None,
         *,
         prompt: str | Sequence[str] | None = None,
         guidance_scale: float | None = None,
@@ -49,21 +50,26 @@ class CTMPipeline(DiffusionPipeline):
         text. guidance_scale: of a model that takes one. class_labels: numbers or names, one for all or one each, −1 for none;
         None draws a class for each image where `seed` is given, else from the generator. conditions: fields by name, (B, …).
         seed: one number, and image i depends on (seed, i) alone, as in ctm.generate; or one number for each image. generator: for
-        all images, where there is no seed. sigmas: levels of noise in place of Karras'. output_type: "pil", "np" (B, H, W, C)
-        in [0, 1], "pt": (B, C, H, W), not clamped, or "latent": (B, *shape) as the model gives it.
+        all images, where there is no seed. num_inference_steps: jumps; None: 1, or those of sigmas. sigmas: levels of noise in
+        place of Karras', see `_levels`. output_type: "pil", "np" (B, H, W, C) in [0, 1], "pt": (B, C, H, W), not clamped, or
+        "latent": (B, *shape) as the model gives it.
         callback_on_step_end(pipeline, index, timestep, {"latents": z}) may return other latents."""
         config, device = self.flow_map.config, self._execution_device
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         batch_size = max(1, len(prompts)) if batch_size is None else batch_size
         if not isinstance(batch_size, int):
             raise ValueError(f"the first argument is the number of images, got {batch_size!r}: give a text as prompt=…")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is a number of images, at least 1, got {batch_size}")
+        num_inference_steps, sigmas = _levels(num_inference_steps, sigmas, config)
         draw = _Noise(seed, batch_size, generator)
         fields = {**(conditions or {}), **self._texts(batch_size, prompts, guidance_scale)}
         given = self._conditions(batch_size, class_labels, fields, draw, device)
         ends = self._set_levels(num_inference_steps, sigmas, gamma)
         shape = (batch_size, *config.shape)
         dtype = next(self.flow_map.parameters()).dtype
-        z = (config.sigma_max / (1 + config.sigma_max) * draw(shape)).to(device, dtype)
+        start = config.sigma_max if sigmas is None else sigmas[0]
+        z = (start / (1 + start) * draw(shape)).to(device, dtype)
         for i, (t, r) in enumerate(self.progress_bar(list(zip(self.scheduler.timesteps, ends, strict=True)))):
             u = self.flow_map(z, t, r, *given)
             if hasattr(self.scheduler, "r_timesteps"):
@@ -123,6 +129,15 @@ class CTMPipeline(DiffusionPipeline):
     ) -> list[torch.Tensor]:
         """The inputs of the flow map, in its order."""
         config, left = self.flow_map.config, dict(fields or {})
+        if class_labels is not None and "labels" not in config.conditions:
+            raise ValueError(f"the model has no classes, leave class_labels out, got {class_labels!r}")
+        for name in [name for name in left if name in config.conditions]:
+            wanted, left[name] = (n, *config.conditions[name][1:]), torch.as_tensor(left[name])
+            sides = left[name].shape
+            if sides not in (wanted, wanted[1:], (1, *wanted[1:])):
+                raise ValueError(
+                    f"conditions[{name!r}] has the shape {wanted}, a row for each image, got {tuple(sides)}"
+                )
         found = []
         for name, about in config.conditions.items():
             field = name.removesuffix("_present")
@@ -143,10 +158,10 @@ class CTMPipeline(DiffusionPipeline):
         names, classes = self.flow_map.config.class_names or [], self.flow_map.config.num_classes
         if labels is None:
             return draw.classes(classes)
-        listed = [labels] * n if isinstance(labels, int | str) else list(labels)
-        numbers = [names.index(one) if one in names else int(one) for one in listed]
-        if len(numbers) != n or not all(-1 <= number < classes for number in numbers):
-            raise ValueError(f"class_labels must be one or {n} of −1 … {classes - 1} or of {names}, got {labels}")
+        listed = [labels] * n if np.ndim(labels) == 0 else list(labels)  # type: ignore[arg-type]
+        numbers = [_class(one, names) for one in listed]
+        if len(numbers) != n or not all(number is not None and -1 <= number < classes for number in numbers):
+            raise ValueError(f"class_labels must be one or {n} of −1 … {classes - 1} or of {names}, got {labels!r}")
         return torch.tensor(numbers, dtype=torch.int64)
 
 
@@ -154,14 +169,20 @@ class _Noise:
     """Standard normal draws: of image i from (seed, i), the same stream as ctm.generate's; else from one generator."""
 
     def __init__(self, seed: int | Sequence[int] | None, n: int, generator: torch.Generator | None) -> None:
+        if seed is not None and generator is not None:
+            raise ValueError("seed and generator are two sources of the same noise: give one of them")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator is one torch.Generator for all images, got {generator!r}: seed=[…] is one an image"
+            )
         self.n, self.generator = n, generator
-        who = (
-            None if seed is None else [(seed, i) for i in range(n)] if isinstance(seed, int) else [(s, 0) for s in seed]
-        )
+        who = None if seed is None else [(seed, i) for i in range(n)] if np.ndim(seed) == 0 else [(s, 0) for s in seed]  # type: ignore[union-attr]
+        if who is not None and not all(hasattr(one, "__index__") and int(one) >= 0 for one, _ in who):  # type: ignore[arg-type]
+            raise ValueError(f"seed is a whole number of at least 0, or one for each image, got {seed!r}")
         if who is not None and len(who) != n:
             raise ValueError(f"a sequence of seeds needs one for each of {n} images, got {len(who)}")
-        self.own = None if who is None else [_stream(*pair, 0) for pair in who]
-        self.of_labels = None if who is None else [_stream(*pair, 1) for pair in who]
+        self.own = None if who is None else [_stream(int(one), i, 0) for one, i in who]  # type: ignore[arg-type]
+        self.of_labels = None if who is None else [_stream(int(one), i, 1) for one, i in who]  # type: ignore[arg-type]
 
     def __call__(self, shape: Sequence[int]) -> torch.Tensor:
         if self.own is not None:
@@ -179,6 +200,41 @@ class _Noise:
 def _stream(seed: int, image: int, purpose: int) -> torch.Generator:
     state = np.random.SeedSequence([seed, image, purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
+
+
+def _class(one: Any, names: Sequence[str]) -> int | None:
+    """The number of a class that is given by its name or its number, None for anything else."""
+    if one in names:
+        return names.index(one)
+    try:
+        return int(one) if int(one) == float(one) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _levels(steps: int | None, sigmas: Sequence[float] | None, config: Any) -> tuple[int, list[float] | None]:
+    """(number of jumps, levels of noise that they start from, falling, or None for those of the scheduler).
+
+    The last jump ends at sigma_min: this level may stand as the last of `sigmas`, or be left out, which is the same.
+    Raises ValueError for other levels, and where `steps` is another number of jumps."""
+    if steps is not None and not (hasattr(steps, "__index__") and steps >= 1):
+        raise ValueError(f"num_inference_steps is a number of jumps, at least 1, got {steps!r}")
+    if sigmas is None:
+        return (1 if steps is None else int(steps)), None
+    low, high, given = config.sigma_min, config.sigma_max, [float(level) for level in sigmas]
+    levels = given[:-1] if given and abs(given[-1] - low) <= 1e-6 * low else given
+    falls = all(above > below for above, below in itertools.pairwise(levels))
+    if not levels or not falls or not (levels[-1] > low and levels[0] <= high * (1 + 1e-6)):
+        raise ValueError(
+            f"sigmas are levels of noise from which jumps start: they fall, from at most {high}, and stay above {low}, where the "
+            f"last jump ends (it may stand as the last of them). Got {given}"
+        )
+    if steps is not None and steps != len(levels):
+        raise ValueError(
+            f"sigmas={given} are {len(levels)} jumps, the last of which ends at {low}, and num_inference_steps={steps} asks for "
+            f"{steps}: leave one of the two out"
+        )
+    return len(levels), levels
 
 
 def _karras(steps: int, config: Any) -> list[float]:

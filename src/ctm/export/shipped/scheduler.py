@@ -47,8 +47,9 @@ class CTMScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list[float] | None = None,
         gamma: float | None = None,
     ) -> None:
-        """sigmas: N levels of noise, falling, from which jumps start (N + 1: the last is σ_min); None: those that the model
-        keeps for this number of steps, else Karras'."""
+        """sigmas: N levels of noise, falling, from which jumps start; the last jump ends at σ_min, which may stand after them, or
+        be left out. None: the levels that the model keeps for this number of steps, else Karras'. num_inference_steps: N, None
+        where sigmas are given. Raises ValueError for other levels, and where the two are another number of jumps."""
         config = self.config
         self.gamma = config.gamma if gamma is None else gamma
         if not 0 <= self.gamma <= 1:
@@ -64,10 +65,15 @@ class CTMScheduler(SchedulerMixin, ConfigMixin):
             xi = torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
             high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
             levels = (high + xi * (low - high)) ** config.rho
-        if sigmas is None or levels[-1] <= config.sigma_min * (1 + 1e-6):
+        if sigmas is None or (len(levels) > 1 and abs(levels[-1] / config.sigma_min - 1) <= 1e-6):
             levels = levels[:-1]
         if not bool((levels[:-1] > levels[1:]).all()) or not bool((levels > config.sigma_min).all()):
             raise ValueError(f"sigmas must fall and stay above {config.sigma_min}, got {levels.tolist()}")
+        if num_inference_steps not in (None, len(levels)):
+            raise ValueError(
+                f"sigmas are {len(levels)} jumps, the last of which ends at {config.sigma_min}, and num_inference_steps is "
+                f"{num_inference_steps}: leave one of the two out"
+            )
         stops = ((1 - self.gamma**2) ** 0.5 * levels[1:]).clamp(min=config.sigma_min)
         self._fresh = [*(levels[1:] ** 2 - stops**2).clamp(min=0).sqrt().tolist(), 0.0]
         self._levels = [*levels.tolist(), 0.0]
