@@ -1,6 +1,7 @@
 """EDM2's network against the equations of its paper (arXiv 2312.02696), written here straight and slow in float64; its pickles
 read as data."""
 
+import copy
 import math
 import pickle
 from collections import OrderedDict
@@ -15,8 +16,9 @@ from ctm.networks import EDM2
 from ctm.networks.edm2 import Block, MPConv, mp_cat, mp_silu, mp_sum, normalised
 from ctm.teachers.checkpoints import read_checkpoint
 from ctm.teachers.official_names import from_our_order
+from ctm.training.posthoc import Profile, posthoc_weights
 
-from ..commands.test_cli import run
+from ..commands.test_cli import run, sentence
 from ..conftest import random_weights
 from .edm_files import SOURCE, Persistent, write_pickle
 
@@ -202,11 +204,10 @@ def test_a_student_starts_as_its_teacher_and_its_s_branch_learns():
 
 
 def test_gradients_with_checkpoints_are_those_without():
-    slopes = []
-    for kept in (False, True):
-        made = network(s_embedding=True).train()
-        if kept:
-            made.checkpoint_gradients()
+    slopes, plain = [], network(s_embedding=True).train()
+    kept = copy.deepcopy(plain)
+    kept.checkpoint_gradients()
+    for made in (plain, kept):
         x, sigma, labels = (value.float() if value.is_floating_point() else value for value in drawn())
         made(x, sigma, 0.5 * sigma, labels).square().mean().backward()
         slopes.append({name: weight.grad for name, weight in made.named_parameters()})
@@ -319,3 +320,25 @@ def test_what_a_pickle_has_besides_is_said_or_refused(tmp_path):
     hostile.write_bytes(pickle.dumps({"ema": np.zeros(3, dtype=[("a", "f4")])}))
     with pytest.raises(ValueError, match=r"Refused; nothing in it was run|is a pickle without"):
         load_teacher(hostile)
+
+
+def test_convert_makes_an_average_between_two(tmp_path, capsys):
+    """The weights are the shares of the two files' weights, which `posthoc_weights` gives; buffers of both are the same."""
+    first, second = network(), network()
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.add_(0.25)
+    files = [
+        write_edm2(tmp_path / f"net-100-{length}.pkl", made) for length, made in (("0.050", first), ("0.100", second))
+    ]
+    code, printed, err = run(capsys, "convert", files[0], tmp_path / "made", "--average", files[1], "--ema", 0.075)
+    assert code == 0, err
+    share = posthoc_weights([Profile(100, 0.05), Profile(100, 0.1)], Profile(100, 0.075))[0]
+    assert f"set: {share:.4g} of net-100-0.050.pkl, sigma_rel 0.05 at 100" in printed
+    assert "set: sigma_rel = 0.075 at 100; the profile misses by 5.6% of its length" in printed
+    found = load_model(tmp_path / "made").network.state_dict()
+    for name, value in found.items():
+        one, two = (made.state_dict()[name].half().float() for made in (first, second))
+        assert torch.allclose(value, share * one + (1 - share) * two, atol=1e-6), name
+    said = sentence(capsys, "convert", files[0], tmp_path / "other", "--ema", 0.075)
+    assert "--ema makes an average of two or more stored ones" in said
