@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ctm import DiffusionModel, TrajectoryModel, load_model, load_teacher
+from ctm.distill.network import student_network
 from ctm.networks import EDM2
 from ctm.networks.edm2 import Block, MPConv, mp_cat, mp_silu, mp_sum, normalised
 from ctm.teachers.checkpoints import read_checkpoint
@@ -290,6 +291,8 @@ def test_a_pickle_becomes_the_model_and_nothing_of_it_is_run(tmp_path, capsys):
         truth = skip[:, None, None, None] * x + out[:, None, None, None] * raw
         found = teacher.denoise(x.float(), sigma.float(), labels)
     assert torch.allclose(found.double(), truth, atol=2e-4)
+    described, _ = student_network(teacher, guided=True)  # what ctm distill trains
+    assert (described["init_args"]["s_embedding"], described["init_args"]["channel_mult"]) == (True, [1, 2])
     checkpoint = read_checkpoint(file)
     assert checkpoint.left == ["the head that estimates the uncertainty in training (logvar)"]
     assert checkpoint.found[0] == "edm2.pkl: an EDM2 pickle, Precond around UNet (its code was not run)"

@@ -4,7 +4,7 @@ its tensors are ours, but for `unet.` before them; the channels of qkv are reord
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,7 @@ def is_edm2(state: Mapping[str, Tensor]) -> bool:
     return "unet.emb_fourier.freqs" in state and any(name.startswith("unet.enc.") for name in state)
 
 
-def edm2_arguments(network: Mapping[str, Any], blocks: list[Mapping[str, Any]]) -> dict[str, Any]:
+def edm2_arguments(network: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a pickle's stored network and blocks keep of the arguments that names and shapes do not tell, by our names.
 
     Raises ValueError where two blocks differ, or a value is none of its kind: our network has one for all."""
@@ -41,7 +41,7 @@ def edm2_arguments(network: Mapping[str, Any], blocks: list[Mapping[str, Any]]) 
     return found
 
 
-def _keep(found: dict[str, Any], name: str, value: object) -> None:
+def _keep(found: dict[str, Any], name: str, value: Any) -> None:
     value = float(value) if type(value) in (int, float) else value
     if value is None and name != "clip":
         return
