@@ -85,8 +85,8 @@ class MPConv(nn.Module):
         return nn.functional.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def _settle(self, dims: tuple[int, ...]) -> None:
-        """Bring each row to the root mean square 1 − 10⁻⁴, where `normalised` leaves it as it is. By .data: a second call before a
-        backward pass changes nothing but rounding, and autograd need not know."""
+        """Bring each row to the root mean square 1 − 10⁻⁴, where `normalised` leaves it as it is. By .data: a second call before
+        a backward pass changes nothing but rounding, and autograd need not know."""
         weight = self.weight.data
         size = torch.linalg.vector_norm(weight, dim=dims, keepdim=True) / math.sqrt(weight[0].numel())
         weight.mul_((1 - _EPS) / size.clamp_min(_EPS))
