@@ -420,6 +420,11 @@ INPUTS: dict[str, Input] = {
         claimed,
     ),
     "pickle-call": Input("pickle that calls os.system", NAMES, lambda f: pickle(f, b"cos\nsystem\n\x8c\x04true\x85R")),
+    "edm2-array": Input(
+        "EDM2 pickle whose numpy array is made of another class",
+        NAMES,
+        lambda f: pickle(f, b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\nset\nK\x00\x85C\x01btR"),
+    ),
     "torch-key": Input(
         ".pt with a dictionary's key of 2^60 parts",
         KEYS,

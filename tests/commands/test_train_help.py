@@ -48,7 +48,7 @@ def test_no_setting_is_left_out_of_the_full_help(capsys):
     missing = [name for name in names if not re.search(rf"^  {re.escape(name)}\b", out, re.MULTILINE)]
     assert not missing
     assert "torch.nn.modules" not in out
-    assert "ctm.networks: ADM, DDPMpp, DhariwalUNet, DiT, DiffusersNetwork, MLP, NCSNpp" in out
+    assert "ctm.networks: ADM, DDPMpp, DhariwalUNet, DiT, DiffusersNetwork, EDM2, MLP, NCSNpp" in out
     assert len(out.splitlines()) < 300
 
 
@@ -76,7 +76,7 @@ def test_a_class_shows_its_settings(capsys, name, words):
         ("ctm.networks.DDPM", "there is no such class: did you mean DDPMpp"),
         (
             "ctm.networks.Zebra",
-            "there is no such class: ADM, DDPMpp, DhariwalUNet, DiT, DiffusersNetwork, MLP, NCSNpp, UNet1d is there",
+            "there is no such class: ADM, DDPMpp, DhariwalUNet, DiT, DiffusersNetwork, EDM2, MLP, NCSNpp, UNet1d is there",
         ),
         ("ctm.absent.Net", "there is no module ctm.absent here"),
         ("os.path", "classes of ctm, torch, schedulefree can be shown"),

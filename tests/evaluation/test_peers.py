@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ctm.data import Images, load_images
 from ctm.evaluation.compare import compare
@@ -21,7 +22,7 @@ from ctm.pictures import to_uint8
 from ctm.sampling.image_noise import image_generator, starting_noise
 
 from ..commands.test_cli import run, sentence
-from ..diffusers_models import DIT, UNET, made_random
+from ..diffusers_models import CONDITIONAL, DIT, UNET, made_random
 
 LEVELS = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
 CONSISTENCY = {**UNET, "num_class_embeds": 10}
@@ -245,6 +246,53 @@ def test_what_a_pipeline_cannot_do_is_said_in_a_sentence(capsys, made, data, tmp
     assert "--prompts belongs to a --peer" in sentence(
         capsys, "evaluate", "--samples", data, "--data", data, "--prompts", "x", *FAST
     )
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A Stable Diffusion pipeline with the sampler of LCM, tiny and random, and its directory."""
+    place = tmp_path_factory.mktemp("texts")
+    words = [*"aehnorstv", *(f"{letter}</w>" for letter in "aehnorstv"), "<|startoftext|>", "<|endoftext|>"]
+    (place / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt"), model_max_length=8)
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=8, **sizes, **marks))
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=made_random(diffusers.AutoencoderKL(**AUTOENCODER)),
+        text_encoder=made_random(encoder),
+        tokenizer=tokenizer,
+        unet=made_random(diffusers.UNet2DConditionModel(**CONDITIONAL)),
+        scheduler=diffusers.LCMScheduler(**LEVELS, original_inference_steps=50),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(place / "pipe")
+    return pipeline, place / "pipe"
+
+
+def test_a_pipeline_of_texts_has_a_prompt_for_each_class(texts, tmp_path):
+    """The pictures are the pipeline's own for the class's prompt; guidance asks the network twice in each step."""
+    pipeline, place = texts
+    file = tmp_path / "prompts.txt"
+    file.write_text("seven\n\n  three \n")
+    plan = peer_plans([f"{place}@2"], steps=None, seed=1, prompts=str(file))[0]
+    assert (plan.record["evaluations"], plan.record["guidance"], plan.record["prompts"]) == (4, 7.5, ["seven", "three"])
+    assert plan.subject.model.num_classes == 2
+    images, _ = plan.source(plan.subject.model, 4, torch.tensor([0, 1, 1, 0]), torch.device("cpu")).batch(np.arange(3))
+    for row, prompt in enumerate(["seven", "three", "three"]):
+        given = {"generator": image_generator(1, row, 0), "num_inference_steps": 2, "output_type": "np"}
+        truth = torch.from_numpy(pipeline(prompt, **given).images[0]).permute(2, 0, 1) * 2 - 1
+        assert torch.allclose(images[row], truth, atol=1e-4)
+    with pytest.raises(
+        ValueError, match="makes pictures of text: give --prompts FILE, with one prompt, or a line for each"
+    ):
+        peer_plans([f"{place}@2"], steps=None)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        peer_plans([f"{place}@2"], steps=None, prompts=str(tmp_path / "absent.txt"))
 
 
 def test_an_objects_checksum_follows_its_weights_its_numbers_and_its_code(program):

@@ -205,8 +205,9 @@ def test_names_beside_the_admitted_ones(tmp_path, name):
 
 def test_numpy_beyond_numbers(tmp_path):
     array = np.array([{"a": 1}], dtype=object)
-    refused(write_pickle(tmp_path / "a.pkl", array), r"asks for numpy\.(_core|core)\.multiarray\._reconstruct")
-    refused(write_pickle(tmp_path / "b.pkl", np.arange(3)), r"multiarray\._reconstruct")
+    refused(write_pickle(tmp_path / "a.pkl", array), "numpy number of kind 'O8'")
+    kept = read_pickle(write_pickle(tmp_path / "b.pkl", {"scale": np.arange(3)}))
+    assert vars(kept["scale"]) == {}  # read over: EDM2's encoders hold arrays that no network needs
     refused(write_pickle(tmp_path / "c.pkl", np.dtype("O")), "numpy number of kind 'O8'")
     refused(write_pickle(tmp_path / "d.pkl", np.dtype([("a", "f8")])), "numpy number of kind 'V8'")
 

@@ -17,6 +17,7 @@ from ctm.teachers.presets import PRESETS, SETTINGS, parse_settings
 from ctm.terminal.parser import Parser, command_parser
 from ctm.terminal.paths import check_place
 from ctm.training.levels import measured_deviation
+from ctm.training.posthoc import Profile, blended, posthoc_weights, profile_miss, profile_of
 
 __all__ = ["parser", "run"]
 
@@ -59,6 +60,16 @@ def parser() -> Parser:
         default=None,
         help="data by name or path, to measure sigma_data for a model of diffusers, which does not say its own",
     )
+    words = (
+        "another average of the same run, for --ema; @TIME,SIGMA_REL says which, where its name does not end as EDM2's"
+    )
+    result.add_argument("--average", action="append", default=None, metavar="FILE", help=words)
+    result.add_argument(
+        "--ema",
+        type=float,
+        default=None,
+        help="make the average of this relative length from CHECKPOINT and each --average, such as 0.1",
+    )
     return result
 
 
@@ -67,6 +78,9 @@ def run(settings: Namespace) -> None:
     source, out = Path(settings.checkpoint), Path(settings.out)
     _check_target(out)
     given = parse_settings(settings["set"] or ())
+    if settings.ema is not None or settings.average:
+        _write(_posthoc(settings, given), out)
+        return
     if not source.is_file() and suffix_of(out) in _OFFICIAL:
         _to_official(settings, given, out)
         return
@@ -81,6 +95,35 @@ def run(settings: Namespace) -> None:
         raise ValueError(f"{source} is a checkpoint already: OUT must be the model directory to make, got {out}")
     checkpoint = read_checkpoint(source, preset=settings.preset, settings=given, part=settings.part)
     _write(checkpoint, out)
+
+
+def _posthoc(settings: Namespace, given: dict[str, object]) -> Checkpoint:
+    """The average of length --ema, made of the checkpoint's and those of --average. Raises ValueError for one without the other,
+    and for averages that are not of one run."""
+    if settings.ema is None or not settings.average:
+        raise ValueError("--ema makes an average of two or more stored ones: give --ema 0.1 and --average FILE")
+    named = [profile_of(text) for text in (settings.checkpoint, *settings.average)]
+    stored = [profile for _, profile in named]
+    wanted = Profile(max(profile.time for profile in stored), settings.ema)
+    shares = posthoc_weights(stored, wanted)
+    read = [read_checkpoint(name, preset=settings.preset, settings=given, part=settings.part) for name, _ in named]
+    first = read[0]
+    kinds = [(checkpoint.model.network.init_args, checkpoint.model.sigma_data) for checkpoint in read]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError("the networks of the stored averages are not the same: they are not of one run")
+    first.model.load_state_dict(blended([checkpoint.model.state_dict() for checkpoint in read], shares))
+    for (name, profile), share in zip(named, shares, strict=True):
+        first.chosen.append(f"{share:.4g} of {Path(name).name}, sigma_rel {profile.sigma_rel:g} at {profile.time:g}")
+    miss = profile_miss(stored, shares, wanted)
+    first.chosen.append(
+        f"sigma_rel = {settings.ema:g} at {wanted.time:g}; the profile misses by {miss:.1%} of its length"
+    )
+    lengths = [profile.sigma_rel for profile in stored]
+    if not min(lengths) <= settings.ema <= max(lengths):
+        first.chosen.append(
+            f"{settings.ema:g} lies outside {min(lengths):g} to {max(lengths):g}, where it is less exact"
+        )
+    return first
 
 
 def _from_diffusers(settings: Namespace, given: dict[str, object]) -> Checkpoint:

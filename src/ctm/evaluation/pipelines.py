@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
     from diffusers.utils import logging as diffusers_logging
 
     loud = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # what goes wrong is one sentence, below
     diffusers_logging.disable_progress_bar()
     try:
         with asking_hub():

@@ -17,7 +17,7 @@ from ctm.arguments import as_levels, as_state, checked
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, Condition, takes_labels
 from ctm.files import as_source, whole_file
-from ctm.hub import asking_hub
+from ctm.hub import asking_hub, not_given, pushing
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
 from ctm.models.grids import TunedGrid, grids_as_json, read_grids
@@ -175,9 +175,19 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         self._description()
         return super().save_pretrained(save_directory, **options)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put config.json, model.safetensors and a card into a repository of the hub; options as of PyTorchModelHubMixin (token,
+        private, branch …), with model_card_kwargs: what `ctm.models.card.card` is to say, such as facts and numbers. The address
+        of the commit. `ctm export --to hub` sends a run's own card, numbers and pictures.
+
+        Raises PermissionError without a token that may write, ValueError for a name that is none, ConnectionError."""
+        with pushing(repo_id):
+            return str(super().push_to_hub(repo_id, **options))
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card of this model alone, without a licence; a training run writes a fuller one."""
-        return ModelCard(card(self))
+        """The card of this model with what is said of it, arguments as of `ctm.models.card.card`; a training run writes a fuller
+        one."""
+        return ModelCard(card(self, **kwargs))
 
     def _description(self) -> dict[str, object]:
         """class_path and init_args of the network. Raises ValueError where there are none."""
@@ -215,8 +225,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             chosen = {name: options[name] for name in names if name in options}
             with asking_hub():
-                read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
-                return super().from_pretrained(pretrained_model_name_or_path, **options)
+                try:
+                    read_config(Path(hf_hub_download(str(pretrained_model_name_or_path), CONFIG, **chosen)))
+                    return super().from_pretrained(pretrained_model_name_or_path, **options)
+                except Exception as error:  # of the hub: a sentence for each kind; others as they are
+                    raise not_given(str(place), error, options.get("revision")) from error
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod

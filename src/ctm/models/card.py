@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ctm.models.base import Model
 
-__all__ = ["card"]
+__all__ = ["card", "use_and_limits"]
 
 _WORDS = {
     "TrajectoryModel": "a consistency trajectory model (CTM): it jumps from any noise level to any lower one",
@@ -72,6 +72,26 @@ def card(
         ]
     use = _USE.format(draw=_SOLVES if kind == "DiffusionModel" else _JUMPS)
     return "\n\n".join([*parts, "## Use", use]) + "\n"
+
+
+def use_and_limits(model: Model) -> str:
+    """Two sections of a card: what a model of this kind is meant for, and what its samples are not."""
+    size = "×".join(str(side) for side in model.shape)
+    classes = f", of its {model.num_classes} classes only" if model.num_classes else ""
+    use = [
+        "## Intended use",
+        "Drawing samples that look like the data it was trained on, studying samplers and few-step models, and starting another "
+        "training. Who publishes samples says that a machine made them.",
+    ]
+    limits = [
+        "## Limits",
+        f"* Samples have the size {size}{classes}. It knows no other.",
+        "* It has the gaps and the prejudices of its data, and can repeat single training images.",
+        "* Samples are no records of anything: nobody in them need exist, and nothing in them need have happened.",
+        "* Nothing in the model refuses a request. A service needs a policy and filters of its own (`ctm serve --policy`).",
+        "* Numbers in this card hold for the data and the protocol beside them, and for no others.",
+    ]
+    return "\n\n".join(use) + "\n\n" + limits[0] + "\n\n" + "\n".join(limits[1:]) + "\n"
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ctm.files import whole_file
 from ctm.models import AnyModel, ConsistencyModel, DiffusionModel, TrajectoryModel
+from ctm.networks import EDM2
 from ctm.networks.unet import UNet
 from ctm.teachers.files import StateFile, read_state
 from ctm.teachers.official import OfficialNetwork, from_official, recognise, to_official
+from ctm.teachers.official_edm2 import UNTOLD, from_edm2
 from ctm.teachers.presets import PRESETS, check_settings
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_official"]
@@ -26,12 +28,17 @@ _MODELS: dict[str, type[AnyModel]] = {
     "consistency": ConsistencyModel,
     "trajectory": TrajectoryModel,
 }
-_KINDS = {"song": "EDM's SongUNet", "dhariwal": "EDM's DhariwalUNet (ADM)", "adm": "the ADM U-Net"}
+_KINDS = {
+    "song": "EDM's SongUNet",
+    "dhariwal": "EDM's DhariwalUNet (ADM)",
+    "adm": "the ADM U-Net",
+    "edm2": "EDM2's UNet",
+}
 _EDM: dict[str, tuple[float, str]] = {  # what holds for EDM pickles that do not say otherwise
     "sigma_min": (0.002, "EDM's sampling range; the file gives no end"),
     "sigma_max": (80.0, "EDM's sampling range; the file gives no end"),
     "sigma_data": (0.5, "EDMPrecond's default"),
-    "head_channels": (64, "DhariwalUNet's own"),
+    "head_channels": (64, "DhariwalUNet's own, and EDM2's"),
 }
 _RANKS = {
     r"(time_embed|map_layer|map_label|emb_layers|affine)\w*\..*weight$": 2,
@@ -61,7 +68,7 @@ def read_checkpoint(
     settings: Mapping[str, object] | None = None,
     part: str | None = None,
 ) -> Checkpoint:
-    """An EDM pickle, an OpenAI consistency-model .pt or an official CTM .pt as a model. Nothing in the file is run.
+    """An EDM or EDM2 pickle, an OpenAI consistency-model .pt or an official CTM .pt as a model. Nothing in the file is run.
 
     The kind and the sizes of the network come from names and shapes. Other settings come from `settings`, else from what the
     file stores, else from the preset (a name in `presets.PRESETS`). part: which state dict, if the file holds several.
@@ -108,9 +115,23 @@ def _checkpoint(state: StateFile, preset: str | None, given: Mapping[str, object
     whole = recognise(state.tensors, **network)
     if whole.missing:
         raise ValueError(_untold(seen, whole.missing))
+    if whole.kind == "edm2":
+        untold = [name for name in UNTOLD if name not in state.arguments.get("edm2", {})]
+        choice.assumed.extend([f"{', '.join(untold)} as EDM2 has them (the file does not say)"] if untold else [])
     model = _build(whole, state, _MODELS[kind], about)
     found = [*state.notes, _description(whole, model, kind)]
-    return Checkpoint(model, found, choice.told, choice.chosen, choice.assumed)
+    return Checkpoint(model, found, choice.told, choice.chosen, choice.assumed, _left(whole, state))
+
+
+def _left(seen: OfficialNetwork, state: StateFile) -> list[str]:
+    """Sentences on what the file has and the model has not."""
+    lines = ["the head that estimates the uncertainty in training (logvar)"] if seen.kind == "edm2" else []
+    encoder = state.arguments.get("encoder")
+    if encoder is not None:
+        lines.append(
+            f"the file's encoder ({encoder}): the model's samples are what it makes of pictures, scaled latents"
+        )
+    return lines
 
 
 @dataclass
@@ -202,6 +223,8 @@ def _check_unused(given: Mapping[str, object], seen: OfficialNetwork) -> None:
 def _fitting(seen: OfficialNetwork) -> str:
     """The presets for a network like this."""
     has_s = bool(seen.init_args.get("s_embedding"))
+    if seen.kind == "edm2":
+        return "no preset"
     fitting = [
         name
         for name, preset in PRESETS.items()
@@ -220,7 +243,7 @@ def _untold(seen: OfficialNetwork, missing: Any) -> str:
 
 def _build(seen: OfficialNetwork, state: StateFile, kind: type[AnyModel], about: Mapping[str, Any]) -> AnyModel:
     """The model with the file's own tensors. The network is made without memory for weights and then gets them."""
-    arguments = dict(seen.init_args)
+    arguments = dict(seen.init_args) | dict(state.arguments.get("edm2", {}))
     dropout = state.arguments.get("dropout")
     if isinstance(dropout, int | float) and 0 <= dropout < 1:
         arguments["dropout"] = float(dropout)
@@ -232,8 +255,11 @@ def _build(seen: OfficialNetwork, state: StateFile, kind: type[AnyModel], about:
             **about,
         )
     network = model.network
-    assert isinstance(network, UNet)
-    ours = from_official(state.tensors, network, qkv_order=seen.qkv_order)
+    if isinstance(network, EDM2):
+        ours = from_edm2(state.tensors, network)
+    else:
+        assert isinstance(network, UNet)
+        ours = from_official(state.tensors, network, qkv_order=seen.qkv_order)
     wrong = [name for name, value in ours.items() if not value.is_floating_point() or not bool(value.isfinite().all())]
     if wrong:
         raise ValueError(f"these weights are not finite numbers: {', '.join(wrong[:4])}. The file is damaged")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctm.foreign.kinds import what_file
 from ctm.foreign.text import plain
+from ctm.teachers.official_edm2 import edm2_arguments
 from ctm.teachers.safe_pickle import Stored, read_pickle
 from ctm.teachers.torch_files import read_torch
 
@@ -112,24 +113,31 @@ def _edm_state(path: Path, part: str | None) -> StateFile:
         held = _listed(list(contents)) if isinstance(contents, dict) else f"a {type(contents).__name__}"
         raise ValueError(f"{path} is a pickle without EDM's network under {plain(chosen)!r}: it holds {held}")
     network: Stored = contents[chosen]
-    inner = _child(network, "model")
-    if network.class_name != "EDMPrecond" or inner is None:
+    kind, where = ("EDM2", "unet") if network.class_name == "Precond" else ("EDM", "model")
+    inner = _child(network, where)
+    if network.class_name not in ("EDMPrecond", "Precond") or inner is None:
         raise ValueError(
-            f"{path} holds a {plain(network.class_name)} network; of EDM's files those of class EDMPrecond are read "
-            "(VP, VE and iDDPM baselines scale their network otherwise)"
+            f"{path} holds a {plain(network.class_name)} network; of EDM's files those of class EDMPrecond are read, and of "
+            "EDM2's those of class Precond (VP, VE and iDDPM baselines scale their network otherwise)"
         )
     arguments = {**_keywords(network), **_keywords(inner), "model_type": inner.class_name}
     for name in ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data"):
         if isinstance(network.state.get(name), int | float):
             arguments[name] = network.state[name]
     modules = list(_walk(path, network))
-    inside = [module for name, module in modules if name.startswith("model.") or name == "model"]
+    inside = [module for name, module in modules if name.startswith(f"{where}.") or name == where]
     arguments["head_channels"] = sorted({width for module in inside if (width := _head_channels(module))})
+    if kind == "EDM2":
+        blocks = [module.state for module in inside if module.class_name == "Block"]
+        arguments["edm2"] = edm2_arguments(inner.state, blocks)
     tensors = {name: value for name, module in modules for name, value in _own_tensors(name, module)}
     _check_size(path, tensors)
     notes = [
-        f"{path.name}: an EDM pickle, {network.class_name} around {plain(inner.class_name)} (its code was not run)"
+        f"{path.name}: an {kind} pickle, {network.class_name} around {plain(inner.class_name)} (its code was not run)"
     ]
+    encoder = contents.get("encoder")
+    if isinstance(encoder, Stored) and encoder.class_name != "StandardRGBEncoder":
+        arguments["encoder"] = plain(encoder.class_name, 60)
     return StateFile(tensors, arguments, notes)
 
 
@@ -170,7 +178,7 @@ def _own_tensors(name: str, module: Stored) -> Iterator[tuple[str, Tensor]]:
     for kind in ("_parameters", "_buffers"):
         for own, value in _table(module, kind).items():
             if isinstance(value, Tensor) and type(own) is str and own not in left_out:
-                yield f"{name}.{own}", value
+                yield f"{name}.{own}" if name else own, value
 
 
 def _walk(path: Path, module: Stored) -> Iterator[tuple[str, Stored]]:

@@ -21,6 +21,7 @@ from ctm.networks import ADM, DDPMpp, DhariwalUNet
 from ctm.networks.unet import UNet
 from ctm.teachers.official_adm import adm_entries, recognise_adm
 from ctm.teachers.official_edm import edm_entries, edm_filters, recognise_edm
+from ctm.teachers.official_edm2 import is_edm2, recognise_edm2
 from ctm.teachers.official_names import Entry, OfficialNetwork, QkvOrder, from_our_order, to_our_order
 
 __all__ = ["OfficialNetwork", "QkvOrder", "from_official", "recognise", "to_official"]
@@ -43,6 +44,8 @@ def recognise(
     if an EDM state dict has lost its filter buffers. An argument that is needed and not given is in the result's `missing`,
     and not in its init_args. Raises ValueError for a state dict of no known kind, or of an unsupported form of a kind."""
     names = _without_wrapper(state)
+    if is_edm2(names):
+        return recognise_edm2(names, head_channels=head_channels)
     if any(name.startswith("enc.") for name in names) and any(name.startswith("dec.") for name in names):
         return recognise_edm(names, head_channels=head_channels, resample_filter=resample_filter)
     if any(name.startswith("input_blocks.") for name in names):

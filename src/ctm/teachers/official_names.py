@@ -28,11 +28,11 @@ OUR_ORDER = ("three", "heads", "dim")
 class OfficialNetwork:
     """A network recognised in an official state dict.
 
-    kind: "song", "dhariwal" or "adm". class_path and init_args: what `ctm.networks.description.build` takes; complete if
+    kind: "song", "dhariwal", "adm" or "edm2". class_path and init_args: what `ctm.networks.description.build` takes; complete if
     nothing is missing. qkv_order: of the qkv channels, None if not known. missing: names of arguments of `recognise` that
     are still needed."""
 
-    kind: Literal["song", "dhariwal", "adm"]
+    kind: Literal["song", "dhariwal", "adm", "edm2"]
     class_path: str
     init_args: dict[str, Any] = field(default_factory=dict)
     qkv_order: QkvOrder | None = None

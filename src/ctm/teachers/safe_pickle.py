@@ -14,6 +14,7 @@ from ctm.teachers.stack_machine import (
     REFUSED,
     DamagedError,
     Machine,
+    Name,
     Source,
     Stored,
     UnsafePickleError,
@@ -55,6 +56,14 @@ class _Dtype:
         return type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "=")
 
 
+class _Array:
+    """The stand-in of a numpy array, of which nothing is kept: EDM2's encoders hold some."""
+
+    def takes_state(self, state: object) -> bool:
+        """Whether this is what numpy sets: version, shape, dtype, order, data."""
+        return type(state) is tuple and len(state) == 5 and type(state[2]) is _Dtype and type(state[4]) is bytes
+
+
 class _Reader:
     """The stand-ins of the names in one file, and its tensors."""
 
@@ -73,6 +82,9 @@ class _Reader:
             "numpy.dtype": _dtype,
             "numpy.core.multiarray.scalar": _scalar,
             "numpy._core.multiarray.scalar": _scalar,
+            "numpy.core.multiarray._reconstruct": _array,
+            "numpy._core.multiarray._reconstruct": _array,
+            "numpy.ndarray": None,
             "_codecs.encode": self.encode,
         }
         self.machine = Machine(source, calls)
@@ -127,6 +139,13 @@ def _scalar(dtype: object, data: object) -> float | int | bool:
     if type(dtype) is not _Dtype or type(data) is not bytes or len(data) != int(dtype.kind[1]):
         raise DamagedError("a numpy number in it has the wrong length")
     return np.frombuffer(data, f"<{dtype.kind}")[0].item()
+
+
+def _array(kind: object, shape: object, letter: object) -> _Array:
+    """The stand-in of numpy's _reconstruct, which makes an empty array that then gets its state."""
+    if type(kind) is not Name or kind.path != "numpy.ndarray":
+        raise UnsafePickleError(f"it makes an array of another kind than numpy.ndarray. {REFUSED}")
+    return _Array()
 
 
 def _dictionary() -> dict[object, object]:
