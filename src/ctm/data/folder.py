@@ -17,7 +17,7 @@ import numpy as np
 from ctm.data.files import UnreadablePicture, open_picture, stores_colour
 from ctm.data.images import Images
 from ctm.data.notes import printable
-from ctm.data.stack import Square, what_was_done
+from ctm.data.stack import Frame, Size, sides_of, what_was_done
 from ctm.data.tree import find_pictures
 from ctm.files import mapped_array
 
@@ -40,16 +40,20 @@ def cache_directory() -> Path:
         raise ValueError("there is no home directory to keep a cache in: set CTM_CACHE to a directory") from error
 
 
-def load_folder(root: Path, size: int | None, channels: int | None = None) -> Images:
+def load_folder(root: Path, size: Size | None, channels: int | None = None) -> Images:
     """The images under `root` (`ctm.data.tree.find_pictures`), resized and cropped to the centre, size × size
-    (`ctm.data.resize.fit`).
+    or [height, width] (`ctm.data.resize.fit`).
 
     size: None keeps the files' own size, which must then be one square for all. channels: 1 or 3 converts; None takes colour
     if any file is in colour. The decoded pixels are cached (`cache_directory`) under a key of every file's path, size and
     time. Raises ValueError naming the files for unreadable pictures and for mixed sizes, for a folder without pictures, and
     where the cache's disk has no room."""
     tree = find_pictures(root)
-    state = [_VERSION, size, channels, str(root.resolve()), _state(tree.files, root)]
+    sides = None if size is None else sides_of(size)
+    key_size = (
+        None if sides is None else sides[0] if sides[0] == sides[1] else list(sides)
+    )  # squares keep their older keys
+    state = [_VERSION, key_size, channels, str(root.resolve()), _state(tree.files, root)]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     cached, done = (cache_directory() / f"folder-{key}{ending}" for ending in (".npy", ".json"))
     if not (cached.is_file() and done.is_file()):
@@ -73,12 +77,12 @@ def _state(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
     return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
-def _decode(files: list[Path], size: int | None, channels: int | None, target: Path, done: Path) -> None:
+def _decode(files: list[Path], size: Size | None, channels: int | None, target: Path, done: Path) -> None:
     """Write all files as one uint8 array (N, H, W, C) to `target`. Write to `done` how many files were treated how (JSON,
     keys of ctm.data.files.TRAITS). Both appear only when they are whole."""
     colour = any(stores_colour(file) for file in files) if channels is None else channels == 3
-    square = Square.like(open_picture(files[0]), str(files[0]), size, colour)
-    shape = (len(files), square.side, square.side, square.channels)
+    frame = Frame.like(open_picture(files[0]), str(files[0]), size, colour)
+    shape = (len(files), frame.height, frame.width, frame.channels)
     _check_room(target.parent, shape)
     traits: Counter[str] = Counter()
     handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".npy")
@@ -86,7 +90,7 @@ def _decode(files: list[Path], size: int | None, channels: int | None, target: P
     try:
         pixels = mapped_array(Path(temporary), np.uint8, shape)
         with ThreadPoolExecutor() as pool:
-            read = pool.map(lambda file: square.pixels(open_picture(file), str(file)), files)
+            read = pool.map(lambda file: frame.pixels(open_picture(file), str(file)), files)
             for index, (image_pixels, treated) in enumerate(read):
                 pixels[index] = image_pixels
                 traits.update(treated)

@@ -106,6 +106,10 @@ def sample_values(
     source = ModelSource(model, num, plan.levels, plan.method, condition, seed, device)
     batches = range(0, num, batch_size)
     made = [source.batch(np.arange(start, min(start + batch_size, num)))[0].cpu() for start in batches]
+    if (
+        getattr(plan.subject.model, "scaling", None) is None and judge.data.scaled.rule == "bytes"
+    ):  # pictures of many channels
+        return judge.data.scaled.undo(torch.cat(made)).round().clamp(0, 255)
     return restored(plan.subject.model, torch.cat(made))
 
 
