@@ -82,22 +82,17 @@ def test_a_run_on_wide_pictures_samples_and_is_evaluated(tmp_path, channels, mon
     data = tmp_path / "a.npz"
     np.savez(data, images=RANDOM.integers(0, 256, (40, 8, 16, channels), dtype=np.uint8), labels=np.arange(40) % 2)
     small = json.dumps({"channels": 8, "channel_mult": [1, 2], "blocks": 1, "s_embedding": False})
-    assert (
-        main(
-            [
-                "train",
-                "--config",
-                str(RECIPES / "digits-teacher.yaml"),
-                "--data.name",
-                str(data),
-                "--data.size",
-                "[8, 16]",
-            ]
-            + ["--network.class_path", "ctm.networks.DDPMpp", "--network.init_args", small, "--steps", "1"]
-            + ["--data.batch_size", "4", "--out", str(tmp_path / "run")]
-        )
-        == 0
-    )
+    given = [
+        "train",
+        "--config",
+        str(RECIPES / "digits-teacher.yaml"),
+        "--data.name",
+        str(data),
+        "--data.size",
+        "[8, 16]",
+    ]
+    given += ["--network.class_path", "ctm.networks.DDPMpp", "--network.init_args", small, "--steps", "1"]
+    assert main([*given, "--data.batch_size", "4", "--out", str(tmp_path / "run")]) == 0
     assert load_model(tmp_path / "run").shape == (channels, 8, 16)
     out = tmp_path / "s.npz"
     assert main(["sample", str(tmp_path / "run"), "--num", "3", "--steps", "2", "--out", str(out)]) == 0

@@ -167,7 +167,7 @@ def _plans(settings: Namespace) -> list[Plan]:
     return plans
 
 
-def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, object]]:
+def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, Any]]:
     """Where the fields of the samples' conditions come from, and how --data is read. Raises ValueError where they do not fit the
     models, or the likelihood of the data."""
     models = [plan.subject.model for plan in plans]

@@ -72,12 +72,8 @@ def _values(name: str, plans: Sequence[Plan], reading: dict[str, Any]) -> Values
         assert isinstance(found, Values)
         return found
     pictures = load_images(name, list(plans[0].subject.model.shape[1:]), **reading)
-    about = {
-        "name": pictures.name,
-        "labels": pictures.labels,
-        "class_names": pictures.class_names,
-        "fields": pictures.fields,
-    }
+    about: dict[str, Any] = {"name": pictures.name, "labels": pictures.labels, "class_names": pictures.class_names}
+    about["fields"] = pictures.fields
     return scaled_values(np.moveaxis(pictures.pixels, -1, 1), "bytes", source=pictures.source, **about)
 
 
