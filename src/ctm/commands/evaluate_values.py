@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 
 from ctm.console import text_console
-from ctm.data import load_dataset
-from ctm.data.values import Values
+from ctm.data import Values, load_dataset, load_images, scaled_values
+from ctm.data.dataset import holds_values
 from ctm.evaluation.conditions import FieldsFrom, check_fields
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.plans import Plan
@@ -40,8 +41,7 @@ def evaluate_on_values(
 def _evaluate(
     settings: Namespace, plans: Sequence[Plan], fields: FieldsFrom, reading: dict[str, Any], device: torch.device
 ) -> None:
-    data = load_dataset(settings.data, **reading)
-    assert isinstance(data, Values)
+    data = _values(settings.data, plans, reading)
     samples = None if settings.samples is None else _samples(settings.samples, data)
     for plan in plans:
         check_fields(fields, data, plan.subject.model, f"the {plan.record['role']}", settings.labels)
@@ -63,6 +63,18 @@ def _evaluate(
     if judge.halves is not None:
         console.print(f"the data's two halves: {judge.halves:.4g}. It is the {result['measure']}")
     console.print(f"result: {Path(settings.out) / 'result.json'}")
+
+
+def _values(name: str, plans: Sequence[Plan], reading: dict[str, Any]) -> Values:
+    """The data, pictures of many channels as fields of their 0 … 255."""
+    if holds_values(name, reading.get("image")):
+        found = load_dataset(name, **reading)
+        assert isinstance(found, Values)
+        return found
+    pictures = load_images(name, list(plans[0].subject.model.shape[1:]), **reading)
+    about: dict[str, Any] = {"name": pictures.name, "labels": pictures.labels, "class_names": pictures.class_names}
+    about["fields"] = pictures.fields
+    return scaled_values(np.moveaxis(pictures.pixels, -1, 1), "bytes", source=pictures.source, **about)
 
 
 def _samples(name: str, data: Values) -> torch.Tensor:

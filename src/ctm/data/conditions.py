@@ -17,8 +17,7 @@ __all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "names_of"
 
 
 def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of a file of arrays that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N,
-    with
+    """The arrays of a file that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, with
     their NAME_present, bool (N,), where the file has them, and lines that say what the file lacks or has besides.
 
     Raises FileNotFoundError, and ValueError for a file that is none, holds none of the fields, or one of another shape."""

@@ -106,6 +106,10 @@ def sample_values(
     source = ModelSource(model, num, plan.levels, plan.method, condition, seed, device)
     batches = range(0, num, batch_size)
     made = [source.batch(np.arange(start, min(start + batch_size, num)))[0].cpu() for start in batches]
+    if (
+        getattr(plan.subject.model, "scaling", None) is None and judge.data.scaled.rule == "bytes"
+    ):  # pictures of many channels
+        return judge.data.scaled.undo(torch.cat(made)).round().clamp(0, 255)
     return restored(plan.subject.model, torch.cat(made))
 
 
@@ -130,7 +134,8 @@ def evaluate_values(
     """The distance of every plan's samples, and of given ones, (N, *shape); result.json in `out` holds it with the protocol.
     Raises ValueError for samples that are no numbers and for a model of another shape."""
     rows: list[JSONObject] = []
-    for plan in progress(plans, "evaluating"):
+    for index in progress(range(len(plans)), "evaluating"):
+        plan = plans[index]
         if tuple(plan.subject.model.shape) != judge.data.shape:
             raise ValueError(f"the model's samples are {plan.subject.model.shape}, the data {judge.data.shape}")
         kept = fields_for(plan.subject.model.conditioner, judge.data.fields, data=judge.data.name)[1]
