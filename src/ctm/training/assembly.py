@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from ctm.data import Images, load_images
-from ctm.data.latents import Latents
+from ctm.data.latents import Latents, holds_latents, load_latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -182,7 +183,10 @@ def load_data(recipe: Recipe) -> Images:
     """The images that a recipe names. Raises ValueError and FileNotFoundError as `ctm.data.load_images`."""
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
-    images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
+    if holds_latents(Path(data.name)):  # as ctm distill keeps them
+        images: Images = load_latents(Path(data.name))
+    else:
+        images = load_images(data.name, data.size, data.channels, data.split, max_gb=data.max_gb, **columns)
     if data.unlabelled:
         images = dataclasses.replace(images, labels=None, class_names=[])
     if data.flip and isinstance(images, Latents):
