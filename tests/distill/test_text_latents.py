@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ctm.export import export_diffusers
 from ctm.teachers.diffusers_text import embed_prompts
 from ctm.teachers.pipelines import decoded, embed, picture_shape
 
+from ..diffusers_models import DIT, made_random
 from ..text_pipeline import CAPTIONS, SIDE, TOKENS, captioned, digits, random_pipeline
 from ..text_training import train_pipeline
 from ..training.runs import everything
@@ -229,7 +231,7 @@ def test_a_latent_model_without_its_decoder_is_refused(pipeline, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["edit", "variations", "MODEL", "--image", "x.png", "--out", "y.png"], "is a model of latents"),
+        (["edit", "vary", "MODEL", "x.png", "--out", "y.png"], "is a model of latents"),
         (["likelihood", "MODEL", "--data", "digits"], "is a model of latents"),
         (["serve", "MODEL"], "is a model of latents"),
         (["sample", "models/digits-ctm", "--prompt", "a seven"], "this model takes no text"),
@@ -247,6 +249,22 @@ def test_a_teacher_is_sampled_by_prompts_too(pipeline, tmp_path):
     assert dict(teacher.conditioner.fields) == {"text": (TOKENS, 16)}
     found = sampled(pipeline[1], tmp_path, "--prompt", "a seven", "--num", "2", "--steps", "3", "--cfg", "3")
     assert found.shape == (2, SIDE, SIDE, 1)
+
+
+@pytest.mark.slow
+def test_a_class_conditional_dit_takes_the_same_way(tmp_path):
+    """DiTPipeline: latents with labels and no text, on its own samples; random weights."""
+    vae = made_random(diffusers.AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=4))
+    network = made_random(diffusers.DiTTransformer2DModel(**DIT))
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    out = tmp_path / "fast"
+    asked = ["--samples", "20", "--guidance", "1,4", "--features", "classifier", *SHORT]
+    assert main(["distill", str(tmp_path / "dit"), "--out", str(out), *asked]) == 0
+    kept = load_latents(out / "data" / "latents.safetensors")
+    assert (kept.shape, kept.labels.tolist()) == ((4, 8, 8), [*range(10)] * 2)
+    assert len(json.loads((out / "result.json").read_text())["rows"]) == 5
+    pixels = sampled(out, tmp_path, "--labels", "3", "--num", "2", "--cfg", "2")
+    assert pixels.shape == (2, 8, 8, 3)
 
 
 @pytest.mark.slow
