@@ -147,6 +147,13 @@ def long_header(folder: Path) -> list[str]:
     return arguments
 
 
+def latents_header(folder: Path) -> list[str]:
+    (folder / "latents.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{" + bytes(100))
+    model(folder)
+    data = ["--data", str(folder / "latents.safetensors"), "--features", "classifier"]
+    return ["evaluate", str(folder / "model"), *data, "--out", str(folder / "out")]
+
+
 def diffusers(folder: Path) -> list[str]:
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 32}')
@@ -459,10 +466,18 @@ INPUTS: dict[str, Input] = {
         "2^26 numbers in a sample",
         huge_pictures,
     ),
+    "config-pipeline": Input(
+        "config.json whose autoencoder is evilmod.Net in another folder",
+        NAMES,
+        lambda f: model(f, lambda config: config.update(pipeline={"../vae": ["evilmod", "Net"]})),
+    ),
     "config-deep": Input("config.json of 100,000 brackets", "50 levels", deep_config),
     "config-long": Input("config.json of 1 GB", "1 MB", long_config),
     "weights-header": Input(
         "model.safetensors whose header claims 2^60 bytes", "16 MB, and the file's size", long_header
+    ),
+    "latents-header": Input(
+        "latents.safetensors whose header claims 2^60 bytes", "16 MB, and the file's size", latents_header
     ),
     "diffusers": Input("a diffusers directory", "said what it is", diffusers),
     "diffusers-class": Input(

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from ctm.conditions import presence
 from ctm.data import load_images
 from ctm.data.digest import digest_of
-from ctm.data.latents import Latents, RowsOf, Texts, load_latents, write_latents
+from ctm.data.latents import Latents, RowsOf, Texts, holds_latents, load_latents, write_latents
+from ctm.evaluation.run import judge_of
 from ctm.training.levels import measured_deviation
 
 
@@ -28,8 +29,8 @@ def made(tmp_path):
 
 def test_it_is_read_back_as_a_data_set(made):
     file, latents, table, numbers, labels = made
-    found = load_images(str(file))
-    assert isinstance(found, Latents)
+    assert holds_latents(file)
+    found = load_latents(file)
     assert (found.shape, len(found), found.class_names, found.num_classes) == ((4, 2, 3), 5, ["a", "b", "c"], 3)
     assert found.conditioner.as_json()["fields"] == {"text": [3, 6]}
     x, condition = found.rows(np.array([3, 1]))
@@ -41,6 +42,13 @@ def test_it_is_read_back_as_a_data_set(made):
     whole = table[np.maximum(numbers, 0)]
     plain = Latents(latents, labels, ["a", "b", "c"], fields={"text": whole, "text_present": numbers >= 0})
     assert digest_of(found).value == digest_of(plain).value
+
+
+def test_it_is_no_set_of_pictures(made):
+    with pytest.raises(ValueError, match="holds latents, which only training takes"):
+        load_images(str(made[0]))
+    with pytest.raises(ValueError, match="an evaluation compares pictures"):
+        judge_of(load_latents(made[0]), images=4)
 
 
 def test_rows_of_a_smaller_array_are_read_like_an_array():

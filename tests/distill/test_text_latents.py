@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,16 @@ from diffusers import DiffusionPipeline
 from ctm import generate, load_model, load_teacher
 from ctm.cli import main
 from ctm.commands import distill as command
+from ctm.data import to_model_range
 from ctm.data.latents import load_latents
+from ctm.evaluation.classifier import train_classifier
 from ctm.export import export_diffusers
 from ctm.teachers.diffusers_text import embed_prompts
 from ctm.teachers.pipelines import decoded, embed, picture_shape
 
+from ..diffusers_models import DIT, made_random
 from ..text_pipeline import CAPTIONS, SIDE, TOKENS, captioned, digits, random_pipeline
+from ..text_training import train_pipeline
 from ..training.runs import everything
 
 SHORT = ("--steps", "2", "--batch_size", "4", "--num", "16", "--grid_points", "4")
@@ -226,7 +231,7 @@ def test_a_latent_model_without_its_decoder_is_refused(pipeline, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["edit", "variations", "MODEL", "--image", "x.png", "--out", "y.png"], "is a model of latents"),
+        (["edit", "vary", "MODEL", "x.png", "--out", "y.png"], "is a model of latents"),
         (["likelihood", "MODEL", "--data", "digits"], "is a model of latents"),
         (["serve", "MODEL"], "is a model of latents"),
         (["sample", "models/digits-ctm", "--prompt", "a seven"], "this model takes no text"),
@@ -244,3 +249,44 @@ def test_a_teacher_is_sampled_by_prompts_too(pipeline, tmp_path):
     assert dict(teacher.conditioner.fields) == {"text": (TOKENS, 16)}
     found = sampled(pipeline[1], tmp_path, "--prompt", "a seven", "--num", "2", "--steps", "3", "--cfg", "3")
     assert found.shape == (2, SIDE, SIDE, 1)
+
+
+@pytest.mark.slow
+def test_a_class_conditional_dit_takes_the_same_way(tmp_path):
+    """DiTPipeline: latents with labels and no text, on its own samples; random weights."""
+    vae = made_random(diffusers.AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=4))
+    network = made_random(diffusers.DiTTransformer2DModel(**DIT))
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    out = tmp_path / "fast"
+    asked = ["--samples", "20", "--guidance", "1,4", "--features", "classifier", *SHORT]
+    assert main(["distill", str(tmp_path / "dit"), "--out", str(out), *asked]) == 0
+    kept = load_latents(out / "data" / "latents.safetensors")
+    assert (kept.shape, kept.labels.tolist()) == ((4, 8, 8), [*range(10)] * 2)
+    assert len(json.loads((out / "result.json").read_text())["rows"]) == 5
+    pixels = sampled(out, tmp_path, "--labels", "3", "--num", "2", "--cfg", "2")
+    assert pixels.shape == (2, 8, 8, 3)
+
+
+@pytest.mark.slow
+def test_a_trained_text_model_goes_the_whole_way(tmp_path):
+    """Trained by diffusers' own means, distilled with guidance, sampled by prompts, exported: pictures equal to 1e-4, with and
+    without ctm-torch. A classifier of the digits reads the prompt's digit in most pictures of one jump (chance: a tenth)."""
+    teacher, out = train_pipeline(tmp_path / "digits-sd"), tmp_path / "fast"
+    data = captioned(tmp_path / "digits.npz")
+    asked = ["--data", str(data), "--steps", "600", "--batch_size", "64", "--num", "1000", "--guidance", "1,4"]
+    assert main(["distill", str(teacher), "--out", str(out), *asked]) == 0
+    rows = {(row["role"], row["evaluations"]): row for row in json.loads((out / "result.json").read_text())["rows"]}
+    print({key: row["numbers"]["frechet"]["value"] for key, row in rows.items()})
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS) + "\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--num", "500", "--cfg", "3"]
+    pixels = sampled(out, tmp_path, *options)
+    x, labels = digits().all()
+    seen = train_classifier(x, labels, classes=10)(to_model_range(torch.from_numpy(pixels))).argmax(1)
+    right = float((seen == torch.arange(500) % 10).float().mean())
+    print("prompts read back:", right)
+    assert right > 0.6
+    model = load_model(out)
+    export_diffusers(model, tmp_path / "pipeline")
+    texts = {"text": embed(model, ["a seven", "a two", ""]), "text_present": torch.tensor([True, True, False])}
+    expected = decoded(model, generate(model, 3, steps=2, seed=3, condition=texts))
+    np.testing.assert_allclose(without_ctm(tmp_path / "pipeline", tmp_path), expected.numpy(), rtol=0, atol=1e-4)

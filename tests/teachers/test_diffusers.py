@@ -269,7 +269,8 @@ def test_dit_and_its_learned_variance(tmp_path):
     model = checkpoint.model
     assert (model.shape, model.num_classes) == ((4, 8, 8), 10)
     assert any("the variance that the network predicts too: channels 4 to 7" in line for line in checkpoint.left)
-    assert any("the autoencoder (vae)" in line for line in checkpoint.left)
+    assert any("the autoencoder (vae) that decodes them goes with the model" in line for line in checkpoint.found)
+    assert list(model.pipeline.components) == ["vae"]
     x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 3.0])
     level = model.preconditioning.level(sigma)
     with torch.no_grad():

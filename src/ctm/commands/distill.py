@@ -59,13 +59,7 @@ def parser() -> Parser:
     add("--data", type=str, default=None, help="as for train (default: samples of the teacher, made once and kept)")
     add_data_options(result)
     add("--split", type=str, default=None, help="train or test, where the data have both (default: train)")
-    add(
-        "--caption",
-        type=str,
-        default=None,
-        help="array or column of captions (default: text), or 'a {}' with the class",
-    )
-    add("--prompts", type=str, default=None, help="without --data: a file of prompts for a teacher that takes a text")
+    _add_text_options(result)
     add("--out", type=str, default=None, help="run directory (default: runs/NAME-fast)")
     add("--minutes", type=float, default=None, help=f"for everything, measuring too (default: {_MINUTES:g})")
     add("--steps", type=int, default=None, help="steps of the training, instead of --minutes")
@@ -77,11 +71,7 @@ def parser() -> Parser:
         help="'{class_path: …, init_args: {…}}' instead of the teacher's",
     )
     add("--lora", type=int, default=None, metavar="RANK", help="train adapters of this rank on the teacher's weights")
-    add(
-        "--checkpoint_gradients",
-        action="store_true",
-        help="compute activations again in the backward pass: less memory",
-    )
+    add("--checkpoint_gradients", action="store_true", help="compute activations again in the backward pass")
     add("--way", type=str, default=None, help=f"how to teach: {', '.join(WAYS)} (default: matching)")
     add("--sigma_min", type=float, default=None, help="lowest noise level (default: the teacher's)")
     add("--sigma_max", type=float, default=None, help="highest noise level (default: the teacher's)")
@@ -113,6 +103,14 @@ def parser() -> Parser:
     add("--num", type=int, default=None, help="samples of each row of the table (default: as the time allows)")
     add("--seed", type=int, default=0, help="of every random number")
     return result
+
+
+def _add_text_options(result: Parser) -> None:
+    """Add what is asked of a teacher that takes a text."""
+    words = "array or column of captions (default: text), or 'a {}' with the class"
+    result.add_argument("--caption", type=str, default=None, help=words)
+    words = "without --data: a file of prompts for a teacher that takes a text"
+    result.add_argument("--prompts", type=str, default=None, help=words)
 
 
 def run(settings: Namespace) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ctm.data.arrays import fit_arrays, load_npz
 from ctm.data.folder import load_folder
 from ctm.data.images import Images
-from ctm.data.latents import holds_latents, load_latents
+from ctm.data.latents import holds_latents
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
 from ctm.data.stack import Size, sides_of
@@ -98,7 +98,7 @@ def _load(
     if path.is_dir():
         return load_folder(path, size, channels)
     if holds_latents(path):
-        return load_latents(path)
+        raise ValueError(f"{name} holds latents, which only training takes: give the pictures that they were made of")
     if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     if suffix_of(path) == ".zip" and path.is_file():

@@ -16,6 +16,7 @@ from torch import Tensor
 from ctm.conditions import Condition
 from ctm.data import Images, load_images
 from ctm.data.conditions import fields_digest, names_of
+from ctm.data.latents import Latents
 from ctm.data.notes import tell
 from ctm.data.stack import Size, sides_of
 from ctm.evaluation.classes import Renumbered, SharedClasses, Unlabelled, shared_classes
@@ -158,6 +159,10 @@ def judge_of(
     progress: Progress = silent,
 ) -> Judge:
     """The judge that compares samples with the given images. Arguments as in `make_judge`."""
+    if isinstance(data, Latents):
+        raise ValueError(
+            f"{data.name} holds latents, and an evaluation compares pictures: give those they were made of"
+        )
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
     classifier = classifier_of(data, checksum, processes, progress)
     extractor = data_extractor(features, data, classifier, side)

@@ -148,7 +148,7 @@ class DiffusersNetwork(Network):
             return t if s is None else s
         scale = torch.ones_like(t)
         if isinstance(condition, Mapping) and GUIDANCE in condition:
-            there = presence(condition, GUIDANCE, len(t))
+            there = presence(condition, GUIDANCE, t.shape[0])
             scale = torch.where(there, condition[GUIDANCE].to(scale), scale)
         return scale
 
@@ -158,7 +158,7 @@ class DiffusersNetwork(Network):
         lost: Tensor | None = None
         if self.classes:
             given = labels_of(condition)
-            labels = torch.full((len(x),), -1, device=x.device) if given is None else given
+            labels = torch.full((x.shape[0],), -1, device=x.device) if given is None else given
             absent = labels < 0
             if self.null_class is None:
                 lost = self._missing(absent, "a label", "null class", given is None)
@@ -186,10 +186,10 @@ class DiffusersNetwork(Network):
 
     def _text(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, tokens, dim) with the empty prompt where there is none, its mask where one is given, and where there is none."""
-        there = presence(condition, TEXT, len(x), x.device)
+        there = presence(condition, TEXT, x.shape[0], x.device)
         empty = self.empty_text.to(x.dtype) if self.knows_empty else x.new_zeros(1, *self.fields[TEXT])
         if not isinstance(condition, Mapping) or TEXT not in condition:
-            return empty.expand(len(x), -1, -1), None, ~there
+            return empty.expand(x.shape[0], -1, -1), None, ~there
         text = torch.where(there[:, None, None], condition[TEXT].to(x.dtype), empty)
         mask = condition.get(TEXT + MASK)
         return text, None if mask is None else mask | ~there[:, None], ~there

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctm.networks.base import sine_cosine
 
-__all__ = ["add_branches"]
+__all__ = ["add_branches", "take_any_batch"]
 
 
 def add_branches(module: nn.Module, names: list[str]) -> None:
@@ -82,3 +82,24 @@ class _Branches(nn.Module):
             hidden = nn.functional.silu(getattr(self, f"{name}_first")(other))
             row = row + getattr(self, f"{name}_second")(hidden)
         return row if self.post_act is None else self.post_act(row)
+
+
+def take_any_batch(module: nn.Module) -> None:
+    """Let the Upsample2D modules inside compute the same without looking at the number of rows, so that a graph that is traced of
+    them takes any number: diffusers' own forward asks whether it is 64 or more, for the sake of a memory layout."""
+    for part in module.modules():
+        if type(part).__name__ == "Upsample2D":
+            owner: Any = part
+            owner.forward = MethodType(_upsampled, part)
+
+
+def _upsampled(part: Any, hidden: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+    if part.norm is not None:
+        hidden = part.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    convolution = part.conv if part.name == "conv" else part.Conv2d_0
+    if part.use_conv_transpose:
+        return convolution(hidden)
+    if part.interpolate:
+        size = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
+        hidden = nn.functional.interpolate(hidden.contiguous(), mode="nearest", **size)
+    return convolution(hidden) if part.use_conv else hidden

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from ctm.data import Dataset, Images, load_dataset
-from ctm.data.latents import Latents
+from ctm.data.latents import Latents, holds_latents, load_latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -184,7 +185,10 @@ def load_data(recipe: Recipe) -> Dataset:
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     columns |= {"max_gb": data.max_gb, "scaling": data.scaling}
-    images: Dataset = load_dataset(data.name, data.size, data.channels, data.split, **columns)
+    if holds_latents(Path(data.name)):  # as ctm distill keeps them
+        images: Dataset = load_latents(Path(data.name))
+    else:
+        images = load_dataset(data.name, data.size, data.channels, data.split, **columns)
     if data.unlabelled:
         images = images.without_labels()
     if data.flip and not isinstance(images, Images):
