@@ -1,4 +1,5 @@
-"""What a module of diffusers gets to be a student: an s branch, and the guidance scale, beside its time embedding."""
+"""What a module of diffusers gets to be a student: an s branch, and the guidance scale, beside its time embedding. And what
+lets it be traced into a graph."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ctm.networks.base import sine_cosine
 
-__all__ = ["add_branches"]
+__all__ = ["add_branches", "free_of_batch_size"]
 
 
 def add_branches(module: nn.Module, names: list[str]) -> None:
@@ -82,3 +83,25 @@ class _Branches(nn.Module):
             hidden = nn.functional.silu(getattr(self, f"{name}_first")(other))
             row = row + getattr(self, f"{name}_second")(hidden)
         return row if self.post_act is None else self.post_act(row)
+
+
+def free_of_batch_size(module: nn.Module) -> None:
+    """Let the upsampling layers of diffusers in a module compute the same without asking how many samples there are, in place. As
+    they are, they do from 64 samples on what costs a copy, so that a traced graph would take fewer than 64 only."""
+    for part in module.modules():
+        if type(part).__name__ == "Upsample2D" and type(part).__module__.startswith("diffusers."):
+            part.forward = MethodType(_upsampled, part)
+
+
+def _upsampled(layer: Any, hidden: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+    """Twice the height and width, or output_size, of hidden (B, C, H, W); then the layer's convolution, where it has one."""
+    if layer.norm is not None:
+        hidden = layer.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if layer.use_conv_transpose:
+        return layer.conv(hidden)
+    if layer.interpolate:
+        scale = 2.0 if output_size is None else None
+        hidden = nn.functional.interpolate(hidden, size=output_size, scale_factor=scale, mode="nearest")
+    if not layer.use_conv:
+        return hidden
+    return (layer.conv if layer.name == "conv" else layer.Conv2d_0)(hidden)
