@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from ctm import TrajectoryModel, generate, load_model
+from ctm.betas import BetaSchedule
 from ctm.export import SHIPPED, condition_inputs, export_onnx, export_torch
-from ctm.networks import MLP, DDPMpp
+from ctm.networks import MLP, DDPMpp, DiffusersNetwork
+from ctm.preconditioning import NoiseAndSample
 
 from ..conftest import random_weights
+from ..diffusers_models import UNET, made_random
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,21 @@ def test_the_graph_of_torch_export_is_the_model(model, tmp_path):
         torch.testing.assert_close(
             graph(x, t, s, *condition.values()), model.jump(x, t, s, condition), rtol=0, atol=1e-4
         )
+
+
+def test_a_student_on_a_network_of_diffusers_is_exported_for_any_number_of_samples(tmp_path):
+    """Two outputs, as the student of an ε-predicting teacher has them. diffusers' upsampling looks at the batch from 64 on."""
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "mid_block_type": None}
+    config = {**UNET, **blocks, "block_out_channels": [4, 4]}
+    network = made_random(DiffusersNetwork((1, 8, 8), kind="UNet2DModel", config=config, student=True, outputs=2))
+    inner = NoiseAndSample(BetaSchedule(), 0.75)
+    student = TrajectoryModel(network, shape=(1, 8, 8), sigma_min=0.01, sigma_max=100.0, inner=inner).eval()
+    export_torch(student, tmp_path / "jump.pt2")
+    graph = torch.export.load(tmp_path / "jump.pt2").module()
+    for n in (1, 3, 70):
+        t, s = torch.linspace(1, 80, n), torch.linspace(0.01, 0.9, n)
+        x = (1 + t)[:, None, None, None] * torch.randn(n, 1, 8, 8)
+        torch.testing.assert_close(graph(x, t, s), student.jump(x, t, s).detach(), rtol=0, atol=1e-4)
 
 
 def test_the_onnx_graph_is_the_model(model, tmp_path):

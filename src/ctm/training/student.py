@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ctm.conditioner import Conditioner
 from ctm.models import AnyModel
+from ctm.networks import DiffusersNetwork
 from ctm.preconditioning import NoiseAndSample, Own, Preconditioning
 
 __all__ = ["Start", "check_student", "check_teacher", "start_from_student", "start_from_teacher"]
@@ -100,7 +101,7 @@ def start_from_teacher(student: AnyModel, teacher: AnyModel) -> Start:
             "weights are another function: set model.inner to the teacher's, or start from random weights: --start_from random"
         )
     teachers = {} if network is None else network.state_dict()
-    if widened and hasattr(student.network, "begin_from"):
+    if widened and isinstance(student.network, DiffusersNetwork):
         teachers = student.network.begin_from(teachers)
     fitting = {name: value for name, value in teachers.items() if name in own and own[name].shape == value.shape}
     if not fitting:
