@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,26 +24,28 @@ RING = [
     [1, 0, 0, 0, 0, 0, 1],
     [1, 1, 1, 1, 1, 1, 1],
 ]
-COLUMN, ROW = 2.0, 1.0  # of the cells' centres: x = ±2 in the columns left and right, y = ±1 in the rows above and below
+COLUMN, ROW = (
+    2.0,
+    1.0,
+)  # of the cells' centres: x = ±2 in the columns left and right, y = ±1 in the rows above and below
 HELD = 4  # steps of 0.01 s of the simulation for which an action is held: 25 actions a second
 LIMIT = 120  # actions of an episode
 CHUNK, EXECUTED = 16, 8  # actions of a sequence, and how many of them are executed before the next is made
 SPEED, SLIP = 2.5, 0.3  # of the expert; the standard deviation of what is added to its actions in demonstrations
-OBSERVED = 10  # numbers of an observation
+SIDE_BY_SIDE = 32  # mazes that are simulated together
 
 
-def make_mazes(count: int) -> gymnasium.vector.VectorEnv:
-    """`count` mazes side by side. An action is two forces in [-1, 1]; the reward is 1 within 0.45 of the goal, else 0."""
+@functools.cache
+def make_mazes() -> gymnasium.vector.VectorEnv:
+    """Mazes side by side. An action is two forces in [-1, 1]; the reward is 1 within 0.45 of the goal, else 0."""
 
     def make_maze() -> gymnasium.Env:
-        maze = gymnasium.make(
-            "PointMaze_UMaze-v3", maze_map=RING, max_episode_steps=10 * LIMIT, disable_env_checker=True
-        )
+        maze = gymnasium.make("PointMaze_UMaze-v3", maze_map=RING, max_episode_steps=10_000, disable_env_checker=True)
         maze.unwrapped.point_env.frame_skip = HELD
         return maze
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
-    return gymnasium.vector.SyncVectorEnv([make_maze] * count, autoreset_mode=disabled)
+    return gymnasium.vector.SyncVectorEnv([make_maze] * SIDE_BY_SIDE, autoreset_mode=disabled)
 
 
 def observe(previous: np.ndarray, state: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -99,51 +102,43 @@ class Episodes:
     wanted: np.ndarray
 
 
-def run_episodes(policy: Policy, episodes: np.ndarray, *, slip: float = 0.0, after: int = 0, batch: int = 250) -> Episodes:
-    """The episodes with these numbers (B,), `batch` at a time. Start and goal are decided by the number alone, so that two
-    policies meet the same ones.
+def run_episodes(policy: Policy, episodes: np.ndarray, *, slip: float = 0.0, after: int = 0) -> Episodes:
+    """The episodes with these numbers (B,), 32 at a time. Start and goal are decided by the number alone, so that two policies
+    meet the same ones.
 
     slip: standard deviation of noise that is added to each action, decided by the number too. after: actions that are still made
     at the goal."""
-    parts = []
-    mazes = make_mazes(min(batch, len(episodes)))
-    try:
-        for start in range(0, len(episodes), mazes.num_envs):
-            some = episodes[start : start + mazes.num_envs]
-            if len(some) < mazes.num_envs:  # the last, smaller part
-                mazes.close()
-                mazes = make_mazes(len(some))
-            parts.append(_run(mazes, policy, some, slip, after))
-    finally:
-        mazes.close()
+    parts = [
+        _run(policy, episodes[start : start + SIDE_BY_SIDE], slip, after)
+        for start in range(0, len(episodes), SIDE_BY_SIDE)
+    ]
     names = Episodes.__dataclass_fields__
     return Episodes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _run(mazes: gymnasium.vector.VectorEnv, policy: Policy, episodes: np.ndarray, slip: float, after: int) -> Episodes:
-    count = len(episodes)
-    seen, _ = mazes.reset(seed=[int(e) for e in episodes])
-    noise = np.stack([np.random.default_rng([1, e]).normal(size=(LIMIT + after, 2)) for e in episodes])
-    goals = seen["desired_goal"].copy()
-    states = np.repeat(seen["observation"][:, None], LIMIT + after + 1, axis=1)
-    wanted = np.zeros((count, LIMIT + after, 2), dtype=np.float32)
-    length, way = np.full(count, LIMIT), np.zeros(count)
-    success = np.zeros(count, dtype=bool)
+def _run(policy: Policy, episodes: np.ndarray, slip: float, after: int) -> Episodes:
+    mazes, count, end = make_mazes(), len(episodes), LIMIT + after
+    seeds = [int(episode) for episode in episodes]
+    seen, _ = mazes.reset(seed=seeds + seeds[:1] * (SIDE_BY_SIDE - count))  # mazes without an episode stand still
+    noise = np.stack([np.random.default_rng([1, seed]).normal(size=(end, 2)) for seed in seeds])
+    goals = seen["desired_goal"][:count].copy()
+    states = np.repeat(seen["observation"][:count, None], end + 1, axis=1)
+    wanted = np.zeros((count, end, 2), dtype=np.float32)
+    length, way, success = np.full(count, LIMIT), np.zeros(count), np.zeros(count, dtype=bool)
     policy.start(episodes)
     step, runs = 0, np.arange(count)
-    while step < LIMIT + after and len(runs):
-        observation = observe(states[runs, max(step - 1, 0)], states[runs, step], goals[runs])
-        chunk = policy.act(runs, observation)
-        for action in chunk.transpose(1, 0, 2)[: LIMIT + after - step]:
+    while step < end and len(runs):
+        chunk = policy.act(runs, observe(states[runs, max(step - 1, 0)], states[runs, step], goals[runs]))
+        for action in chunk.transpose(1, 0, 2)[: end - step]:
             wanted[runs, step] = action
-            forces = np.zeros((count, 2), dtype=np.float32)
+            forces = np.zeros((SIDE_BY_SIDE, 2), dtype=np.float32)
             forces[runs] = np.clip(action + slip * noise[runs, step], -1, 1)
             seen, reward, *_ = mazes.step(forces)
             step += 1
-            states[:, step] = seen["observation"]
+            states[:, step] = seen["observation"][:count]
             x, y = states[:, step, 0], states[:, step, 1]
             way = np.where((way == 0) & (x * states[:, 0, 0] <= 0), np.sign(y), way)
-            reached = (reward > 0) & ~success & (step <= LIMIT)
+            reached = (reward[:count] > 0) & ~success & (step <= LIMIT)
             length[reached], success = step, success | reached
-        runs = np.flatnonzero(~success | (step < length + after))
+        runs = np.flatnonzero(np.where(success, step < length + after, step < LIMIT))
     return Episodes(success, way, length, states, goals, wanted)
