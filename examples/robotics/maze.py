@@ -16,7 +16,7 @@ except ImportError as error:
 
 gymnasium.register_envs(gymnasium_robotics)
 
-# 1 is a wall. The ball starts in one of the cells "c", and its goal is in the other: above the block or below it, both are as far.
+# 1 is a wall. The ball starts in one of the cells "c", and its goal is in the other. Above the block or below it is as far.
 RING = [
     [1, 1, 1, 1, 1, 1, 1],
     [1, 0, 0, 0, 0, 0, 1],
