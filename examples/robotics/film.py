@@ -14,8 +14,9 @@ COLOURS = {1.0: "#0072b2", -1.0: "#d55e00", 0.0: "#777777"}  # above, below, stu
 
 
 def film(episodes: Episodes, path: Path, *, every: int = 2, hold: int = 12) -> None:
-    """A GIF of all the episodes at once, one frame for `every` actions, at the robot's speed; the last frame stays. Blue balls go above
-    the block, orange ones below it. A ring of a ball's colour is its goal."""
+    """A GIF of all the episodes at once, one frame for `every` actions, at the robot's speed; the last frame stays.
+
+    Blue balls go above the block, orange ones below it. A ring of a ball's colour is its goal."""
     end = int(episodes.length.max())
     frames = [_frame(episodes, step) for step in range(0, end + every, every)]
     palette = frames[-1].quantize(48)

@@ -25,8 +25,8 @@ class Generated:
     """Sequences from a model, by receding horizon: 8 of 16 actions are executed, then the next sequence is made.
 
     model: a teacher, or a CTM. jumps: of the CTM, at most 8; None samples the teacher's flow by Heun's method, in 35 evaluations.
-    gamma: of γ-sampling. warm: the first sequence is made from pure noise. Later ones start from what is left of the last sequence, with
-    noise of this level; None makes all of them from pure noise. grid: levels (jumps + 1,) in place of the Karras grid, for
+    gamma: of γ-sampling. warm: the first sequence is made from pure noise. Later ones start from what is left of the last one,
+    with noise of this level; None makes all of them from pure noise. grid: levels (jumps + 1,) in place of the Karras grid, for
     sequences that are made from pure noise. seed: with an episode's number it decides the noise of all its sequences, whatever
     the model, so that policies are compared in pairs."""
 
