@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from maze import CHUNK, SLIP, Episodes, Expert, observe, run_episodes
+from examples.robotics.maze import CHUNK, SLIP, Episodes, Expert, observe, run_episodes
 
 FIRST = 1_000_000  # number of the first demonstration: far from the episodes that policies are measured on
 

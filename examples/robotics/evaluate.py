@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maze import Episodes, Expert, Policy, observe, run_episodes
-from policies import Generated, Regression
+from examples.robotics.maze import Episodes, Expert, Policy, observe, run_episodes
+from examples.robotics.policies import Generated, Regression
 
 import ctm
 
@@ -35,7 +35,7 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def tuned(model: ctm.TrajectoryModel, steps: int, data: Path, num: int = 128) -> torch.Tensor:
+def tuned(model: ctm.TrajectoryModel, steps: int, data: Path, num: int) -> torch.Tensor:
     """The levels of `steps` jumps that `ctm.tune_grid` chooses, on observations of the demonstrations."""
     with np.load(data) as held:
         rows = np.random.default_rng(0).permutation(len(held["observation"]))[: 4 * num]
@@ -44,8 +44,10 @@ def tuned(model: ctm.TrajectoryModel, steps: int, data: Path, num: int = 128) ->
     return torch.tensor(ctm.tune_grid(model, steps, measure=measure).levels)
 
 
-def policies(teacher: Policy, student: Policy, data: Path) -> dict[str, Policy]:
-    """The policies of the table by name."""
+def policies(
+    teacher: ctm.DiffusionModel, student: ctm.TrajectoryModel, data: Path, tuning: int = 128
+) -> dict[str, Policy]:
+    """The policies of the table by name. tuning: sequences on which a grid of levels is tuned."""
     found: dict[str, Policy] = {"expert": Expert(seed=3), "regression": Regression().fit(data)}
     found["teacher, 35 evaluations"] = Generated(teacher)
     found["teacher, 35 evaluations, no warm start"] = Generated(teacher, warm=None)
@@ -56,7 +58,7 @@ def policies(teacher: Policy, student: Policy, data: Path) -> dict[str, Policy]:
     for jumps in (1, 3, 8):
         words = "1 jump" if jumps == 1 else f"{jumps} jumps, γ = 0"
         found[f"CTM, {words}, no warm start"] = Generated(student, jumps=jumps, warm=None)
-    grid = tuned(student, 3, data)
+    grid = tuned(student, 3, data, tuning)
     found["CTM, 3 jumps, γ = 0, no warm start, tuned grid"] = Generated(student, jumps=3, warm=None, grid=grid)
     return found
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from examples.robotics.maze import COLUMN, RING, ROW, Episodes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
-from maze import COLUMN, RING, ROW, Episodes
 from PIL import Image
 
 COLOURS = {1.0: "#0072b2", -1.0: "#d55e00", 0.0: "#777777"}  # above, below, stuck

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maze import CHUNK, EXECUTED, LIMIT
+from examples.robotics.maze import CHUNK, EXECUTED, LIMIT
 from torch import Tensor, nn
 
 import ctm

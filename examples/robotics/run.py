@@ -1,4 +1,4 @@
-"""From nothing to the table and the film: python examples/robotics/run.py   (docs/robotics.md says what it shows)"""
+"""From nothing to the table and the film: python -m examples.robotics.run   (docs/robotics.md says what it shows)"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn by the simulat
 
 import numpy as np
 import torch
-from demonstrations import write_demonstrations
-from evaluate import measured, policies, table
-from film import film
-from maze import run_episodes
-from policies import Generated
+from examples.robotics.demonstrations import write_demonstrations
+from examples.robotics.evaluate import Row, measured, policies, table
+from examples.robotics.film import film
+from examples.robotics.maze import run_episodes
+from examples.robotics.policies import Generated
 
 import ctm
 from ctm.cli import main as ctm_command
@@ -31,11 +31,13 @@ def train(recipe: str, out: Path, *options: str) -> None:
         sys.exit(code)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Everything, from the command's arguments to the rows of the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/maze"))
     parser.add_argument("--demonstrations", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=2000, help="on which each policy is measured")
+    parser.add_argument("--tuning", type=int, default=128, help="sequences on which a grid of levels is tuned")
     parser.add_argument("--steps", type=int, default=None, help="of both trainings; default: the recipes'")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
@@ -47,10 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
     train("teacher.yaml", out / "teacher", "--data.name", str(data), *shorter)
     train("ctm.yaml", out / "ctm", "--data.name", str(data), "--teacher", str(out / "teacher"), *shorter)
     teacher, student = ctm.load_teacher(out / "teacher"), ctm.load_model(out / "ctm")
-    rows = measured(policies(teacher, student, data), chosen.episodes)
+    rows = measured(policies(teacher, student, data, tuning=chosen.tuning), chosen.episodes)
     (out / "table.md").write_text(table(rows) + "\n")
     film(run_episodes(Generated(student, jumps=1), np.arange(16)), out / "maze.gif")
     print(f"{table(rows)}\n\n{time.perf_counter() - began:.0f} s; {out}/table.md and {out}/maze.gif are written")
+    return rows
 
 
 if __name__ == "__main__":
