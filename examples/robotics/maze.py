@@ -31,7 +31,7 @@ COLUMN, ROW = (
 HELD = 4  # steps of 0.01 s of the simulation for which an action is held: 25 actions a second
 LIMIT = 120  # actions of an episode
 CHUNK, EXECUTED = 16, 8  # actions of a sequence, and how many of them are executed before the next is made
-SPEED, SLIP = 2.5, 0.3  # of the expert; the standard deviation of what is added to its actions in demonstrations
+SPEED, SLIP = 2.5, 0.1  # of the expert; the standard deviation of what is added to its actions in demonstrations
 SIDE_BY_SIDE = 32  # mazes that are simulated together
 
 
