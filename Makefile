@@ -27,7 +27,7 @@ $(VENV)/.core: pyproject.toml constraints.txt $(BIN)/activate
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(BIN)/activate
-	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,diffusers,lora,onnx,schedulefree,trackio,wandb,serve,postgresql]"
+	$(INSTALL) -e ".[test,datasets,mnist5k,features,lpips,dinov2,diffusers,lora,onnx,schedulefree,trackio,wandb,serve,postgresql,robotics]"
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.browser: pyproject.toml constraints.txt $(BIN)/activate
@@ -55,13 +55,13 @@ gpu: $(VENV)/.core
 	$(BIN)/ctm bench gpu --out runs/gpu.json
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff check src tests tools benchmarks
-	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks examples
+	$(BIN)/ruff format --check src tests tools benchmarks examples
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
-	$(BIN)/ruff check --fix src tests tools benchmarks
-	$(BIN)/ruff format src tests tools benchmarks
+	$(BIN)/ruff check --fix src tests tools benchmarks examples
+	$(BIN)/ruff format src tests tools benchmarks examples
 
 check: lint test
 
