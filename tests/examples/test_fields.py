@@ -7,7 +7,7 @@ import torch
 from examples.fields.data import conditions
 from examples.fields.gaussian import GaussianFields
 from examples.fields.posterior import given
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from ctm import karras_grid
 from ctm.editing import averaging, masking
@@ -90,10 +90,20 @@ def test_the_jump_is_the_flow():
 
 
 def test_the_likelihood_is_the_closed_form():
-    x = SMALL.sample(rows(3), seed=2) + 0.002 * torch.randn(3, *SMALL.shape, dtype=torch.float64)
-    found = estimate_log_density(SMALL, x, rows(3), trace="exact", rtol=1e-6, atol=1e-6)
-    # the flow ends at N(0, sigma_max²): what is left of the data there is of order variance/sigma_max²
-    torch.testing.assert_close(found.value, SMALL.log_prob(x, 0.002, rows(3)), rtol=0, atol=2e-2)
+    """The density that the flow gives to N(0, sigma_max²) is known too, and differs from the data's by the little that is left of
+    the data under noise of sigma_max: of a mean m, about |m|/sigma_max."""
+    model = GaussianFields(offset=(0.3, -0.2), sides=(2, 3))
+    condition = rows(3)
+    x = model.sample(condition, seed=2) + 0.002 * torch.randn(3, *model.shape, dtype=torch.float64)
+    found = estimate_log_density(model, x, condition, trace="exact", rtol=1e-6, atol=1e-6).value
+    low, high = torch.full((3,), 0.002, dtype=torch.float64), torch.full((3,), 80.0, dtype=torch.float64)
+    volume = ((model.variances(condition) + 80**2) / (model.variances(condition) + 0.002**2)).log().flatten(1).sum(
+        dim=1
+    ) / 2
+    noise = Normal(0.0, 80.0).log_prob(model.jump(x, low, high, condition)).flatten(1).sum(dim=1)
+    torch.testing.assert_close(found, noise + volume, rtol=0, atol=1e-4)
+    left = float(model.offset.square().sum() * 6) ** 0.5 / 80
+    torch.testing.assert_close(found, model.log_prob(x, 0.002, condition), rtol=0, atol=5 * left)
 
 
 def test_another_scale_is_the_same_law():
