@@ -10,11 +10,13 @@ from examples.fields.gaussian import cosines
 from torch import Tensor, nn
 
 from ctm.conditions import Condition
+from ctm.networks import register
 from ctm.networks.fields import Fields
 
 __all__ = ["Waves"]
 
 
+@register
 class Waves(nn.Module):
     """F for fields (C, H, W): each cosine wave of x is multiplied by a matrix (C, C), which a perceptron makes of the wave
     number, t, s and the condition.

@@ -192,5 +192,5 @@ def test_replacement_tends_to_the_posterior_with_rounds_at_small_levels(points, 
 
 
 def test_iterations_that_are_none_are_refused(points):
-    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got 0"):
         solve_guided(SMALL, *points[:2], iterations=0, condition=rows(1))
