@@ -17,7 +17,7 @@ import torch
 from examples.fields.data import conditions
 from examples.fields.gaussian import GaussianFields
 from examples.fields.network import Waves  # importing it lets config.json name it
-from examples.fields.posterior import Posterior, given
+from examples.fields.posterior import Errors, given
 from torch import Tensor
 
 from ctm import karras_grid, load_model
@@ -27,7 +27,6 @@ from ctm.sampling import gamma, heun
 
 __all__ = ["Waves", "bands", "flow_errors", "main", "problems", "spectrum", "table"]
 
-Row = tuple[str, Callable[[], Tensor]]
 ONE = {"length_scale": 3.0, "variance": 1.0}
 LEVELS = torch.tensor([1.5, 0.7, 0.4, 0.25, 0.15, 0.1, 0.002], dtype=torch.float64)
 
@@ -52,32 +51,23 @@ def problems(model: GaussianFields) -> dict[str, LinearOperator]:
     return {"points": masking(known), "averages": averaging((height, width), (height // 4, width // 4))}
 
 
-def posterior_rows(truth: Posterior, found: Sequence[Row]) -> list[list[str]]:
-    """A row for each way to the posterior: mean, spread and covariance, as of `examples.fields.posterior.Errors`."""
-    rows = []
-    for name, draw in found:
-        errors = truth.errors(draw())
-        rows.append([name, f"{errors.mean:.2f}", f"{errors.spread:.2f}", f"{errors.covariance:.2f}"])
-    return rows
-
-
-def inverse(exact: GaussianFields, models: dict[str, object], ways: Sequence[str], num: int = 64) -> str:
-    """The tables of the two inverse problems, for each model and way."""
+def inverse(exact: GaussianFields, runs: Sequence[tuple[str, torch.nn.Module, str]], num: int = 64) -> str:
+    """The tables of the two inverse problems. runs: (name, model, way of WAYS) for each row."""
     parts, condition = [], rows_of(num, **ONE)
     for name, operator in problems(exact).items():
-        truth = exact.sample(rows_of(1, **ONE), seed=7)
-        y = operator.A(truth)
+        y = operator.A(exact.sample(rows_of(1, **ONE), seed=7))
         posterior = given(exact, operator, y, ONE)
-        found: list[Row] = [("draws of the posterior", lambda law=posterior: law.sample(num, seed=8))]
-        for label, model in models.items():
+        found = [("draws of the posterior", posterior.sample(num, seed=8))]
+        for label, model, way in runs:
             many = y.expand(num, *y.shape[1:]).to(torch.float64 if model is exact else torch.float32)
-            for way in ways:
-                if ("replace" in way or "jumps" in way) and not hasattr(model, "jump"):
-                    continue
-                found.append((f"{label}{way}", lambda a=model, b=many, w=way, o=operator: WAYS[w](a, o, b, condition)))
+            found.append((label + way, WAYS[way](model, operator, many, condition)))
         head = [f"{name} ({int((y != 0).sum())} numbers)", "mean", "spread", "covariance"]
-        parts.append(table(head, posterior_rows(posterior, found)))
+        parts.append(table(head, [[label, *_rounded(posterior.errors(samples))] for label, samples in found]))
     return "\n\n".join(parts)
+
+
+def _rounded(errors: Errors) -> list[str]:
+    return [f"{number:.2f}" for number in (errors.mean, errors.spread, errors.covariance)]
 
 
 def _guided(steps: int, iterations: int, jumps: bool = False) -> Callable[..., Tensor]:
@@ -166,12 +156,12 @@ def trained(teacher: torch.nn.Module, student: torch.nn.Module, num: int = 64) -
             rows.append([f"{name}, ℓ = {scale:g}", *(f"{power:.2f}" for power in powers)])
     parts.append(table(["power over the exact power, |k| below", "0.15", "0.35", "0.7", "1.4", "4.5"], rows))
     parts.append(likelihoods(exact, {"teacher": teacher, "CTM": student}))
-    few = [
-        "solve_guided, 72 steps of 16 iterations",
-        "solve_guided, 18 jumps of 16 iterations",
-        "replace, 6 levels of 40 rounds",
+    runs = [
+        ("teacher: ", teacher, "solve_guided, 18 steps of 16 iterations"),
+        ("CTM: ", student, "solve_guided, 18 jumps of 16 iterations"),
+        ("CTM: ", student, "replace, 6 levels of 40 rounds"),
     ]
-    parts.append(inverse(exact, {"teacher: ": teacher, "CTM: ": student}, few, num))
+    parts.append(inverse(exact, runs, num))
     return "\n\n".join(parts)
 
 
@@ -196,7 +186,7 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.part == "exact":
         exact = GaussianFields()
-        print(inverse(exact, {"": exact}, list(WAYS), settings.num))
+        print(inverse(exact, [("", exact, way) for way in WAYS], settings.num))
     else:
         if len(settings.models) != 2:
             parser.error("trained needs two directories: the teacher's and the CTM's")
