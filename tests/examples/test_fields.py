@@ -95,7 +95,7 @@ def test_the_likelihood_is_the_closed_form():
     model = GaussianFields(offset=(0.3, -0.2), sides=(2, 3))
     condition = rows(3)
     x = model.sample(condition, seed=2) + 0.002 * torch.randn(3, *model.shape, dtype=torch.float64)
-    found = estimate_log_density(model, x, condition, trace="exact", rtol=1e-4, atol=1e-4).value
+    found = estimate_log_density(model, x, condition, trace="exact", rtol=1e-5, atol=1e-5).value
     low, high = torch.full((3,), 0.002, dtype=torch.float64), torch.full((3,), 80.0, dtype=torch.float64)
     volume = ((model.variances(condition) + 80**2) / (model.variances(condition) + 0.002**2)).log().flatten(1).sum(
         dim=1
