@@ -186,8 +186,8 @@ def solve_guided(
     callback: Callback | None = None,
 ) -> Tensor:
     """Images with A·x = y by `Measured` on karras_grid(steps): Euler's steps, one evaluation of the denoiser with its gradient
-    each, or as many guided jumps where `jumps` is true. iterations: of conjugate gradients in each, a gradient more for each; where
-    many numbers that go together are measured, one is too few. guess: start from it as `replace` does, which is better on one
+    each, or as many guided jumps where `jumps` is true. iterations: of conjugate gradients in each, a gradient more for each; one
+    is too few where many numbers that go together are measured. guess: start from it as `replace` does, which is better on one
     or two steps and biased on many; None: from noise of sigma_max. Other arguments as in `replace`.
 
     Euler and not Heun: the guided denoiser changes faster than Heun's second evaluation can tell on few levels."""
