@@ -30,15 +30,26 @@ class Measured(Guided):
     ΠGDM (Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023) has 1/r², r² = t²σ_d²/(t² + σ_d²),
     in place of the quotient. That is the same for data N(μ, σ_d²·I), where both are exact; in pictures, whose pixels go together,
     Σ is far larger along m than r² and ΠGDM overshoots at high levels. This is the first step of the conjugate gradients by which
-    Rozet et al. (arXiv 2405.13712) solve the Gaussian case Σ(PΣP)⁺m, P = A⁺A. Of other data the samples are biased,
-    docs/sampling.md says how much on a mixture.
+    Rozet et al. (arXiv 2405.13712) solve the Gaussian case Σ(PΣP)⁺m, P = A⁺A; `iterations` takes more of them. One is enough for
+    one measured number. A Gaussian of many measured numbers that go together needs more, and with as many as are measured it is
+    exact. Of other data the samples are biased, docs/sampling.md says how much on a mixture.
 
     model: any model; y: the measurement A(x0) of each sample; clamp: the guided image to [−1, 1], for pictures. One call is an
-    evaluation of the denoiser and its gradient, and for a jump one more of the jump, whose g stands in D's place."""
+    evaluation of the denoiser and a gradient for each iteration, and for a jump one more of the jump, whose g stands in D's
+    place. Raises ValueError for iterations < 1."""
 
-    def __init__(self, model: RangedDenoiser, operator: LinearOperator, y: Tensor, *, clamp: bool = False) -> None:
+    def __init__(
+        self,
+        model: RangedDenoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        *,
+        clamp: bool = False,
+        iterations: int = 1,
+    ) -> None:
         super().__init__(model)
         self.operator, self.y, self.clamp = operator, y, clamp
+        self.iterations = as_count(iterations, "iterations")
 
     def guided(self, x: Tensor, t: Tensor, s: Tensor | None, condition: Condition) -> Tensor:
         measured = self.operator.A_pinv(self.y.to(x))
@@ -47,16 +58,26 @@ class Measured(Guided):
             denoised = denoiser_of(self.model, condition)(at, t)
             image = denoised.detach() if s is None else self.unguided(x, t, s, condition)
             missing = measured - self.operator.projection(image)
-            along = match_dims(t, x) ** 2 * torch.autograd.grad(denoised, at, missing)[0]
-        image = image + match_dims(_quotient(missing, along), x) * along
+            image = image + self._correction(missing, denoised, at, match_dims(t, x) ** 2)
         image = image.clamp(-1, 1) if self.clamp else image
         return image - self.operator.projection(image) + measured
 
+    def _correction(self, missing: Tensor, denoised: Tensor, at: Tensor, square: Tensor) -> Tensor:
+        """Σ(PΣP)⁺m by `iterations` of conjugate gradients, like m. denoised: D at `at`; square: t²."""
+        direction, correction = missing, torch.zeros_like(missing)
+        for left in reversed(range(self.iterations)):
+            along = square * torch.autograd.grad(denoised, at, direction, retain_graph=left > 0)[0]
+            step = match_dims(_quotient(missing, direction, along), at)
+            correction = correction + step * along
+            before, missing = missing, missing - step * self.operator.projection(along)
+            direction = missing + match_dims(_quotient(missing, before, before), at) * direction
+        return correction
 
-def _quotient(missing: Tensor, along: Tensor) -> Tensor:
-    """⟨m, m⟩/⟨m, Σm⟩ (B,); 0 where nothing is missing, or where a model's Σ is not positive along m."""
-    above = missing.flatten(1).square().sum(dim=1)
-    below = (missing * along).flatten(1).sum(dim=1)
+
+def _quotient(m: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """⟨m, m⟩/⟨left, right⟩ (B,); 0 where nothing is missing, or where a model's Σ is not positive along m."""
+    above = m.flatten(1).square().sum(dim=1)
+    below = (left * right).flatten(1).sum(dim=1)
     usable = below > torch.finfo(below.dtype).tiny
     return torch.where(usable, above / below.where(usable, torch.ones_like(below)), torch.zeros_like(above))
 
@@ -159,6 +180,7 @@ def solve_guided(
     *,
     steps: int = 18,
     jumps: bool = False,
+    iterations: int = 1,
     clamp: bool = True,
     guess: Tensor | None = None,
     condition: Condition = None,
@@ -166,8 +188,9 @@ def solve_guided(
     callback: Callback | None = None,
 ) -> Tensor:
     """Images with A·x = y by `Measured` on karras_grid(steps): Euler's steps, one evaluation of the denoiser with its gradient
-    each, or as many guided jumps where `jumps` is true. guess: start from it as `replace` does, which is better on one or
-    two steps and biased on many; None: from noise of sigma_max. Other arguments as in `replace`.
+    each, or as many guided jumps where `jumps` is true. iterations: of conjugate gradients in each, a gradient more for each; one
+    is too few where many numbers that go together are measured. guess: start from it as `replace` does, which is better on one
+    or two steps and biased on many; None: from noise of sigma_max. Other arguments as in `replace`.
 
     Euler and not Heun: the guided denoiser changes faster than Heun's second evaluation can tell on few levels."""
     known = operator.A_pinv(as_state(y, "y"))
@@ -178,7 +201,7 @@ def solve_guided(
     x = x if guess is None else x + _fitted(guess, operator, known)
     sampler = gamma if jumps else euler
     options: dict[str, Any] = {"condition": condition, "noise": noise, "callback": callback}
-    made = sampler(Measured(model, operator, y, clamp=clamp), x, levels, **options)
+    made = sampler(Measured(model, operator, y, clamp=clamp, iterations=iterations), x, levels, **options)
     return made - operator.projection(made) + known
 
 
