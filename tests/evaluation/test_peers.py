@@ -174,6 +174,7 @@ def test_peers_stand_beside_ours(capsys, made, program, data, session_cache, mon
     assert rows[1]["numbers"]["frechet"]["value"] == pytest.approx(frechet_distance(features, real), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bench_samplers_has_a_line_for_each_peer(capsys, made, program, data, session_cache, monkeypatch):
     monkeypatch.setenv("CTM_CACHE", str(session_cache))
     out = program / "bench.json"
