@@ -82,7 +82,7 @@ def test_an_edm_pickle_that_says_little(tmp_path):
         waiting += [child for child in inside["_modules"].values() if child is not None]
     read = read_checkpoint(write_pickle(tmp_path / "net.pkl", {"ema": bare}))
     assert same_network(read.model, wide)
-    assert "head_channels = 64 (DhariwalUNet's own)" in read.assumed
+    assert "head_channels = 64 (DhariwalUNet's own, and EDM2's)" in read.assumed
     assert "sigma_data = 0.5 (EDMPrecond's default)" in read.assumed
 
 
