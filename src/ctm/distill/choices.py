@@ -13,7 +13,6 @@ from ctm.data import Images
 from ctm.distill.measures import FINE, TeacherWalks
 from ctm.distill.network import student_network, two_outputs
 from ctm.models import AnyModel
-from ctm.preconditioning import NoiseAndSample
 
 __all__ = ["WAYS", "Choice", "Chosen", "Wishes", "choose", "unlabelled", "wishes_from"]
 
@@ -144,8 +143,8 @@ class _Maker:
         self.teacher, self.data, self.source, self.wishes, self.walks = teacher, data, source, wishes, walks
         self.network, self.network_why = student_network(teacher, wishes.network, guided=wishes.guidance is not None)
         two = self.network.get("init_args", {}).get("outputs") == 2
-        self.inner = (two_outputs(teacher) if two else None) or getattr(teacher, "inner", "edm")
-        self.two = isinstance(self.inner, NoiseAndSample)
+        both = two_outputs(teacher) if two else None
+        self.two, self.inner = both is not None, getattr(teacher, "inner", "edm") if both is None else both
         self.grows = walks.grows and not self.two
         self.numbers = sum(p.numel() for p in teacher.parameters())
         pictures = len(teacher.shape) == 3
