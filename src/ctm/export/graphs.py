@@ -19,7 +19,7 @@ from ctm.conditioner import Conditioner
 from ctm.conditions import LABELS, PRESENT, Condition
 from ctm.files import whole_file
 from ctm.models import TrajectoryModel
-from ctm.networks.diffusers_parts import take_any_batch
+from ctm.networks.diffusers_parts import free_of_batch_size
 
 __all__ = ["JumpGraph", "condition_inputs", "export_onnx", "export_torch", "free_batch", "from_inputs", "on_cpu"]
 
@@ -61,10 +61,11 @@ def from_inputs(conditioner: Conditioner, inputs: tuple[Tensor, ...]) -> Conditi
 
 
 def on_cpu(model: TrajectoryModel) -> TrajectoryModel:
-    """A copy of the model on the CPU in eval mode, to be traced: the caller's stays where and as it is."""
-    made = copy.deepcopy(model).cpu().eval()
-    take_any_batch(made)
-    return made
+    """A copy of the model on the CPU in eval mode, whose layers do not ask for the number of samples. The caller's stays as it
+    is."""
+    copied = copy.deepcopy(model).cpu().eval()
+    free_of_batch_size(copied.network)
+    return copied
 
 
 def _example(model: TrajectoryModel) -> tuple[tuple[Tensor, ...], list[str]]:

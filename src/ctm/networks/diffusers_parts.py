@@ -1,4 +1,5 @@
-"""What a module of diffusers gets to be a student: an s branch, and the guidance scale, beside its time embedding."""
+"""What a module of diffusers gets to be a student: an s branch, and the guidance scale, beside its time embedding. And what
+lets it be traced into a graph."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ctm.networks.base import sine_cosine
 
-__all__ = ["add_branches", "take_any_batch"]
+__all__ = ["add_branches", "free_of_batch_size"]
 
 
 def add_branches(module: nn.Module, names: list[str]) -> None:
@@ -84,22 +85,23 @@ class _Branches(nn.Module):
         return row if self.post_act is None else self.post_act(row)
 
 
-def take_any_batch(module: nn.Module) -> None:
-    """Let the Upsample2D modules inside compute the same without looking at the number of rows, so that a graph that is traced of
-    them takes any number: diffusers' own forward asks whether it is 64 or more, for the sake of a memory layout."""
+def free_of_batch_size(module: nn.Module) -> None:
+    """Let the upsampling layers of diffusers in a module compute the same without asking how many samples there are, in place. As
+    they are, they do from 64 samples on what costs a copy, so that a traced graph would take fewer than 64 only."""
     for part in module.modules():
-        if type(part).__name__ == "Upsample2D":
-            owner: Any = part
-            owner.forward = MethodType(_upsampled, part)
+        if type(part).__name__ == "Upsample2D" and type(part).__module__.startswith("diffusers."):
+            part.forward = MethodType(_upsampled, part)
 
 
-def _upsampled(part: Any, hidden: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
-    if part.norm is not None:
-        hidden = part.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    convolution = part.conv if part.name == "conv" else part.Conv2d_0
-    if part.use_conv_transpose:
-        return convolution(hidden)
-    if part.interpolate:
-        size = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
-        hidden = nn.functional.interpolate(hidden.contiguous(), mode="nearest", **size)
-    return convolution(hidden) if part.use_conv else hidden
+def _upsampled(layer: Any, hidden: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+    """Twice the height and width, or output_size, of hidden (B, C, H, W); then the layer's convolution, where it has one."""
+    if layer.norm is not None:
+        hidden = layer.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if layer.use_conv_transpose:
+        return layer.conv(hidden)
+    if layer.interpolate:
+        scale = 2.0 if output_size is None else None
+        hidden = nn.functional.interpolate(hidden, size=output_size, scale_factor=scale, mode="nearest")
+    if not layer.use_conv:
+        return hidden
+    return (layer.conv if layer.name == "conv" else layer.Conv2d_0)(hidden)
