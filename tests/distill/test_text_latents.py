@@ -17,6 +17,7 @@ from ctm.cli import main
 from ctm.commands import distill as command
 from ctm.data import to_model_range
 from ctm.data.latents import load_latents
+from ctm.distill import measures
 from ctm.evaluation.classifier import train_classifier
 from ctm.export import export_diffusers
 from ctm.teachers.diffusers_text import embed_prompts
@@ -27,7 +28,17 @@ from ..text_pipeline import CAPTIONS, SIDE, TOKENS, captioned, digits, random_pi
 from ..text_training import train_pipeline
 from ..training.runs import everything
 
+FINE, LEVELS = measures.FINE, measures.LEVELS
 SHORT = ("--steps", "2", "--batch_size", "4", "--num", "16", "--grid_points", "4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_walks():
+    """The teacher's flow is measured on two short walks in place of ten long ones: what is chosen from them is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "FINE", 4)
+        patch.setattr(measures, "LEVELS", (4,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +279,11 @@ def test_a_class_conditional_dit_takes_the_same_way(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_text_model_goes_the_whole_way(tmp_path):
+def test_a_trained_text_model_goes_the_whole_way(tmp_path, monkeypatch):
     """Trained by diffusers' own means, distilled with guidance, sampled by prompts, exported: pictures equal to 1e-4, with and
     without ctm-torch. A classifier of the digits reads the prompt's digit in most pictures of one jump (chance: a tenth)."""
+    monkeypatch.setattr(measures, "FINE", FINE)
+    monkeypatch.setattr(measures, "LEVELS", LEVELS)
     teacher, out = train_pipeline(tmp_path / "digits-sd"), tmp_path / "fast"
     data = captioned(tmp_path / "digits.npz")
     asked = ["--data", str(data), "--steps", "600", "--batch_size", "64", "--num", "1000", "--guidance", "1,4"]

@@ -71,6 +71,7 @@ def _read(parts: Parts) -> tuple[Any, Any]:
     """The tokenizer and the text encoder, the weights looked at before anything is built."""
     try:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise ImportError("a pipeline with a text needs transformers: pip install transformers") from error
     place = f"{parts.source}/text_encoder"
@@ -83,6 +84,7 @@ def _read(parts: Parts) -> tuple[Any, Any]:
         raise ValueError(
             f"{place}: its config is none of a CLIPTextModel, asks for code of its own, or for sizes above 2^20"
         )
+    disable_progress_bar()
     try:
         with bounded_building(tensor_shapes(weights)), torch.device("meta"):
             CLIPTextModel(
