@@ -33,7 +33,8 @@ _CHUNK = 1024  # files that are decoded before the next are begun, so that few d
 class PictureFiles(Protocol):
     """Picture files in order. state: of each file, (name, size, time), equal where nothing changed."""
 
-    place: Path
+    @property
+    def place(self) -> Path: ...
 
     def __len__(self) -> int: ...
 

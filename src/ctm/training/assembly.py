@@ -35,6 +35,7 @@ from ctm.training.engine import (
 )
 from ctm.training.guard import StepGuard
 from ctm.training.guide import guide_of, guided
+from ctm.training.input import Ahead
 from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
@@ -89,6 +90,10 @@ class Run:
     players: dict[str, PlayerInTraining] = field(default_factory=dict)
     scratch: list[Any] = field(default_factory=list)  # a dry run's temporary folders
     optimizer: ScaledOptimizer = field(init=False)  # there once all is in place
+    input: Ahead = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.input = Ahead(self.images, self.accelerator.device, self.recipe.steps)
 
     @property
     def student(self) -> AnyModel:

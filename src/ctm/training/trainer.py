@@ -13,9 +13,8 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from ctm.conditions import to
 from ctm.console import text_console
-from ctm.data import Dataset, epoch_order, random_flips
+from ctm.data import Dataset
 from ctm.objectives import Networks
 from ctm.objectives.player import student_learns
 from ctm.training.assembly import Run, check_sources, load_data, prepare
@@ -202,17 +201,15 @@ def _student_step(
 
 def _batch(run: Run, step: int, part: slice) -> Batch:
     """Some rows of a step's common batch."""
-    recipe, device = run.recipe, run.accelerator.device
+    recipe = run.recipe
     total = recipe.data.batch_size
-    x0, condition = run.images.rows(epoch_order(len(run.images), step * total, total, recipe.seed)[part])
-    if recipe.data.flip:
-        x0 = torch.where(random_flips(total, recipe.seed, step)[part].view(-1, 1, 1, 1), x0.flip(-1), x0)
+    x0, condition = run.input.take(recipe.data, recipe.seed, step, part)
     layout = torch.channels_last if recipe.engine.channels_last and x0.dim() == 4 else torch.preserve_format
     return draw_batch(
         recipe.objectives_at(step),
         run.student,
-        x0.to(device, memory_format=layout),
-        to(condition, device),
+        x0.to(memory_format=layout),
+        condition,
         total=total,
         part=part,
         condition_dropout=recipe.condition_dropout,
