@@ -211,11 +211,11 @@ def test_all_grey_with_alpha_stays_grey(tmp_path):
 def test_a_full_disk_is_a_sentence_before_anything_is_decoded(tmp_path, monkeypatch):
     from collections import namedtuple
 
-    from ctm.data import folder
+    from ctm.data import decoded
 
     save(tmp_path / "pictures" / "a.png", grey(1, 100, 100))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage(0, 0, 5000))
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: usage(0, 0, 5000))
     with pytest.raises(
         ValueError, match=r"need 0\.00 GB in .*cache.*, where 0\.00 GB are free: make room, set CTM_CACHE"
     ):

@@ -13,7 +13,7 @@ from ctm.data.archive import Archive
 from ctm.data.classes import read_labels
 from ctm.data.files import open_picture
 from ctm.data.resize import fit
-from ctm.data.stack import Square
+from ctm.data.stack import Frame
 
 
 def test_a_long_thin_picture_costs_no_more_than_its_centre():
@@ -72,5 +72,5 @@ def test_the_name_of_a_picture_cannot_steer_a_terminal(tmp_path):
         assert "�[2J.png" in str(caught.value)
     Image.new("L", (3, 4)).save(bad)
     with pytest.raises(ValueError, match="�") as caught:
-        Square.like(open_picture(bad), str(bad), None, False)
+        Frame.like(open_picture(bad), str(bad), None, False)
     assert "\x1b" not in str(caught.value)

@@ -47,7 +47,7 @@ def test_the_folder_is_decoded_once_and_again_when_a_file_changes(tmp_path, monk
     folder = tmp_path / "pictures"
     save(folder / "x.png", grey(10))
     first = load_images(str(folder), size=8)
-    from ctm.data import folder as module
+    from ctm.data import decoded as module
 
     def never(*arguments):
         raise AssertionError("decoded again")

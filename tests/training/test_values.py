@@ -117,3 +117,12 @@ def test_a_run_goes_on_and_refuses_another_scaling(tmp_path):
         trained(tmp_path / "run", [*given, "--data.scaling", "range"])
     with pytest.raises(ValueError, match=r"data\.flip mirrors pictures"):
         trained(tmp_path / "new", [*given, "--data.flip", "true"])
+
+
+def test_a_run_evaluates_itself_on_the_numbers(tmp_path):
+    path, _ = data_of(tmp_path, (3,))
+    evaluation = ("--evaluation.every", "1", "--evaluation.num", "40", "--evaluation.steps", "3")
+    run = trained(tmp_path / "run", arguments("digits-teacher.yaml", path, "MLP", *evaluation, s_embedding=False))
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(0 < row["frechet"] < 1e6 and row["how"]["features"] == "values" for row in rows)

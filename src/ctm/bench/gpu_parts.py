@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ctm.bench.cells import cells
 from ctm.bench.overhead import measure
 from ctm.conditioner import Labels
+from ctm.data.stack import sides_of
 from ctm.models import TrajectoryModel
 from ctm.noise import karras_grid
 from ctm.philox import normals, philox4x32
@@ -65,8 +66,7 @@ class Bench:
     def model(self, recipe: str) -> TrajectoryModel:
         """The recipe's network with random weights, none of them zero, in eval mode on the CPU."""
         found, _ = parse_recipe(["--config", recipe, *(self.smaller if self.small else ())])
-        side = found.data.size or 32
-        shape = (found.data.channels or 3, side, side)
+        shape = (found.data.channels or 3, *sides_of(found.data.size or 32))
         torch.manual_seed(0)
         classes = 10
         network = built_for(found.network, shape, Labels(classes))

@@ -11,9 +11,11 @@ import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
+from ctm.commands.evaluate_values import evaluate_on_values
 from ctm.commands.output import sampling_record
 from ctm.console import text_console
 from ctm.data import Images, load_images
+from ctm.data.dataset import holds_values
 from ctm.evaluation.classes import shared_classes
 from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES
@@ -105,7 +107,18 @@ def run(settings: Namespace) -> None:
     plans = _plans(settings)
     fields, reading = _fields(settings, plans)
     made = {} if settings.samples is None else sampling_record(Path(settings.samples))
+    if holds_values(settings.data, reading.get("image")):
+        evaluate_on_values(settings, plans, fields, reading, processes)
+        return
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
+    if (
+        samples is None
+        and plans
+        and plans[0].subject.model.shape[0] not in (1, 3)
+        and len(plans[0].subject.model.shape) == 3
+    ):
+        evaluate_on_values(settings, plans, fields, reading, processes)
+        return
     size, channels = _shape(plans, samples)
     progress = tracked_parts if processes.index == 0 else silent
     judge = make_judge(
@@ -154,7 +167,7 @@ def _plans(settings: Namespace) -> list[Plan]:
     return plans
 
 
-def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, object]]:
+def _fields(settings: Namespace, plans: Sequence[Plan]) -> tuple[FieldsFrom, dict[str, Any]]:
     """Where the fields of the samples' conditions come from, and how --data is read. Raises ValueError where they do not fit the
     models, or the likelihood of the data."""
     models = [plan.subject.model for plan in plans]
@@ -179,14 +192,17 @@ def _check(images: Images, plans: Sequence[Plan], settings: Namespace, fields: F
         check_fields(fields, images, plan.subject.model, who, settings.labels)
 
 
-def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[int, int]:
-    """(side, channels) to which the data are brought: the model's, or the samples'."""
+def _shape(plans: Sequence[Plan], samples: Images | None) -> tuple[tuple[int, int], int]:
+    """((height, width), channels) to which the data are brought: the model's, or the samples'."""
     shape = plans[0].subject.model.shape if plans else samples.shape if samples is not None else None
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
-        raise ValueError(f"an evaluation looks at square pictures of 1 or 3 channels, and these are {shape}")
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"feature networks look at pictures of 1 or 3 channels, and these are {shape}. Of other shapes the numbers "
+            "themselves are measured, where --data is a file of arrays of that shape"
+        )
     if samples is not None and samples.shape != shape:
         raise ValueError(f"the samples are {samples.shape} and the model's images {shape}: evaluate them apart")
-    return shape[1], shape[0]
+    return (shape[1], shape[2]), shape[0]
 
 
 def _processes(device: str | None) -> Processes:

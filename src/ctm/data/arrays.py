@@ -17,12 +17,14 @@ from ctm.data.files import Picture
 from ctm.data.images import Images
 from ctm.data.limits import check_size
 from ctm.data.notes import option
-from ctm.data.stack import Square
+from ctm.data.resize import fit
+from ctm.data.stack import Frame, Size, sides_of
 from ctm.data.stored import ArrayFile, ArrayHeader, chosen_array, open_arrays
 from ctm.files import suffix_of
 
 __all__ = ["fit_arrays", "load_npz", "without_labels"]
 
+_CHANNELS = 16  # more are taken for a width: channels stand last
 _IMAGES, _LABELS, _NAMES = ("images", "arr_0"), ("labels", "arr_1"), "class_names"
 
 
@@ -33,7 +35,7 @@ def load_npz(
     max_gb: float | None = None,
     condition: Sequence[str] = (),
 ) -> Images:
-    """The images in an .npz, .npy or .safetensors: uint8 (N, H, W, C) with 1 or 3 channels or (N, H, W), and labels, whole
+    """The images in an .npz, .npy or .safetensors: uint8 (N, H, W, C), mostly of 1 or 3 channels, or (N, H, W), and labels, whole
     numbers or texts (N,). The last two are memory-mapped; beside an .npy, arrays are files (`ctm.data.stored`).
 
     image, label: names of the arrays; None: images or arr_0, and labels or arr_1 where they are there. Texts in an array
@@ -71,9 +73,11 @@ def load_npz(
 def _check_images(path: Path, name: str, header: ArrayHeader) -> int:
     """Number of images in an array, by its header."""
     shape = header.shape
-    if header.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or min(shape) < 1:
+    fronted = len(shape) == 4 and shape[3] > _CHANNELS
+    if header.dtype != np.uint8 or len(shape) not in (3, 4) or fronted or min(shape) < 1:
         raise ValueError(
-            f"{path}: images must be uint8 (N, H, W, C) with 1 or 3 channels, or (N, H, W), got {header.dtype} {shape} ({name})"
+            f"{path}: images must be uint8 (N, H, W, C) with up to {_CHANNELS} channels, most often 1 or 3, or (N, H, W), got "
+            f"{header.dtype} {shape} ({name})"
         )
     return shape[0]
 
@@ -118,26 +122,36 @@ def without_labels(able: list[str]) -> str:
     )
 
 
-def fit_arrays(images: Images, size: int | None, channels: int | None, max_gb: float | None = None) -> Images:
+def fit_arrays(images: Images, size: Size | None, channels: int | None, max_gb: float | None = None) -> Images:
     """The same set at another size or channel count, each image by the rule of `ctm.data.resize`.
 
-    Raises ValueError for images that are not square where no size is given, and for a result larger than the limit of
-    `ctm.data.limits`."""
+    Raises ValueError for images that are not square where no size is given, for another channel count of images that are neither
+    grey nor in colour, and for a result larger than the limit of `ctm.data.limits`."""
     own, height, width = images.shape
     if size is None and height != width:
         raise ValueError(
-            f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them"
+            f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them, one number for "
+            f"squares or [{height}, {width}] to take them as they are"
         )
-    wanted = own if channels is None else channels
-    if size in (None, height) and height == width and wanted == own:
+    wanted, sides = own if channels is None else channels, (height, width) if size is None else sides_of(size)
+    if sides == (height, width) and wanted == own:
         return images
-    square = Square(size or height, wanted == 3)
-    pictures = (Picture(Image.fromarray(p.squeeze(-1) if own == 1 else p)) for p in images.pixels)
-    shape = (len(images), square.side, square.side, square.channels)
-    what = f"{images.name} as {shape[0]} images of {square.side}×{square.side}"
+    if own not in (1, 3) and wanted != own:
+        raise ValueError(
+            f"{images.name}: images have {own} channels, which are taken as they are: leave {option('channels')} out"
+        )
+    frame = Frame(*sides, wanted == 3)
+    shape = (len(images), *sides, wanted)
+    what = f"{images.name} as {shape[0]} images of {sides[1]}×{sides[0]}"
     check_size(what, math.prod(shape), images.pixels.nbytes, max_gb)
     pixels = np.empty(shape, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        pixels[index] = square.pixels(picture, images.name)[0]
-    cropped = [f"all images are {width}×{height}: cropped to their centre"] if width != height else []
-    return replace(images, pixels=pixels, notes=(*images.notes, *cropped))
+    for index, picture in enumerate(images.pixels):
+        if own in (1, 3):
+            whole = Image.fromarray(picture.squeeze(-1) if own == 1 else picture)
+            pixels[index] = frame.pixels(Picture(whole), images.name)[0]
+        else:  # each channel as a grey picture
+            planes = [np.asarray(fit(Image.fromarray(picture[..., channel]), sides)) for channel in range(own)]
+            pixels[index] = np.stack(planes, axis=-1)
+    cropped = width * sides[0] != height * sides[1]
+    notes = [f"all images are {width}×{height}: cropped to their centre"] if cropped else []
+    return replace(images, pixels=pixels, notes=(*images.notes, *notes))

@@ -10,24 +10,23 @@ import numpy as np
 
 from ctm.conditioner import Conditioner
 from ctm.conditions import PRESENT, is_flag_of
-from ctm.data.archive import Archive
-from ctm.data.stored import ArrayFile
+from ctm.data.stored import ARRAY_FILES, ArrayFile, open_arrays
 from ctm.files import suffix_of
 
 __all__ = ["fields_digest", "fields_for", "fields_in", "load_fields", "names_of", "read_fields"]
 
 
 def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, with
+    """The arrays of a file that are named like `fields` (names to shapes without N), each float32 (N, *shape) with one N, with
     their NAME_present, bool (N,), where the file has them, and lines that say what the file lacks or has besides.
 
     Raises FileNotFoundError, and ValueError for a file that is none, holds none of the fields, or one of another shape."""
     place = Path(path)
     if not place.is_file():
         raise FileNotFoundError(f"there is no file {path}: a condition is an .npz with {', '.join(fields)}")
-    if suffix_of(place) != ".npz":
+    if suffix_of(place) not in ARRAY_FILES:
         raise ValueError(f"{path} is no .npz file: a condition is one with the arrays {', '.join(fields)}")
-    archive = Archive(place)
+    archive = open_arrays(place)
     there = [name for name in fields if name in archive.headers]
     if not there:
         held = ", ".join([*archive.headers, *archive.objects]) or "none"
@@ -98,11 +97,11 @@ def _field(archive: ArrayFile, name: str, count: int, present: np.ndarray | None
 
 
 def fields_in(path: str | Path, names: Iterable[str]) -> list[str]:
-    """Those of the names that an .npz holds as arrays; none for data that are no .npz file."""
+    """Those of the names that a file holds as arrays; none for data that are no file of arrays."""
     place = Path(path)
-    if suffix_of(place) != ".npz" or not place.is_file():
+    if suffix_of(place) not in ARRAY_FILES or not place.is_file():
         return []
-    held = Archive(place).headers
+    held = open_arrays(place).headers
     return [name for name in names if name in held]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ctm.data.images import Images
 from ctm.data.load import NAMES, load_images
 from ctm.data.notes import option
+from ctm.data.stack import Size
 from ctm.data.stored import ARRAY_FILES
 from ctm.data.value_files import load_values, main_array
 from ctm.data.values import Values
@@ -19,7 +20,7 @@ __all__ = ["holds_values", "load_dataset"]
 
 def load_dataset(
     name: str,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     split: str | None = None,
     *,
@@ -43,7 +44,7 @@ def load_dataset(
     for word, given in (("size", size), ("channels", channels)):
         if given is not None:
             raise ValueError(
-                f"{option(word, given)} is for pictures, and {name} holds arrays, which are taken in their shape: leave it out"
+                f"{option(word, str(given))} is for pictures, and {name} holds arrays, taken in their shape: leave it out"
             )
     return load_values(Path(name), scaling, image=image, label=label, condition=condition, max_gb=max_gb)
 

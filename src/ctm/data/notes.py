@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 
-__all__ = ["option", "printable", "tell"]
+__all__ = ["main_process", "option", "printable", "tell"]
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")  # of this process, as torchrun, accelerate and MPI set it
 _LOG = logging.getLogger("ctm.data")
@@ -24,9 +24,14 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
+def main_process() -> bool:
+    """Whether this is the first process of a launcher, or the only one."""
+    return not any(os.environ.get(name, "0") != "0" for name in _RANKS)
+
+
 def tell(lines: Iterable[str], about: str = "") -> None:
     """Log each line as a warning of `ctm.data`, as "about: line". Only the first process of a launcher logs."""
-    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+    if not main_process():
         return
     for line in lines:
         _LOG.warning("%s", printable(f"{about}: {line}" if about else line))

@@ -1,4 +1,4 @@
-"""One picture to a square uint8 image, by a fixed rule."""
+"""One picture to a uint8 image of a given size, by a fixed rule."""
 
 from __future__ import annotations
 
@@ -32,30 +32,38 @@ def normal_mode(image: Image.Image, colour: bool) -> Image.Image:
     return image.convert("RGB" if colour else "L")
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The picture as size × size: halved with a box filter while the shorter side is at least 2·size, resized bicubically so
-    that the shorter side is `size`, then cropped to the centre (the ImageNet-64 preparation of ADM, EDM and CTM).
+def fit(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """The picture as size × size, or as (height, width): halved with a box filter while it covers twice that size, resized
+    bicubically so that it just covers it, then cropped to the centre (for squares the ImageNet-64 preparation of ADM, EDM and
+    CTM).
 
-    If a picture is more than four times as long as it is wide, only its middle is used, three times as long as the shorter
-    side. So the part to resize stays small, and the centre is the same to rounding."""
-    image = _without_ends(image)
-    while min(image.size) >= 2 * size:
+    If a picture is more than four times as long as the size's form needs, only its middle is used, three times as long. So the
+    part to resize stays small, and the centre is the same to rounding."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    image = _without_ends(image, rows, columns)
+    while image.width >= 2 * columns and image.height >= 2 * rows:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    scale = max(columns / image.width, rows / image.height)
+    width, height = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return image.crop((left, top, left + columns, top + rows))
 
 
-def _without_ends(image: Image.Image) -> Image.Image:
-    """The middle of a long picture, with the same centre."""
-    shorter, longer = min(image.size), max(image.size)
-    if longer <= _LONG * shorter:
-        return image
-    kept = 3 * shorter + (longer - 3 * shorter) % 2
-    start = (longer - kept) // 2
-    if image.width > image.height:
-        return image.crop((start, 0, start + kept, image.height))
-    return image.crop((0, start, image.width, start + kept))
+def _without_ends(image: Image.Image, rows: int, columns: int) -> Image.Image:
+    """The middle of a picture that is long for rows × columns, with the same centre."""
+    width, height = (
+        _kept(*sides)
+        for sides in ((image.width, image.height, columns, rows), (image.height, image.width, rows, columns))
+    )
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
+def _kept(side: int, other: int, wanted: int, other_wanted: int) -> int:
+    """How much of a side is used, where the other is `other` and wanted × other_wanted pixels are made."""
+    if side * other_wanted <= _LONG * other * wanted:
+        return side
+    kept = -(-3 * other * wanted // other_wanted)
+    return kept + (side - kept) % 2

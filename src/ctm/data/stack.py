@@ -1,9 +1,11 @@
-"""Opened pictures as equal uint8 squares, and the lines that say what was done to them."""
+"""Opened pictures as equal uint8 images, and the lines that say what was done to them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,49 +13,65 @@ from ctm.data.files import TRAITS, Picture
 from ctm.data.notes import printable
 from ctm.data.resize import fit, is_colour, normal_mode
 
-__all__ = ["Square", "what_was_done"]
+__all__ = ["Frame", "Size", "sides_of", "what_was_done"]
+
+
+Size: TypeAlias = int | Sequence[int]
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """(height, width) of a data.size: one number for squares, or two. Raises ValueError for anything else."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole:
+        raise ValueError(f"data.size is one number for squares, or [height, width], got {size}")
+    if min(sides) < 1:
+        raise ValueError(f"data.size must be at least 1, got {size}")
+    return sides[0], sides[1]
 
 
 @dataclass(frozen=True)
-class Square:
-    """The rule for all pictures of a set. side: of the squares. colour: 3 channels, else 1. example: name of a picture whose
-    own size is `side`, if data.size is not given and no picture is resized."""
+class Frame:
+    """The rule for all pictures of a set. height, width: of the images. colour: 3 channels, else 1. example: name of a picture
+    whose own size this is, if data.size is not given and no picture is resized."""
 
-    side: int
+    height: int
+    width: int
     colour: bool
     example: str | None = None
 
     @classmethod
-    def like(cls, first: Picture, name: str, size: int | None, colour: bool) -> Square:
-        """The rule for side `size`; None takes the first picture's own side. Raises ValueError if that picture is not
+    def like(cls, first: Picture, name: str, size: Size | None, colour: bool) -> Frame:
+        """The rule for this size; None takes the first picture's own side. Raises ValueError if that picture is not
         square."""
         width, height = first.image.size
         if size is None and width != height:
             raise ValueError(
                 f"{printable(name)} is {width}×{height}, not square: give --data.size, to which pictures are "
-                "resized and centre-cropped"
+                "resized and centre-cropped: one number for squares, or [height, width]"
             )
-        return cls(width if size is None else size, colour, name if size is None else None)
+        rows, columns = (height, width) if size is None else sides_of(size)
+        return cls(rows, columns, colour, name if size is None else None)
 
     @property
     def channels(self) -> int:
         return 3 if self.colour else 1
 
     def pixels(self, picture: Picture, name: str) -> tuple[np.ndarray, frozenset[str]]:
-        """uint8 (side, side, channels), and what was done to the picture (keys of TRAITS). Raises ValueError for a picture
+        """uint8 (height, width, channels), and what was done to the picture (keys of TRAITS). Raises ValueError for a picture
         of another size where none is resized."""
-        image, side = picture.image, self.side
-        if self.example is not None and image.size != (side, side):
+        image, sides = picture.image, (self.width, self.height)
+        if self.example is not None and image.size != sides:
             raise ValueError(
-                f"{printable(name)} is {image.width}×{image.height} but {printable(self.example)} is {side}×{side}: give "
-                "--data.size, to which pictures are resized and centre-cropped"
+                f"{printable(name)} is {image.width}×{image.height} but {printable(self.example)} is {self.width}×{self.height}: "
+                "give --data.size, to which pictures are resized and centre-cropped"
             )
         traits = set(picture.traits)
         traits |= {"grey"} if self.colour and not is_colour(image) else set()
-        traits |= {"cropped"} if image.width != image.height else set()
-        traits |= {"enlarged"} if min(image.size) < side else set()
-        square = fit(normal_mode(image, self.colour), side)
-        return np.asarray(square).reshape(side, side, self.channels), frozenset(traits)
+        traits |= {"cropped"} if image.width * self.height != image.height * self.width else set()
+        traits |= {"enlarged"} if image.width < self.width or image.height < self.height else set()
+        fitted = fit(normal_mode(image, self.colour), (self.height, self.width))
+        return np.asarray(fitted).reshape(self.height, self.width, self.channels), frozenset(traits)
 
 
 def what_was_done(traits: Counter[str], total: int, *, converted: bool) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ctm.data.limits import check_size, memory_limit
 from ctm.data.notes import option
 from ctm.data.resize import is_colour
 from ctm.data.rowgroups import check_column, rows_at_once
-from ctm.data.stack import Square, what_was_done
+from ctm.data.stack import Frame, Size, what_was_done
 from ctm.files import suffix_of
 
 __all__ = ["load_table"]
@@ -44,7 +45,7 @@ class _Table:
 
 def load_table(
     name: str,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     split: str,
     *,
@@ -209,29 +210,29 @@ def _labels(table: _Table, column: str | None) -> tuple[np.ndarray | None, list[
 
 
 def _pixels(
-    table: _Table, column: str, size: int | None, channels: int | None, max_gb: float | None
+    table: _Table, column: str, size: Size | None, channels: int | None, max_gb: float | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """uint8 (N, side, side, C), and lines that say what was done."""
     first = _picture(next(table.read(column)), f"{table.name}: image 0")
     _check_rows(
-        table, Square.like(first, f"{table.name}: image 0", size, False), max_gb
+        table, Frame.like(first, f"{table.name}: image 0", size, False), max_gb
     )  # before all rows are looked at
     colour = channels == 3 or (channels is None and any(map(_in_colour, table.read(column))))
-    square = Square.like(first, f"{table.name}: image 0", size, colour)
-    shape = _check_rows(table, square, max_gb)
+    frame = Frame.like(first, f"{table.name}: image 0", size, colour)
+    shape = _check_rows(table, frame, max_gb)
     pixels, traits = np.empty(shape, dtype=np.uint8), Counter[str]()
     for row, cell in enumerate(table.read(column)):
         name = f"{table.name}: image {row}"
-        pixels[row], treated = square.pixels(_picture(cell, name), name)
+        pixels[row], treated = frame.pixels(_picture(cell, name), name)
         traits.update(treated)
     return pixels, what_was_done(traits, table.rows, converted=channels is not None)
 
 
-def _check_rows(table: _Table, square: Square, max_gb: float | None) -> tuple[int, ...]:
+def _check_rows(table: _Table, frame: Frame, max_gb: float | None) -> tuple[int, ...]:
     """The shape of all pixels. Raises ValueError where they take too much memory."""
-    shape = (table.rows, square.side, square.side, square.channels)
+    shape = (table.rows, frame.height, frame.width, frame.channels)
     what = f"{table.name} ({'×'.join(map(str, shape))} pixels)"
-    check_size(what, table.rows * square.side**2 * square.channels, table.file_bytes, max_gb)
+    check_size(what, table.rows * math.prod(shape[1:]), table.file_bytes, max_gb)
     return shape
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctm.conditioner import Conditioner
 from ctm.conditions import LABELS, Condition
-from ctm.data import Images
+from ctm.data import Dataset
 from ctm.data.conditions import fields_digest, fields_for, load_fields, names_of
 from ctm.data.notes import tell
 from ctm.evaluation.sources import label_rows
@@ -63,7 +63,7 @@ def fields_from(text: str | None, takes: Mapping[str, tuple[int, ...]]) -> Field
     return FileFields(values, Path(str(text)).name)
 
 
-def rule_of(given: FieldsFrom, images: Images | None) -> str | None:
+def rule_of(given: FieldsFrom, images: Dataset | None) -> str | None:
     """What a protocol says of the fields; None where samples have none and nothing was asked for."""
     if isinstance(given, FileFields):
         return f"the {given.count} rows of a file in turn, sha256 {fields_digest(given.values)[:16]}"
@@ -72,7 +72,7 @@ def rule_of(given: FieldsFrom, images: Images | None) -> str | None:
     return PAIRED if images is not None and images.fields else None
 
 
-def check_fields(given: FieldsFrom, images: Images | None, model: object, who: str, labels: str) -> list[str]:
+def check_fields(given: FieldsFrom, images: Dataset | None, model: object, who: str, labels: str) -> list[str]:
     """Lines that say which fields are left out for a model. labels: how classes are drawn, data or uniform.
 
     Raises ValueError for a field of another shape, and where classes are drawn apart from the fields of the data's rows."""
@@ -92,7 +92,7 @@ def check_fields(given: FieldsFrom, images: Images | None, model: object, who: s
 
 
 def sample_fields(
-    given: FieldsFrom, images: Images | None, model: object, count: int, seed: int
+    given: FieldsFrom, images: Dataset | None, model: object, count: int, seed: int
 ) -> dict[str, np.ndarray]:
     """The fields of `count` samples, (count, …) each, as far as the model takes them. Of the data they are the fields of the rows
     whose labels `ctm.evaluation.sources.data_labels` gives under this seed. Raises ValueError for another shape."""

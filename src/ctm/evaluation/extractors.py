@@ -145,7 +145,7 @@ def data_extractor(name: str, data: Images, classifier: Classifier | None, side:
     """The feature network of that name for these images. classifier: trained on them, None where they have no labels or another
     network is asked for. Raises as `make_extractor`, and ValueError for "classifier" where there is none."""
     if name != "classifier":
-        return make_extractor(name, data.shape[1], side)
+        return make_extractor(name, max(data.shape[1:]), side)
     if classifier is None:
         raise ValueError(f"--features classifier trains on the labels of the data, and {data.name} has none")
     return classifier_extractor(classifier)

@@ -134,7 +134,7 @@ def classifier_of(
             save_file(trained.state_dict(), temporary)
     processes.wait()
     weights = load_file(path)
-    classifier = Classifier(images.shape[0], images.shape[1], len(weights["head.bias"]))
+    classifier = Classifier(images.shape[0], images.shape[1:], len(weights["head.bias"]))
     classifier.load_state_dict(weights)
     return classifier.eval().requires_grad_(False).to(processes.device)
 

@@ -17,6 +17,7 @@ from ctm.conditions import Condition
 from ctm.data import Images, load_images
 from ctm.data.conditions import fields_digest, names_of
 from ctm.data.notes import tell
+from ctm.data.stack import Size, sides_of
 from ctm.evaluation.classes import Renumbered, SharedClasses, Unlabelled, shared_classes
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.conditions import FieldsFrom, check_fields, rule_of, sample_fields, with_labels
@@ -86,7 +87,7 @@ class Judge:
 def make_judge(
     data: str,
     *,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     split: str | None = None,
     features: str = "efficientnet",
@@ -114,7 +115,7 @@ def make_judge(
     if labels not in ("data", "uniform"):
         raise ValueError(f"--labels must be data or uniform, got {labels!r}")
     if features != "classifier":
-        extractor = make_extractor(features, size or 0, side)
+        extractor = make_extractor(features, 0 if size is None else max(sides_of(size)), side)
         if is_statistics(data, extractor.features):
             processes, rows = processes or Processes(), min(rows, images)
             reference = statistics_file(Path(data), rows)

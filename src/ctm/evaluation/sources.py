@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctm.conditions import Condition, labels_of, rows
-from ctm.data import Images, epoch_order
+from ctm.data import Dataset, Images, epoch_order
 from ctm.models.protocol import Denoiser
 from ctm.sampling import draw
 
@@ -76,7 +76,7 @@ class ModelSource:
         return x, labels_of(condition)
 
 
-def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
+def data_labels(images: Dataset, count: int, seed: int) -> Tensor | None:
     """A label for each of count samples, as often as in the data; None for data without labels. They are the labels of as
     many images in a drawn order, which is not the order in which the data are looked at."""
     if images.labels is None:
@@ -84,6 +84,6 @@ def data_labels(images: Images, count: int, seed: int) -> Tensor | None:
     return torch.from_numpy(images.labels[label_rows(images, count, seed)].astype(np.int64))
 
 
-def label_rows(images: Images, count: int, seed: int) -> np.ndarray:
+def label_rows(images: Dataset, count: int, seed: int) -> np.ndarray:
     """The number of the image whose label, and whose fields of a condition, each of `count` samples has: int64 (count,)."""
     return epoch_order(len(images), 0, count, _LABELS + seed)

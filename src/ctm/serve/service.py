@@ -87,7 +87,7 @@ class Service:
 
     def _served(self, name: str, model: AnyModel) -> Served:
         shape = tuple(model.shape)
-        if len(shape) != 3 or shape[0] not in (1, 3):
+        if len(shape) != 3 or shape[0] not in (1, 3) or model.scaling is not None:
             raise ValueError(f"{name} makes samples of shape {shape}: a service needs pictures of 1 or 3 channels")
         settings = self.settings
         observe = partial(self.meters.called, name)

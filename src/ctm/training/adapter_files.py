@@ -16,7 +16,7 @@ from ctm.files import whole_file
 from ctm.foreign.text import plain, read_json
 from ctm.models import AnyModel
 from ctm.models.files import MODELS
-from ctm.models.reading import check_weights
+from ctm.models.reading import check_weights, read_scaling
 from ctm.networks.adapters import OwnTensors, add_adapters, own_tensors, with_merged_network
 from ctm.networks.description import build, describe
 from ctm.teachers import load_teacher
@@ -45,6 +45,7 @@ class AdapterFiles:
             "settings": self.model._settings(),
             "network": describe(self.model.network),
             "class_names": self.model.class_names,
+            **({} if self.model.scaling is None else {"scaling": self.model.scaling.as_json()}),
             "lora": asdict(self.lora),
             "teacher": self.teacher,
         }
@@ -94,6 +95,7 @@ def _merged(teacher: AnyModel, about: dict[str, Any], tensors: dict[str, torch.T
         add_adapters(model.network, teacher.network, rank=about["lora"]["rank"], alpha=about["lora"]["alpha"])
     OwnTensors(model).load_state_dict(tensors)
     model.class_names = about["class_names"]
+    model.scaling = read_scaling({**about, "shape": model.shape}, ADAPTER)
     return with_merged_network(model)
 
 

@@ -41,9 +41,9 @@ class DataSettings:
     """What to train on.
 
     Args:
-        name: digits, mnist5k, fashion-mnist, the path of an image folder, of a file of arrays (.npz, .npy, .safetensors) or of a
-            .parquet file, or a hub id.
-        size: side of the square images; pictures are resized and centre-cropped. Unset: the set's own size.
+        name: digits, mnist5k, fashion-mnist, the path of an image folder or .zip, of a file of arrays (.npz, .npy, .safetensors)
+            or of a .parquet file, or a hub id.
+        size: side of square images, or [height, width]; pictures are resized and centre-cropped. Unset: the set's own size.
         channels: 1 (grey) or 3 (colour) converts; unset: colour if any picture is in colour.
         split: train or test, where the set has both; unset: train.
         batch_size: images in a step, over all processes together.
@@ -60,7 +60,7 @@ class DataSettings:
     """
 
     name: str
-    size: int | None = None
+    size: int | list[int] | None = None
     channels: int | None = None
     split: str | None = None
     batch_size: int = 128

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ctm.data import Dataset, Images
+from ctm.data import Dataset, Images, Values
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject
 from ctm.models import AnyModel
@@ -33,7 +33,8 @@ class EvaluationSettings:
         every: training steps between evaluations; the last step is one, too.
         num: samples of each evaluation; the Fréchet distance of few samples is biased, equally in all of them.
         steps: jumps of each sample; noise levels of Heun's sampler for a diffusion model. Unset: 1, or 18.
-        features: feature network: classifier (trained on the data's labels) or efficientnet.
+        features: feature network: classifier (trained on the data's labels) or efficientnet. Of vectors, sequences and fields
+            the distance is that of their standardised numbers.
     """
 
     every: int = 1000
@@ -58,14 +59,19 @@ class SelfEvaluation:
         from ctm.evaluation.frechet import too_few
         from ctm.evaluation.passes import Processes  # here, because few runs evaluate themselves
         from ctm.evaluation.run import judge_of
+        from ctm.evaluation.values import ValueJudge, few_values
 
-        if not isinstance(images, Images):
-            raise ValueError(f"evaluation looks at pictures, and {images.name} holds arrays: leave evaluation unset")
-        self.settings, self._directory = settings, directory
-        self._judge = judge_of(
-            images, features=settings.features, images=settings.num, processes=Processes(device=device)
-        )
-        for warning in too_few(settings.num, len(images), self._judge.extractor.features):
+        self.settings, self._directory, self._device = settings, directory, device
+        self._values = ValueJudge(images) if isinstance(images, Values) else None
+        if self._values is not None:
+            warnings = few_values(self._values, settings.num)
+        else:
+            assert isinstance(images, Images)
+            self._judge = judge_of(
+                images, features=settings.features, images=settings.num, processes=Processes(device=device)
+            )
+            warnings = too_few(settings.num, len(images), self._judge.extractor.features)
+        for warning in warnings:
             _LOG.warning("self-evaluation: %s", warning)
         self._file, self._best = directory.path / _FILE, directory.path / "best.json"
         self._rows: list[JSONObject] = [row for row in read_rows(self._file) if row["step"] <= step]
@@ -74,13 +80,23 @@ class SelfEvaluation:
         """Evaluate; keep the model if it is the best, with the card that `card` then makes. Returns the numbers."""
         from ctm.evaluation.plans import make_plans, subject_of
         from ctm.evaluation.run import evaluate_plans
+        from ctm.evaluation.values import sample_values
 
         subject = subject_of("model", str(self._directory.path), model)
         steps = self.settings.steps or (1 if can_jump(model) else 18)
-        with tempfile.TemporaryDirectory() as folder:
-            (row,) = evaluate_plans(self._judge, make_plans(subject, steps=[steps]), Path(folder), quiet=True)
-        numbers = {name: number.value for name, number in row.numbers.items()}
-        how = {"num": self.settings.num, "steps": steps, "features": self.settings.features}
+        plans, features = make_plans(subject, steps=[steps]), self.settings.features
+        if self._values is not None:
+            features = "values"
+            numbers = {
+                "frechet": self._values.distance(
+                    sample_values(self._values, plans[0], self.settings.num, self._device)
+                ).value
+            }
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                (row,) = evaluate_plans(self._judge, plans, Path(folder), quiet=True)
+            numbers = {name: number.value for name, number in row.numbers.items()}
+        how = {"num": self.settings.num, "steps": steps, "features": features}
         alike = [known for known in self._rows if known.get("how", how) == how]  # others do not compare
         earlier = [known["frechet"] for known in alike if "frechet" in known]
         self._rows.append({"step": step, **numbers, "how": how})

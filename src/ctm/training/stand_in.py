@@ -12,6 +12,7 @@ import torch
 from ctm.backbones import TeacherEncoder
 from ctm.backbones.base import Backbone
 from ctm.data import Images
+from ctm.data.stack import sides_of
 from ctm.objectives import LPIPS, FeatureDistance, Objective, Squared
 from ctm.training.recipe import Recipe
 
@@ -44,15 +45,17 @@ def random_images(recipe: Recipe, reason: str) -> tuple[Images, str]:
         raise FileNotFoundError(
             f"{reason}. A dry run takes random pictures in their place once it knows their size: give --data.size"
         )
+    sides = sides_of(size)
     depth = data.channels or channels or 3
     assumed = [] if data.channels or channels else ["3 channels (data.channels is not set)"]
     assumed += [] if classes else [f"{_CLASSES} classes (a recipe does not say how many)"]
     classes = classes or _CLASSES
     count = max(recipe.data.batch_size, classes)
     generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, size, size, depth), dtype=np.uint8)
+    pixels = generator.integers(0, 256, (count, *sides, depth), dtype=np.uint8)
     labels = np.arange(count) % classes
-    line = f"data: {data.name} is not here; {count} random pictures {size}×{size}, {depth} channels, {classes} classes stand in"
+    line = f"data: {data.name} is not here; {count} random pictures {sides[1]}×{sides[0]}, {depth} channels, {classes} classes "
+    line += "stand in"
     line += f"; assumed: {', '.join(assumed)}" if assumed else ""
     return Images(pixels, labels, [str(number) for number in range(classes)], data.name, "random pictures"), line
 
