@@ -38,16 +38,17 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--demonstrations", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=2000, help="on which each policy is measured")
     parser.add_argument("--tuning", type=int, default=128, help="sequences on which a grid of levels is tuned")
-    parser.add_argument("--steps", type=int, default=None, help="of both trainings; default: the recipes'")
+    parser.add_argument("--teacher_steps", type=int, default=None, help="of its training; default: the recipe's")
+    parser.add_argument("--ctm_steps", type=int, default=None, help="likewise")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
     out, data, began = chosen.out, chosen.out / "demonstrations.npz", time.perf_counter()
     if not data.is_file():
         shown = write_demonstrations(data, chosen.demonstrations)
         print(f"{len(shown.success)} demonstrations, {100 * (shown.way > 0).mean():.0f} % above")
-    shorter = [] if chosen.steps is None else ["--steps", str(chosen.steps)]
-    train("teacher.yaml", out / "teacher", "--data.name", str(data), *shorter)
-    train("ctm.yaml", out / "ctm", "--data.name", str(data), "--teacher", str(out / "teacher"), *shorter)
+    of_teacher, of_ctm = ([] if n is None else ["--steps", str(n)] for n in (chosen.teacher_steps, chosen.ctm_steps))
+    train("teacher.yaml", out / "teacher", "--data.name", str(data), *of_teacher)
+    train("ctm.yaml", out / "ctm", "--data.name", str(data), "--teacher", str(out / "teacher"), *of_ctm)
     teacher, student = ctm.load_teacher(out / "teacher"), ctm.load_model(out / "ctm")
     rows = measured(policies(teacher, student, data, tuning=chosen.tuning), chosen.episodes)
     (out / "table.md").write_text(table(rows) + "\n")

@@ -100,7 +100,9 @@ def test_the_command_trains_measures_and_films(shown, tmp_path, monkeypatch):
     monkeypatch.setattr(maze, "LIMIT", 16)
     monkeypatch.setattr(Regression.fit, "__defaults__", (5, 16, 0))
     monkeypatch.setattr("examples.robotics.evaluate.decision_times.__defaults__", (1,))
-    rows = main(["--out", str(tmp_path), "--episodes", "2", "--steps", "2", "--tuning", "2"])
+    rows = main(
+        ["--out", str(tmp_path), "--episodes", "2", "--teacher_steps", "2", "--ctm_steps", "2", "--tuning", "2"]
+    )
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(rows)
     assert (tmp_path / "maze.gif").read_bytes()[:4] == b"GIF8"
     model = load_model(tmp_path / "ctm")
