@@ -86,7 +86,7 @@ def restored(exact: GaussianFields, student: torch.nn.Module, out: Path, num: in
     ways = {
         "exact": law.sample(num, seed=8),
         "replace": replace(student, operator, many, grid=LEVELS.float(), rounds=40, **options),
-        "solve_guided": solve_guided(student, operator, many, steps=18, iterations=16, jumps=True, **options),
+        "solve_guided": solve_guided(student, operator, many, steps=18, jumps=True, **options),
     }
     figure, axes = pyplot.subplots(3, 4, figsize=(8, 3.9), layout="constrained")
     for line, (name, samples) in zip(axes, ways.items(), strict=True):
