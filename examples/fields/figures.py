@@ -58,13 +58,18 @@ def spectra(exact: GaussianFields, ways: dict, out: Path, num: int = 64) -> None
         lines = exact.variances(condition)[0].sum(dim=0)
         axis.loglog(places, [float(lines[mask].mean()) for mask in masks], "k-", linewidth=0.8)
         noise = 80 * torch.randn(num, *exact.shape, generator=torch.Generator().manual_seed(4))
-        for (name, walk), mark in zip(ways.items(), "ox+^", strict=True):
+        for number, (name, walk) in enumerate(ways.items()):
             samples = exact.modes(walk(noise, 80.0, condition).double() - exact.offset[:, None, None])
             power = samples.square().mean(dim=0).sum(dim=0)
             label = name if scale == SCALES[0] else None
-            axis.loglog(
-                places, [float(power[mask].mean()) for mask in masks], mark, markersize=4, fillstyle="none", label=label
-            )
+            look = {
+                "marker": "ox+^"[number],
+                "color": f"C{number}",
+                "linestyle": "",
+                "fillstyle": "none",
+                "markersize": 4,
+            }
+            axis.loglog(places, [float(power[mask].mean()) for mask in masks], label=label, **look)
     axis.set(xlabel="wave number |k| (first mark: 0)", ylabel="power of a wave, both channels")
     axis.legend(fontsize=7)
     figure.savefig(out / "spectra.png", dpi=110)
@@ -81,7 +86,7 @@ def restored(exact: GaussianFields, student: torch.nn.Module, out: Path, num: in
     ways = {
         "exact": law.sample(num, seed=8),
         "replace": replace(student, operator, many, grid=LEVELS.float(), rounds=40, **options),
-        "solve_guided": solve_guided(student, operator, many, steps=18, iterations=16, jumps=True, **options),
+        "solve_guided": solve_guided(student, operator, many, steps=18, jumps=True, **options),
     }
     figure, axes = pyplot.subplots(3, 4, figsize=(8, 3.9), layout="constrained")
     for line, (name, samples) in zip(axes, ways.items(), strict=True):

@@ -88,6 +88,7 @@ WAYS: dict[str, Callable[..., Tensor]] = {
     "solve_guided, 72 steps": _guided(72, 1),
     "solve_guided, 72 steps of 16 iterations": _guided(72, 16),
     "solve_guided, 18 jumps": _guided(18, 1, jumps=True),
+    "solve_guided, 18 jumps of 4 iterations": _guided(18, 4, jumps=True),
     "solve_guided, 18 jumps of 16 iterations": _guided(18, 16, jumps=True),
     "replace, 6 levels": _replaced(1),
     "replace, 6 levels of 40 rounds": _replaced(40),
@@ -157,8 +158,9 @@ def trained(teacher: torch.nn.Module, student: torch.nn.Module, num: int = 64) -
     parts.append(table(["power over the exact power, |k| below", "0.15", "0.35", "0.7", "1.4", "4.5"], rows))
     parts.append(likelihoods(exact, {"teacher": teacher, "CTM": student}))
     runs = [
-        ("teacher: ", teacher, "solve_guided, 18 steps of 16 iterations"),
-        ("CTM: ", student, "solve_guided, 18 jumps of 16 iterations"),
+        ("teacher: ", teacher, "solve_guided, 18 steps"),
+        ("CTM: ", student, "solve_guided, 18 jumps"),
+        ("CTM: ", student, "solve_guided, 18 jumps of 4 iterations"),
         ("CTM: ", student, "replace, 6 levels of 40 rounds"),
     ]
     parts.append(inverse(exact, runs, num))

@@ -32,7 +32,8 @@ class Measured(Guided):
     Σ is far larger along m than r² and ΠGDM overshoots at high levels. This is the first step of the conjugate gradients by which
     Rozet et al. (arXiv 2405.13712) solve the Gaussian case Σ(PΣP)⁺m, P = A⁺A; `iterations` takes more of them. One is enough for
     one measured number. A Gaussian of many measured numbers that go together needs more, and with as many as are measured it is
-    exact. Of other data the samples are biased, docs/sampling.md says how much on a mixture.
+    exact. Many need a precise model, for an error of ∂D/∂x counts t² times in Σ. Of other data the samples are biased,
+    docs/sampling.md says how much on a mixture.
 
     model: any model; y: the measurement A(x0) of each sample; clamp: the guided image to [−1, 1], for pictures. One call is an
     evaluation of the denoiser and a gradient for each iteration, and for a jump one more of the jump, whose g stands in D's
