@@ -96,6 +96,7 @@ def test_the_maths_floor_knows_no_files_and_no_settings():
             "inspect",
             "itertools",
             "math",
+            "operator",
             "re",
             "types",
             "typing",

@@ -55,7 +55,7 @@ def test_a_directory_may_have_a_dot_in_its_name(capsys, saved, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x.jpg"], "samples are written to a directory, FILE.png or FILE.npz"),
+        (["--out", "x.jpg"], "samples are written to a directory, FILE.png, FILE.npz or FILE.npy"),
         (["--device", "nope"], "--device nope cannot be used here"),
         (["--steps", "0"], "steps must be a whole number of at least 1"),
         (["--seed=-5"], "seed must be at least 0, got -5"),

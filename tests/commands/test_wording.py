@@ -34,7 +34,7 @@ LIBRARY = re.compile(
         (["zzz"], "there is no command zzz: there are demo, distill, train,"),
         ([], "there is no command: give one of demo, distill, train,"),
         (["train"], "train needs a recipe: --config RECIPE, a file or a name that ctm recipes lists"),
-        ([*TRAIN, "--data.size", "x"], "--data.size must be a whole number or null, got x"),
+        ([*TRAIN, "--data.size", "x"], "--data.size must be a whole number or a list such as [a, b] or null, got x"),
         (
             [*TRAIN, "--data", "digits"],
             "--data is a group of settings: give each by its own name, as --data.name digits",

@@ -275,7 +275,7 @@ def test_mistakes_are_one_sentence(capsys, model, data, tmp_path, arguments, mes
 
 
 def test_nothing_to_evaluate_or_compare(capsys, data, tmp_path):
-    assert "nothing to evaluate: give a model, or --samples" in sentence(capsys, "evaluate", "--data", data)
+    assert "nothing to evaluate: give a model, --peer, or --samples" in sentence(capsys, "evaluate", "--data", data)
     assert "there is no file" in sentence(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
     (tmp_path / "a.json").write_text("{}")
     assert "is not a result of ctm evaluate" in sentence(capsys, "compare", tmp_path / "a.json", tmp_path / "a.json")

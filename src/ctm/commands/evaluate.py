@@ -72,9 +72,7 @@ def parser() -> Parser:
         default=None,
         help="of a model that takes a text: array or column of --data with captions (default: text), or 'a {}' with the class",
     )
-    result.add_argument(
-        "--samples", type=str, default=None, help="folder or .npz of samples, with a model or instead of it"
-    )
+    result.add_argument("--samples", type=str, default=None, help="folder or .npz of samples, also without a model")
     result.add_argument(
         "--teacher", type=str, default=None, help="also evaluate this teacher; MSE and PSNR compare with its samples"
     )
@@ -108,9 +106,7 @@ def parser() -> Parser:
         help="fields of the samples' conditions: data, its rows' own by number; none; or an .npz, whose rows are repeated",
     )
     result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
-    result.add_argument(
-        "--split", type=str, default=None, help="train or test, where the data have both (default: train)"
-    )
+    result.add_argument("--split", type=str, default=None, help="train or test, where data have both (default: train)")
     result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
     result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
     add_device_option(result)

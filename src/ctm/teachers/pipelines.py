@@ -37,15 +37,20 @@ def takes_text(model: Any) -> bool:
 
 def reads_prompts(model: Any) -> bool:
     """Whether a model takes a text, and has the tokenizer and text encoder for prompts."""
-    pipeline = getattr(model, "pipeline", None)
+    pipeline = _pipeline_of(model)
     return takes_text(model) and pipeline is not None and pipeline.reads_text
+
+
+def _pipeline_of(model: Any) -> Pipeline | None:
+    found = getattr(model, "pipeline", None)  # a peer's may be one of diffusers, which decodes on its own
+    return found if isinstance(found, Pipeline) else None
 
 
 def autoencoder_of(model: Any) -> Autoencoder | None:
     """The autoencoder whose latents a model's samples are, in eval mode, kept in memory; None for a model without one.
 
     Raises ValueError where its files are gone, damaged, or of other latents than the model's."""
-    pipeline: Pipeline | None = getattr(model, "pipeline", None)
+    pipeline = _pipeline_of(model)
     folder = None if pipeline is None else pipeline.autoencoder
     if pipeline is None or folder is None:
         return None
@@ -141,7 +146,7 @@ def embed(model: Any, prompts: Sequence[str]) -> Tensor:
 
 def check_pictures(model: Any, name: str, what: str) -> None:
     """Raises ValueError for a model of latents, which `what` does not take. name: of the model, as a user gave it."""
-    pipeline = getattr(model, "pipeline", None)
+    pipeline = _pipeline_of(model)
     if pipeline is not None and pipeline.autoencoder is not None:
         raise ValueError(
             f"{name} is a model of latents, and {what} works on the pictures themselves: give a model of pictures, or use ctm "
