@@ -89,6 +89,7 @@ def test_the_run_has_pictures_and_a_model_with_its_own_decoder(pipeline, distill
     assert torch.allclose(embed(student, ["a seven"]), embed_prompts(pipeline[1], ["a seven"]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_its_recipe_is_run_by_train_to_the_same_bits(distilled, tmp_path):
     assert main(["train", "--config", str(distilled / "recipe.yaml"), "--out", str(tmp_path / "again")]) == 0
     assert everything(tmp_path / "again") == everything(distilled)
@@ -207,6 +208,7 @@ def test_without_data_it_takes_the_teachers_samples_under_the_prompts(pipeline, 
     assert (out / "recipe.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(pipeline, tmp_path, capsys):
     asked = ["--data", "digits", "--caption", "a {}", "--out", str(tmp_path / "fast"), *SHORT, "--dry-run"]
     assert main(["distill", str(pipeline[1]), *asked]) == 0
@@ -255,6 +257,7 @@ def test_models_and_prompts_that_do_not_go_together(moved, capsys, arguments, se
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_teacher_is_sampled_by_prompts_too(pipeline, tmp_path):
     teacher = load_teacher(pipeline[1], settings={"sigma_data": 1.0})
     assert dict(teacher.conditioner.fields) == {"text": (TOKENS, 16)}
