@@ -74,18 +74,18 @@ class Generated:
 class Regression(nn.Module):
     """Behaviour cloning by least squares: from an observation the mean of what the expert did there."""
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self, width: int = 256, seed: int = 0) -> None:
         super().__init__()
+        torch.manual_seed(seed)
         self.shape = (2, CHUNK)
         self.layers = nn.Sequential(
             nn.Linear(10, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2 * CHUNK)
         )
 
-    def fit(self, data: Path, steps: int = 3000, batch_size: int = 256, seed: int = 0) -> Regression:
+    def fit(self, data: Path, steps: int = 3000, batch_size: int = 256) -> Regression:
         """Trained on the demonstrations: those that the other policies learn from."""
         with np.load(data) as held:
             observations, sequences = torch.from_numpy(held["observation"]), torch.from_numpy(held["data"])
-        torch.manual_seed(seed)
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
         for _ in range(steps):

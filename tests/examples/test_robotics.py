@@ -98,7 +98,7 @@ def test_the_command_trains_measures_and_films(shown, tmp_path, monkeypatch):
     observations, sequences = pairs(shown)
     np.savez(tmp_path / "demonstrations.npz", data=sequences, observation=observations)
     monkeypatch.setattr(maze, "LIMIT", 16)
-    monkeypatch.setattr(Regression.fit, "__defaults__", (5, 16, 0))
+    monkeypatch.setattr(Regression.fit, "__defaults__", (5, 16))
     monkeypatch.setattr("examples.robotics.evaluate.decision_times.__defaults__", (1,))
     rows = main(
         ["--out", str(tmp_path), "--episodes", "2", "--teacher_steps", "2", "--ctm_steps", "2", "--tuning", "2"]
