@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 
 from ctm import load_model
 from ctm.cli import main
+from ctm.scaling import Scaling
 
 from .test_cli import sentence
 
@@ -31,6 +34,16 @@ def test_where_it_cannot_be_written_is_a_sentence(capsys, small_ctm, tmp_path, o
     small_ctm.save_pretrained(tmp_path / "model")
     (tmp_path / "taken.pt2").write_text("mine")
     assert words in sentence(capsys, "export", str(tmp_path / "model"), str(tmp_path / out), "--to", to)
+
+
+def test_a_model_of_numbers_is_no_pipeline_of_pictures(capsys, small_ctm, tmp_path):
+    model = copy.deepcopy(small_ctm)
+    model.scaling = Scaling("standard", (3.0,), (2.0,))
+    model.save_pretrained(tmp_path / "model")
+    words = sentence(capsys, "export", str(tmp_path / "model"), str(tmp_path / "x"), "--to", "diffusers")
+    assert "makes arrays of numbers, and a pipeline of diffusers makes pictures: give --to onnx or torch" in words
+    words = sentence(capsys, "likelihood", str(tmp_path / "model"), "--data", "digits")
+    assert "is a model of arrays of numbers, and ctm likelihood works on pictures" in words
 
 
 def test_a_teacher_is_not_exported(capsys, tmp_path):

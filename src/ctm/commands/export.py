@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -67,6 +68,13 @@ def run(settings: Namespace) -> None:
     if settings.to != "diffusers" and model.pipeline is not None:
         parts = ", ".join(model.pipeline.components)
         print(f"the graph takes and gives what the network does: {parts} are not in it (--to diffusers has them)")
+    if model.scaling is not None:
+        if settings.to == "diffusers":
+            raise ValueError(
+                f"{settings.model} makes arrays of numbers, and a pipeline of diffusers makes pictures: give --to onnx or torch"
+            )
+        rule = json.dumps(model.scaling.as_json())
+        print(f"the graph's samples x are as the model learns them; the data's numbers are x*scale + offset: {rule}")
     if settings.to == "diffusers":
         export_diffusers(model, out)
         print(f"written: {out}; in Python: DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")

@@ -145,7 +145,13 @@ def embed(model: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def check_pictures(model: Any, name: str, what: str) -> None:
-    """Raises ValueError for a model of latents, which `what` does not take. name: of the model, as a user gave it."""
+    """Raises ValueError for a model of latents, or of numbers that are no pictures, which `what` does not take. name: of the
+    model, as a user gave it."""
+    if getattr(model, "scaling", None) is not None:
+        raise ValueError(
+            f"{name} is a model of arrays of numbers, and {what} works on pictures: use ctm sample and ctm evaluate, or the "
+            "Python interface"
+        )
     pipeline = _pipeline_of(model)
     if pipeline is not None and pipeline.autoencoder is not None:
         raise ValueError(
