@@ -36,7 +36,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def tuned(model: ctm.TrajectoryModel, teacher: ctm.DiffusionModel, steps: int, data: Path, num: int) -> torch.Tensor:
-    """The levels of `steps` jumps that `ctm.tune_grid` chooses: nearest to the teacher's flow, on observations of the demonstrations."""
+    """The levels of `steps` jumps that `ctm.tune_grid` chooses by the teacher's flow, on observations of the demonstrations."""
     with np.load(data) as held:
         rows = np.random.default_rng(0).permutation(len(held["observation"]))[: 4 * num]
         fields = {"observation": torch.from_numpy(held["observation"][rows])}
