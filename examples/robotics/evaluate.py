@@ -35,12 +35,12 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def tuned(model: ctm.TrajectoryModel, steps: int, data: Path, num: int) -> torch.Tensor:
-    """The levels of `steps` jumps that `ctm.tune_grid` chooses, on observations of the demonstrations."""
+def tuned(model: ctm.TrajectoryModel, teacher: ctm.DiffusionModel, steps: int, data: Path, num: int) -> torch.Tensor:
+    """The levels of `steps` jumps that `ctm.tune_grid` chooses by the teacher's flow, on observations of the demonstrations."""
     with np.load(data) as held:
         rows = np.random.default_rng(0).permutation(len(held["observation"]))[: 4 * num]
         fields = {"observation": torch.from_numpy(held["observation"][rows])}
-    measure = ctm.sampling.FlowDistance(model, num=num, held_out=3 * num, fields=fields, levels=18)
+    measure = ctm.sampling.FlowDistance(model, teacher, num=num, held_out=3 * num, fields=fields, levels=18)
     return torch.tensor(ctm.tune_grid(model, steps, measure=measure).levels)
 
 
@@ -58,7 +58,7 @@ def policies(
     for jumps in (1, 3, 8):
         words = "1 jump" if jumps == 1 else f"{jumps} jumps, γ = 0"
         found[f"CTM, {words}, no warm start"] = Generated(student, jumps=jumps, warm=None)
-    grid = tuned(student, 3, data, tuning)
+    grid = tuned(student, teacher, 3, data, tuning)
     found["CTM, 3 jumps, γ = 0, no warm start, tuned grid"] = Generated(student, jumps=3, warm=None, grid=grid)
     return found
 
