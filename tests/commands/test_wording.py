@@ -136,7 +136,7 @@ def test_the_help_says_defaults_in_words(capsys):
     assert "solver SOLVER       (default: ctm.objectives.TeacherWalk with step" in out
     _, out, _ = run(capsys, "train", "--help", "all")
     assert re.search(r"--steps N +optimiser steps of the whole run \(default: 10000\)", out)
-    assert re.search(r"--data.size N +side of the square images", out)
+    assert re.search(r"--data.size SIZE +side of square images, or", out)
     assert "--data.name NAME" in out
 
 

@@ -124,7 +124,14 @@ def test_a_published_model_keeps_what_the_card_of_its_run_says(tool, tmp_path):
 def test_the_cards_of_the_shipped_models_say_what_their_files_say(tool):
     """Written by `python tools/publish_model.py --cards`."""
     names = [path.name for path in tool.published()]
-    assert names == ["digits-ctm", "digits-teacher", "fashion-mnist-ctm", "fashion-mnist-teacher"]
+    assert names == [
+        "digits-ctm",
+        "digits-teacher",
+        "fashion-mnist-ctm",
+        "fashion-mnist-teacher",
+        "maze-ctm",
+        "maze-teacher",
+    ]
     for path in tool.published():
         text = (path / "README.md").read_text()
         assert text == tool.card_of(path), path.name

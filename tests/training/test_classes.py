@@ -120,13 +120,13 @@ def test_flips_are_the_same_in_pieces_of_a_batch(tmp_path):
 
 def test_what_is_flipped_is_the_width(tmp_path, monkeypatch):
     """With every row flipped a run sees the mirrored pictures, and the same random numbers."""
-    from ctm.training import trainer
+    from ctm.training import input as batches
 
     digits = load_images("digits")
     mirrored = Images(np.ascontiguousarray(digits.pixels[:, :, ::-1]), digits.labels, digits.class_names, "digits")
     arguments = teacher_arguments("--steps", "2")
     train(*_of(arguments, tmp_path / "mirrored"), images=mirrored)
-    monkeypatch.setattr(trainer, "random_flips", lambda count, seed, step: torch.ones(count, dtype=torch.bool))
+    monkeypatch.setattr(batches, "random_flips", lambda count, seed, step: torch.ones(count, dtype=torch.bool))
     train(*_of([*arguments, "--data.flip", "true"], tmp_path / "flipped"), images=digits)
     states = [load_model(tmp_path / name).state_dict() for name in ("mirrored", "flipped")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

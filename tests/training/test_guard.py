@@ -169,11 +169,11 @@ def test_a_spike_in_a_real_run_is_skipped(tmp_path, monkeypatch, caplog):
                 x0, labels = images.rows(indices)
                 return 1000 * x0, labels
 
-        run.images = Glaring()
+        run.input.data = Glaring()
         try:
             return take(run, step)
         finally:
-            run.images = images
+            run.input.data = images
 
     monkeypatch.setattr(trainer, "_step", glaring)
     out = trained(tmp_path / "run", teacher_arguments("--steps", "35", "--log_every", "5"))

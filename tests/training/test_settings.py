@@ -33,6 +33,7 @@ COMPUTED = frozenset(
         "condition_dropout",
         "data.batch_size",
         "data.flip",
+        "data.scaling",
         "decay_fraction",
         "discriminator_optimizer",
         "ema",

@@ -44,7 +44,6 @@ SOURCES = {
     "data.label": "data",
     "data.max_gb": "data",
     "data.name": "data",
-    "data.scaling": "data",
     "data.size": "data",
     "data.split": "data",
     "data.unlabelled": "data",
