@@ -112,6 +112,7 @@ def made_run(small_ctm, tmp_path):
     return place
 
 
+@pytest.mark.slow
 def test_a_runs_card_says_how_it_was_made_how_good_it_is_and_for_what(
     hub, made_run, tmp_path, session_cache, monkeypatch, capsys
 ):

@@ -76,7 +76,7 @@ def test_what_is_no_size_is_refused(size):
         load_images("digits", size)
 
 
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("channels", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_run_on_wide_pictures_samples_and_is_evaluated(tmp_path, channels, monkeypatch):
     monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "a.npz"

@@ -194,6 +194,7 @@ def test_without_ctm_torch_the_pictures_are_the_same(moved, tmp_path):
     np.testing.assert_allclose(without_ctm(out, tmp_path), expected.numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_data_it_takes_the_teachers_samples_under_the_prompts(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "feature_network", lambda images, wanted: (None, "none is here"))
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]) + "\n")
