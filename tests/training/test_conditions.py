@@ -29,6 +29,7 @@ from ctm.training.assembly import load_data, prepare
 from .runs import (
     OFTEN,
     RECIPES,
+    assert_same,
     everything,
     finish,
     kill_at_random,
@@ -478,3 +479,45 @@ def test_a_sequence_is_taken_by_the_transformer_alone(tmp_path, capsys):
     assert load_model(made).conditioner == Labels(3) | Arrays({"text": (3, 5)})
     assert main(["train", *teacher_arguments(*data), "--out", str(tmp_path / "refused")]) == 2
     assert "the field 'text' has shape [3, 5]" in " ".join(capsys.readouterr().err.split())
+
+
+def test_padding_that_a_mask_leaves_out_changes_nothing(tmp_path, capsys):
+    """txt_mask in the data: whatever stands in the padding, the weights are the same; without the mask they are others."""
+    generator = np.random.default_rng(1)
+    text, mask = generator.normal(size=(24, 3, 5)).astype(np.float32), generator.random((24, 3)) < 0.5
+    other = np.where(mask[..., None], text, np.nan)
+    small = (
+        "{class_path: ctm.networks.DiT, init_args: {width: 16, blocks: 1, heads: 2, embedding: 8, s_embedding: false}}"
+    )
+    made = {}
+    for name, given in (
+        ("a", {"text": text, "text_mask": mask}),
+        ("b", {"text": other, "text_mask": mask}),
+        ("c", {"text": text}),
+    ):
+        data = on(write_set(tmp_path / f"{name}.npz", **given), "text")
+        made[name] = weights(trained(tmp_path / name, teacher_arguments(*data, "--network", small)))
+    assert "text_mask" not in capsys.readouterr().out
+    assert_same(made["a"], made["b"])
+    assert any(not torch.equal(made["a"][key], made["c"][key]) for key in made["a"])
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.ones((24, 4), bool), r"text_mask must be 24 × 3 times true or false, got bool \(24, 4\)"),
+        (np.ones((24, 3), np.float32), r"text_mask must be 24 × 3 times true or false, got float32"),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused(tmp_path, mask, words):
+    path = write_set(tmp_path / "set.npz", text=np.zeros((24, 3, 5), np.float32), text_mask=mask)
+    with pytest.raises(ValueError, match=words):
+        load_images(str(path), condition=["text"])
+
+
+def test_a_vector_has_no_mask(tmp_path):
+    path = write_set(tmp_path / "set.npz", y=np.zeros((24, 5), np.float32), y_mask=np.ones((24, 5), bool))
+    with pytest.raises(
+        ValueError, match=r"y_mask says which entries of sequences \(24, L, …\) count, and y is \(24, 5\)"
+    ):
+        load_images(str(path), condition=["y"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.conditioner import Arrays, Conditioner, Labels
-from ctm.conditions import LABELS, Condition, is_flag_of
+from ctm.conditions import LABELS, MASK, Condition, is_flag_of
 from ctm.scaling import Scaling
 
 __all__ = ["Data", "Dataset"]
@@ -41,9 +41,9 @@ class Dataset:
 
     labels int64 (N,), −1 for an item without one, or None; class_names one for each class, empty where the data have none; name:
     how the set was asked for; source: where it came from, in words; notes: what was left out or changed on the way, a line
-    each; fields: the arrays of the condition beside labels, float32 (N, …) each, and under NAME_present, bool (N,), in which
-    rows a field is there, where not in all. A subclass is a frozen dataclass with these, and gives `shape`, `batch`,
-    `__len__`."""
+    each; fields: the arrays of the condition beside labels, float32 (N, …) each; under NAME_present, bool (N,), in which
+    rows a field is there, where not in all; under NAME_mask, bool (N, L), which entries of a sequence count, where not all.
+    A subclass is a frozen dataclass with these, and gives `shape`, `batch`, `__len__`."""
 
     labels: np.ndarray | None
     class_names: list[str]
@@ -86,8 +86,9 @@ class Dataset:
             raise ValueError(f"labels must be {count} whole numbers ≥ 0, or −1 for none, got shape {self.labels.shape}")
         for name, values in self.fields.items():
             if is_flag_of(name, self.fields):
-                if values.dtype != bool or values.shape != (count,):
-                    raise ValueError(f"{name} must be bool ({count},), got {values.dtype} {values.shape}")
+                wanted = (count, *(self.fields[name.removesuffix(MASK)].shape[1:2] if name.endswith(MASK) else ()))
+                if values.dtype != bool or values.shape != wanted:
+                    raise ValueError(f"{name} must be bool {wanted}, got {values.dtype} {values.shape}")
             elif values.dtype != np.float32 or values.shape[:1] != (count,):
                 raise ValueError(f"the field {name!r} must be float32 ({count}, …), got {values.dtype} {values.shape}")
         largest = -1 if self.labels is None else int(self.labels.max())

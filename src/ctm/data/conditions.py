@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ctm.conditioner import Conditioner
-from ctm.conditions import PRESENT, is_flag_of
+from ctm.conditions import MASK, PRESENT, is_flag_of
 from ctm.data.stored import ARRAY_FILES, ArrayFile, open_arrays
 from ctm.files import suffix_of
 
@@ -44,36 +44,51 @@ def load_fields(path: str | Path, fields: Mapping[str, tuple[int, ...]]) -> tupl
 
 
 def read_fields(archive: ArrayFile, names: Iterable[str], count: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Fields of the condition, float32 (count, …) each, and under NAME_present, bool (count,), in which rows a field is there,
-    where the file says so; 0 stands where it is not. With lines that say how many rows lack one.
+    """Fields of the condition, float32 (count, …) each. Under NAME_present, bool (count,), in which rows a field is there, and
+    under NAME_mask, bool (count, L), which entries of its sequences (count, L, …) count, where the file says so; 0 stands where
+    they do not. With lines that say how many rows lack one.
 
-    Raises ValueError for an array of another length or type, and for values of rows that are there and no finite numbers."""
+    Raises ValueError for an array of another length or type, and for values that count and are no finite numbers."""
     fields: dict[str, np.ndarray] = {}
     lines = []
     for name in names:
-        present = _present(archive, name, count)
-        fields[name] = _field(archive, name, count, present)
+        present = _flags(archive, name + PRESENT, (count,))
+        mask = _mask(archive, name, count)
+        fields[name] = _field(archive, name, count, present, mask)
+        if mask is not None:
+            fields[name + MASK] = mask
         if present is not None:
             fields[name + PRESENT] = present
             lines.append(f"{name} is absent in {count - int(present.sum())} of {count} rows")
     return fields, lines
 
 
-def _present(archive: ArrayFile, name: str, count: int) -> np.ndarray | None:
-    """bool (count,): in which rows a field is there; None where the file does not say."""
-    flag = name + PRESENT
+def _flags(archive: ArrayFile, flag: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """bool of that shape: what an array of flags says; None where the file has none."""
     if flag not in archive.headers:
         return None
     header = archive.headers[flag]
-    if header.dtype.kind not in "biu" or header.shape != (count,):
+    if header.dtype.kind not in "biu" or header.shape != shape:
         raise ValueError(
-            f"{archive.path}: {flag} must be {count} times true or false, got {header.dtype} {header.shape}"
+            f"{archive.path}: {flag} must be {' × '.join(map(str, shape))} times true or false, got {header.dtype} {header.shape}"
         )
     return archive.read(flag) != 0
 
 
-def _field(archive: ArrayFile, name: str, count: int, present: np.ndarray | None) -> np.ndarray:
-    """A field of the condition, float32 (count, …), 0 in the rows where it is not present."""
+def _mask(archive: ArrayFile, name: str, count: int) -> np.ndarray | None:
+    """bool (count, L): which entries of a field's sequences count; None where the file does not say."""
+    shape = archive.headers[name].shape
+    if name + MASK in archive.headers and len(shape) < 3:
+        raise ValueError(
+            f"{archive.path}: {name}{MASK} says which entries of sequences ({count}, L, …) count, and {name} is {shape}"
+        )
+    return _flags(archive, name + MASK, (count, *shape[1:2]))
+
+
+def _field(
+    archive: ArrayFile, name: str, count: int, present: np.ndarray | None, mask: np.ndarray | None
+) -> np.ndarray:
+    """A field of the condition, float32 (count, …), 0 in the rows where it is not present and the entries that do not count."""
     header = archive.headers[name]
     if header.dtype.kind not in "iuf" or header.shape[:1] != (count,) or min(header.shape) < 1:
         raise ValueError(
@@ -85,6 +100,8 @@ def _field(archive: ArrayFile, name: str, count: int, present: np.ndarray | None
         narrowed = values.astype(np.float32)
     if present is not None:
         narrowed[~present] = 0
+    if mask is not None:
+        narrowed[~mask] = 0
     fine = np.isfinite(narrowed.reshape(count, -1)).all(axis=1)
     if not fine.all():
         row = int(np.argmin(fine))

@@ -205,7 +205,7 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
         import diffusers
     except ImportError as error:
         raise ValueError("--peer with a pipeline needs diffusers: pip install 'ctm-torch[diffusers]'") from error
-    found = getattr(diffusers, kind, None)
+    found: Any = getattr(diffusers, kind, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ValueError(f"--peer {source} is a {kind}, which this version of diffusers does not have")
     from diffusers.utils import logging as diffusers_logging
