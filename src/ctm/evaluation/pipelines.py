@@ -205,17 +205,18 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
         import diffusers
     except ImportError as error:
         raise ValueError("--peer with a pipeline needs diffusers: pip install 'ctm-torch[diffusers]'") from error
-    found: Any = getattr(diffusers, kind, None)
+    found = getattr(diffusers, kind, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ValueError(f"--peer {source} is a {kind}, which this version of diffusers does not have")
     from diffusers.utils import logging as diffusers_logging
 
+    opener: Any = found
     loud = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)  # what goes wrong is one sentence, below
     diffusers_logging.disable_progress_bar()
     try:
         with asking_hub():
-            pipeline = found.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            pipeline = opener.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
     except Exception as error:  # of diffusers, transformers, safetensors and the hub
         reason = plain(f"{type(error).__name__}: {error}", 300)
         raise ValueError(f"--peer {source} cannot be opened by diffusers ({reason})") from error
