@@ -85,3 +85,10 @@ def test_equal_values_have_no_deviation():
         measured_deviation(Latents(np.ones((2, 1, 1, 1), dtype=np.float32), name="x"))
     with pytest.raises(ValueError, match="no finite numbers"):
         measured_deviation(Latents(np.full((2, 1, 1, 1), np.nan, dtype=np.float32), name="x"))
+
+
+def test_what_is_for_pictures_is_refused(made):
+    with pytest.raises(
+        ValueError, match=r"data.size 8 .* is for pictures, and .* holds latents as they are: leave it out"
+    ):
+        load_latents(made[0], {"size": 8, "image": None})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctm.conditions import PRESENT
 from ctm.data.images import Images
+from ctm.data.notes import option
 from ctm.files import suffix_of, whole_file
 from ctm.foreign.text import parse_json
 from ctm.foreign.weights import tensor_shapes
@@ -141,10 +142,16 @@ def holds_latents(path: Path) -> bool:
     return suffix_of(path) == ".safetensors" and path.is_file() and "latents" in tensor_shapes(path)
 
 
-def load_latents(path: Path) -> Latents:
+def load_latents(path: Path, asked: Mapping[str, object] | None = None) -> Latents:
     """The latents of a file that `write_latents` wrote. What is large stays on the disk and is read where it is used.
 
-    Raises ValueError, naming the file, for arrays of other names, shapes or types."""
+    asked: settings of data by name, which are for pictures: None each. Raises ValueError for one that is not, and, naming the
+    file, for arrays of other names, shapes or types."""
+    for name, value in (asked or {}).items():
+        if value is not None:
+            raise ValueError(
+                f"{option(name, value)} is for pictures, and {path} holds latents as they are: leave it out"
+            )
     shapes = tensor_shapes(path)
     unknown = sorted(set(shapes) - {"latents", "texts", "text_rows", "labels"})
     if unknown or "latents" not in shapes or ("texts" in shapes) != ("text_rows" in shapes):

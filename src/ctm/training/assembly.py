@@ -191,7 +191,8 @@ def load_data(recipe: Recipe) -> Dataset:
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     columns |= {"max_gb": data.max_gb, "scaling": data.scaling}
     if holds_latents(Path(data.name)):  # as ctm distill keeps them
-        images: Dataset = load_latents(Path(data.name))
+        columns |= {"size": data.size, "channels": data.channels, "split": data.split}
+        images: Dataset = load_latents(Path(data.name), columns)
     else:
         images = load_dataset(data.name, data.size, data.channels, data.split, **columns)
     if data.unlabelled:
