@@ -131,6 +131,7 @@ def test_a_directory_that_is_not_its_own_keeps_its_bytes(teacher, tmp_path, caps
     assert listed(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["distill", str(teacher), "--minutes", "0.5", "--dry-run"]) == 0

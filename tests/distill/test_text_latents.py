@@ -144,6 +144,7 @@ def test_an_empty_prompt_is_no_text(moved, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_exported_pipeline_makes_the_same_pictures(moved, tmp_path, monkeypatch):
     """With ctm-torch, to 1e-4 of a range of 2, under prompts and a guidance scale; diffusers reads the whole directory."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -96,6 +96,7 @@ def test_receding_horizon_with_a_warm_start():
     assert torch.equal(again._noise, policy._noise)  # policies are compared on the same noise
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_films(shown, tmp_path, monkeypatch):
     """Tiny: three demonstrations, two steps, episodes of 16 actions. The models it leaves load and make actions."""
     observations, sequences = pairs(shown)

@@ -48,6 +48,7 @@ def test_the_graph_of_torch_export_is_the_model(model, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_student_on_a_network_of_diffusers_is_exported_for_any_number_of_samples(tmp_path):
     """Two outputs, as the student of an ε-predicting teacher has them. diffusers' upsampling looks at the batch from 64 on."""
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "mid_block_type": None}

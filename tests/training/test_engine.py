@@ -327,6 +327,7 @@ def test_looking_at_evaluation_weights_leaves_the_training_weights_their_bits():
 # -- trackers --
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_number_without_a_network(teacher, tmp_path):
     arguments = student_arguments(teacher, "--steps", "2", "--trackers", "[wandb]", "--out", str(tmp_path / "run"))
     environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}

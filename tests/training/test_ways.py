@@ -75,7 +75,7 @@ TOGETHER = {  # each way once; Lagrangian apart, because it goes through the las
 }
 
 
-@pytest.mark.parametrize("name", ["Lagrangian", "the others"])
+@pytest.mark.parametrize("name", [pytest.param("Lagrangian", marks=pytest.mark.slow), "the others"])
 def test_two_processes_make_the_step_of_one(name, teacher, tmp_path):
     """Through gloo, with adaptive weights, players and half of the batch each: to float tolerance the weights of one process."""
     given = together(name, teacher, tmp_path, "--steps", "2", "--seed", "2")
