@@ -409,6 +409,7 @@ def test_matching_has_no_loss_on_the_conditional_flow(kind):
     assert replace(matching, solver=TeacherWalk())(networks, data, y, draw).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_student_of_the_conditional_gaussian_learns_its_flow_in_under_a_minute():
     """Jumps of one student with and without y against the closed form, relative to the data's standard deviation."""
     teacher = gaussian(size=2, k=1, dtype=torch.float32).float()

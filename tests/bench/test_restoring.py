@@ -73,6 +73,7 @@ def test_a_teacher_restores_without_a_jump(digits):
     assert [row["method"] for row in entry["rows"][1:]] == ["guided", "guided from baseline"]
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_it_has_measured(tmp_path, capsys):
     out = tmp_path / "r.json"
     options = [*DIGITS, "--evaluations", "1,2", "--tasks", "inpainting", "--out", str(out)]

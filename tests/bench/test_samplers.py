@@ -53,6 +53,7 @@ def asked(small_ctm, tmp_path, session_cache, monkeypatch) -> list[str]:
     return ["bench", "samplers", *given, "--out", str(tmp_path / "samplers.json")]
 
 
+@pytest.mark.slow
 def test_a_table_that_was_cut_short_goes_on(asked, tmp_path, capsys):
     """Only what is missing is measured again, to the same number; that number is `ctm evaluate`'s. Another number
     of samples is refused."""

@@ -7,6 +7,7 @@ from ctm.cli import main
 from ctm.data import load_images
 
 
+@pytest.mark.slow
 def test_the_stages_of_an_evaluation_are_measured(small_ctm, tmp_path, capsys):
     images = load_images("digits")
     np.savez(tmp_path / "digits.npz", images=images.pixels[:60])

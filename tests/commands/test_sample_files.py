@@ -90,6 +90,7 @@ def peaks(model: str, out: str) -> None:
         print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_batch(tmp_path):
     """Twelve times the samples, whose bytes alone are 15 MB as pictures and 60 MB as floats, in the same memory."""
     network = MLP((3, 32, 32), width=4, blocks=1, embedding=4)

@@ -82,7 +82,7 @@ def test_every_way_teaches_the_jump(name):
     assert after[1] < bound
 
 
-@pytest.mark.parametrize("name", ["Lagrangian", "Semigroup"])
+@pytest.mark.parametrize("name", [pytest.param("Lagrangian", marks=pytest.mark.slow), "Semigroup"])
 def test_a_few_steps_bring_the_jumps_nearer(name):
     before, after = taught(WAYS[name][0], 120)
     assert after[1] < before[1]

@@ -166,6 +166,7 @@ def test_a_killed_run_ends_with_the_same_bits_mid_gan(teacher, tmp_path):
         assert a.get("discriminator/loss") == b.get("discriminator/loss")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """A step of the student and one of the discriminator, twice, with augmentation and penalty: every weight agrees, and so do
     the numbers said of the discriminator."""

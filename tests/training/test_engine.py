@@ -268,7 +268,8 @@ def test_compiled_networks_make_the_same_step(backend):
     assert_same_step(unet_step(backend=backend), unet_step(), 1e-4)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_run_is_the_plain_one_under_the_same_names(teacher, tmp_path, backend):
     torch._dynamo.reset()
     options = ("--steps", "3", "--optimizer.class_path", "torch.optim.SGD", "--engine.channels_last", "true")

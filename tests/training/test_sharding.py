@@ -22,6 +22,7 @@ def in_two_processes(arguments: list[str], out: Path) -> None:
     finish(start(arguments, out, 2))
 
 
+@pytest.mark.slow
 def test_two_processes_with_shares_make_the_steps_of_one(tmp_path):
     """Weights, averages and the optimiser's state in two halves, through gloo: after four steps in pieces, with
     adaptive weights and clipping, all are those of one process; the files have the same form; and a run that goes on from

@@ -244,6 +244,7 @@ def test_moving_average_is_the_formula():
     assert warmed_decay(0.5, 1000) == 0.5
 
 
+@pytest.mark.slow
 def test_steps_leave_no_tensors_behind(teacher):
     """The target and the average are copies of the student and must not keep what the student's hook keeps."""
     import gc
