@@ -22,7 +22,7 @@ from ctm.evaluation.moments import BLOCKS, BlockMoments
 from ctm.evaluation.number import Number
 from ctm.evaluation.plans import Plan
 from ctm.evaluation.protocol import environment
-from ctm.evaluation.sources import ModelSource, data_labels
+from ctm.evaluation.sources import data_labels
 from ctm.files import write_whole
 from ctm.foreign.text import JSONObject
 from ctm.models.protocol import Denoiser
@@ -103,7 +103,7 @@ def sample_values(
     the data, or of a file."""
     model, seed = copy_on(plan.subject.model, device), plan.record["seed"]
     condition = _condition(judge.data, model, num, seed, fields)
-    source = ModelSource(model, num, plan.levels, plan.method, condition, seed, device)
+    source = plan.source(model, num, condition, device)
     batches = range(0, num, batch_size)
     made = [source.batch(np.arange(start, min(start + batch_size, num)))[0].cpu() for start in batches]
     if (
