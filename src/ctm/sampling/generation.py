@@ -49,8 +49,8 @@ def class_labels(
     if labels is None:
         if classes == 0:
             return None
-        drawn = [torch.randint(classes, (), generator=image_generator(*pair, LABEL)).item() for pair in who]
-        return torch.tensor(drawn, dtype=torch.int64)
+        drawn = [torch.randint(classes, (1,), generator=image_generator(*pair, LABEL)) for pair in who]
+        return drawn[0] if num == 1 else torch.cat([torch.empty(0, dtype=torch.int64), *drawn])
     chosen = whole_numbers(labels, num).cpu()
     too_large = known_classes is not None and num > 0 and int(chosen.max()) >= classes
     if num and (too_large or int(chosen.min()) < -1):

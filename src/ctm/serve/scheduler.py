@@ -31,6 +31,8 @@ _MEMORY = (
     0.8  # of the mean rows a second, at each call, and of the mean evaluations of a row, at the end of each request
 )
 _FIRST_RATE = 10.0  # rows a second, before any call was timed
+_LULL = 0.0002  # seconds in which nobody asks, after which a call that nothing else waits for begins
+_GATHER = 0.002  # seconds for which such a call waits at most for those who are asking
 
 
 def shares(left: Sequence[int], most: int, requests: Sequence[int] | None = None) -> list[int]:
@@ -191,6 +193,8 @@ class Scheduler:
             with self._changed:
                 while not (self._new or waiting or self._finishing or (self._stopping and self._rows == 0)):
                     self._changed.wait(0.1 if self._stopping else None)
+                if not waiting:
+                    self._gather()
                 new, self._new = self._new, []
                 finishing = self._finishing
             waiting += self._started(_jobs(new, self.batch_size))
@@ -204,6 +208,14 @@ class Scheduler:
             waiting[:] = [job for job in waiting if job.is_wanted(now)]
             if waiting:
                 waiting[:] = self._round(waiting)
+
+    def _gather(self) -> None:
+        """Let those who ask at this moment into the same call: wait until nobody has asked for `_LULL` seconds, at most until the
+        call is full or `_GATHER` seconds have passed. `submit` wakes it only for the first of them."""
+        end, known = time.monotonic() + _GATHER, 0
+        while known < len(self._new) < self.batch_size and not self._stopping and time.monotonic() < end:
+            known = len(self._new)
+            self._changed.wait(_LULL)
 
     def _started(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that wait with their first request."""
