@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jsonargparse import Namespace
@@ -75,7 +74,7 @@ def _checked(text: str, where: str) -> str:
     return text.strip()
 
 
-def prompt_fields(model: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+def prompt_fields(model: AnyModel, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     """The field "text" of a condition for prompts (n,), (n, tokens, dim), and where it is there, if one of them is empty."""
     if not prompts:
         return {}
@@ -84,7 +83,7 @@ def prompt_fields(model: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     return fields if there.all() else {**fields, TEXT + PRESENT: there}
 
 
-def embedded_captions(model: Any, captions: Sequence[str]) -> Texts:
+def embedded_captions(model: AnyModel, captions: Sequence[str]) -> Texts:
     """The captions of pictures, each text embedded once by the model's own text encoder; "" is no text."""
     texts, numbers = unique(captions)
     nothing = np.zeros((1, *model.conditioner.fields[TEXT]), dtype=np.float32)

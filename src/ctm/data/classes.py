@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -108,10 +108,17 @@ def _missing(value: object) -> bool:
     return value is None or value != value  # NaN
 
 
+class Classified(Protocol):
+    """A model of classes. It has class_names, too, if it keeps them."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+
 def compare_classes(
     data_names: Sequence[str],
     labels: np.ndarray,
-    model: Any,
+    model: Classified,
     *,
     data: str,
     who: str = "the model",
@@ -144,7 +151,7 @@ def compare_classes(
 
 
 def match_classes(
-    data_names: Sequence[str], labels: np.ndarray, model: object, *, data: str, **words: str
+    data_names: Sequence[str], labels: np.ndarray, model: Classified, *, data: str, **words: str
 ) -> np.ndarray | None:
     """The numbers of `compare_classes`. Its line goes to the log."""
     numbers, line = compare_classes(data_names, labels, model, data=data, **words)

@@ -135,6 +135,7 @@ def merged_network(network: nn.Module) -> nn.Module:
     return plain.to(place.device)
 
 
-def with_merged_network(model: Any) -> Any:
+def with_merged_network(model: Module) -> Module:
     """A model whose network has adapters, with them merged into weights of its own; eval mode, no gradients."""
-    return copy.deepcopy(model, {id(model.network): merged_network(model.network)}).requires_grad_(False).eval()
+    network = model.get_submodule("network")
+    return copy.deepcopy(model, {id(network): merged_network(network)}).requires_grad_(False).eval()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ctm.models import AnyModel
 from ctm.models.pipeline import Pipeline
+from ctm.models.protocol import Denoiser
 from ctm.networks.diffusers import TEXT
 from ctm.teachers.diffusers_files import Parts
 from ctm.teachers.diffusers_latents import Autoencoder, read_autoencoder
@@ -30,23 +31,23 @@ __all__ = [
 _ROWS = 16  # decoded or encoded at once: an autoencoder takes many times the memory of a network on latents
 
 
-def takes_text(model: Any) -> bool:
+def takes_text(model: object) -> bool:
     """Whether the field "text" is part of a model's condition."""
     return TEXT in getattr(getattr(model, "conditioner", None), "given_fields", {})
 
 
-def reads_prompts(model: Any) -> bool:
+def reads_prompts(model: object) -> bool:
     """Whether a model takes a text, and has the tokenizer and text encoder for prompts."""
     pipeline = _pipeline_of(model)
     return takes_text(model) and pipeline is not None and pipeline.reads_text
 
 
-def _pipeline_of(model: Any) -> Pipeline | None:
+def _pipeline_of(model: object) -> Pipeline | None:
     found = getattr(model, "pipeline", None)  # a peer's may be one of diffusers, which decodes on its own
     return found if isinstance(found, Pipeline) else None
 
 
-def autoencoder_of(model: Any) -> Autoencoder | None:
+def autoencoder_of(model: Denoiser) -> Autoencoder | None:
     """The autoencoder whose latents a model's samples are, in eval mode, kept in memory; None for a model without one.
 
     Raises ValueError where its files are gone, damaged, or of other latents than the model's."""
@@ -92,13 +93,13 @@ class _PartsOfModel(Parts):
         return self.pipeline.file(folder, name)
 
 
-def picture_shape(model: Any) -> tuple[int, ...]:
+def picture_shape(model: Denoiser) -> tuple[int, ...]:
     """The shape of what a model's samples stand for: (C, H, W) of the decoded picture for latents, else the model's own."""
     autoencoder = autoencoder_of(model)
     return tuple(model.shape) if autoencoder is None else autoencoder.picture_shape(model.shape)
 
 
-def decoded(model: Any, samples: Tensor) -> Tensor:
+def decoded(model: Denoiser, samples: Tensor) -> Tensor:
     """Samples (B, *shape) of a model as pictures: what its autoencoder makes of latents, on the model's device; other samples as
     they are. On the samples' device, in float32 where they were decoded."""
     autoencoder = autoencoder_of(model)
@@ -107,7 +108,7 @@ def decoded(model: Any, samples: Tensor) -> Tensor:
     return _in_pieces(autoencoder, autoencoder.decode, samples, model)
 
 
-def encoded(model: Any, pictures: Tensor) -> Tensor:
+def encoded(model: Denoiser, pictures: Tensor) -> Tensor:
     """Pictures (B, C, H, W) in [-1, 1] as latents of a model, computed on its device: the mean of what its autoencoder gives,
     scaled. Raises ValueError for a model without an autoencoder."""
     autoencoder = autoencoder_of(model)
@@ -116,19 +117,20 @@ def encoded(model: Any, pictures: Tensor) -> Tensor:
     return _in_pieces(autoencoder, autoencoder.encode, pictures, model)
 
 
-def _in_pieces(autoencoder: Autoencoder, call: Any, rows: Tensor, model: Any) -> Tensor:
-    place = next((weights.device for weights in model.parameters()), rows.device)
+def _in_pieces(autoencoder: Autoencoder, call: Callable[[Tensor], Tensor], rows: Tensor, model: Denoiser) -> Tensor:
+    weights = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    place = rows.device if weights is None else weights.device
     autoencoder.to(place)
     pieces = [call(piece.to(place, torch.float32)).to(rows.device) for piece in rows.split(_ROWS)]
     return torch.cat(pieces)
 
 
-def embed(model: Any, prompts: Sequence[str]) -> Tensor:
+def embed(model: AnyModel, prompts: Sequence[str]) -> Tensor:
     """Prompts as the field "text" of a model's condition, (len(prompts), tokens, dim) float32, by its own text encoder. Raises
     ValueError, in a sentence, for a model without a text or a text encoder."""
     if not takes_text(model):
         raise ValueError("this model takes no text: leave the prompts out")
-    if not reads_prompts(model):
+    if model.pipeline is None or not reads_prompts(model):
         raise ValueError(
             "this model takes a text and has no tokenizer and text encoder beside it, so that prompts cannot be read: convert it "
             "again from a pipeline with both, or give the embedded texts by --condition FILE.npz"
@@ -144,7 +146,7 @@ def embed(model: Any, prompts: Sequence[str]) -> Tensor:
     return found
 
 
-def check_pictures(model: Any, name: str, what: str) -> None:
+def check_pictures(model: object, name: str, what: str) -> None:
     """Raises ValueError for a model of latents, or of numbers that are no pictures, which `what` does not take. name: of the
     model, as a user gave it."""
     if getattr(model, "scaling", None) is not None:

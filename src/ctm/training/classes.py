@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ctm.console import as_typed
 from ctm.data import Dataset, listed_classes, match_classes
@@ -35,7 +34,7 @@ def in_classes_of(model: AnyModel, who: str, images: Dataset, *, settled: bool =
     return images.renumbered(numbers, list(model.class_names))
 
 
-def without_idle_labels(network: Any, images: Dataset) -> tuple[Dataset, list[str]]:
+def without_idle_labels(network: object, images: Dataset) -> tuple[Dataset, list[str]]:
     """The images without their labels, and a line, where the recipe's network is one of diffusers whose settings have no classes;
     else as they are. (A network of ours is built for the classes of the data.)"""
     path, arguments = getattr(network, "class_path", ""), getattr(network, "init_args", {})
