@@ -35,6 +35,11 @@ _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too, Ray's own ports are then of this machine only
     "RAY_AUTH_MODE": "token",  # without the token of this start, Ray's ports refuse every call
 }
+_PROXY_SECONDS = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+_UNLESS_GIVEN = {
+    _PROXY_SECONDS: "60",  # Ray's own 5 are too few on a busy machine
+    "RAY_worker_niceness": "0",  # Ray's own 15 would let any other program go before the service
+}
 
 
 class SharedCounts(Counts):
@@ -70,7 +75,13 @@ def run_replicas(opening: Opening, replicas: int, host: str, port: int, ready: C
 
         quiet = {"log_level": "WARNING", "enable_access_log": False}  # it would hold addresses of pictures
         counts = ray.remote(Counts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-        serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 30}, logging_config=quiet)
+        try:
+            serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 30}, logging_config=quiet)
+        except ray.exceptions.RayError as error:
+            raise OSError(
+                f"Ray's proxy did not start within {os.environ[_PROXY_SECONDS]} seconds: free the machine of other work, or set "
+                f"{_PROXY_SECONDS} to more; Ray's own logs are in /tmp/ray"
+            ) from error
         deployment = _deployment(opening, SharedCounts(counts)).options(
             num_replicas=replicas,
             max_ongoing_requests=opening.settings.queue + 100,  # each replica has its own bounds, which answer 429
@@ -141,6 +152,8 @@ def _ray() -> Iterator[Any]:
     os.environ.update(
         _ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     )  # before Ray is imported, which reads it
+    for name, value in _UNLESS_GIVEN.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray import serve  # noqa: F401  (it sets its logger)
 
