@@ -82,6 +82,7 @@ def test_a_teacher_that_fails_once_costs_one_step(teacher, tmp_path, monkeypatch
     assert_same(*({f"{i}.{k}": v for i, s in m.items() for k, v in s.items()} for m in moments))
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_bad_on_both_sides_of_a_checkpoint(teacher, tmp_path, monkeypatch):
     """The count, and the guard's memory, go on after an interruption."""
     fail_in(monkeypatch, 2, 3, 8)
@@ -182,6 +183,7 @@ def test_a_spike_in_a_real_run_is_skipped(tmp_path, monkeypatch, caplog):
     assert "more than 30 times its running median" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_without_spikes_has_the_same_bits_with_and_without_the_guard(tmp_path):
     out = [
         trained(tmp_path / factor, teacher_arguments("--steps", "40", "--spike_factor", factor))

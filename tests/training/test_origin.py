@@ -117,6 +117,7 @@ def test_the_digest_of_a_model_sees_weights_and_settings_but_not_tuned_grids(mad
     assert model_digest(model) != before
 
 
+@pytest.mark.slow
 def test_case_15_a_stopped_runs_log_is_that_of_an_unbroken_one(tmp_path, monkeypatch):
     """Checkpoints between two lines of the log: the means of the line after are over all its steps."""
     from ctm.training import trainer
