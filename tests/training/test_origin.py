@@ -26,13 +26,23 @@ def on(data, *extra):
     return ["--data.name", str(data), "--data.batch_size", "8", *extra]
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A place with a teacher and a student of some pictures, each its run directory, and a copy of it."""
+    place = tmp_path_factory.mktemp("origin") / "made"
+    place.mkdir()
+    data = npz(place / "set.npz")
+    teacher = trained(place / "teacher", teacher_arguments(*SHORT, *on(data)))
+    trained(place / "run", student_arguments(teacher, *SHORT, *on(data)))
+    return place, shutil.copytree(place, place.with_name("kept"))
+
+
 @pytest.fixture
-def made(tmp_path):
-    """A teacher and a student of some pictures, each its run directory."""
-    data = npz(tmp_path / "set.npz")
-    teacher = trained(tmp_path / "teacher", teacher_arguments(*SHORT, *on(data)))
-    trained(tmp_path / "run", student_arguments(teacher, *SHORT, *on(data)))
-    return tmp_path
+def made(made_once):
+    """The place as it was, at the path that its runs remember."""
+    place, kept = made_once
+    shutil.rmtree(place)
+    return shutil.copytree(kept, place)
 
 
 def again(made, *extra, teacher=None, data=None):
