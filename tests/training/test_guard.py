@@ -40,9 +40,9 @@ class FailingTeacher(torch.nn.Module):
         return answer * math.nan if self.step in self.bad_steps else answer
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    return trained(tmp_path / "teacher", teacher_arguments("--steps", "3"))
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("teacher") / "teacher", teacher_arguments("--steps", "3"))
 
 
 def fail_in(monkeypatch, *steps):
