@@ -1,6 +1,11 @@
 """Shared by all tests: fixed seeds, the mixtures of the ground truth, small models."""
 
+import gc
+import itertools
 import os
+import sys
+from collections.abc import Iterable
+from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,20 +17,68 @@ from ctm import TrajectoryModel
 from ctm.networks import MLP
 from ctm.teachers import ConditionalGaussian, GaussianMixture
 
+gc.set_threshold(50_000, 20, 100)  # imports and tests make few circles, and looking for them takes a tenth of the time
 settings.register_profile("ctm", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ctm")
+_NUMBERS = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection have made stays to the end: nothing of it is looked through for garbage again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("caches")
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed(tmp_path, monkeypatch):
+def _fixed_seed(_caches, monkeypatch):
+    """Each test has its own cache, a directory that is made where something is kept in it."""
     torch.manual_seed(0)
-    monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CTM_CACHE", str(_caches / str(next(_NUMBERS))))
 
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory):
     """A CTM_CACHE that modules share where a classifier trained once serves many tests: they set it themselves."""
     return tmp_path_factory.mktemp("cache")
+
+
+def slow(*values: object) -> object:
+    """A case of a test for `make test-all` alone."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def mostly_slow(names: Iterable[str], *fast: str) -> list[object]:
+    """All cases of a family: those named here for `make test` too, the others slow. A name that is no case is an error."""
+    known = list(names)
+    assert set(fast) <= set(known), f"{set(fast) - set(known)} are no cases: {known}"
+    return [name if name in fast else slow(name) for name in known]
+
+
+def train_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Classifiers whose features an evaluation looks at are trained in 60 steps, not in 600 that take up to ten seconds."""
+    from ctm.evaluation import classifier, reference
+
+    patch.setattr(reference, "train_classifier", partial(classifier.train_classifier, steps=60))
+
+
+@pytest.fixture
+def quick_classifier(monkeypatch):
+    """`train_quickly`, where how good the classifier is does not matter."""
+    train_quickly(monkeypatch)
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """`ctm train --dry-run` counts the teacher's evaluations in 400 draws, not 4,000 in a second or two: returns how many."""
+    from ctm.training import dry_run
+
+    monkeypatch.setattr(sys.modules[dry_run.__module__], "_DRAWS", 400)
+    return 400
 
 
 def mixture(dimensions: int, components: int = 4, std: float = 0.25, seed: int = 0) -> GaussianMixture:

@@ -18,10 +18,10 @@ from ctm.likelihood import (
 from ctm.noise import karras_grid
 from ctm.teachers import GaussianMixture
 
-from .conftest import mixture
+from .conftest import mixture, slow
 
 
-@pytest.mark.parametrize("dimensions", [2, 4])
+@pytest.mark.parametrize("dimensions", [2, slow(4)])
 def test_the_exact_density_of_a_mixture(dimensions):
     """The mean of 1,000 points is within 0.002 bits per dimension of the closed form at sigma_min."""
     teacher = mixture(dimensions)
@@ -156,6 +156,7 @@ def test_hutchinson_is_within_a_hundredth_of_a_bit_and_two_standard_errors(dimen
     assert abs(float(difference.mean())) < 2 * standard_error + 0.001  # what the missing mean of the prior may cost
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_scatter_of_the_probes():
     """Linear denoisers: one probe's trace has the known variance 2·Σ_{i≠j} A_ij² (±1) or 2·Σ A_ij² (normal, A symmetric)."""
     matrix = torch.tensor([[0.0, 0.3, 0.1], [0.3, 0.2, -0.2], [0.1, -0.2, 0.1]], dtype=torch.float64)
@@ -222,6 +223,7 @@ def test_the_density_of_a_fixed_grid_is_a_change_of_variables():
     torch.testing.assert_close(grid_log_density(teacher, x, grid), expected)
 
 
+@pytest.mark.slow
 def test_the_density_of_a_fixed_grid_tends_to_the_flows_in_second_order():
     teacher = mixture(2)
     x = teacher.sample(100, seed=3)

@@ -20,7 +20,7 @@ from ctm.evaluation.run import evaluate_plans, judge_of
 from ctm.likelihood import decode, encode, estimate_log_density, flow
 from ctm.networks import MLP
 
-from .conftest import random_weights
+from .conftest import random_weights, slow
 from .mac import DEVICE, OnMac, mac
 
 
@@ -48,6 +48,7 @@ def test_the_device_computes_and_has_no_float64():
                 make()
 
 
+@pytest.mark.slow
 def test_an_evaluation_makes_no_float64_on_the_device(small_ctm, tmp_path):
     """A teacher and a model, guided too, and the bits per dimension. The rows are those of the CPU."""
     digits = load_images("digits")
@@ -107,7 +108,7 @@ for _name, _operator in {
     )
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", [slow(name) if name in ("interpolate", "vary") else name for name in EDITS])
 def test_an_edit_makes_no_float64_on_the_device(small_ctm, name):
     x, labels = 0.5 * torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
     made = []

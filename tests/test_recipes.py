@@ -11,6 +11,8 @@ from ctm.cli import main
 from ctm.terminal.recipe_files import RECIPES
 from ctm.terminal.recipe_parser import parse_recipe
 
+from .conftest import mostly_slow
+
 ALL = sorted(RECIPES.glob("*.yaml"))
 LARGE = [path for path in ALL if path.name.startswith(("cifar10", "imagenet64"))]
 NARROW = {
@@ -43,10 +45,11 @@ def small(objectives):
     return text.replace(', {"class_path": "ctm.backbones.DeiT"}', "")
 
 
-@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
-def test_the_papers_recipes_run_at_reduced_width(path, tmp_path, capsys):
+@pytest.mark.parametrize("name", mostly_slow([path.stem for path in LARGE], "cifar10-ctm"))
+def test_the_papers_recipes_run_at_reduced_width(name, tmp_path, capsys, few_draws):
     """As `ctm train --dry-run` on random pictures of 32 pixels, with a teacher of the same reduced width."""
-    name = path.name.split("-")[0]
+    path = RECIPES / f"{name}.yaml"
+    name = name.split("-")[0]
     classes = 10 if name == "cifar10" else 1000
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     labels = np.array([0, 1, 2, 3, 4, 5, 6, classes - 1])

@@ -11,7 +11,7 @@ from ctm.sampling import dpmpp_2m, euler, heun, midpoint
 from ctm.solvers import ancestral_levels, euler_step, heun_step, midpoint_step, walk
 from ctm.teachers import GaussianMixture
 
-from .conftest import mixture
+from .conftest import mixture, slow
 
 METHODS = [(euler, 1), (heun, 2), (midpoint, 2), (dpmpp_2m, 2)]
 
@@ -29,7 +29,7 @@ def test_error_falls_with_the_order(sampler, order):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize("dimensions", [2, 16])
+@pytest.mark.parametrize("dimensions", [2, slow(16)])
 @pytest.mark.parametrize(("sampler", "order"), METHODS)
 def test_error_falls_with_the_order_on_a_mixture(dimensions, sampler, order):
     """The truth is the mixture's own flow, solved to 1e-9. Points near the borders between modes converge late: median."""

@@ -7,6 +7,8 @@ from ctm.backbones import ShiftTolerant
 from ctm.backbones.lpips import _load
 from ctm.objectives import LPIPS
 
+from ..conftest import slow
+
 
 def pictures(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two smooth colour pictures in [−1, 1] by formulas, so that their distance is the same everywhere."""
@@ -21,7 +23,7 @@ def pictures(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ("vgg", 32, 0.08444613218307495),
         ("vgg", 64, 0.1881588101387024),
-        ("vgg", 224, 0.2994330823421478),
+        slow("vgg", 224, 0.2994330823421478),
         ("alex", 32, 0.02279016003012657),
         ("alex", 64, 0.068387471139431),
         ("alex", 224, 0.17147226631641388),
@@ -33,7 +35,7 @@ def test_the_distance_is_the_packages_own(network, side, reference):
     assert LPIPS(side=side, network=network)(*pictures(side)).item() == pytest.approx(reference, rel=1e-5)
 
 
-@pytest.mark.parametrize("network", ["vgg", "alex"])
+@pytest.mark.parametrize("network", [slow("vgg"), "alex"])
 def test_it_is_a_distance_that_grows_with_noise_and_blur(network):
     distance, (picture, other) = LPIPS(side=32, network=network), pictures(32)
     assert distance(picture, picture).item() == 0

@@ -15,6 +15,7 @@ def _settings(out, **changed):
     )
 
 
+@pytest.mark.slow
 def test_the_small_form_runs_its_parts_and_goes_on(tmp_path, capsys):
     out = tmp_path / "gpu.json"
     gpu.run(_settings(out, parts="noise"))

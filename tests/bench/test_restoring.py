@@ -53,6 +53,7 @@ def test_psnr_is_the_formula_with_a_floor(digits):
     assert found["psnr_gain"][0] == pytest.approx(float(expected.mean()) - 58.92, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_trained_model_beats_filling_with_the_mean(digits):
     """On digits it was trained on: every method with 18 evaluations, by more than four standard errors, and in LPIPS."""
     task = tasks()[1]
@@ -68,6 +69,7 @@ def test_a_trained_model_beats_filling_with_the_mean(digits):
     assert picture.width == 7 * 9 * 12 + 12
 
 
+@pytest.mark.slow
 def test_a_teacher_restores_without_a_jump(digits):
     entry, _ = measure(load_model("models/digits-teacher"), tasks()[1], Score(digits), [18], draws=2)
     assert [row["method"] for row in entry["rows"][1:]] == ["guided", "guided from baseline"]

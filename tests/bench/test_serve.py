@@ -11,6 +11,7 @@ from ctm.models import load_model
 STAGES = ("network", "filter", "signing", "database")
 
 
+@pytest.mark.slow
 def test_a_service_is_timed_by_stage(tmp_path, capsys):
     out = tmp_path / "serve.json"
     asked = [

@@ -23,6 +23,8 @@ from ctm.noise import karras_grid
 from ctm.sampling import heun
 from ctm.training.run_directory import RunDirectory
 
+from ..conftest import slow
+
 TEACHER = Path("models/digits-teacher")
 
 
@@ -101,7 +103,19 @@ def digits():
     return load_images("digits")
 
 
-@pytest.mark.parametrize("way", [REFERENCE, *(name for name, way in WAYS.items() if not way.tried)])
+VARIANTS = {
+    "soft-multistep",
+    "eulerian-data",
+    "lagrangian-student",
+    "trajectory-tuning",
+    "global",
+    "consistency-distillation",
+}
+
+
+@pytest.mark.parametrize(
+    "way", [REFERENCE, *(slow(name) if name in VARIANTS else name for name, way in WAYS.items() if not way.tried)]
+)
 def test_a_way_trains(way, digits):
     """Four steps, in which the teacher is asked where it should be and the student's weights move."""
     learner = learner_of(way, small(), digits, 4)
@@ -117,6 +131,7 @@ def test_a_way_trains(way, digits):
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [REFERENCE, "soft-multistep"])
 def test_a_training_goes_on_as_if_it_had_not_stopped(way, digits, tmp_path):
     """Four steps, and two and two in another object: the same calls, so the same bits."""
@@ -207,6 +222,7 @@ def stored(cell_entry, on_mixture):
     return dict(on_mixture.entries) | cells | {"images/digits/soft/0.02min/1": {**other, "seed": 1}}
 
 
+@pytest.mark.slow
 def test_tables_and_curves_come_from_the_file(cell_entry, on_mixture, tmp_path, capsys):
     entries = stored(cell_entry, on_mixture)
     lines = report(entries)
@@ -220,6 +236,12 @@ def test_tables_and_curves_come_from_the_file(cell_entry, on_mixture, tmp_path, 
     assert main(["bench", "teach", "--show", "--out", str(path)]) == 0
     assert "63.0 ± 2.0" in capsys.readouterr().out
     assert (tmp_path / "teach.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_mixtures_table_comes_from_the_file(on_mixture):
+    """And a picture of the pictures' curves, of which there are none here, is none."""
+    assert any(line.startswith("| semigroup | 1 |") for line in report(on_mixture.entries))
+    assert picture({}) is None
 
 
 def test_results_files_are_brought_together(on_mixture, tmp_path, capsys):

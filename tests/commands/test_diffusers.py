@@ -91,6 +91,7 @@ def test_train_distils_it_into_a_network_of_ours(capsys, pipeline, tmp_path):
     assert torch.isfinite(student.jump(80 * torch.randn(2, 1, 8, 8), student.sigma_max, student.sigma_min)).all()
 
 
+@pytest.mark.slow
 def test_train_starts_a_student_of_the_teachers_own_kind_as_the_teacher(capsys, pipeline, tmp_path):
     teacher = tmp_path / "teacher"
     assert run(capsys, "convert", pipeline, teacher, "--set", "sigma_data=0.5")[0] == 0

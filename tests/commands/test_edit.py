@@ -12,7 +12,7 @@ from ctm.commands.edit.inputs import for_model, read, to_fill
 from ctm.editing import averaging
 from ctm.networks import MLP
 
-from ..conftest import random_weights
+from ..conftest import random_weights, slow
 from .test_cli import model, run, sentence  # noqa: F401
 
 GREY = "models/digits-ctm"
@@ -57,8 +57,10 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("source", [GREY, TEACHER])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "source"),
+    [slow(task, source) if task == "vary" else (task, source) for task in TASKS for source in (GREY, TEACHER)],
+)
 def test_each_edit_writes_pictures_and_their_record_twice_the_same(capsys, three, tmp_path, task, source):
     """For a CTM and a diffusion model alike, but for strokes, which need jumps."""
     options = [tmp_path / value if value == "mask.png" else value for value in TASKS[task]]
@@ -100,7 +102,7 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("task", FIELDS)
+@pytest.mark.parametrize("task", [slow(task) if task == "interpolate" else task for task in FIELDS])
 def test_an_edit_takes_the_fields_of_a_file(capsys, three, fields_model, tmp_path, task):
     """Each edit under two rows that differ, and under none. The record names the file. One result for each row where --num says
     nothing; where a row is a picture's own, another number of rows is refused."""

@@ -22,6 +22,7 @@ from ctm.files import mapped_array, whole_directory, whole_file, write_whole
 from ctm.terminal.failures import sentence_of
 from ctm.terminal.paths import settle_paths
 
+from ..conftest import slow
 from ..processes import Command, Forked
 from .test_cli import run, sentence
 
@@ -314,9 +315,9 @@ def stopped(arguments: list[str], number: int, until: str, delay: float) -> tupl
     ("number", "until", "delay"),
     [
         (signal.SIGINT, "_multiarray_umath", 0),
-        (signal.SIGINT, "libtorch_python", 0.2),
-        (signal.SIGTERM, "libtorch_cpu", 0.1),
-        (signal.SIGHUP, "_multiarray_umath", 0.1),
+        slow(signal.SIGINT, "libtorch_python", 0.2),
+        slow(signal.SIGTERM, "libtorch_cpu", 0.1),
+        slow(signal.SIGHUP, "_multiarray_umath", 0.1),
     ],
 )
 def test_case_28_a_signal_while_torch_is_imported(number, until, delay):
@@ -325,6 +326,7 @@ def test_case_28_a_signal_while_torch_is_imported(number, until, delay):
     assert (code, err) == (128 + number, f"ctm: stopped by {words}.\n")
 
 
+@pytest.mark.slow
 def test_a_signal_while_samples_are_made_leaves_whole_files(model, tmp_path):
     out = tmp_path / "out"
     arguments = ["sample", str(model), "--num", "100000", "--batch_size", "16", "--out", str(out)]
@@ -357,6 +359,7 @@ def test_pipes_and_closed_streams():
     assert shell("CTM nothing 2>/dev/full") == (2, "", "")
 
 
+@pytest.mark.slow
 def test_a_terminal_of_five_columns_without_greek_letters_or_a_home():
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "HOME": "", "XDG_CACHE_HOME": "", "TERM": "dumb"}
     code, out, err = shell("CTM sample --help", COLUMNS="5", **plain)

@@ -51,6 +51,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_killed_directory_goes_on_to_the_same_bits(model, tmp_path):
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     killed(options(model, broken), lambda: (broken / "000100.png").exists())

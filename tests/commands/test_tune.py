@@ -23,7 +23,7 @@ QUICK = ["--num", "16"]
 
 
 @pytest.fixture(autouse=True)
-def _one_classifier(session_cache, monkeypatch):
+def _one_classifier(session_cache, monkeypatch, quick_classifier):
     monkeypatch.setenv("CTM_CACHE", str(session_cache))
 
 

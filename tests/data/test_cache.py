@@ -15,6 +15,8 @@ from PIL import Image
 from ctm.cli import main
 from ctm.data import decoded, load_images
 
+from ..conftest import slow
+
 RANDOM = np.random.default_rng(0)
 
 
@@ -39,7 +41,7 @@ def edm_zip(path, pixels, labels, name=lambda i: f"{i // 1000:05d}/img{i:08d}.pn
     return str(path)
 
 
-@pytest.mark.parametrize("count", [1, 7, 2500])
+@pytest.mark.parametrize("count", [1, 7, slow(2500)])
 def test_a_zip_gives_its_pixels_and_labels(tmp_path, count):
     """2,500 are more than are decoded together."""
     pixels = RANDOM.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)

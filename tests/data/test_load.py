@@ -1,5 +1,7 @@
 import gzip
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_an_unreadable_picture_is_named_and_nothing_is_cached(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match=r"zbad\.png cannot be read as a picture .* repair or remove it"):
             load_images(str(tmp_path), size=8)
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list(Path(os.environ["CTM_CACHE"]).glob("*"))
 
 
 def test_all_unreadable_pictures_are_named_at_once(tmp_path):

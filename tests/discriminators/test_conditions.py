@@ -23,6 +23,7 @@ def learned(network: nn.Module, batch) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 def test_its_logit_becomes_the_density_ratio_under_the_condition():
     """Of N(y, 1) against N(−y, 1) it is 2xy (arXiv 1406.2661, proposition 1). Where y is absent, it is known of neither: 0."""
 

@@ -123,6 +123,7 @@ def test_a_label_moves_its_own_logits_and_none_moves_nothing():
         assert not torch.equal(a[0], c[0])
 
 
+@pytest.mark.slow
 def test_it_separates_two_sets_in_a_few_steps():
     """Horizontal against vertical stripes at random phases: half of what it says is right before, nearly all after."""
     network = built()

@@ -16,6 +16,7 @@ from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import assembly
 from ctm.training.engine import set_checkpointing
 
+from ..conftest import slow
 from ..diffusers_models import UNET, made_random
 from ..diffusers_training import DIGITS, train_ddpm
 from ..training.runs import everything
@@ -71,8 +72,17 @@ def test_the_recipe_has_the_teachers_backbone_and_preconditioning(distilled, dir
     assert json.loads((distilled / "result.json").read_text())["rms_to_teacher"].keys() == {"1", "2", "4"}
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("prediction", "lora"),
+    [
+        ("epsilon", False),
+        ("v_prediction", True),
+        ("sample", False),
+        slow("epsilon", True),
+        slow("v_prediction", False),
+        slow("sample", True),
+    ],
+)
 def test_the_student_is_the_teacher_at_the_start(distilled, directories, prediction, lora):
     """g(x, t, s) = D(x, t) for every s, to rounding (1e-6 of each term's size, |x| is about σ). Where the teacher predicts ε, its
     share is w = σ_d²/(σ² + σ_d²), and the second output's the rest, which is zero. From then on s is learned."""
@@ -98,7 +108,7 @@ def test_the_recipe_is_run_by_train_to_the_same_bits(distilled, tmp_path):
     assert everything(tmp_path / "again") == everything(distilled)
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, slow(True)])
 def test_blocks_computed_again_have_the_same_gradients(distilled, directories, lora):
     """diffusers' own gradient checkpointing under `engine.checkpoint_gradients`."""
     gradients = []

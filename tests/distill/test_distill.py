@@ -74,6 +74,7 @@ def test_it_ends_with_table_report_and_a_model(finished):
     assert load_model(finished).shape == (1, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_recipe_it_wrote_is_run_by_train_to_the_same_bits(finished, tmp_path):
     again = tmp_path / "again"
     assert main(["train", "--config", str(finished / "recipe.yaml"), "--out", str(again)]) == 0
@@ -175,6 +176,7 @@ def test_changed_samples_are_refused(teacher, tmp_path, capsys, no_features):
     assert "teacher-samples.npz has changed" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_labels_that_the_teacher_does_not_know_are_left_out(tmp_path, no_features):
     """The student of an unconditional teacher is unconditional; the table still uses the data's labels for its features. Where no
     feature network is there, the table is the distance to the teacher's samples."""

@@ -47,6 +47,7 @@ def test_from_an_npz_of_its_size(teacher, pictures, tmp_path):
     assert json.loads((out / "result.json").read_text())["rms_to_teacher"].keys() == {"1", "2", "4"}
 
 
+@pytest.mark.slow
 def test_from_its_own_samples(teacher, tmp_path):
     out = tmp_path / "fast"
     assert distil(teacher, out, "--samples", "16") == 0

@@ -11,7 +11,7 @@ import torch
 from ctm.editing import LinearOperator, masking, replace, solve_guided
 from ctm.teachers import GaussianMixture
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 from .posterior import Jumps, posterior
 
 N = 1000
@@ -118,8 +118,18 @@ def test_true_samples_give_the_scale(case):
     assert truth.errors(truth.sample(N, 5))[0] < 4 / N**0.5
 
 
-@pytest.mark.parametrize("row", METHODS)
-@pytest.mark.parametrize("case", CASES)
+ROUNDS = "replacement, 75: 25 rounds at each level"
+TWO = [case for case in CASES if case.startswith("2-d")]
+
+
+@pytest.mark.parametrize(
+    ("case", "row"),
+    [
+        (case, row) if case in TWO and (row != ROUNDS or case == "2-d near linear") else slow(case, row)
+        for row in METHODS
+        for case in CASES
+    ],
+)
 def test_the_bias_of_each_method_is_the_documented_one(case, row):
     teacher, operator, y = asked(case)
     n = 250 if case.startswith("64-d far") and "75" in row else N

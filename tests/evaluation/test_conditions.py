@@ -35,7 +35,7 @@ FAST = ["--features", "classifier", "--num", 60]
 
 
 @pytest.fixture(autouse=True)
-def _one_classifier(session_cache, monkeypatch):
+def _one_classifier(session_cache, monkeypatch, quick_classifier):
     monkeypatch.setenv("CTM_CACHE", str(session_cache))
 
 
@@ -200,6 +200,7 @@ def test_evaluate_uses_the_fields_that_the_data_have(capsys, model, teacher, dat
     assert numbers[0] != pytest.approx(numbers[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_is_left_out(capsys, caplog, model, teacher, data, tmp_path):
     out = tmp_path / "out"
     result_of(capsys, out, model, "--teacher", teacher, "--data", data, "--steps", "1", "--data_condition", "half")
@@ -321,6 +322,7 @@ def test_likelihood_of_images_under_their_own_fields(capsys, caplog, model, fiel
 # ctm tune
 
 
+@pytest.mark.slow
 def test_tuning_by_the_flow_takes_the_rows_of_a_file(capsys, caplog, model, fields_ctm, asked, tmp_path):
     """The held-out samples go on with the rows after those of tuning."""
     with np.load(asked) as stored:

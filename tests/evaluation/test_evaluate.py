@@ -166,6 +166,7 @@ def test_samples_of_another_program(capsys, data, tmp_path):
     assert "holds 300 images, fewer than --num 301" in err
 
 
+@pytest.mark.slow
 def test_an_adm_batch_and_statistics_of_edm(capsys, model, data, tmp_path):
     """ctm sample writes arr_0, which is evaluated as samples; mu and sigma in a file stand for the data."""
     assert run(capsys, "sample", model, "--num", 60, "--out", tmp_path / "batch.npz")[0] == 0

@@ -68,6 +68,7 @@ def test_the_network_has_the_shape_of_the_public_weights(network):
     assert float(spatial.min()) == 0  # after the ReLU, as the node `mixed_6/conv` of the original graph is
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_users_cache(network, tmp_path, monkeypatch):
     """As pytorch-fid's file has them: without the counters of the normalisations."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -79,10 +80,10 @@ def test_weights_come_from_the_users_cache(network, tmp_path, monkeypatch):
     images = torch.rand(2, 1, 28, 28) * 2 - 1
     pooled, spatial = extractor(images)
     with torch.no_grad():
-        torch.testing.assert_close(pooled, network(images)[0])
+        expected, maps = network(images)
+    torch.testing.assert_close(pooled, expected)
     assert spatial.shape == (2, extractor.spatial) == (2, 2023)
-    with torch.no_grad():
-        innermost = network(images)[1].permute(0, 2, 3, 1).numpy()  # (B, H, W, C), as TensorFlow has it
+    innermost = maps.permute(0, 2, 3, 1).numpy()  # (B, H, W, C), as TensorFlow has it
     np.testing.assert_allclose(spatial.numpy(), innermost[..., :7].reshape(2, -1), rtol=1e-4, atol=1e-5)
     assert extractor.record()["resize"] == "bilinear to 299×299 by TensorFlow 1's rule"
     torch.save({**state, "fc.weight": torch.zeros(10, 2048)}, file)

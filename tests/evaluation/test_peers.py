@@ -136,7 +136,7 @@ class Shapeless:
 FAST = ["--features", "classifier", "--num", 60]
 
 
-def test_peers_stand_beside_ours(capsys, made, program, data, session_cache, monkeypatch):
+def test_peers_stand_beside_ours(capsys, made, program, data, session_cache, monkeypatch, quick_classifier):
     """An object that is our model has our model's numbers; pipelines have theirs, computed again from their own pictures."""
     monkeypatch.setenv("CTM_CACHE", str(session_cache))
     asked = ["evaluate", program / "model", "--data", data, "--steps", "2", "--labels", "uniform", *FAST]

@@ -15,6 +15,8 @@ from ctm.likelihood import estimate_log_density
 from ctm.sampling import dpmpp_2m, gamma, heun
 from ctm.scaling import Scaling
 
+from ..conftest import slow
+
 SMALL = GaussianFields(offset=(0.3, -0.2), sides=(4, 6))
 ONE = {"length_scale": 1.7, "variance": 1.3}
 
@@ -181,7 +183,7 @@ def test_guidance_is_the_posterior_if_it_solves_for_all_points(points, iteration
     torch.testing.assert_close(operator.A(made), y)
 
 
-@pytest.mark.parametrize(("rounds", "biased"), [(1, True), (60, False)])
+@pytest.mark.parametrize(("rounds", "biased"), [(1, True), slow(60, False)])
 def test_replacement_tends_to_the_posterior_with_rounds_at_small_levels(points, rounds, biased):
     operator, y, posterior = points
     levels = torch.tensor([1.5, 0.7, 0.4, 0.25, 0.15, 0.08, 0.002], dtype=torch.float64)

@@ -160,6 +160,7 @@ def test_pictures_callbacks_and_a_generator(pipeline):
     assert np.array_equal(np.asarray(pictures[0]), (again[0, ..., 0] * 255).round().astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_a_tuned_grid_goes_along(model, tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     tuned = TrajectoryModel(model.network, shape=[1, 4, 4], num_classes=3).eval()

@@ -18,7 +18,7 @@ from ctm.noise import karras_grid
 from ctm.sampling import gamma, heun
 from ctm.teachers import GaussianMixture
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 from ..editing.posterior import Jumps
 from ..energy import energy_distance, null_bound
 
@@ -109,7 +109,7 @@ def test_a_clean_classifier_is_exact_at_small_levels(points):
     assert errors[1] < errors[0] / 10
 
 
-@pytest.mark.parametrize("dimensions", [2, 64])
+@pytest.mark.parametrize("dimensions", [2, slow(64)])
 def test_classifier_guidance_samples_the_known_conditional(dimensions):
     """By Heun on the guided denoiser, in energy distance, mean and variance, and by 64 guided jumps; one, two and four guided
     jumps are far off, and 16 are between (docs/sampling.md)."""

@@ -106,7 +106,7 @@ def test_distillation_ends_at_the_solvers_walk():
                 result[row] = walk(teacher.denoise, x[row : row + 1], path)[0]
             return result
 
-    x0, objective = teacher.sample(64), Matching(**CONSISTENCY)
+    x0, objective = teacher.sample(16), Matching(**CONSISTENCY)
     draw = objective.draw(teacher, x0, torch.Generator().manual_seed(0))
     walked = objective(Networks(Walked(), Walked(), teacher), x0, None, draw)
     exact = objective(Networks(teacher, teacher, teacher), x0, None, draw)
@@ -114,6 +114,7 @@ def test_distillation_ends_at_the_solvers_walk():
     assert exact.mean().item() > 1e-5
 
 
+@pytest.mark.slow
 def test_a_distilled_student_is_the_consistency_function():
     """A jump of an untrained student misses by 1. Heun on these 18 levels misses by 0.055 itself."""
     torch.manual_seed(0)
@@ -125,9 +126,8 @@ def test_a_distilled_student_is_the_consistency_function():
     assert error < 0.2
 
 
-@pytest.mark.parametrize(
-    "schedule", [pytest.param(Progressive(end=40, start_decay=0.1), marks=pytest.mark.slow), Doubling(5, 40)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", [Progressive(end=40, start_decay=0.1), Doubling(5, 40)])
 def test_a_student_trained_without_teacher_is_the_consistency_function(schedule):
     torch.manual_seed(0)
     data = gaussian(torch.float32)

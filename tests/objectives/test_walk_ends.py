@@ -9,11 +9,11 @@ from ctm.noise import Times, karras_grid
 from ctm.objectives import Matching, MultistepWalk, Networks, SameNoise, TargetJump, TargetJumps, TeacherWalk
 from ctm.objectives.matching import MatchingDraw
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 from .test_objectives import Exact, student
 
 
-@pytest.mark.parametrize(("kind", "continuous"), [("soft", False), ("global", True)])
+@pytest.mark.parametrize(("kind", "continuous"), [("soft", False), slow("global", True)])
 def test_the_exact_flow_has_almost_no_loss_at_every_level_that_a_walk_passes(kind, continuous):
     """What is left is Heun's error on 257 levels, as for one target. (test_objectives.py has one, and a map that is off.)"""
     teacher = mixture(2)

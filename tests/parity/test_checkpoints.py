@@ -59,7 +59,7 @@ def edm_pickle(file: vectors.VectorFile, path):
     return write_edm(path, file.params(), given, head_channels=None if song else head_channels(file))
 
 
-@vectors.each("name", vectors.names(*EDM))
+@vectors.each("name", vectors.names(*EDM), fast=("edm_song_ddpmpp_uncond", "edm_adm_cond_heads"))
 @torch.no_grad()
 def test_edm_pickles(name, tmp_path, capsys):
     """No option is needed: the pickle tells all but the range of levels, and that is said."""
@@ -95,7 +95,7 @@ def order(file: vectors.VectorFile) -> str:
     return "heads-three-dim" if "headmajor" in file.name else "three-heads-dim"
 
 
-@vectors.each("name", vectors.names(*CTM))
+@vectors.each("name", vectors.names(*CTM), fast=("ctm_song_ncsnpp_uncond", "ctm_adm_cond_heads", "ctm_unet_cond"))
 @torch.no_grad()
 def test_ctm_checkpoints_there_and_back(name, tmp_path):
     """Each inner and outer that the file has; and the .pt written from our directory holds the official tensors."""

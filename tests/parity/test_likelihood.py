@@ -180,7 +180,7 @@ def hold_bits(file: VectorFile, part: str, kind: str, denoise, form: Form) -> No
     assert float((right - residual(denoise, images, slipped, z0)).abs().max()) > 0.1, "the slip is no rounding error"
 
 
-@vectors.each("which", vectors.names("math_bpd"))
+@vectors.each("which", vectors.names("math_bpd"), fast=())
 def test_drift_divergence_and_bits(which):
     with vectors.open_file(which) as file:
         parts = {key.split("/")[0] for key in file.tensors}

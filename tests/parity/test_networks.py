@@ -141,7 +141,9 @@ class Augmented(nn.Module):
         return self.network(x, t, s, labels, augment=self.augment)
 
 
-@vectors.each("name", vectors.names(*EDM))
+@vectors.each(
+    "name", vectors.names(*EDM), fast=("edm_song_ddpmpp_uncond", "edm_song_ncsnpp_uncond", "edm_adm_cond_heads")
+)
 def test_edm_networks(name):
     with vectors.open_file(name) as file:
         subject = Subject(file)
@@ -232,7 +234,7 @@ class CTMSubject(Subject):
         }.get(key)
 
 
-@vectors.each("name", vectors.names(*CTM))
+@vectors.each("name", vectors.names(*CTM), fast=("ctm_song_ncsnpp_uncond", "ctm_adm_cond_heads", "ctm_unet_cond"))
 def test_ctm_networks(name):
     with vectors.open_file(name) as file:
         subject = CTMSubject(file)

@@ -1,6 +1,5 @@
 """benchmarks/reference/plain_ctm.py against the official code: one step, and eight in a row."""
 
-import pytest
 import torch
 
 from ctm.bench.learners import plain_module
@@ -25,8 +24,7 @@ def plain_of(nets: Official, levels: dict, config: dict):
     return plain
 
 
-@vectors.each("name", plain_files())
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(plain_files(), single=("train_ctm_default",))
 def test_one_step(name, precision):
     with vectors.open_file(name, ignore=("*",)) as file:
         dtype, levels = DTYPES[precision], settings_of(file.config)
@@ -58,8 +56,7 @@ def test_one_step(name, precision):
         assert {"consistency_loss", "denoising_loss", "loss", "grad_norms"} <= compared
 
 
-@vectors.each("name", vectors.names("train_run*"))
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(vectors.names("train_run*"))
 def test_a_run(name, precision):
     """Optimiser and target over all steps of the file."""
     with vectors.open_file(name, ignore=("*",)) as file:

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 
 from ctm import DiffusionModel, TrajectoryModel, weighting
@@ -169,8 +168,18 @@ def objective_of(file: vectors.VectorFile) -> tuple[Matching, DenoisingScoreMatc
     return matching, denoising
 
 
-@vectors.each("name", vectors.names("train_ctm_*"))
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(
+    vectors.names("train_ctm_*"),
+    double=("train_ctm_default", "train_ctm_self_learn"),
+    single=(
+        "train_ctm_lpips_branch",
+        "train_ctm_self_learn_iterative",
+        "train_ctm_target_inner_no",
+        "train_ctm_target_matching",
+        "train_ctm_u1",
+        "train_ctm_weight_uniform_g",
+    ),
+)
 def test_one_step_of_training(name, precision):
     other = "f64" if precision == "f32" else "f32"
     with vectors.open_file(name, ignore=(f"{other}/*", "in/*")) as file:
@@ -217,8 +226,7 @@ def _compare_parts(compare, nets, matching, denoising, draws, denoising_weight):
         compare("denoising_loss", denoising_weight * denoising(networks, nets.x0, nets.labels, draws[1]))
 
 
-@vectors.each("name", vectors.names("train_run*"))
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(vectors.names("train_run*"), single=("train_run",))
 def test_a_run_of_training(name, precision):
     """Optimiser, averages and target over all steps of the file."""
     other = "f64" if precision == "f32" else "f32"
@@ -313,8 +321,7 @@ def gan_files(*, generator: bool) -> list[str]:
     ]
 
 
-@vectors.each("name", gan_files(generator=True))
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(gan_files(generator=True), single=("train_gan_generator",))
 def test_the_generators_phase(name, precision):
     """All losses, the adversarial one weighted by the clipped ratio, once its start step is reached."""
     other = "f64" if precision == "f32" else "f32"
@@ -360,8 +367,7 @@ def test_the_generators_phase(name, precision):
             compare(key.removeprefix(f"{precision}/"), named[key.removeprefix(f"{precision}/grad/")])
 
 
-@vectors.each("name", gan_files(generator=False))
-@pytest.mark.parametrize("precision", DTYPES)
+@vectors.each_precision(gan_files(generator=False), double=("train_gan_discriminator",))
 def test_the_discriminators_phase(name, precision):
     """Only the discriminators learn: hinge on the detached estimate and the data."""
     other = "f64" if precision == "f32" else "f32"

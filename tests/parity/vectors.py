@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -66,10 +66,31 @@ def names(*patterns: str) -> list[str]:
     return [stem for stem in stems if any(fnmatch(stem, pattern) for pattern in patterns)]
 
 
-def each(argument: str, values: list[str]) -> Callable[[Callable[..., None]], Callable[..., None] | None]:
+def each(
+    argument: str, values: list[str], *, fast: Collection[str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None] | None]:
     """The outermost decorator of a test: pytest.mark.parametrize, or where the directory has nothing of the kind no test at
-    all, rather than one that is skipped."""
-    return pytest.mark.parametrize(argument, values) if values else lambda test: None
+    all, rather than one that is skipped. fast: the files that `make test` reads too, where that is not all."""
+    cases = [
+        value if fast is None or value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
+    return pytest.mark.parametrize(argument, cases) if values else lambda test: None
+
+
+def each_precision(
+    values: list[str], *, double: Collection[str] = (), single: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None] | None]:
+    """As `each`, for the arguments name and precision. The files of `double` are in the fast tests in float64, those of `single`
+    in float32, which takes half as long: a kind need not be there twice."""
+    fast = {("f64", name) for name in double} | {("f32", name) for name in single}
+    cases = [
+        pytest.param(
+            name, precision, id=f"{precision}-{name}", marks=() if (precision, name) in fast else pytest.mark.slow
+        )
+        for name in values
+        for precision in ("f32", "f64")
+    ]
+    return pytest.mark.parametrize(("name", "precision"), cases) if values else lambda test: None
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:

@@ -10,7 +10,7 @@ from ctm.provenance import Candidate, detect, find, least_matches
 from ctm.provenance.watermark import inverted, match_counts
 from ctm.sampling import heun, starting_noise
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 
 KEY = bytes(range(32))
 OTHER = bytes(range(1, 33))
@@ -82,7 +82,7 @@ def test_a_wrong_key_an_unmarked_image_and_a_full_step_of_new_noise_are_not_foun
     assert not any(one.found for one in detect(model, fresh, KEY, NONCES))
 
 
-@pytest.mark.parametrize("kind", ["marked with another key", "all coordinates positive"])
+@pytest.mark.parametrize("kind", ["marked with another key", slow("all coordinates positive")])
 def test_for_wrong_keys_matches_are_binomial(model, marked, kind):
     """Each of 5,000 keys' matches with one image, whatever it is: chi-square against Binomial(64, ½). Fixed keys, so the test
     cannot change its mind; counts of another law of this size give far less than 1e-3."""

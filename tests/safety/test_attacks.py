@@ -209,6 +209,7 @@ def _race(folder, ids, begin, kind):
     state.store.close()
 
 
+@pytest.mark.slow
 def test_moderators_who_race_decide_one_after_the_other(tmp_path):
     """Each decision is taken in the state that the one before it left, and the tables end as the record says."""
     folder = tmp_path / "state"

@@ -11,7 +11,7 @@ from ctm.sampling import Cancelled, consistency, gamma, gamma_plan, jump_to_many
 from ctm.sampling.jumps import consistency_plan
 from ctm.teachers import GaussianMixture
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 from ..energy import energy_distance
 
 GRIDS = st.integers(1, 20).map(lambda n: karras_grid(n, dtype=torch.float64).tolist())
@@ -60,9 +60,9 @@ def largest_distance(dimensions: int, n: int) -> float:
     return (null.mean() + 4 * null.std()).item()
 
 
-@pytest.mark.parametrize("dimensions", [2, 16])
+@pytest.mark.parametrize("dimensions", [2, slow(16)])
 @pytest.mark.parametrize(
-    ("share", "form"), [(0.0, "paper"), (0.3, "paper"), (0.7, "paper"), (0.7, "code"), (1.0, "paper")]
+    ("share", "form"), [slow(0.0, "paper"), (0.3, "paper"), (0.7, "paper"), (0.7, "code"), slow(1.0, "paper")]
 )
 def test_the_exact_flow_reproduces_the_mixture_at_every_gamma(dimensions, share, form):
     """Energy distance to fresh samples of the mixture, against its spread between pairs of true samples. At γ = 0 and 1 both
@@ -98,11 +98,11 @@ def test_two_level_jumps_renoises_and_jumps():
         two_level(teacher, x, grid[:3])
 
 
-def test_consistency_is_gamma_one():
-    teacher, grid = mixture(2), karras_grid(3, dtype=torch.float64)
-    x, noise = 80 * torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
-    a = consistency(teacher, x, grid, noise=lambda like: noise)
-    assert torch.equal(a, gamma(teacher, x, grid, gamma=1.0, noise=lambda like: noise))
+def test_consistency_is_gamma_one(small_ctm):
+    x, noise, grid = 80 * torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), karras_grid(3)
+    with torch.no_grad():
+        a = consistency(small_ctm, x, grid, noise=lambda like: noise)
+        assert torch.equal(a, gamma(small_ctm, x, grid, gamma=1.0, noise=lambda like: noise))
 
 
 def test_a_fan_of_jumps_is_the_jumps_one_by_one(small_ctm):
@@ -135,13 +135,13 @@ def test_a_fan_to_unfitting_levels_is_refused(small_ctm, levels, message):
         jump_to_many(small_ctm, torch.zeros(1, *small_ctm.shape), 80.0, levels)
 
 
-def test_noise_is_drawn_once_for_each_noisy_step():
-    teacher, grid = mixture(2), karras_grid(4, dtype=torch.float64)
+def test_noise_is_drawn_once_for_each_noisy_step(small_ctm):
+    grid = karras_grid(4)
     for share, expected in ((0.0, 0), (0.5, 3), (1.0, 3)):
         draws = []
         gamma(
-            teacher,
-            torch.randn(2, 2).double(),
+            small_ctm,
+            torch.randn(2, 1, 8, 8),
             grid,
             gamma=share,
             noise=lambda x, d=draws: d.append(1) or torch.zeros_like(x),

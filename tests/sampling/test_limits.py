@@ -9,7 +9,7 @@ import torch
 from ctm.noise import karras_grid, log_linear_grid, match_dims
 from ctm.sampling import ancestral, consistency, dpmpp_2m_sde, gamma, heun, midpoint, two_level
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 from ..energy import energy_distance, null_bound
 
 N = 600
@@ -60,8 +60,10 @@ def test_the_quick_flow_is_the_flow():
 
 
 PLANS = [(1, 0.0, "paper")]  # one jump is the same for every γ, and γ = 0 and 1 are the same in both forms
-PLANS += [(steps, share, "paper") for steps in (8, 64) for share in (0.0, 0.3, 0.7, 1.0)]
-PLANS += [(steps, share, "code") for steps in (8, 64) for share in (0.3, 0.7)]
+PLANS += [(8, share, "paper") for share in (0.0, 0.3, 0.7, 1.0)] + [(8, share, "code") for share in (0.3, 0.7)]
+PLANS += [slow(64, share, "paper") for share in (0.0, 0.3, 0.7, 1.0)] + [
+    slow(64, share, "code") for share in (0.3, 0.7)
+]
 
 
 @pytest.mark.parametrize(("steps", "share", "form"), PLANS)
@@ -74,7 +76,13 @@ def test_gamma_sampling_keeps_the_distribution(steps, share, form):
 
 
 @pytest.mark.parametrize(
-    ("steps", "share"), [(1, 0.0), *((n, share) for n in (4, 64) for share in (0.0, 0.3, 0.7, 1.0))]
+    ("steps", "share"),
+    [
+        (1, 0.0),
+        (4, 0.7),
+        *(slow(4, share) for share in (0.0, 0.3, 1.0)),
+        *(slow(64, share) for share in (0.0, 0.3, 0.7, 1.0)),
+    ],
 )
 def test_gamma_sampling_keeps_the_distribution_in_64_dimensions(steps, share):
     teacher = mixture(64)
@@ -107,7 +115,7 @@ SDE = {
 
 
 @pytest.mark.parametrize("name", SDE)
-@pytest.mark.parametrize("dimensions", [2, 64])
+@pytest.mark.parametrize("dimensions", [2, slow(64)])
 def test_sde_samplers_keep_the_marginals(name, dimensions):
     """At the end, and at a level half way, where the truth is the mixture blurred by that level."""
     teacher, (sampler, options) = mixture(dimensions), SDE[name]

@@ -13,6 +13,8 @@ from ctm.sampling import heun, starting_noise, stream
 from ctm.sampling.image_noise import ImageNoise
 from ctm.sampling.marking import Marks
 
+from ..conftest import slow
+
 KEY = bytes(range(32))
 NONCES = [bytes([i]) * 8 for i in range(5)]
 
@@ -83,7 +85,7 @@ def test_other_samplers_start_from_the_mark(small_ctm):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("over", ["keys", "nonces"])
+@pytest.mark.parametrize("over", [slow("keys"), "nonces"])
 def test_over_keys_and_nonces_x_t_is_standard_normal(over):
     """One seed for all, the magnitudes of 4,000 images: each coordinate is normal, and coordinates are independent. The seed of
     the test is fixed, so the p-values are; a wrong law of these sizes gives less than 1e-6."""

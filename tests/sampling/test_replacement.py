@@ -6,8 +6,10 @@ from ctm.noise import karras_grid
 from ctm.sampling import restore
 from ctm.teachers import GaussianMixture
 
+from ..conftest import slow
 
-@pytest.mark.parametrize("projection", [averaging((4, 4), (2, 2)).projection, greying().projection])
+
+@pytest.mark.parametrize("projection", [slow(averaging((4, 4), (2, 2)).projection), greying().projection])
 def test_a_restored_image_has_what_was_known_and_is_like_the_data(projection):
     """Two modes far apart: what is known of one of them decides for it."""
     means = torch.stack([torch.full((3, 4, 4), value, dtype=torch.float64) for value in (-0.6, 0.6)])

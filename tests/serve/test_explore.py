@@ -122,6 +122,7 @@ def test_strokes_are_those_of_the_library(both, digits):
     assert (claim["kind"], claim["sigma"], claim["nonce"], len(claim["grid"])) == ("stroke", 2.5, None, 3)
 
 
+@pytest.mark.slow
 def test_an_interpolation_has_its_ends(both, digits):
     _, client = both
     ends = to_uint8(sampling.generate(digits, 2, condition=torch.tensor([1, 8]), seed=1))[:, :, :, 0].numpy()

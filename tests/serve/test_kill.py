@@ -59,6 +59,7 @@ def kill_under_load(place: Path, times: int) -> None:
     state.store.close()
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path):
     kill_under_load(tmp_path, 2)
 

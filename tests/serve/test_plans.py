@@ -123,6 +123,7 @@ def test_an_edit_as_a_plan_is_the_edit(digits):
     assert torch.equal(made, editing.replace(digits, operator, y, **options))
 
 
+@pytest.mark.slow
 def test_a_function_that_calls_the_model_back_shares_its_calls(digits):
     calls = []
     scheduler = Scheduler(digits, observe=lambda rows, seconds: calls.append(rows))

@@ -18,6 +18,8 @@ from ctm.pictures import to_uint8
 from ctm.serve.app import create_app
 from ctm.serve.uploads import read_upload
 
+from ..conftest import slow
+
 EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
 
 
@@ -68,6 +70,7 @@ def test_an_edit_fills_the_pictures_own_transparent_part(shared, digit):
     assert (made[0, 4:] == digit[4:]).all()
 
 
+@pytest.mark.slow
 def test_a_variation_of_nothing_is_the_picture_and_of_more_is_another(shared, digit):
     _, client = shared
     same, near, far = (
@@ -83,7 +86,7 @@ def test_a_variation_of_nothing_is_the_picture_and_of_more_is_another(shared, di
     assert distances[0] < distances[1] < distances[2]
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", slow("JPEG"), slow("WEBP")])
 def test_pictures_of_any_size_and_mode_are_taken(shared, digit, format):
     _, client = shared
     large = np.asarray(Image.fromarray(digit).resize((96, 70)).convert("RGB"))

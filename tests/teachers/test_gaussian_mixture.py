@@ -9,7 +9,7 @@ from ctm.noise import karras_grid
 from ctm.sampling import generate, heun
 from ctm.teachers import GaussianMixture
 
-from ..conftest import mixture
+from ..conftest import mixture, slow
 
 
 def full(n: int, level: float) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_one_component_has_the_closed_form_flow():
         torch.testing.assert_close(teacher.jump(x, full(10, 80), full(10, s)), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dimensions", [2, 16])
+@pytest.mark.parametrize("dimensions", [2, slow(16)])
 def test_the_flow_satisfies_its_ode(dimensions):
     """d/ds of the jump is (x − D)/s, by central differences of the 1e-9 solution."""
     teacher = mixture(dimensions)
@@ -64,7 +64,7 @@ def test_the_flow_satisfies_its_ode(dimensions):
         torch.testing.assert_close((up - down) / (2 * h), flow, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dimensions", [2, 16])
+@pytest.mark.parametrize("dimensions", [2, slow(16)])
 def test_the_flow_agrees_with_itself(dimensions):
     """Two jumps are one, there and back is nothing, and rows do not depend on their neighbours: to 1e-8."""
     teacher = mixture(dimensions)
@@ -80,8 +80,8 @@ def test_the_flow_agrees_with_itself(dimensions):
 def test_the_flow_agrees_with_a_fine_heun_walk():
     teacher = mixture(2)
     x = 80 * torch.randn(16, 2, dtype=torch.float64)
-    walked = heun(teacher, x, karras_grid(4000, dtype=torch.float64))
-    torch.testing.assert_close(walked, teacher.jump(x, full(16, 80), full(16, 0.002)), rtol=0, atol=5e-5)
+    walked = heun(teacher, x, karras_grid(1000, dtype=torch.float64))  # of second order: 16 times 5e-5 at 4,000 levels
+    torch.testing.assert_close(walked, teacher.jump(x, full(16, 80), full(16, 0.002)), rtol=0, atol=8e-4)
 
 
 def test_the_jump_to_the_same_level_is_x():

@@ -13,7 +13,7 @@ from ctm.networks.description import build
 from ctm.teachers.official import from_official, recognise, to_official
 from ctm.teachers.official_names import from_our_order, to_our_order
 
-from ..conftest import random_weights
+from ..conftest import mostly_slow, random_weights
 
 SMALL = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (4,)}
 NETWORKS = {
@@ -132,7 +132,7 @@ def test_truncated_and_foreign_forms_are_refused_with_a_sentence():
         recognise(cut)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, "ddpmpp", "ncsnpp", "dhariwal", "adm"))
 def test_any_cut_of_a_state_dict_gives_a_sentence(name):
     """Without any one tensor, or ending early, a state dict is refused by ValueError and by nothing else."""
     network = NETWORKS[name]()

@@ -182,6 +182,7 @@ def fields_student(teacher: Path, data: Path, steps: int) -> list[str]:
     return [*student_arguments(teacher, *on(data, *BOTH, steps=steps)), *OFTEN, *one_step]
 
 
+@pytest.mark.slow
 def test_a_broken_run_on_fields_goes_on_to_the_bits_of_an_unbroken_one(teacher, data, tmp_path, monkeypatch):
     arguments, take = fields_student(teacher, data, 20), trainer._step
 
@@ -346,6 +347,7 @@ def test_mirrored_pictures_do_not_go_with_maps(data, tmp_path):
         trained(tmp_path / "run", teacher_arguments(*on(data, "map"), "--data.flip", "true"))
 
 
+@pytest.mark.slow
 def test_each_column_of_a_grid_has_one_condition(data, tmp_path, monkeypatch):
     """Its class, and the fields of the first picture of the class, in every row of the grid."""
     drawn, generate = [], sample_grids.generate
@@ -367,6 +369,7 @@ def test_each_column_of_a_grid_has_one_condition(data, tmp_path, monkeypatch):
             assert torch.equal(condition[name], torch.cat([values] * times))
 
 
+@pytest.mark.slow
 def test_a_runs_own_evaluation_is_under_the_fields_of_its_rows(data, tmp_path, monkeypatch, session_cache):
     monkeypatch.setenv("CTM_CACHE", str(session_cache))
     drawn, draw = [], sources.draw
@@ -445,6 +448,7 @@ def gaussian_run(path: Path, steps: int, s_embedding: bool) -> list[str]:
     return [*on(path, "y", steps=steps), *few, "--optimizer.init_args.lr", "5e-3"]
 
 
+@pytest.mark.slow
 def test_a_teacher_learns_where_the_condition_puts_the_data(tmp_path):
     """Measured: 0.19. A teacher that did not use y would miss by y's share of the deviation, 0.9."""
     data = write_gaussian(tmp_path / "set.npz", 4000)

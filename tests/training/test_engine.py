@@ -20,7 +20,7 @@ from ctm.training.ema import frozen_copy
 from ctm.training.engine import EngineSettings, ScaledOptimizer, compile_networks, set_layout, set_precision
 from ctm.training.step import LossModule, backward, draw_batch, step_generator
 
-from ..conftest import random_weights
+from ..conftest import random_weights, slow
 from .test_trainer import assert_same, student_arguments, weights
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ def unet_step(precision: str = "fp32", scale: float = 1.0, backend: str | None =
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype", "scale"), [("bf16", torch.bfloat16, 1.0), ("fp16", torch.float16, 1024.0)]
+    ("precision", "dtype", "scale"), [("bf16", torch.bfloat16, 1.0), slow("fp16", torch.float16, 1024.0)]
 )
 def test_networks_compute_low_and_losses_high(precision, dtype, scale):
     losses, balance, gradient, kinds = unet_step(precision, scale)
@@ -177,7 +177,7 @@ def test_the_scalings_stay_exact_in_low_precision(small_ctm):
     assert small_ctm.g(x, t, t).dtype == torch.float32
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [slow("bf16"), "fp16"])
 def test_a_run_in_low_precision_continues_to_the_same_bits(teacher, tmp_path, precision):
     """The scale of the losses is part of it: it moves in the first steps of fp16."""
     options = ("--engine.precision", precision, "--steps", "6", "--checkpoint_every", "3")

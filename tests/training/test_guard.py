@@ -40,9 +40,9 @@ class FailingTeacher(torch.nn.Module):
         return answer * math.nan if self.step in self.bad_steps else answer
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    return trained(tmp_path / "teacher", teacher_arguments("--steps", "3"))
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("teacher") / "teacher", teacher_arguments("--steps", "3"))
 
 
 def fail_in(monkeypatch, *steps):
@@ -82,6 +82,7 @@ def test_a_teacher_that_fails_once_costs_one_step(teacher, tmp_path, monkeypatch
     assert_same(*({f"{i}.{k}": v for i, s in m.items() for k, v in s.items()} for m in moments))
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_bad_on_both_sides_of_a_checkpoint(teacher, tmp_path, monkeypatch):
     """The count, and the guard's memory, go on after an interruption."""
     fail_in(monkeypatch, 2, 3, 8)
@@ -182,6 +183,7 @@ def test_a_spike_in_a_real_run_is_skipped(tmp_path, monkeypatch, caplog):
     assert "more than 30 times its running median" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_without_spikes_has_the_same_bits_with_and_without_the_guard(tmp_path):
     out = [
         trained(tmp_path / factor, teacher_arguments("--steps", "40", "--spike_factor", factor))

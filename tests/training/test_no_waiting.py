@@ -28,13 +28,13 @@ HOST = (
     "rows.py:index",
 )
 MATCHINGS = {
-    "Heun": Matching(grid_points=18, solver_steps=12),
-    "multistep": Matching(grid_points=18, solver_steps=12, solver=MultistepWalk()),
-    "midpoint": Matching(grid_points=18, solver_steps=3, solver=TeacherWalk(midpoint_step)),
-    "target": Matching(grid_points=18, solver_steps=3, solver=TargetJumps()),
-    "global": Matching(kind="global", grid_points=10),
-    "continuous": Matching(grid_points=18, continuous=True),
-    "guided": Matching(grid_points=10, guidance=(1.0, 3.0)),
+    "Heun": Matching(grid_points=18, solver_steps=2),
+    "multistep": Matching(grid_points=18, solver_steps=3, solver=MultistepWalk()),
+    "midpoint": Matching(grid_points=18, solver_steps=2, solver=TeacherWalk(midpoint_step)),
+    "target": Matching(grid_points=18, solver_steps=2, solver=TargetJumps()),
+    "global": Matching(kind="global", grid_points=4),
+    "continuous": Matching(grid_points=18, max_solver_steps=2, continuous=True),
+    "guided": Matching(grid_points=10, max_solver_steps=2, guidance=(1.0, 3.0)),
 }
 
 

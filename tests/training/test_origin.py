@@ -26,13 +26,23 @@ def on(data, *extra):
     return ["--data.name", str(data), "--data.batch_size", "8", *extra]
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A place with a teacher and a student of some pictures, each its run directory, and a copy of it."""
+    place = tmp_path_factory.mktemp("origin") / "made"
+    place.mkdir()
+    data = npz(place / "set.npz")
+    teacher = trained(place / "teacher", teacher_arguments(*SHORT, *on(data)))
+    trained(place / "run", student_arguments(teacher, *SHORT, *on(data)))
+    return place, shutil.copytree(place, place.with_name("kept"))
+
+
 @pytest.fixture
-def made(tmp_path):
-    """A teacher and a student of some pictures, each its run directory."""
-    data = npz(tmp_path / "set.npz")
-    teacher = trained(tmp_path / "teacher", teacher_arguments(*SHORT, *on(data)))
-    trained(tmp_path / "run", student_arguments(teacher, *SHORT, *on(data)))
-    return tmp_path
+def made(made_once):
+    """The place as it was, at the path that its runs remember."""
+    place, kept = made_once
+    shutil.rmtree(place)
+    return shutil.copytree(kept, place)
 
 
 def again(made, *extra, teacher=None, data=None):
@@ -117,6 +127,7 @@ def test_the_digest_of_a_model_sees_weights_and_settings_but_not_tuned_grids(mad
     assert model_digest(model) != before
 
 
+@pytest.mark.slow
 def test_case_15_a_stopped_runs_log_is_that_of_an_unbroken_one(tmp_path, monkeypatch):
     """Checkpoints between two lines of the log: the means of the line after are over all its steps."""
     from ctm.training import trainer

@@ -177,6 +177,7 @@ def test_losses_and_norms_of_players_are_logged(teacher, tmp_path):
     assert student == [False, False, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_continued_run_with_two_players_has_the_bits_of_an_unbroken_one(teacher, tmp_path):
     """The checkpoint of step 7, between two steps of the student, is the newest that is left."""
     given = arguments(teacher, "--steps", "11", "--checkpoint_every", "7", "--log_every", "1")
@@ -200,6 +201,7 @@ def test_a_run_with_two_players_killed_at_a_random_moment_ends_with_the_same_bit
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(teacher, tmp_path):
     """To rounding: sums over other rows."""
     given = arguments(teacher, "--steps", "5", "--log_every", "1", "--checkpoint_every", "5")
@@ -393,6 +395,7 @@ def test_the_example_of_the_docs_is_the_fake_score_of_these_tests():
     assert (Path(__file__).parent / "fake_score.py").read_text() in blocks
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_docs_trains_the_fake_score(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
@@ -421,7 +424,7 @@ def test_a_watch_is_asked_for_the_numbers_it_reads(caplog):
     assert "the loss is 3.0" in caplog.text
 
 
-def test_a_dry_run_measures_each_kind_of_step(teacher):
+def test_a_dry_run_measures_each_kind_of_step(teacher, few_draws):
     """The student learns in one of five steps, and the teacher is evaluated in these alone. Two solver steps of Heun are four
     evaluations, and the fake score's loss is one more."""
     matching = {**MATCHING, "init_args": {"grid_points": 10, "solver_steps": 2}}
@@ -439,7 +442,7 @@ def test_a_dry_run_measures_each_kind_of_step(teacher):
     assert {"student", "fake_score", "teacher"} <= found.parameters.keys()
 
 
-def test_a_dry_run_of_an_alternating_recipe_tells_the_students_step(teacher):
+def test_a_dry_run_of_an_alternating_recipe_tells_the_students_step(teacher, few_draws):
     recipe, _ = parse_recipe(arguments(teacher, "--steps", "10", objectives=[MATCHING, adversarial(start=3)]))
     found = dry_run(recipe)
     assert [kind.learners for kind in found.kinds] == [("student",), ("discriminator",)]

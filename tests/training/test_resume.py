@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import slow
 from .runs import (
     EVERY,
     OFTEN,
@@ -45,7 +46,7 @@ def adversarial_arguments(teacher: Path) -> list[str]:
     return student_arguments(teacher, "--objectives", json.dumps(objectives))
 
 
-CASES = [Case("ctm", student_arguments), Case("gan", adversarial_arguments)]
+CASES = [Case("ctm", student_arguments), slow(Case("gan", adversarial_arguments))]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def teacher(tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("teacher") / "run", teacher_arguments("--steps", "5"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=["ctm", "gan"])
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(case, teacher, tmp_path):
     """2n steps equal n steps, SIGKILL, resume: weights, averages, optimisers, guard, log."""
     arguments = [*case.arguments(teacher), *OFTEN, "--steps", str(case.steps)]
@@ -93,7 +94,7 @@ def test_two_processes_killed_and_told_to_stop_end_with_the_same_bits(teacher, t
             0,
             r"stopped by SIGTERM after the checkpoint of step (\d+); the same command goes on from there",
         ),
-        (signal.SIGINT, 130, "stopped by Ctrl-C. The same command goes on from here."),
+        slow(signal.SIGINT, 130, "stopped by Ctrl-C. The same command goes on from here."),
     ],
 )
 def test_a_signal_writes_a_checkpoint_and_ends_the_run(tmp_path, number, code, words):
@@ -113,6 +114,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(tmp_path, number, code, w
     assert 0 < checkpoint_steps(out)[0] < 3000
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_main_process_ends_all_processes(tmp_path):
     """The directory holds another run: one sentence, and nobody waits for ever."""
     trained(tmp_path / "run", teacher_arguments("--steps", "1"))

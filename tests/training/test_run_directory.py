@@ -2,6 +2,7 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 
 import psutil
 import pytest
@@ -17,9 +18,15 @@ from .runs import checkpoint_steps, everything, finish, start, teacher_arguments
 SHORT = ("--steps", "6", "--checkpoint_every", "2", "--log_every", "2", "--sample_every", "50")
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("once") / "run", teacher_arguments(*SHORT))
+
+
 @pytest.fixture
-def run(tmp_path):
-    return trained(tmp_path / "run", teacher_arguments(*SHORT))
+def run(trained_once, tmp_path):
+    """A copy of the run, to be damaged."""
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 def flip_a_bit(path):
@@ -118,7 +125,7 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_the_checkpoint_intact(tmp
     """The system refuses bytes in mid-run: a limit on file sizes, set from outside, stands for the full disk."""
     out, arguments = (
         tmp_path / "run",
-        teacher_arguments("--steps", "100", "--checkpoint_every", "10", "--log_every", "10"),
+        teacher_arguments("--steps", "60", "--checkpoint_every", "10", "--log_every", "10"),
     )
     process = start(arguments, out)
     wait_for(process, out / "checkpoints", "00000010")

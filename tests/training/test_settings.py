@@ -13,6 +13,7 @@ from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import DataSettings, Recipe, train
 from ctm.training.settings import FREE, SOURCES, check_settings, decided
 
+from ..conftest import slow
 from .runs import (
     RECIPES,
     SMALL_TEACHER,
@@ -105,7 +106,7 @@ def test_case_10_settings_that_compute_nothing_may_change_and_are_named(tmp_path
     assert yaml.safe_load((out / "config.yaml").read_text())["log_every"] == 7
 
 
-@pytest.mark.parametrize("last", [20, 17])
+@pytest.mark.parametrize("last", [slow(20), 17])
 def test_case_10_a_finished_run_made_longer_is_the_longer_run(tmp_path, last):
     """Bit for bit, its log included: also where it ended between two lines of the log and two checkpoints."""
     out = trained(tmp_path / "run", teacher_arguments(*LONG, "--steps", str(last)))
@@ -203,6 +204,7 @@ def test_the_measured_levels_stand_in_config_yaml_and_decide(tmp_path):
         trained(out, [*arguments, "--model.sigma_data", "0.5"])
 
 
+@pytest.mark.slow
 def test_tuned_grids_stay_with_the_weights_they_were_tuned_for(tmp_path, capsys):
     """The same command once more keeps them; more steps leave them out, and a line says so."""
     teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))

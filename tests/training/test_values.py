@@ -11,6 +11,7 @@ from ctm.cli import main
 from ctm.sampling import heun
 from ctm.scaling import Scaling
 
+from ..conftest import mostly_slow
 from .runs import RECIPES, trained
 
 TINY = {
@@ -44,7 +45,7 @@ def arguments(recipe, path, network, *extra, **init):
     ]
 
 
-@pytest.mark.parametrize("network", CASES)
+@pytest.mark.parametrize("network", mostly_slow(CASES, "MLP", "UNet1d", "DiT"))
 def test_every_network_is_trained_and_samples_are_in_the_datas_numbers(tmp_path, network):
     """After two steps the samples are still noise about the data's mean: which mean and deviation is the scaling's doing."""
     path, values = data_of(tmp_path, CASES[network])
@@ -108,6 +109,7 @@ def test_a_student_takes_its_teachers_scaling_and_the_command_samples(tmp_path, 
         trained(tmp_path / "no", refused)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_refuses_another_scaling(tmp_path):
     path, _ = data_of(tmp_path, (3,))
     given = arguments("digits-teacher.yaml", path, "MLP", s_embedding=False)

@@ -16,7 +16,7 @@ from ctm.terminal.recipe_parser import parse_recipe
 from ctm.training import train
 from ctm.training.ema import frozen_copy
 
-from ..conftest import random_weights
+from ..conftest import mostly_slow, random_weights
 from .runs import RECIPES, SMALL, finish, rows, start, teacher_arguments, trained, weights
 
 PAGE = Path(__file__).parents[2] / "docs" / "ways.md"
@@ -40,7 +40,7 @@ def arguments(name: str, teacher: Path, place: Path, *extra: str) -> list[str]:
     return [*own, "--condition_dropout", "0.3", *extra]
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", mostly_slow(ENTRIES, "Lagrangian", "Semigroup", "Stored walks"))
 def test_every_entry_of_the_page_trains(name, teacher, tmp_path, monkeypatch):
     """With classes: labels go to student and teacher."""
     monkeypatch.chdir(tmp_path)
@@ -75,7 +75,8 @@ TOGETHER = {  # each way once; Lagrangian apart, because it goes through the las
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("Lagrangian", marks=pytest.mark.slow), "the others"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Lagrangian", "the others"])
 def test_two_processes_make_the_step_of_one(name, teacher, tmp_path):
     """Through gloo, with adaptive weights, players and half of the batch each: to float tolerance the weights of one process."""
     given = together(name, teacher, tmp_path, "--steps", "2", "--seed", "2")
