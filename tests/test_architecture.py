@@ -1,6 +1,7 @@
 """docs/architecture.md in force: imports go down the floors only, and rooms stay small."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -33,13 +34,19 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Each file is parsed once for all tests here."""
+    return ast.parse(path.read_text())
+
+
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported_rooms(path: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ctm":
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names if alias.name in FLOOR_OF}
@@ -71,7 +78,7 @@ def test_rooms_of_one_floor_import_each_other_in_one_direction():
 def test_files_and_functions_are_small(path):
     text = path.read_text()
     assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length <= 60, f"{path}: {node.name} has {length} lines"
@@ -81,7 +88,7 @@ def test_the_maths_floor_knows_no_files_and_no_settings():
     for name in FLOORS[0]:
         modules = {
             alias.name.split(".")[0] if isinstance(node, ast.Import) else (node.module or "").split(".")[0]
-            for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+            for node in ast.walk(parsed(PACKAGE / f"{name}.py"))
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         }

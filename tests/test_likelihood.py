@@ -57,8 +57,9 @@ def test_float32_stays_near_float64():
 def test_hutchinson_is_unbiased_and_depends_on_seed_and_place_alone():
     teacher = mixture(4)
     x = teacher.sample(40)
-    exact = log_density(teacher, x, trace="exact")
-    many = log_density(teacher, x, probes=64, seed=1)
+    loose = {"rtol": 1e-3, "atol": 1e-3}
+    exact = log_density(teacher, x, trace="exact", **loose)
+    many = log_density(teacher, x, probes=64, seed=1, **loose)
     assert float((many - exact).mean().abs()) < 0.2
     one = log_density(teacher, x, seed=1)
     torch.testing.assert_close(one, log_density(teacher, x, seed=1))
@@ -176,7 +177,7 @@ def test_the_standard_error_is_the_scatter_of_the_probes():
 
 def test_the_error_falls_with_the_tolerance_at_a_reported_cost():
     teacher = mixture(2)
-    x = teacher.sample(100, seed=3)
+    x = teacher.sample(30, seed=3)
     truth = log_density(teacher, x, trace="exact", rtol=1e-9, atol=1e-9)
     calls = []
 

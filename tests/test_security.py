@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -17,7 +16,10 @@ from ctm.cli import main
 from ctm.evaluation.plans import subject_of
 from ctm.evaluation.reference import statistics_file
 from ctm.networks import MLP
+from ctm.teachers.files import read_state
 from ctm.training.storage import damage
+
+from .processes import Forked
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("security_table", ROOT / "tools" / "security_table.py")
@@ -88,26 +90,30 @@ def test_a_large_hostile_file_is_refused_within_a_minute(name):
     assert result["megabytes"] < 300
 
 
+def read_each(*files: str) -> None:
+    """Print the sentence with which each file is refused."""
+    for file in files:
+        try:
+            read_state(file)
+        except ValueError as error:
+            print(error, flush=True)
+
+
 def test_case_18_shared_tuples_as_keys_end_at_once(tmp_path):
-    """In a process of its own, as a hash that never ends cannot be interrupted: two minutes for what takes seconds, the imports
-    included."""
+    """In a process of its own, as a hash that never ends cannot be interrupted: two minutes for what takes a moment."""
     for number, name in enumerate(("pickle-set", "pickle-key", "torch-key", "torch-old-key")):
         (tmp_path / str(number)).mkdir()
         table.INPUTS[name].make(tmp_path / str(number))
     assert (tmp_path / "0" / "net.pkl").stat().st_size <= 368
-    code = """
-import sys
-from ctm.teachers.files import read_state
-for file in sys.argv[1:]:
+    process = Forked(read_each, *sorted(map(str, tmp_path.glob("*/net.*"))))
     try:
-        read_state(file)
-    except ValueError as error:
-        print(error)
-"""
-    files = sorted(map(str, tmp_path.glob("*/net.*")))
-    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=120, check=True)
-    assert len(done.stdout.splitlines()) == 4
-    assert all("a tuple in it is a key or a set's member" in line for line in done.stdout.splitlines())
+        printed, said = process.communicate(120)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == 0, said
+    assert len(printed.splitlines()) == 4
+    assert all("a tuple in it is a key or a set's member" in line for line in printed.splitlines())
 
 
 def test_statistics_that_inflate_are_not_read(tmp_path):

@@ -47,7 +47,7 @@ def test_a_students_one_jump_is_the_exact_flow(dimensions, steps, share):
     started = time.monotonic()
     student = distil(teacher, steps, small=steps < 500)
     seconds = time.monotonic() - started
-    n = 4000
+    n = 4000 if steps >= 500 else 1000
     x = teacher.sample(n, seed=10**6) + 80 * torch.randn(n, dimensions)
     top, bottom = torch.full((n,), 80.0), torch.full((n,), 0.002)
     truth = teacher.jump(x, top, bottom)

@@ -19,8 +19,8 @@ from ..processes import Command
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """The demo as it is, with 300 digits, narrow networks and 30 steps of training in each run."""
+def short(monkeypatch, quick_classifier):
+    """The demo as it is, with 300 digits, 100 samples, narrow networks and 30 steps of training in each run."""
     parse_recipe, load_images = demo_module.parse_recipe, demo_module.load_images
     small = ["--steps", "30", "--log_every", "10", "--network.init_args.width", "64"]
 
@@ -30,7 +30,7 @@ def short(monkeypatch):
 
     monkeypatch.setattr(demo_module, "parse_recipe", lambda arguments: parse_recipe([*arguments, *small]))
     monkeypatch.setattr(demo_module, "load_images", few)
-    monkeypatch.setattr(demo_module, "SAMPLES", 300)
+    monkeypatch.setattr(demo_module, "SAMPLES", 100)
 
 
 def test_the_demo_end_to_end_and_again(short, tmp_path, capsys):

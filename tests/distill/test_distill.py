@@ -13,6 +13,7 @@ from ctm.commands import distill as command
 from ctm.distill.record import Record
 from ctm.networks import MLP
 
+from ..conftest import train_quickly
 from ..processes import Command
 from ..training.runs import assert_same, checkpoint_steps, everything, wait_for, weights
 
@@ -32,7 +33,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def shared_cache(session_cache, monkeypatch):
+def shared_cache(session_cache, monkeypatch, quick_classifier):
     monkeypatch.setenv("CTM_CACHE", str(session_cache))  # the digits' classifier is trained once for all modules
 
 
@@ -54,6 +55,7 @@ def finished(teacher, session_cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("distil") / "fast"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTM_CACHE", str(session_cache))
+        train_quickly(patch)
         assert main(arguments(teacher, out, "--data", "digits", *SHORT)) == 0
     return out
 

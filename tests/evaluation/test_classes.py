@@ -41,7 +41,7 @@ def told(caplog):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_cases_01_and_05_labels_are_drawn_by_name_and_none_is_none():
+def test_cases_01_and_05_labels_are_drawn_by_name_and_none_is_none(quick_classifier):
     data = digits(LETTERS)
     judge = judge_of(data, features="classifier", images=50, rows=20)
     model = Named([*LETTERS[::-1], "k"])

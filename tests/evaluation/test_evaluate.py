@@ -32,7 +32,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _shared_cache(cache, monkeypatch):
+def _shared_cache(cache, monkeypatch, quick_classifier):
     monkeypatch.setenv("CTM_CACHE", str(cache))
 
 
@@ -288,7 +288,7 @@ def looked():
     x, labels = load_images("digits").all()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, labels = x[order], labels[order]
-    classifier = train_classifier(x, labels, steps=200)
+    classifier = train_classifier(x, labels, steps=80)
 
     def look(images):
         with torch.no_grad():

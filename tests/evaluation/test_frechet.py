@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ctm.evaluation.frechet import frechet, frechet_distance, frechet_numbers, too_few
 from ctm.evaluation.moments import BlockMoments, Gaussian
@@ -46,6 +45,8 @@ class AsIs(torch.nn.Module):
 def test_equals_scipys_and_torchmetrics(rows):
     a, b = correlated(rows, 24, 0), correlated(rows + 50, 24, 1)
     assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-6)
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     metric = FrechetInceptionDistance(feature=AsIs()).set_dtype(torch.float64)
     metric.update(a, real=True)
     metric.update(b, real=False)

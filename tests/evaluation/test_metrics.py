@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 from prdc import compute_prdc
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from ctm.evaluation.kernels import cmmd, kid
 from ctm.evaluation.neighbours import Training, nearest, precision_recall, radii
@@ -41,6 +39,8 @@ def test_kid_is_its_definition_and_torchmetrics():
     assert found.error == pytest.approx(np.std(parts, ddof=1) / 2, rel=1e-9)
     values = []
     for start in range(0, 40, 10):
+        from torchmetrics.image.kid import KernelInceptionDistance
+
         metric = KernelInceptionDistance(feature=AsIs(), subsets=1, subset_size=10).set_dtype(torch.float64)
         metric.update(a[start : start + 10], real=True)
         metric.update(b[start : start + 10], real=False)
@@ -127,6 +127,8 @@ def test_memorisation_tells_copies_from_fresh_draws():
 
 def test_inception_score_equals_torchmetrics_and_its_bounds():
     logits = rows(500, 10)
+    from torchmetrics.image.inception import InceptionScore
+
     metric = InceptionScore(feature=AsIs(), splits=1).set_dtype(torch.float64)
     metric.update(logits)
     sums = ProbabilitySums(10, 8)

@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +17,13 @@ from ctm.preconditioning import NoiseAndSample
 
 from ..conftest import random_weights
 from ..diffusers_models import UNET, made_random
+
+
+def run_shipped(monkeypatch, *words: object) -> None:
+    """`python run_onnx.py WORDS`, as a script, in this process."""
+    runner = str(SHIPPED / "run_onnx.py")
+    monkeypatch.setattr(sys, "argv", [runner, *map(str, words)])
+    runpy.run_path(runner, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_a_student_on_a_network_of_diffusers_is_exported_for_any_number_of_sampl
         torch.testing.assert_close(graph(x, t, s), student.jump(x, t, s).detach(), rtol=0, atol=1e-4)
 
 
-def test_the_onnx_graph_is_the_model(model, tmp_path):
+def test_the_onnx_graph_is_the_model(model, tmp_path, monkeypatch):
     names = export_onnx(model, tmp_path / "jump.onnx")
     assert names == ["x", "t", "s", "labels", "y", "y_present", "guidance"]
     session = onnxruntime.InferenceSession(tmp_path / "jump.onnx")
@@ -75,17 +81,7 @@ def test_the_onnx_graph_is_the_model(model, tmp_path):
         found = session.run(None, {name: value.numpy() for name, value in given.items()})[0]
         np.testing.assert_allclose(found, model.jump(x, t, s, condition).detach().numpy(), rtol=0, atol=1e-4)
     assert json.loads(session.get_modelmeta().custom_metadata_map["ctm"])["sigma_max"] == 80
-    made = [
-        sys.executable,
-        str(SHIPPED / "run_onnx.py"),
-        str(tmp_path / "jump.onnx"),
-        str(tmp_path / "x.npy"),
-        "3",
-        "0.5",
-        "2",
-        "4",
-    ]
-    subprocess.run(made, check=True, capture_output=True)
+    run_shipped(monkeypatch, tmp_path / "jump.onnx", tmp_path / "x.npy", 3, 0.5, 2, 4)
     assert np.load(tmp_path / "x.npy").shape == (4, 1, 4, 4)
 
 
@@ -114,8 +110,7 @@ def test_the_runner_samples_as_generate_does(tmp_path, monkeypatch):
     model = TrajectoryModel(random_weights(MLP([2, 3], width=16, blocks=1)), shape=[2, 3]).eval()
     export_onnx(model, tmp_path / "jump.onnx")
     for g in (0.0, 0.5):
-        command = [sys.executable, str(SHIPPED / "run_onnx.py"), str(tmp_path / "jump.onnx"), str(tmp_path / "x.npy")]
-        subprocess.run([*command, "4", str(g), "-1", "5", "7"], check=True, capture_output=True)
+        run_shipped(monkeypatch, tmp_path / "jump.onnx", tmp_path / "x.npy", 4, g, -1, 5, 7)
         draw = np.random.default_rng(7)
 
         def noise(x, draw=draw):

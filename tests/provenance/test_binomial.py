@@ -20,7 +20,7 @@ def test_the_tail_is_scipy_s(bits):
 
 @pytest.mark.parametrize("bits", [5, 64, 500])
 def test_the_tail_is_exact(bits):
-    for matches in range(bits + 1):
+    for matches in range(0, bits + 1, max(1, bits // 50)):
         exact = Fraction(sum(math.comb(bits, j) for j in range(matches, bits + 1)), 2**bits)
         assert binomial_tail(matches, bits) == pytest.approx(float(exact), rel=1e-12)
 

@@ -60,8 +60,8 @@ def _check(folder, acknowledged):
     state.store.close()
 
 
-def test_five_kills_lose_nothing(tmp_path):
-    _killed(tmp_path, 5)
+def test_two_kills_lose_nothing(tmp_path):
+    _killed(tmp_path, 2)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_two_steps_are_at_the_level_that_brute_force_finds():
 def test_three_steps_are_as_good_as_brute_force_finds():
     model = EulerJumps(mixture(4))
     measure = FlowDistance(model, num=32, held_out=64)
-    places = lattice(20)
+    places = lattice(12)
     tried = [
         float(measure(torch.tensor([model.sigma_max, high, low, model.sigma_min]), 0.0, held_out=False).mean())
         for i, low in enumerate(places)

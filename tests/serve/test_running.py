@@ -4,7 +4,6 @@ import socket
 import threading
 import time
 
-import openai
 import pytest
 
 from ctm.cli import main
@@ -23,6 +22,8 @@ def server(tmp_path_factory):
 
 
 def test_the_openai_client_against_a_running_server(server):
+    import openai
+
     ai = openai.OpenAI(api_key="none", base_url=server.url, max_retries=0)
     assert len(ai.images.generate(prompt="3", n=4, extra_body={"steps": 2}).data) == 4
     events = list(ai.images.generate(prompt="3", stream=True, partial_images=2, extra_body={"steps": 6}))

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from ctm.serve.app import create_app
 from ctm.serve.outbox import as_png
@@ -23,13 +20,12 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def schema(shared):
+    import schemathesis  # here and below, as it takes seconds to import, and one process of two runs these tests
+
     service, _ = shared
     return schemathesis.openapi.from_asgi("/openapi.json", create_app(service, stop=False))
 
 
-# a document cannot say what is a picture, a class of the model or a grid that fits; nor does a form have an empty list
-UNSAYABLE = [positive_data_acceptance]
-UNSAYABLE_IN_FORMS = [positive_data_acceptance, negative_data_rejection]
 PICTURE = as_png(np.arange(256, dtype=np.uint8).reshape(8, 8, 4)[:, :, :1])
 ROUTES = [
     "POST /v1/images/generations",
@@ -67,6 +63,8 @@ def negative(draw, operation):
     ValueError, while a case of a form is still being generated: no request was made. Whether it draws one depends on
     its pool of constants, which is of all modules that the process has imported. Exactly this error of the generator throws
     the draw away; what the service answers is checked as for every other case, outside of this strategy."""
+    from schemathesis import GenerationMode
+
     try:
         return draw(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
     except ValueError as error:
@@ -76,9 +74,12 @@ def negative(draw, operation):
 
 
 def check(schema, route, examples):
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
     method, path = route.split()
     operation = schema[path][method]
-    unsayable = UNSAYABLE_IN_FORMS if path.endswith(FORMS) else UNSAYABLE
+    # a document cannot say what is a picture, a class of the model or a grid that fits; nor does a form have an empty list
+    unsayable = [positive_data_acceptance, *([negative_data_rejection] if path.endswith(FORMS) else [])]
 
     @settings(max_examples=examples, **OPTIONS)
     @given(

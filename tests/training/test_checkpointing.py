@@ -77,7 +77,7 @@ def test_gradients_are_equal_and_less_is_kept(name, outer):
     print(f"{name}, outer {outer}: {bytes_kept} of {all_bytes} bytes kept ({bytes_kept / all_bytes:.2f})")
 
 
-def test_a_run_with_it_is_the_run_without(tmp_path):
+def test_a_run_with_it_is_the_run_without(tmp_path, few_draws):
     """Ten steps from a teacher: the same weights to rounding, and the dry run counts the same evaluations."""
     teacher = trained(tmp_path / "teacher", teacher_arguments("--steps", "1"))
     common = student_arguments(teacher, "--steps", "10", "--log_every", "10")

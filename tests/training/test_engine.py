@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -119,6 +120,7 @@ def small_unet() -> TrajectoryModel:
     return model
 
 
+@functools.cache
 def unet_step(precision: str = "fp32", scale: float = 1.0, backend: str | None = None, channels_last: bool = False):
     """Losses, adaptive weights and gradients of one step of a small U-Net, and the dtypes of its F."""
     model = small_unet()

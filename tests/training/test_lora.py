@@ -147,9 +147,9 @@ def arguments(teacher, *extra):
 
 
 def test_a_run_goes_on_to_the_same_bits_and_publishes_a_whole_model(teacher, tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole", arguments(teacher, "--steps", "12"))
-    broken = trained(tmp_path / "broken", arguments(teacher, "--steps", "8"))
-    trained(broken, arguments(teacher, "--steps", "12"))
+    whole = trained(tmp_path / "whole", arguments(teacher, "--steps", "8"))
+    broken = trained(tmp_path / "broken", arguments(teacher, "--steps", "4"))
+    trained(broken, arguments(teacher, "--steps", "8"))
     assert everything(whole) == everything(broken)
     assert rows(whole)[-1]["loss/Matching"] > 0
     checkpoint = whole / "checkpoints" / f"{checkpoint_steps(whole)[-1]:08d}"
@@ -206,7 +206,7 @@ def test_the_adapters_alone_and_the_teacher_make_the_published_model(teacher, tm
     assert not (tmp_path / "no").exists()
 
 
-def test_memory_has_the_teachers_weights_once(teacher):
+def test_memory_has_the_teachers_weights_once(teacher, few_draws):
     recipe, _ = parse_recipe(arguments(teacher, "--steps", "12"))
     run = assembly.prepare(recipe, Accelerator(cpu=True), assembly.load_data(recipe))
     storages = {

@@ -20,7 +20,7 @@ def recipe(*extra):
     return parse_recipe(arguments)
 
 
-def test_a_run_evaluates_itself_and_keeps_the_best(tmp_path, caplog):
+def test_a_run_evaluates_itself_and_keeps_the_best(tmp_path, caplog, quick_classifier):
     asked = recipe("--steps", "5", *OPTIONS, "--evaluation.features", "classifier")
     train(asked[0], tmp_path / "run", asked[1])
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]

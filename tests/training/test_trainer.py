@@ -37,9 +37,9 @@ def teacher_recipe(*extra: str):
     return parse_recipe(teacher_arguments(*extra))
 
 
-@pytest.fixture
-def teacher(tmp_path) -> Path:
-    out = tmp_path / "teacher"
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "teacher"
     train(*[teacher_recipe("--steps", "5")[0], out, teacher_recipe("--steps", "5")[1]])
     return out
 
