@@ -161,7 +161,7 @@ def test_samples_of_another_program(capsys, data, tmp_path):
     assert numbers["memorised_expected"]["value"] < 0.7
     assert numbers["precision"]["value"] == numbers["recall"]["value"] == numbers["coverage"]["value"] == 1
     assert numbers["diversity"]["value"] == pytest.approx(1)
-    assert numbers["label_accuracy"]["value"] > 0.97
+    assert numbers["label_accuracy"]["value"] > 0.9  # by the quick classifier
     err = sentence(capsys, "evaluate", "--samples", tmp_path / "pictures", "--data", data, "--num", 301, *FAST[:2])
     assert "holds 300 images, fewer than --num 301" in err
 
