@@ -85,13 +85,13 @@ def pairs(epsilon: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([first, evolve(first, epsilon, GAP)], dim=1)
 
 
-def defect(pair: Tensor, epsilon: Tensor, step: float = STEP / 8) -> Tensor:
+def defect(pair: Tensor, epsilon: Tensor, step: float = STEP / 4) -> Tensor:
     """By how much pairs (B, 2, H, W) miss the equation in each cell: u(t + GAP) minus what the solver makes of u(t) by small
     steps, float64 (B, H, W), in units of u, whose phases are ±1."""
     return pair[:, 1].double() - evolve(pair[:, 0].double(), epsilon, GAP, step)
 
 
-def residual(pair: Tensor, epsilon: Tensor, step: float = STEP / 8) -> Tensor:
+def residual(pair: Tensor, epsilon: Tensor, step: float = STEP / 4) -> Tensor:
     """The root mean square of `defect` over the cells, float64 (B,). The solver's own pairs show the error of its step."""
     return defect(pair, epsilon, step).square().mean(dim=(1, 2)).sqrt()
 
