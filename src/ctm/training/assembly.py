@@ -36,6 +36,7 @@ from ctm.training.engine import (
 from ctm.training.guard import StepGuard
 from ctm.training.guide import guide_of, guided
 from ctm.training.input import Ahead
+from ctm.training.latents import pipeline_of_student
 from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
@@ -190,7 +191,7 @@ def load_data(recipe: Recipe) -> Dataset:
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     columns |= {"max_gb": data.max_gb, "scaling": data.scaling}
-    if holds_latents(Path(data.name)):  # as ctm distill keeps them
+    if holds_latents(Path(data.name)):  # as ctm latents and ctm distill keep them
         columns |= {"size": data.size, "channels": data.channels, "split": data.split}
         images: Dataset = load_latents(Path(data.name), columns)
     else:
@@ -379,8 +380,8 @@ def _beginning(recipe: Recipe, images: Dataset, stand_in: list[str] | None) -> B
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += left_out + scaled + name_classes(student, images)
     student.scaling = images.scaling
-    parts = [getattr(model, "pipeline", None) for model in (started, teacher)]  # decodes its latents, reads its prompts
-    student.pipeline = next((part for part in parts if part is not None), None)
+    student.pipeline, told = pipeline_of_student((started, teacher), images)
+    lines += told
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))
