@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ctm.data import Dataset, Images, load_dataset
-from ctm.data.latents import Latents, holds_latents, load_latents
+from ctm.data import Dataset, load_dataset
+from ctm.data.latents import holds_latents, load_latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -23,6 +23,7 @@ from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.teachers.load import check_source
 from ctm.training.adapting import adapt, check_lora
+from ctm.training.augmenting import check_augment, check_flips
 from ctm.training.classes import in_classes_of, name_classes, without_idle_labels
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import (
@@ -198,17 +199,7 @@ def load_data(recipe: Recipe) -> Dataset:
         images = load_dataset(data.name, data.size, data.channels, data.split, **columns)
     if data.unlabelled:
         images = images.without_labels()
-    if data.flip and not isinstance(images, Images):
-        raise ValueError(f"data.flip mirrors pictures, and {data.name} holds arrays: set data.flip to false")
-    if data.flip and isinstance(images, Latents):
-        raise ValueError(
-            "data.flip mirrors pictures, and a mirrored latent is no latent of the mirrored picture: set it to false"
-        )
-    maps = [name for name, values in images.fields.items() if values.ndim > 2]
-    if data.flip and maps:
-        raise ValueError(
-            f"data.flip mirrors the images and not the field {maps[0]!r} of their condition: set data.flip to false"
-        )
+    check_flips(data, images)
     return images
 
 
@@ -227,6 +218,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Dataset, *, stand_
     check_lora(recipe)
     begun = _beginning(recipe, images, stand_in)
     _check_dropout(recipe, begun.images)
+    check_augment(recipe, begun.student)
     student, teacher = begun.student, guided(begun.teacher, begun.guide, recipe.teacher_guidance)
     for objective in recipe.objectives:
         objective.check(student, teacher)
