@@ -22,6 +22,7 @@ _COMMANDS = {
     "demo": "The main job on real digits, end to end: teacher, CTM, and a report with pictures.",
     "distill": "Make a teacher fast: choose how, train a student of one to four steps, measure it.",
     "train": "Train a diffusion teacher or a CTM by a recipe.",
+    "latents": "Encode pictures once into the latents of an autoencoder, to be trained on.",
     "recipes": "List the recipes that come with the package, or show one.",
     "sample": "Draw samples from a model into PNG files, one picture or an .npz.",
     "edit": "Edit pictures: inpaint, superresolve, colourise, stroke, denoise, interpolate, vary.",
@@ -38,7 +39,7 @@ _COMMANDS = {
     "merge": "Make a whole model of a teacher and the adapters that were trained on it.",
     "convert": "Turn an EDM or official checkpoint into a model directory, or a model directory into an official .pt.",
 }
-_GOES_ON = ("distill", "train", "demo", "evaluate")
+_GOES_ON = ("distill", "train", "demo", "evaluate", "latents")
 _STOPPED = {  # Windows has no SIGHUP
     getattr(signal, name): words
     for name, words in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "the end of its terminal"))

@@ -25,6 +25,7 @@ from torch import Tensor
 from ctm.arguments import as_labels, checked, whole_numbers, words_for
 
 __all__ = [
+    "AUGMENT",
     "GUIDANCE",
     "LABELS",
     "MASK",
@@ -44,10 +45,14 @@ __all__ = [
     "takes_labels",
     "to",
     "with_field",
+    "without_augment",
 ]
 
 Condition: TypeAlias = Tensor | Mapping[str, Tensor] | None
 LABELS, GUIDANCE = "labels", "guidance"  # the classes; the scale of the guidance that was distilled into a model
+AUGMENT = (
+    "labels of the augmentation"  # in training alone: (B, ·), what was done to the data; no field of data has this name
+)
 PRESENT, MASK = "_present", "_mask"
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -150,15 +155,15 @@ def presence(condition: Condition, name: str, count: int, device: torch.device |
 
 
 def dropped(condition: Condition, where: Tensor, names: Sequence[str] | None = None) -> Condition:
-    """The condition without the named fields (None: without any, but for the guidance scale) in the rows where the bool (B,)
-    says so; values stay, flags and labels change."""
+    """The condition without the named fields (None: without any, but for the guidance scale and the labels of the
+    augmentation) in the rows where the bool (B,) says so; values stay, flags and labels change."""
     if condition is None:
         return None
     if isinstance(condition, Tensor):
         return condition.masked_fill(where.to(condition.device), -1) if names is None or LABELS in names else condition
     changed = dict(condition)
     for name, value in condition.items():
-        kept = name == GUIDANCE if names is None else name not in names
+        kept = name in (GUIDANCE, AUGMENT) if names is None else name not in names
         if kept or is_flag_of(name, condition):
             continue
         gone = where.to(value.device)
@@ -186,6 +191,14 @@ def absent(condition: Condition, names: Sequence[str] | None = None) -> Conditio
 def with_field(condition: Condition, name: str, value: Tensor) -> Condition:
     """The condition with one field more, or another value (B, …) of it."""
     return {**_as_mapping(condition), name: value}
+
+
+def without_augment(condition: Condition) -> tuple[Condition, Tensor | None]:
+    """The condition without the labels of the augmentation, and these, None where it has none."""
+    if not isinstance(condition, Mapping) or AUGMENT not in condition:
+        return condition, None
+    rest = {name: value for name, value in condition.items() if name != AUGMENT}
+    return (rest[LABELS] if set(rest) == {LABELS} else rest or None), condition[AUGMENT]
 
 
 def labels_of(condition: Condition) -> Tensor | None:

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from ctm.conditions import presence
 from ctm.data import load_images
 from ctm.data.digest import digest_of
-from ctm.data.latents import Latents, RowsOf, Texts, holds_latents, load_latents, write_latents
+from ctm.data.latent_files import write_latents
+from ctm.data.latents import Latents, RowsOf, Texts, holds_latents, load_latents, text_arrays
 from ctm.evaluation.run import judge_of
 from ctm.training.levels import measured_deviation
 
@@ -23,7 +24,8 @@ def made(tmp_path):
     )
     numbers, labels = np.array([0, -1, 1, 1, 0]), np.array([0, 1, 2, -1, 1])
     file = tmp_path / "latents.safetensors"
-    write_latents(file, latents, texts=Texts(table, numbers), labels=labels, class_names=["a", "b", "c"])
+    beside = text_arrays(Texts(table, numbers)) | {"labels": labels}
+    write_latents(file, latents, beside, class_names=["a", "b", "c"])
     return file, latents, table, numbers, labels
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctm.conditions import AUGMENT
 from ctm.data import Images, epoch_order, scaled_values
 from ctm.training.input import Ahead, host_rows
 from ctm.training.recipe import DataSettings
@@ -30,10 +31,12 @@ def same(a, b):
         assert torch.equal(a[1], b[1])
 
 
-@pytest.mark.parametrize("data", [IMAGES, VALUES], ids=["images", "values"])
+@pytest.mark.parametrize(
+    ("data", "augment"), [(IMAGES, 0.0), (IMAGES, 0.5), (VALUES, 0.0)], ids=["images", "augmented", "values"]
+)
 @pytest.mark.parametrize(("processes", "pieces"), [(1, 1), (2, 1), (2, 2)])
-def test_ahead_is_the_same_as_at_once(data, processes, pieces):
-    settings = DataSettings(name="", batch_size=8, flip=data is IMAGES)
+def test_ahead_is_the_same_as_at_once(data, augment, processes, pieces):
+    settings = DataSettings(name="", batch_size=8, flip=data is IMAGES, augment=augment)
     whole = [host_rows(data, settings, 3, step, slice(0, 8)) for step in range(7)]
     parts = [rows_of_process(8, processes, index, pieces) for index in range(processes)]
     ahead = [Ahead(data, CPU, 7, threads=True) for _ in range(processes)]
@@ -89,3 +92,16 @@ def test_two_epochs_show_each_item_twice():
     own, _ = IMAGES.all()
     counts = [(seen == item).flatten(1).all(1).sum().item() for item in own]
     assert counts == [2] * 23
+
+
+def test_augmentation_changes_what_it_labels_and_nothing_else():
+    """Off, a batch has the bits that it had; on, pictures whose nine labels are 0 have them."""
+    plain, settings = DataSettings(name="", batch_size=16), DataSettings(name="", batch_size=16, augment=0.12)
+    x0, labels = host_rows(IMAGES, plain, 1, 2, slice(0, 16))
+    assert torch.equal(x0, IMAGES.batch(epoch_order(23, 32, 16, 1))[0])
+    made, condition = host_rows(IMAGES, settings, 1, 2, slice(0, 16))
+    assert torch.equal(condition["labels"], labels)
+    same = (condition[AUGMENT] == 0).all(1)
+    assert 0 < same.sum() < 16
+    assert torch.equal(made[same], x0[same])
+    assert not torch.equal(made[~same], x0[~same])

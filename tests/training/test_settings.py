@@ -32,6 +32,7 @@ COMPUTED = frozenset(
     {
         "adaptive_balance",
         "condition_dropout",
+        "data.augment",
         "data.batch_size",
         "data.flip",
         "data.scaling",

@@ -20,9 +20,10 @@ from ctm.data import Images, load_images
 from ctm.data.arrays import load_npz
 from ctm.data.captions import load_captions
 from ctm.data.digest import digest_of
-from ctm.data.latents import Latents, Texts, load_latents, text_fields, write_latents
+from ctm.data.latent_files import latents_file
+from ctm.data.latents import Latents, Texts, load_latents, text_arrays, text_fields
 from ctm.distill.record import Record, file_digest
-from ctm.files import mapped_array, suffix_of
+from ctm.files import suffix_of, whole_file
 from ctm.models import AnyModel
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import check_numbers, to_uint8
@@ -242,17 +243,15 @@ class LatentData:
         names: list[str],
         about: dict[str, object],
     ) -> None:
-        """Gather the batches on the disk, and write the file."""
-        partial, start = self.file.with_suffix(".npy.partial"), 0
-        try:
-            gathered = mapped_array(partial, np.float32, (count, *self.teacher.shape))
+        """Write the file batch by batch, whole or not at all."""
+        beside, start = text_arrays(texts) | ({} if labels is None else {"labels": labels.astype(np.int64)}), 0
+        with whole_file(self.file) as new:
+            made = latents_file(new, (count, *self.teacher.shape), beside, class_names=names, about=about)
             for batch in batches:
                 check_numbers(batch, range(start, start + len(batch)))
-                gathered[start : start + len(batch)] = batch.numpy()
+                made[start : start + len(batch)] = batch.numpy()
                 start += len(batch)
-            write_latents(self.file, gathered, texts=texts, labels=labels, class_names=names, about=about)
-        finally:
-            partial.unlink(missing_ok=True)
+            made.flush()
 
 
 def _condition(fields: dict[str, Any], labels: np.ndarray | None) -> Condition:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctm.data.archive import Archive
+from ctm.data.arrow import is_saved_set
 from ctm.data.classes import text_of
 from ctm.data.images import Images
 from ctm.data.load import NAMES
@@ -40,7 +41,7 @@ def load_captions(name: str, images: Images, column: str | None = None, split: s
         raise ValueError(
             f"{name} has no captions: give --caption 'a {_PLACE}', in which the name of the class stands for {_PLACE}"
         )
-    elif path.is_dir():
+    elif path.is_dir() and not is_saved_set(path):
         found = _of_folder(path, column)
     elif suffix_of(path) == ".npz":
         found = _of_npz(path, column)

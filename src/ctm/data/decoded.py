@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ctm.data.stack import Frame, Size, sides_of, what_was_done
 from ctm.files import mapped_array
 from ctm.progress import JobBar
 
-__all__ = ["Decoded", "PictureFiles", "cache_directory", "decoded"]
+__all__ = ["CacheFile", "Decoded", "PictureFiles", "cache_directory", "decoded"]
 
 _VERSION = 4
 _NAMED = 20  # unreadable files that are named
@@ -67,6 +67,53 @@ def cache_directory() -> Path:
         raise ValueError("there is no home directory to keep a cache in: set CTM_CACHE to a directory") from error
 
 
+@dataclass(frozen=True)
+class CacheFile:
+    """A file of decoded pictures in the cache, uint8 (N, H, W, C), and beside it how many were treated how (JSON, keys of
+    ctm.data.files.TRAITS)."""
+
+    pixels: Path
+    traits: Path
+
+    @classmethod
+    def named(cls, name: str) -> CacheFile:
+        """name: a digest of all that decides the pixels."""
+        return cls(cache_directory() / f"{name}.npy", cache_directory() / f"{name}.json")
+
+    @property
+    def there(self) -> bool:
+        """Whether the pictures were decoded before."""
+        return self.pixels.is_file() and self.traits.is_file()
+
+    def write(self, shape: tuple[int, ...], fill: Callable[[np.ndarray], Counter[str]]) -> None:
+        """Have `fill` write all pixels to an array of that shape, and say how many were treated how. Both files appear only when
+        they are whole; what a killed process left of the same build is removed. Raises ValueError where the disk has no room."""
+        _check_room(self.pixels.parent, shape)
+        _remove_abandoned(self.pixels)
+        own = f"{self.pixels.stem}.{socket.gethostname()}-{os.getpid()}.partial.npy"
+        temporary = self.pixels.with_name(own)
+        written = temporary.with_suffix(".json")
+        try:
+            pixels = mapped_array(temporary, np.uint8, shape)
+            traits = fill(pixels)
+            pixels.flush()
+            written.write_text(json.dumps(traits), encoding="utf-8")
+            os.replace(written, self.traits)
+            os.replace(temporary, self.pixels)
+        finally:
+            for left in (temporary, written):
+                left.unlink(missing_ok=True)
+
+    def read(self, *, converted: bool) -> Decoded:
+        """The pixels, memory-mapped, and lines on what was done. converted: the user gave the channels."""
+        pixels = np.load(self.pixels, mmap_mode="r")
+        counts = Counter[str](json.loads(self.traits.read_text(encoding="utf-8")))
+        notes = what_was_done(counts, len(pixels), converted=converted)
+        if pixels.nbytes > _SAID_FROM:
+            notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {self.pixels}",)
+        return Decoded(pixels, notes)
+
+
 def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Decoded:
     """All pictures at one size (`ctm.data.resize.fit`), from the cache if they were decoded before.
 
@@ -74,18 +121,13 @@ def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Dec
     file is in colour. The cache's key is a digest of every file's name, size and time. A build that was killed leaves a partial
     file, which the next build removes. Raises ValueError naming the files for unreadable pictures and for mixed sizes, and where
     the cache's disk has no room; OSError, naming the cache, where it cannot be written."""
-    cached, done = (cache_directory() / f"folder-{_key(files, size, channels)}{ending}" for ending in (".npy", ".json"))
-    if not (cached.is_file() and done.is_file()):
+    cached = CacheFile.named(f"folder-{_key(files, size, channels)}")
+    if not cached.there:
         try:
-            _decode(files, size, channels, cached, done)
+            _decode(files, size, channels, cached)
         except UnreadablePicture as error:
             raise ValueError(f"{error}{_other_unreadable(files, str(error))}") from error
-    pixels = np.load(cached, mmap_mode="r")
-    counts = Counter[str](json.loads(done.read_text(encoding="utf-8")))
-    notes = what_was_done(counts, len(files), converted=channels is not None)
-    if pixels.nbytes > _SAID_FROM:
-        notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {cached}",)
-    return Decoded(pixels, notes)
+    return cached.read(converted=channels is not None)
 
 
 def _key(files: PictureFiles, size: Size | None, channels: int | None) -> str:
@@ -101,32 +143,18 @@ def _key(files: PictureFiles, size: Size | None, channels: int | None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode(files: PictureFiles, size: Size | None, channels: int | None, target: Path, done: Path) -> None:
-    """Write all files as one uint8 array (N, H, W, C) to `target`. Write to `done` how many files were treated how (JSON,
-    keys of ctm.data.files.TRAITS). Both appear only when they are whole."""
+def _decode(files: PictureFiles, size: Size | None, channels: int | None, target: CacheFile) -> None:
+    """Write all files as one uint8 array (N, H, W, C)."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         colour = _any_colour(files, pool) if channels is None else channels == 3
         frame = Frame.like(open_picture(files.content(0), files.name(0)), files.name(0), size, colour)
         shape = (len(files), frame.height, frame.width, frame.channels)
-        _check_room(target.parent, shape)
-        _remove_abandoned(target)
-        temporary = target.with_name(f"{target.stem}.{socket.gethostname()}-{os.getpid()}.partial.npy")
-        written = temporary.with_suffix(".json")
-        try:
-            traits = _fill(temporary, shape, files, frame, pool)
-            written.write_text(json.dumps(traits), encoding="utf-8")
-            os.replace(written, done)
-            os.replace(temporary, target)
-        finally:
-            for left in (temporary, written):
-                left.unlink(missing_ok=True)
+        target.write(shape, lambda pixels: _fill(pixels, files, frame, pool))
 
 
-def _fill(
-    temporary: Path, shape: tuple[int, ...], files: PictureFiles, frame: Frame, pool: ThreadPoolExecutor
-) -> Counter[str]:
-    """Write the pixels of all files to a new array. Returns how many were treated how."""
-    traits, pixels = Counter[str](), mapped_array(temporary, np.uint8, shape)
+def _fill(pixels: np.ndarray, files: PictureFiles, frame: Frame, pool: ThreadPoolExecutor) -> Counter[str]:
+    """Write the pixels of all files to an array. Returns how many were treated how."""
+    traits = Counter[str]()
 
     def one(index: int) -> frozenset[str]:
         name = files.name(index)
@@ -140,7 +168,6 @@ def _fill(
                 bar.advance()
             bar.remind()
         bar.finish()
-    pixels.flush()
     return traits
 
 

@@ -1,10 +1,10 @@
-"""Latents that a model is distilled on, in one safetensors file with their labels and the embedded texts of their captions."""
+"""Latents that a model is trained on, in one safetensors file with their labels, the embedded texts of their captions and fields
+of a condition."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +12,31 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ctm.conditions import PRESENT
+from ctm.conditions import MASK, PRESENT
 from ctm.data.images import Images
-from ctm.data.notes import option
-from ctm.files import suffix_of, whole_file
-from ctm.foreign.text import parse_json
+from ctm.data.latent_files import FIELD
+from ctm.data.notes import option, tell
+from ctm.files import suffix_of
+from ctm.foreign.text import parse_json, plain
 from ctm.foreign.weights import tensor_shapes
+from ctm.models.pipeline import Pipeline, pipeline_from
 
-__all__ = ["Latents", "RowsOf", "Texts", "holds_latents", "load_latents", "text_fields", "write_latents"]
+__all__ = [
+    "FILE",
+    "Latents",
+    "RowsOf",
+    "Texts",
+    "holds_latents",
+    "latents_in",
+    "load_latents",
+    "text_arrays",
+    "text_fields",
+]
 
-_FORMAT = "ctm-latents"
+FILE = "latents.safetensors"  # in a directory of `ctm latents`
 _TEXT = "text"
 _BLOCK = 1 << 24  # bytes looked at together
 
@@ -62,6 +74,11 @@ class Texts:
     numbers: np.ndarray
 
 
+def text_arrays(texts: Texts | None) -> dict[str, np.ndarray]:
+    """The texts as a file of latents has them."""
+    return {} if texts is None else {"texts": texts.table, "text_rows": texts.numbers.astype(np.int64)}
+
+
 def text_fields(texts: Texts) -> dict[str, np.ndarray]:
     """The texts as the field "text" of a condition, and where it is there, if not everywhere."""
     there = texts.numbers >= 0
@@ -71,7 +88,10 @@ def text_fields(texts: Texts) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Latents(Images):
-    """Latents as a data set: `pixels` is float32 (N, c, h, w), what a model denoises as it is. The rest as of `Images`."""
+    """Latents as a data set: `pixels` is float32 (N, c, h, w), what a model denoises as it is. pipeline: the autoencoder that
+    they were made by and that decodes samples, None where it is not known. The rest as of `Images`."""
+
+    pipeline: Pipeline | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.float32 or len(self.pixels) == 0:
@@ -82,6 +102,7 @@ class Latents(Images):
         for name, values in {**beside, **self.fields}.items():
             if len(values) != len(self.pixels):
                 raise ValueError(f"{self.name}: there are {len(self.pixels)} latents and {len(values)} rows of {name}")
+        self.check_condition()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,39 +132,19 @@ class Latents(Images):
         return found
 
 
-def write_latents(
-    path: Path,
-    latents: np.ndarray,
-    *,
-    texts: Texts | None = None,
-    labels: np.ndarray | None = None,
-    class_names: Sequence[str] = (),
-    about: Mapping[str, object] | None = None,
-) -> None:
-    """Write latents float32 (N, c, h, w) with their texts and labels (N,), whole or not at all. about: what they were made of, as
-    JSON, which a person can read."""
-    tensors = {"latents": torch.from_numpy(np.ascontiguousarray(latents))}
-    if texts is not None:
-        tensors |= {
-            "texts": torch.from_numpy(texts.table),
-            "text_rows": torch.from_numpy(texts.numbers.astype(np.int64)),
-        }
-    if labels is not None:
-        tensors["labels"] = torch.from_numpy(labels.astype(np.int64))
-    kept = {"format": _FORMAT, "class_names": json.dumps(list(class_names)), "about": json.dumps(about or {})}
-    with whole_file(path) as new:
-        mode = new.stat().st_mode
-        save_file(tensors, new, metadata=kept)
-        new.chmod(mode)
+def latents_in(path: Path) -> Path:
+    """The file of latents of that name: itself, or in a directory of `ctm latents` latents.safetensors."""
+    return path / FILE if path.is_dir() else path
 
 
 def holds_latents(path: Path) -> bool:
-    """Whether a file is one of `write_latents`, by its header. Raises ValueError for a damaged safetensors file."""
-    return suffix_of(path) == ".safetensors" and path.is_file() and "latents" in tensor_shapes(path)
+    """Whether a file, or a directory, is one of latents, by its header. Raises ValueError for a damaged safetensors file."""
+    file = latents_in(path)
+    return suffix_of(file) == ".safetensors" and file.is_file() and "latents" in tensor_shapes(file)
 
 
 def load_latents(path: Path, asked: Mapping[str, object] | None = None) -> Latents:
-    """The latents of a file that `write_latents` wrote. What is large stays on the disk and is read where it is used.
+    """The latents of a file, or of a directory of `ctm latents`. What is large stays on the disk and is read where it is used.
 
     asked: settings of data by name, which are for pictures: None each. Raises ValueError for one that is not, and, naming the
     file, for arrays of other names, shapes or types."""
@@ -152,41 +153,59 @@ def load_latents(path: Path, asked: Mapping[str, object] | None = None) -> Laten
             raise ValueError(
                 f"{option(name, value)} is for pictures, and {path} holds latents as they are: leave it out"
             )
-    shapes = tensor_shapes(path)
-    unknown = sorted(set(shapes) - {"latents", "texts", "text_rows", "labels"})
+    file = latents_in(path)
+    shapes = tensor_shapes(file)
+    named = {name for name in shapes if name.startswith(FIELD)}
+    unknown = sorted(set(shapes) - named - {"latents", "texts", "text_rows", "labels"})
     if unknown or "latents" not in shapes or ("texts" in shapes) != ("text_rows" in shapes):
         raise ValueError(
-            f"{path} holds {', '.join(sorted(shapes))}: a file of latents has latents, labels, texts and text_rows"
+            f"{file} holds {', '.join(sorted(map(plain, shapes)))}: a file of latents has latents, labels, texts and text_rows"
         )
-    tensors = load_file(path)
-    wanted = {
-        "latents": (torch.float32, 4),
-        "texts": (torch.float32, 3),
-        "text_rows": (torch.int64, 1),
-        "labels": (torch.int64, 1),
-    }
-    for name, tensor in tensors.items():
-        if (tensor.dtype, tensor.dim()) != wanted[name]:
-            raise ValueError(
-                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, and such a file has {wanted[name]}"
-            )
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    arrays = {name: tensor.numpy() for name, tensor in load_file(file).items() if _checked(name, tensor, file)}
     count = len(arrays["latents"])
     if any(len(arrays[name]) != count for name in ("text_rows", "labels") if name in arrays):
-        raise ValueError(f"{path}: latents, labels and text_rows differ in number")
+        raise ValueError(f"{file}: latents, labels and text_rows differ in number")
     fields: dict[str, np.ndarray] = {}
     if "texts" in arrays:
         numbers = arrays["text_rows"]
         if count and not -1 <= int(numbers.min()) <= int(numbers.max()) < len(arrays["texts"]):
-            raise ValueError(f"{path}: text_rows must be −1 … {len(arrays['texts']) - 1}")
+            raise ValueError(f"{file}: text_rows must be −1 … {len(arrays['texts']) - 1}")
         fields = text_fields(Texts(arrays["texts"], numbers))
-    names = _class_names(path)
-    return Latents(arrays["latents"], arrays.get("labels"), names, str(path), f"{count} latents in {path}", (), fields)
+    fields |= {name.removeprefix(FIELD): arrays[name] for name in sorted(named)}
+    names, pipeline = _names_and_pipeline(file)
+    notes = []
+    if pipeline is not None and pipeline.missing:
+        lost = ", ".join(pipeline.missing)
+        notes = [f"{lost} is not beside {file.name}: samples stay latents and are not decoded"]
+        pipeline = None
+        tell(notes, str(path))
+    source = f"{count} latents in {path}"
+    return Latents(
+        arrays["latents"], arrays.get("labels"), names, str(path), source, tuple(notes), fields, pipeline=pipeline
+    )
 
 
-def _class_names(path: Path) -> list[str]:
+def _checked(name: str, tensor: Tensor, file: Path) -> bool:
+    """True. Raises ValueError for a tensor of a type or rank that its name does not have."""
+    wanted = {"latents": 4, "texts": 3, "text_rows": 1, "labels": 1}
+    dtype = torch.int64 if name in ("text_rows", "labels") else torch.float32
+    flag = name.startswith(FIELD) and name.endswith((PRESENT, MASK))
+    dtype, rank = torch.bool if flag else dtype, wanted.get(name, max(1, tensor.dim()))
+    if (tensor.dtype, tensor.dim()) != (dtype, rank):
+        raise ValueError(
+            f"{file}: {plain(name)} is {tensor.dtype} {tuple(tensor.shape)}, and such a file has {dtype} with {rank} axes"
+        )
+    if name.startswith(FIELD) and not flag and not bool(tensor.isfinite().all()):
+        raise ValueError(f"{file}: {plain(name)} holds NaN or infinity")
+    return True
+
+
+def _names_and_pipeline(path: Path) -> tuple[list[str], Pipeline | None]:
+    """The names of the classes, and the pipeline whose folders are beside the file."""
     with safe_open(path, framework="pt") as opened:
-        names = parse_json((opened.metadata() or {}).get("class_names", "[]"), str(path))
+        kept = opened.metadata() or {}
+    names = parse_json(kept.get("class_names", "[]"), str(path))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: its class_names are no texts")
-    return cast(list[str], names)
+    settings = parse_json(kept["pipeline"], str(path)) if "pipeline" in kept else None
+    return cast(list[str], names), pipeline_from(settings, str(path.parent))

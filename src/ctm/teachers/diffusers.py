@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctm.foreign.text import plain
 from ctm.models import DiffusionModel
-from ctm.models.pipeline import AUTOENCODERS, TEXT_PARTS, Pipeline
+from ctm.models.pipeline import Pipeline
 from ctm.models.reading import check_config, check_fit, check_weights
 from ctm.networks.diffusers import TEXT, Kind, known_settings, takes_fractions
 from ctm.teachers.checkpoints import Checkpoint
@@ -93,7 +93,7 @@ def _read(
     model.pipeline = _pipeline(parts)
     lines += _name_classes(model, parts)
     lines += [f"the class {given['null_class']} stands for no label"] if "null_class" in given else []
-    if parts.latents in _components(parts):
+    if parts.latents in parts.travelling:
         lines.append(
             f"its samples are latents; the autoencoder ({parts.latents}) that decodes them goes with the model"
         )
@@ -194,15 +194,8 @@ def _levels(
     return levels, [f"{name} = {value}" for name, value in given.items()], assumed
 
 
-def _components(parts: Parts) -> dict[str, tuple[str, str]]:
-    """The parts that travel with the model: an autoencoder that is read here, and a tokenizer with its text encoder."""
-    own = parts.components
-    found = {name: own[name] for name in AUTOENCODERS if own.get(name) == ("diffusers", "AutoencoderKL")}
-    return found | ({name: own[name] for name in TEXT_PARTS} if set(TEXT_PARTS) <= own.keys() else {})
-
-
 def _pipeline(parts: Parts) -> Pipeline | None:
-    components = _components(parts)
+    components = parts.travelling
     return Pipeline(parts.source, components) if components else None
 
 
@@ -261,7 +254,7 @@ def _left(parts: Parts, kind: Kind, config: Mapping[str, Any], unknown: list[str
         lines.append(
             f"settings that this version of diffusers does not know: {', '.join(plain(n, 40) for n in unknown[:8])}"
         )
-    if parts.latents and parts.latents not in _components(parts):
+    if parts.latents and parts.latents not in parts.travelling:
         lines.append(
             f"the autoencoder ({parts.latents}, a {plain(parts.components[parts.latents][1])}): what is read here is an "
             "AutoencoderKL, and the model's samples stay latents"

@@ -15,17 +15,16 @@ from huggingface_hub.utils import logging as hub_logging
 from ctm.files import suffix_of
 from ctm.foreign.text import plain, read_json
 from ctm.models.files import not_at_hub
+from ctm.models.pipeline import AUTOENCODERS, TEXT_PARTS
 from ctm.networks.diffusers import Kind
 
-__all__ = ["Parts", "find_diffusers", "read_config", "renamed_attention"]
+__all__ = ["CONFIG", "INDEX", "Parts", "find_diffusers", "may_be_at_hub", "read_config", "renamed_attention"]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model"
 _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 _NETWORKS = ("unet", "transformer")
-_TEXT = ("tokenizer", "text_encoder")
-_LATENTS = ("vae", "vqvae")
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,19 @@ class Parts:
     @property
     def latents(self) -> str | None:
         """The folder of the autoencoder between pictures and the network's latents, None where it takes pictures."""
-        return next((name for name in _LATENTS if name in self.components), None)
+        return next((name for name in AUTOENCODERS if name in self.components), None)
+
+    @property
+    def travelling(self) -> dict[str, tuple[str, str]]:
+        """The parts that go with a model: an autoencoder that is read here, and a tokenizer with its text encoder."""
+        own = self.components
+        found = {name: own[name] for name in AUTOENCODERS if own.get(name) == ("diffusers", "AutoencoderKL")}
+        return found | ({name: own[name] for name in TEXT_PARTS} if set(TEXT_PARTS) <= own.keys() else {})
 
     @property
     def left_out(self) -> list[str]:
         """The parts of the pipeline that no model is read from."""
-        return [name for name in self.components if name not in (*_NETWORKS, *_TEXT, *_LATENTS, "scheduler")]
+        return [name for name in self.components if name not in (*_NETWORKS, *TEXT_PARTS, *AUTOENCODERS, "scheduler")]
 
     def scheduler(self) -> tuple[Any, str]:
         """The scheduler's settings and the file. Raises ValueError where there is none."""
@@ -102,7 +108,7 @@ def find_diffusers(source: str | Path) -> Parts | None:
     name = str(source)
     if Path(name).is_dir():
         config = _file(name, CONFIG)
-    elif _may_be_at_hub(name):
+    elif may_be_at_hub(name):
         config = None if isinstance(try_to_load_from_cache(name, INDEX), str) else _config_at_hub(name)
     else:
         return None
@@ -136,7 +142,7 @@ def find_diffusers(source: str | Path) -> Parts | None:
     return Parts(name, found.index, networks[0])
 
 
-def _may_be_at_hub(name: str) -> bool:
+def may_be_at_hub(name: str) -> bool:
     """Whether a name is that of a hub repository: OWNER/NAME, and none that looks like a path here."""
     here = Path(name).exists() or (Path(name).parent.is_dir() and Path(name).parent != Path())
     path = name.startswith((".", "/", "~", "runs/", "models/")) or suffix_of(Path(name)) in (

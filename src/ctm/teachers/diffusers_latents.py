@@ -33,10 +33,13 @@ class Autoencoder(nn.Module):
         self.module, self.scaling, self.shift = module, scaling, shift
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to latents (B, c, h, w) of the model: the mean of what the encoder gives."""
+    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] to latents (B, c, h, w) of the model: the mean of the normal distribution that the
+        encoder gives, or a draw from it, mean + deviation·noise. noise: standard normal (B, c, h, w)."""
         module: Any = self.module
-        return self.scaling * (module.encode(pictures).latent_dist.mode() - self.shift)
+        found = module.encode(pictures).latent_dist
+        z = found.mode() if noise is None else found.mean + found.std * noise
+        return self.scaling * (z - self.shift)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -46,9 +49,28 @@ class Autoencoder(nn.Module):
 
     def picture_shape(self, latents: Sequence[int]) -> tuple[int, int, int]:
         """(C, H, W) of the picture that latents (c, h, w) stand for."""
-        settings = self._settings
-        times = 2 ** (len(settings.block_out_channels) - 1)
-        return int(settings.out_channels), latents[1] * times, latents[2] * times
+        return int(self._settings.out_channels), latents[1] * self._times, latents[2] * self._times
+
+    def latent_shape(self, pictures: Sequence[int]) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of pictures (C, H, W). Raises ValueError for pictures of other channels than the encoder's,
+        and for sides that it does not divide."""
+        channels, height, width = pictures
+        if channels != self.channels or height % self._times or width % self._times:
+            raise ValueError(
+                f"the autoencoder takes pictures of {self.channels} channels whose sides are multiples of {self._times}, and "
+                f"these are {channels}×{height}×{width}: give --size"
+            )
+        return int(self._settings.latent_channels), height // self._times, width // self._times
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures that it encodes."""
+        return int(self._settings.in_channels)
+
+    @property
+    def _times(self) -> int:
+        """How many times a picture's side is that of its latents."""
+        return int(2 ** (len(self._settings.block_out_channels) - 1))
 
     @property
     def _settings(self) -> Any:

@@ -9,20 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctm.foreign.text import read_json
 from ctm.models import AnyModel
-from ctm.models.pipeline import Pipeline
+from ctm.models.pipeline import Pipeline, pipeline_from
 from ctm.models.protocol import Denoiser
 from ctm.networks.diffusers import TEXT
-from ctm.teachers.diffusers_files import Parts
+from ctm.teachers.diffusers_files import CONFIG, INDEX, Parts, may_be_at_hub
 from ctm.teachers.diffusers_latents import Autoencoder, read_autoencoder
 from ctm.teachers.diffusers_text import embedded, text_shape
 
 __all__ = [
+    "autoencoder_in",
     "autoencoder_of",
     "check_pictures",
     "decoded",
     "embed",
+    "embedded_by",
     "encoded",
+    "find_autoencoder",
     "picture_shape",
     "reads_prompts",
     "takes_text",
@@ -55,8 +59,44 @@ def autoencoder_of(model: Denoiser) -> Autoencoder | None:
     folder = None if pipeline is None else pipeline.autoencoder
     if pipeline is None or folder is None:
         return None
-    found = _autoencoder(_PartsOfModel.of(pipeline), _state(pipeline, folder))
+    found = autoencoder_in(pipeline)
     found.check_latents(model.shape, f"{pipeline.source}/{folder}")
+    return found
+
+
+def autoencoder_in(pipeline: Pipeline) -> Autoencoder:
+    """The autoencoder of a pipeline that has one, in eval mode, kept in memory. Raises ValueError where its files are gone or
+    damaged, ImportError without diffusers."""
+    folder = pipeline.autoencoder
+    if folder is None:
+        raise ValueError(f"{pipeline.source} has no autoencoder")
+    return _autoencoder(_PartsOfModel.of(pipeline), _state(pipeline, folder))
+
+
+def find_autoencoder(source: str) -> Pipeline:
+    """The AutoencoderKL in a directory or hub id of diffusers: of a pipeline, with its text encoder where it has one that is read
+    here; of a model directory of ctm; or alone, config.json and weights. Nothing but these settings is read.
+
+    Raises FileNotFoundError where there is neither, and ValueError for settings that name something else."""
+    directory = Path(source)
+    if not directory.is_dir() and not may_be_at_hub(source):
+        raise FileNotFoundError(f"there is no directory {source}: give one with an AutoencoderKL of diffusers")
+    place = Parts(source)
+    index, config = place.file(INDEX), place.file(CONFIG)
+    settings = {} if index is None and config is None else read_json(index or config)  # type: ignore[arg-type]
+    if not isinstance(settings, dict):
+        settings = {}
+    if index is not None:
+        found = Pipeline(source, Parts(source, settings).travelling)
+    elif settings.get("_class_name") == "AutoencoderKL":
+        found = Pipeline(source, {"vae": ("diffusers", "AutoencoderKL")}, alone=True)
+    else:
+        found = pipeline_from(settings.get("pipeline"), source)
+    if found is None or found.autoencoder is None:
+        raise ValueError(
+            f"{source} has no AutoencoderKL of diffusers: give the directory of one (config.json and weights), or of a pipeline "
+            "that has one under vae"
+        )
     return found
 
 
@@ -144,6 +184,13 @@ def embed(model: AnyModel, prompts: Sequence[str]) -> Tensor:
             f"{parts.source}: its text encoder gives {list(found.shape[1:])} for a text, and the model takes {[tokens, width]}"
         )
     return found
+
+
+def embedded_by(pipeline: Pipeline, prompts: Sequence[str]) -> Tensor:
+    """Prompts embedded by a pipeline's text encoder, (len(prompts), tokens, dim) float32; tokens as its tokenizer says. Raises
+    ValueError for a text encoder that is not read here, ImportError without transformers."""
+    parts = _PartsOfModel.of(pipeline)
+    return embedded(parts, prompts, text_shape(parts, None)[0])
 
 
 def check_pictures(model: object, name: str, what: str) -> None:

@@ -37,7 +37,8 @@ _MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 def sentence_of(error: Exception) -> str | None:
     """A sentence that says what is wrong and what to do; None for a fault of ctm. It covers a user's mistake (ValueError), a
-    path, disk or device that refuses, and too little memory. Names of files in the sentence cannot steer a terminal."""
+    package that is not installed, a path, disk or device that refuses, and too little memory. Names of files in the sentence
+    cannot steer a terminal."""
     words = _words_of(error)
     return None if words is None else "\n".join(printable(line) for line in words.expandtabs().split("\n"))
 
@@ -50,6 +51,8 @@ def _words_of(error: Exception) -> str | None:
         )
     if (import_failed := _in_their_import(error)) is not None:
         return import_failed
+    if type(error) is ImportError and "pip install" in str(error):  # a package that is not there, in a sentence of ours
+        return str(error)
     if isinstance(error, OSError) and error.errno is None:
         return str(error)  # a sentence of our own, or Pillow's
     failure = disk_failure(error)

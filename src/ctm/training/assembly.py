@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ctm.data import Dataset, Images, load_dataset
-from ctm.data.latents import Latents, holds_latents, load_latents
+from ctm.data import Dataset, load_dataset
+from ctm.data.latents import holds_latents, load_latents
 from ctm.models import AnyModel, load_model
 from ctm.models.files import check_model
 from ctm.networks.adapters import OwnTensors, with_merged_network
@@ -23,6 +23,7 @@ from ctm.objectives.player import players_of
 from ctm.teachers import load_teacher
 from ctm.teachers.load import check_source
 from ctm.training.adapting import adapt, check_lora
+from ctm.training.augmenting import check_augment, check_flips
 from ctm.training.classes import in_classes_of, name_classes, without_idle_labels
 from ctm.training.ema import Average, frozen_copy
 from ctm.training.engine import (
@@ -36,6 +37,7 @@ from ctm.training.engine import (
 from ctm.training.guard import StepGuard
 from ctm.training.guide import guide_of, guided
 from ctm.training.input import Ahead
+from ctm.training.latents import pipeline_of_student
 from ctm.training.levels import Levels, measured_deviation, settle_levels
 from ctm.training.players import PlayerInTraining, players_in_training
 from ctm.training.recipe import Recipe, built_for
@@ -190,24 +192,14 @@ def load_data(recipe: Recipe) -> Dataset:
     data = recipe.data
     columns: dict[str, Any] = {"image": data.image, "label": data.label, "condition": data.condition}
     columns |= {"max_gb": data.max_gb, "scaling": data.scaling}
-    if holds_latents(Path(data.name)):  # as ctm distill keeps them
+    if holds_latents(Path(data.name)):  # as ctm latents and ctm distill keep them
         columns |= {"size": data.size, "channels": data.channels, "split": data.split}
         images: Dataset = load_latents(Path(data.name), columns)
     else:
         images = load_dataset(data.name, data.size, data.channels, data.split, **columns)
     if data.unlabelled:
         images = images.without_labels()
-    if data.flip and not isinstance(images, Images):
-        raise ValueError(f"data.flip mirrors pictures, and {data.name} holds arrays: set data.flip to false")
-    if data.flip and isinstance(images, Latents):
-        raise ValueError(
-            "data.flip mirrors pictures, and a mirrored latent is no latent of the mirrored picture: set it to false"
-        )
-    maps = [name for name, values in images.fields.items() if values.ndim > 2]
-    if data.flip and maps:
-        raise ValueError(
-            f"data.flip mirrors the images and not the field {maps[0]!r} of their condition: set data.flip to false"
-        )
+    check_flips(data, images)
     return images
 
 
@@ -226,6 +218,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, images: Dataset, *, stand_
     check_lora(recipe)
     begun = _beginning(recipe, images, stand_in)
     _check_dropout(recipe, begun.images)
+    check_augment(recipe, begun.student)
     student, teacher = begun.student, guided(begun.teacher, begun.guide, recipe.teacher_guidance)
     for objective in recipe.objectives:
         objective.check(student, teacher)
@@ -379,8 +372,8 @@ def _beginning(recipe: Recipe, images: Dataset, stand_in: list[str] | None) -> B
     student = settings.build(lambda *_, **__: network, images.shape, images.conditioner)
     lines += left_out + scaled + name_classes(student, images)
     student.scaling = images.scaling
-    parts = [getattr(model, "pipeline", None) for model in (started, teacher)]  # decodes its latents, reads its prompts
-    student.pipeline = next((part for part in parts if part is not None), None)
+    student.pipeline, told = pipeline_of_student((started, teacher), images)
+    lines += told
     lines += [] if teacher is None else fields_left_out(teacher, images.conditioner)
     if started is not None:
         start_from_student(student, started, str(recipe.student))

@@ -10,8 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ctm.conditions import Condition, to
+from ctm.conditions import AUGMENT, Condition, to, with_field
 from ctm.data import Dataset, epoch_order, random_flips
+from ctm.data.geometry import draw_geometry
 from ctm.training.recipe import DataSettings
 
 __all__ = ["Ahead", "host_rows"]
@@ -30,6 +31,9 @@ def host_rows(data: Dataset, settings: DataSettings, seed: int, step: int, part:
     x0, condition = data.rows(epoch_order(len(data), step * total, total, seed)[part])
     if settings.flip:
         x0 = torch.where(random_flips(total, seed, step)[part].view(-1, 1, 1, 1), x0.flip(-1), x0)
+    if settings.augment:
+        geometry = draw_geometry(total, settings.augment, seed, step).rows(part)
+        x0, condition = geometry.apply(x0), with_field(condition, AUGMENT, geometry.labels())
     return x0, condition
 
 

@@ -53,6 +53,8 @@ class DataSettings:
         condition: names of the arrays in a file of arrays that are fields of the condition, (N, …) each.
         unlabelled: leaves the labels out, as for a teacher that knows no classes.
         flip: mirrors each image of a batch left to right with probability 1/2, from (seed, step, row) alone.
+        augment: EDM's geometric augmentation, for teachers: each kind of change is done to a picture with this probability, and
+            nine labels tell the network, whose augment_dim must be 9. EDM has 0.12 for CIFAR-10. 0: none.
         max_gb: most memory that an .npz or .parquet file, or a set at another size, may take, in 10⁹ bytes; unset: 1, or ten
             times the file's size.
         scaling: how values that are no pictures become what the model learns, each channel by itself: standard (mean 0,
@@ -70,6 +72,7 @@ class DataSettings:
     condition: list[str] | None = None
     unlabelled: bool = False
     flip: bool = False
+    augment: float = 0.0
     max_gb: float | None = None
     scaling: Rule | None = None
 

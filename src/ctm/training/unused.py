@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
 
-from ctm.conditions import to
+from ctm.arguments import inside
+from ctm.conditions import AUGMENT, to, with_field
+from ctm.data.geometry import Geometry
 from ctm.objectives import Networks
 from ctm.objectives.player import student_learns
 from ctm.training.step import draw_batch, step_generator
@@ -59,6 +61,8 @@ def unused_parameters(run: Run, step: int) -> set[str]:
     backward. Weights, gradients, buffers and torch's random numbers are as before afterwards."""
     device, recipe = run.accelerator.device, run.recipe
     x0, condition = run.images.rows(torch.zeros(1, dtype=torch.int64).numpy())
+    if recipe.data.augment:  # its labels reach weights of their own
+        condition = with_field(condition, AUGMENT, Geometry.nothing(1).labels())
     generator = step_generator(recipe.seed, step)
     batch = draw_batch(
         recipe.objectives_at(step),
@@ -74,7 +78,7 @@ def unused_parameters(run: Run, step: int) -> set[str]:
     parameters = dict(run.student.named_parameters())
     buffers = [(buffer, buffer.clone()) for buffer in run.student.buffers()]
     networks = Networks(run.student, run.target, run.teacher, run.player_networks)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with inside(), torch.random.fork_rng(), torch.enable_grad():  # as in a step
         losses = [
             objective(networks, batch.x0, batch.condition, draw).mean()
             for objective, draw in zip(recipe.objectives, batch.draws, strict=True)
