@@ -1,5 +1,6 @@
 """Vectors, sequences and fields from files of arrays: every kind of file, one item, odd numbers, many; damage; scalings."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,33 @@ def test_a_file_cut_short_is_refused(tmp_path, kind, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"damaged|cut short|no safetensors file|no .npz"):
         load_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures"),
+    [("npy", False), ("npz", False), ("safetensors", False), ("npy", True), ("safetensors", True)],
+)
+def test_a_mapped_file_that_changes_under_its_reader_is_named(tmp_path, kind, pictures):
+    """A cut one killed the process; a changed one gave other numbers than were checked."""
+    values = RANDOM.integers(0, 255, (300, 8, 8, 3), dtype=np.uint8) if pictures else RANDOM.normal(size=(300, 3))
+    name = "images" if pictures and kind != "npy" else "data"
+    path = stored(tmp_path, kind, **{name: values})
+    found = load_dataset(str(path))
+    first = found.batch(np.arange(4))[0]
+    content = path.read_bytes()
+    moved = path.rename(tmp_path / "old")
+    path.write_bytes(bytes(len(content)))  # another file of that name: what is mapped is the old one
+    assert torch.equal(found.batch(np.arange(4))[0], first)
+    moved.replace(path)
+    with path.open("r+b") as file:
+        file.write(content[:10])
+    with pytest.raises(ValueError, match=f"{path.name} was written to while it was being read from"):
+        found.batch(np.arange(4))
+    again = load_dataset(str(path))
+    os.truncate(path, 100)
+    for read in (lambda: again.batch(np.arange(4)), lambda: digest_of(again)):
+        with pytest.raises(ValueError, match=f"{path.name} was cut while it was being read from"):
+            read()
 
 
 def test_options_of_pictures_and_of_values_are_told_apart(tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctm.conditions import PRESENT
 from ctm.data.images import Images
+from ctm.data.mapped import check_unchanged, watched
 from ctm.data.notes import option
 from ctm.files import suffix_of, whole_file
 from ctm.foreign.text import parse_json
@@ -91,6 +92,7 @@ class Latents(Images):
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Latents `indices` as float32 (B, c, h, w), and their labels int64 (B,) or None."""
+        check_unchanged(self.pixels)
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices])), labels
 
@@ -171,6 +173,7 @@ def load_latents(path: Path, asked: Mapping[str, object] | None = None) -> Laten
                 f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, and such a file has {wanted[name]}"
             )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    arrays["latents"] = watched(arrays["latents"], path)
     count = len(arrays["latents"])
     if any(len(arrays[name]) != count for name in ("text_rows", "labels") if name in arrays):
         raise ValueError(f"{path}: latents, labels and text_rows differ in number")

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ctm.data.archive import DAMAGE, Archive, read_header
+from ctm.data.mapped import watched
 from ctm.data.notes import option, printable
 from ctm.files import suffix_of
 from ctm.foreign.text import plain
@@ -82,7 +83,8 @@ class _Place:
         if self.dtype.itemsize == 0 or 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         order = "F" if self.fortran else "C"
-        return np.memmap(path, self.dtype, "r", self.start, self.shape, order)  # type: ignore[call-overload]
+        mapped = np.memmap(path, self.dtype, "r", self.start, self.shape, order)  # type: ignore[call-overload]
+        return watched(mapped, path)
 
 
 class _MappedArchive(Archive):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm.data.base import Dataset
+from ctm.data.mapped import check_unchanged
 from ctm.data.notes import option, printable
 from ctm.scaling import DEVIATION, Rule, Scaling
 
@@ -76,6 +77,7 @@ class Values(Dataset):
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Items `indices`, scaled, as float32 (B, *shape), and their labels int64 (B,) or None."""
+        check_unchanged(self.values)
         taken = torch.from_numpy(np.array(self.values[indices]))
         return self.scaled.apply(taken), self.labels_at(indices)
 
@@ -102,6 +104,7 @@ def channel_moments(values: np.ndarray, name: str) -> ChannelMoments:
     low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
     total, square, pivot = np.zeros(channels), np.zeros(channels), None
     for start in range(0, len(values), rows):
+        check_unchanged(values)
         block = np.asarray(values[start : start + rows]).reshape(-1, channels, int(np.prod(values.shape[2:])))
         if values.dtype != np.uint8:
             _check_finite(block, start, name)
