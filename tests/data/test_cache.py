@@ -79,6 +79,33 @@ def test_labels_of_another_form_are_refused(tmp_path, labels, said):
         load_images(str(tmp_path / "a.zip"))
 
 
+def test_labels_that_name_no_picture_are_said_and_a_file_twice_is_refused(tmp_path):
+    for name, more in (("gone", [["gone/x.png", 5]]), ("twice", [["0.png", 1]])):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("0.png", png(np.zeros((4, 4), np.uint8)))
+            archive.writestr("dataset.json", json.dumps({"labels": [["0.png", 1], *more]}))
+    found = load_images(str(tmp_path / "gone.zip"))
+    assert found.labels.tolist() == [1]
+    assert "left out: 1 labels in dataset.json of what is no picture here, the first gone/x.png" in found.notes
+    with pytest.raises(ValueError, match=r"gives a label to 0\.png twice"):
+        load_images(str(tmp_path / "twice.zip"))
+
+
+def test_hidden_files_are_left_out_of_zips_as_of_folders(tmp_path):
+    pixels = RANDOM.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for index, each in enumerate(pixels):
+            archive.writestr("0" * (index == 7) + f"{index}" * (1 + 4999 * (index == 1)) + ".png", png(each))
+        for name in ("__MACOSX/._3.png", ".trash/3.png", "deep/._4.png"):
+            archive.writestr(name, b"\0\5\x16\7")
+        archive.writestr("train/dataset.json", "{}")
+    found = load_images(str(tmp_path / "a.zip"))
+    order = [0, *range(2, 12), 1]  # the second has a name of 5,000 digits, the largest number
+    np.testing.assert_array_equal(found.pixels, pixels[order])
+    assert "hidden, so left out with the pictures in them: .trash, __MACOSX, deep/._4.png" in found.notes
+    assert any("it has no dataset.json at its top; train/dataset.json is not read" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.98])
 def test_a_zip_cut_short_is_refused(tmp_path, share):
     path = tmp_path / "a.zip"
