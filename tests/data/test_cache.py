@@ -140,6 +140,33 @@ def test_a_build_that_was_killed_is_removed_and_one_that_runs_stays(tmp_path):
     assert sorted(file.name for file in cache.iterdir()) == sorted([f"{stem}.json", f"{stem}.npy", names[1]])
 
 
+@pytest.mark.parametrize("kept", ["", "{}x", "[]", '{"cropped": "x"}', None], ids=["empty", "rest", "list", "text", "cut"])
+def test_a_damaged_cache_is_decoded_again_and_said(tmp_path, caplog, kept):
+    """As a power cut leaves it."""
+    pixels = RANDOM.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    path = edm_zip(tmp_path / "a.zip", pixels, None)
+    load_images(path)
+    (array,), (traits,) = (list(decoded.cache_directory().glob(f"folder-*.{kind}")) for kind in ("npy", "json"))
+    if kept is None:
+        os.truncate(array, 200)
+    else:
+        traits.write_text(kept)
+    caplog.clear()
+    np.testing.assert_array_equal(load_images(path).pixels, pixels)
+    assert f"the decoded pictures in {array} are damaged: decoded again" in caplog.text
+    caplog.clear()
+    load_images(path)
+    assert "are damaged" not in caplog.text
+
+
+def test_a_cache_that_is_cut_while_it_is_read_is_named(tmp_path):
+    found = load_images(edm_zip(tmp_path / "a.zip", RANDOM.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), None))
+    [array] = decoded.cache_directory().glob("folder-*.npy")
+    os.truncate(array, 200)
+    with pytest.raises(ValueError, match=f"{array.name} was cut while it was being read from"):
+        found.batch(np.arange(3))
+
+
 def _members(path):
     from pathlib import Path
 

@@ -17,9 +17,10 @@ from typing import Protocol
 import numpy as np
 
 from ctm.data.files import UnreadablePicture, open_picture, stores_colour
+from ctm.data.kept import read_kept, write_traits
 from ctm.data.notes import main_process, printable
 from ctm.data.stack import Frame, Size, sides_of, what_was_done
-from ctm.files import mapped_array
+from ctm.files import mapped_array, sync
 from ctm.progress import JobBar
 
 __all__ = ["Decoded", "PictureFiles", "cache_directory", "decoded"]
@@ -75,13 +76,16 @@ def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Dec
     file, which the next build removes. Raises ValueError naming the files for unreadable pictures and for mixed sizes, and where
     the cache's disk has no room; OSError, naming the cache, where it cannot be written."""
     cached, done = (cache_directory() / f"folder-{_key(files, size, channels)}{ending}" for ending in (".npy", ".json"))
-    if not (cached.is_file() and done.is_file()):
+    found = read_kept(cached, done, len(files))
+    if found is None:
         try:
             _decode(files, size, channels, cached, done)
         except UnreadablePicture as error:
             raise ValueError(f"{error}{_other_unreadable(files, str(error))}") from error
-    pixels = np.load(cached, mmap_mode="r")
-    counts = Counter[str](json.loads(done.read_text(encoding="utf-8")))
+        found = read_kept(cached, done, len(files))
+    if found is None:
+        raise ValueError(f"{cached} was written and cannot be read back: look at the disk, or set CTM_CACHE to another")
+    pixels, counts = found
     notes = what_was_done(counts, len(files), converted=channels is not None)
     if pixels.nbytes > _SAID_FROM:
         notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {cached}",)
@@ -114,9 +118,10 @@ def _decode(files: PictureFiles, size: Size | None, channels: int | None, target
         written = temporary.with_suffix(".json")
         try:
             traits = _fill(temporary, shape, files, frame, pool)
-            written.write_text(json.dumps(traits), encoding="utf-8")
+            write_traits(written, traits)
             os.replace(written, done)
             os.replace(temporary, target)
+            sync(target.parent)
         finally:
             for left in (temporary, written):
                 left.unlink(missing_ok=True)

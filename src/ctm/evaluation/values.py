@@ -15,7 +15,6 @@ from ctm.conditions import Condition
 from ctm.data import Values
 from ctm.data.conditions import fields_for
 from ctm.data.digest import digest_of
-from ctm.data.mapped import check_unchanged
 from ctm.data.notes import tell
 from ctm.evaluation.classes import UNIFORM, shared_classes
 from ctm.evaluation.conditions import FieldsFrom, sample_fields, with_labels
@@ -64,8 +63,7 @@ class ValueJudge:
         sums = BlockMoments(self.features)
         for start in range(0, len(data), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(data)))
-            check_unchanged(data.values)
-            sums.add(self.rows(torch.from_numpy(np.array(data.values[indices]))), torch.from_numpy(indices))
+            sums.add(self.rows(data.taken(indices)), torch.from_numpy(indices))
         _ = sums.outer
         self.gaussian = sums.gaussian()
         halves = [sums.gaussian(range(start, BLOCKS, 2)) for start in (0, 1)] if len(data) >= 2 * BLOCKS else []
