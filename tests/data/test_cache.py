@@ -81,6 +81,33 @@ def test_labels_of_another_form_are_refused(tmp_path, labels, said):
         load_images(str(tmp_path / "a.zip"))
 
 
+def test_labels_that_name_no_picture_are_said_and_a_file_twice_is_refused(tmp_path):
+    for name, more in (("gone", [["gone/x.png", 5]]), ("twice", [["0.png", 1]])):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("0.png", png(np.zeros((4, 4), np.uint8)))
+            archive.writestr("dataset.json", json.dumps({"labels": [["0.png", 1], *more]}))
+    found = load_images(str(tmp_path / "gone.zip"))
+    assert found.labels.tolist() == [1]
+    assert "left out: 1 labels in dataset.json of what is no picture here, the first gone/x.png" in found.notes
+    with pytest.raises(ValueError, match=r"gives a label to 0\.png twice"):
+        load_images(str(tmp_path / "twice.zip"))
+
+
+def test_hidden_files_are_left_out_of_zips_as_of_folders(tmp_path):
+    pixels = RANDOM.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for index, each in enumerate(pixels):
+            archive.writestr("0" * (index == 7) + f"{index}" * (1 + 4999 * (index == 1)) + ".png", png(each))
+        for name in ("__MACOSX/._3.png", ".trash/3.png", "deep/._4.png"):
+            archive.writestr(name, b"\0\5\x16\7")
+        archive.writestr("train/dataset.json", "{}")
+    found = load_images(str(tmp_path / "a.zip"))
+    order = [0, *range(2, 12), 1]  # the second has a name of 5,000 digits, the largest number
+    np.testing.assert_array_equal(found.pixels, pixels[order])
+    assert "hidden, so left out with the pictures in them: .trash, __MACOSX, deep/._4.png" in found.notes
+    assert any("it has no dataset.json at its top; train/dataset.json is not read" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.98])
 def test_a_zip_cut_short_is_refused(tmp_path, share):
     path = tmp_path / "a.zip"
@@ -113,6 +140,35 @@ def test_a_build_that_was_killed_is_removed_and_one_that_runs_stays(tmp_path):
         (cache / name).write_bytes(b"half")
     load_images(path)
     assert sorted(file.name for file in cache.iterdir()) == sorted([f"{stem}.json", f"{stem}.npy", names[1]])
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "{}x", "[]", '{"cropped": "x"}', None], ids=["empty", "rest", "list", "text", "cut"]
+)
+def test_a_damaged_cache_is_decoded_again_and_said(tmp_path, caplog, kept):
+    """As a power cut leaves it."""
+    pixels = RANDOM.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    path = edm_zip(tmp_path / "a.zip", pixels, None)
+    load_images(path)
+    (array,), (traits,) = (list(decoded.cache_directory().glob(f"folder-*.{kind}")) for kind in ("npy", "json"))
+    if kept is None:
+        os.truncate(array, 200)
+    else:
+        traits.write_text(kept)
+    caplog.clear()
+    np.testing.assert_array_equal(load_images(path).pixels, pixels)
+    assert f"the decoded pictures in {array} are damaged: decoded again" in caplog.text
+    caplog.clear()
+    load_images(path)
+    assert "are damaged" not in caplog.text
+
+
+def test_a_cache_that_is_cut_while_it_is_read_is_named(tmp_path):
+    found = load_images(edm_zip(tmp_path / "a.zip", RANDOM.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), None))
+    [array] = decoded.cache_directory().glob("folder-*.npy")
+    os.truncate(array, 200)
+    with pytest.raises(ValueError, match=f"{array.name} was cut while it was being read from"):
+        found.batch(np.arange(3))
 
 
 def _members(path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctm.data import load_images
+from ctm.data import Images, load_images
 from ctm.data.captions import load_captions, unique
 
 
@@ -31,6 +31,25 @@ def test_a_folders_list_is_put_in_the_order_of_its_pictures(tmp_path, caplog):
     (place / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert captions(place) == ["a one", "a two", ""]
     assert captions(place, "caption") == captions(place)
+
+
+def test_lists_as_spreadsheets_and_json_write_them(tmp_path):
+    place = folder(tmp_path / "pictures", ("1.png",))
+    (place / "metadata.csv").write_text("file_name,text\r\n1.png,é\r\n", encoding="utf-8-sig")
+    assert captions(place) == ["é"]
+    (place / "metadata.csv").unlink()
+    (place / "metadata.jsonl").write_bytes('\ufeff{"file_name": "1.png", "text": "a\u2028b"}\r\n'.encode())
+    assert captions(place) == ["a\u2028b"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "npy", "safetensors"])
+def test_files_without_captions_are_said(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(b"")
+    images = Images(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int64), ["cat"], str(path))
+    with pytest.raises(ValueError, match="captions are not read from a file of that kind"):
+        load_captions(str(path), images)
+    assert load_captions(str(path), images, "a {}") == ["a cat"]
 
 
 def test_pictures_in_folders_of_classes_are_named_with_their_folder(tmp_path):
@@ -66,9 +85,11 @@ def test_each_text_is_known_once():
         ("file_name,text\n1.png,a\n1.png,b\n", "row 2 needs a file_name that is there once"),
         ("name,text\n1.png,a\n", "row 1 needs a file_name"),
         ('file_name,text\n1.png,"a\n', "is not readable as CSV"),
+        ("file_name,text\n1.png,a\n2.png,b, c\n", "row 2 has more than the 2 columns file_name, text: .* in quotes"),
+        ("file_name,text,text\n1.png,a,b\n", "has two columns text"),
         (None, "neither metadata.csv nor metadata.jsonl"),
     ],
-    ids=["unknown", "column", "twice", "name", "quote", "none"],
+    ids=["unknown", "column", "twice", "name", "quote", "comma", "columns", "none"],
 )
 def test_a_list_that_does_not_fit_is_refused_in_a_sentence(tmp_path, content, sentence):
     place = folder(tmp_path / "pictures")

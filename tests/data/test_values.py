@@ -1,5 +1,6 @@
 """Vectors, sequences and fields from files of arrays: every kind of file, one item, odd numbers, many; damage; scalings."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 from ctm.data import Images, Values, load_dataset, scaled_values
 from ctm.data.digest import digest_of
+from ctm.evaluation.values import ValueJudge
 from ctm.scaling import Scaling, scaling_from
 
 KINDS = ("npy", "npz", "packed", "safetensors")
@@ -125,7 +127,9 @@ def test_what_is_not_finite_is_refused_by_its_number(tmp_path, kind, wrong):
     values = RANDOM.normal(size=(9, 3)).astype(np.float32)
     values[6, 1] = wrong
     path = stored(tmp_path, kind, data=values)
-    with pytest.raises(ValueError, match=r"item 6 is not finite \(NaN or infinity\): leave such items out"):
+    with pytest.raises(
+        ValueError, match=r"item 6, counted from 0, is not finite \(NaN or infinity\): leave such items out"
+    ):
         load_dataset(str(path))
 
 
@@ -134,7 +138,7 @@ def test_what_is_not_finite_is_refused_by_its_number(tmp_path, kind, wrong):
     ("values", "said"),
     [
         (np.zeros((0, 3), np.float32), "with at least one item"),
-        (np.zeros((4, 3), np.int64), "data must be floats or uint8"),
+        (np.zeros((4, 3), np.int64), r"data must be floats of 16, 32 or 64 bits .* array\.astype\('float32'\); labels"),
         (np.zeros(4, np.float32), r"\(N, D\), \(N, C, L\) or \(N, C, H, W\)"),
         (np.zeros((2, 2, 2, 2, 2), np.float32), r"\(N, D\), \(N, C, L\) or \(N, C, H, W\)"),
     ],
@@ -171,6 +175,86 @@ def test_a_file_cut_short_is_refused(tmp_path, kind, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"damaged|cut short|no safetensors file|no .npz"):
         load_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures"),
+    [("npy", False), ("npz", False), ("safetensors", False), ("npy", True), ("safetensors", True)],
+)
+def test_a_mapped_file_that_changes_under_its_reader_is_named(tmp_path, kind, pictures):
+    """A cut one killed the process; a changed one gave other numbers than were checked."""
+    values = RANDOM.integers(0, 255, (300, 8, 8, 3), dtype=np.uint8) if pictures else RANDOM.normal(size=(300, 3))
+    name = "images" if pictures and kind != "npy" else "data"
+    path = stored(tmp_path, kind, **{name: values})
+    found = load_dataset(str(path))
+    first = found.batch(np.arange(4))[0]
+    content = path.read_bytes()
+    moved = path.rename(tmp_path / "old")
+    path.write_bytes(bytes(len(content)))  # another file of that name: what is mapped is the old one
+    assert torch.equal(found.batch(np.arange(4))[0], first)
+    moved.replace(path)
+    with path.open("r+b") as file:
+        file.write(content[:10])
+    with pytest.raises(ValueError, match=f"{path.name} was written to while it was being read from"):
+        found.batch(np.arange(4))
+    again = load_dataset(str(path))
+    os.truncate(path, 100)
+    for read in (lambda: again.batch(np.arange(4)), lambda: digest_of(again)):
+        with pytest.raises(ValueError, match=f"{path.name} was cut while it was being read from"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "packed"])
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_the_other_order_of_bytes_gives_the_same_numbers(tmp_path, kind, dtype):
+    values = RANDOM.normal(3, 2, (9, 3)).astype(dtype)
+    found = load_dataset(str(stored(tmp_path, kind, data=values)), scaling="none")
+    np.testing.assert_array_equal(found.all()[0], values.astype("f4"))
+    np.testing.assert_array_equal(
+        ValueJudge(found).gaussian.mean, ValueJudge(scaled_values(values.astype("f8"), "none")).gaussian.mean
+    )
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_floats_that_torch_has_not_are_refused(tmp_path, kind):
+    path = stored(tmp_path, kind, data=np.zeros((4, 3), np.longdouble))
+    with pytest.raises(ValueError, match=r"got float(128|96) \(4, 3\)\. Save numbers as float32"):
+        load_dataset(str(path))
+
+
+def test_numbers_too_small_for_float32_are_named_by_their_channel(tmp_path):
+    values = RANDOM.normal(size=(64, 3)) * [1, 1e-200, 1]
+    for rule in (None, "none", "range"):
+        with pytest.raises(
+            ValueError, match=r"data\.npy: the numbers of channel 1, counted from 0, differ by .*e-200 at most"
+        ):
+            load_dataset(str(stored(tmp_path, "npy", data=values)), scaling=rule)
+    small = load_dataset(str(stored(tmp_path, "npy", data=values * [1, 1e165, 1]))).all()[0]
+    assert float(small[:, 1].std(correction=0)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_an_ending_in_capitals_is_an_ending(tmp_path):
+    stored(tmp_path, "npy", data=np.eye(3, dtype="f4"), observation=np.ones((3, 2), "f4"))
+    (tmp_path / "data.npy").rename(tmp_path / "data.NPY")
+    found = load_dataset(str(tmp_path / "data.NPY"), condition=["observation"], scaling="none")
+    np.testing.assert_array_equal(found.fields["observation"], np.ones((3, 2)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [np.array("abc"), np.array([["a", "b", "c"]]), np.array([1, 2, 3]), np.array(["a"])],
+    ids=["one", "table", "numbers", "few"],
+)
+@pytest.mark.parametrize("items", ["data", "images"])
+def test_names_of_classes_that_are_none_are_refused(tmp_path, names, items):
+    values = np.zeros((6, 4, 4), np.uint8)
+    values[0] = 9
+    labels = np.arange(6) % 3
+    path = stored(tmp_path, "npz", **{items: values}, labels=labels, class_names=names)
+    with pytest.raises(ValueError, match=r"class_names must be texts, one for each class 0 … 2, got"):
+        load_dataset(str(path))
+    without = load_dataset(str(stored(tmp_path, "npz", **{items: values}, class_names=names)))
+    assert any(note.startswith("not read: class_names (") for note in without.notes)
 
 
 def test_options_of_pictures_and_of_values_are_told_apart(tmp_path):

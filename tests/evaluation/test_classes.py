@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ctm.data import Images, load_images
-from ctm.evaluation.classes import Renumbered, shared_classes
+from ctm.evaluation.classes import UNIFORM, Renumbered, shared_classes
 from ctm.evaluation.frechet_measure import FrechetMeasure
-from ctm.evaluation.run import UNIFORM, judge_of, labels_of
+from ctm.evaluation.run import judge_of, labels_of
 from ctm.evaluation.sources import data_labels
 
 from ..commands.test_cli import run, sentence

@@ -8,8 +8,10 @@ import torch
 
 from ctm import DiffusionModel
 from ctm.cli import main
+from ctm.conditioner import Labels
 from ctm.data import scaled_values
-from ctm.evaluation.values import ValueJudge, few_values
+from ctm.evaluation.plans import make_plans, subject_of
+from ctm.evaluation.values import ValueJudge, evaluate_values, few_values, sample_values
 from ctm.networks import MLP
 from ctm.scaling import Scaling
 
@@ -54,3 +56,63 @@ def test_the_command_measures_a_model_and_given_samples(tmp_path, capsys):
     assert "samples: Fréchet 1." in capsys.readouterr().out
     assert main([*given, "--likelihood", "3"]) == 2
     assert "bits per dimension of pictures" in capsys.readouterr().err
+
+
+class Points(torch.nn.Module):
+    """The exact denoiser of points: class i is i + 1 in every number, no class is 0."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.class_names, self.num_classes, self.shape = names, len(names), (2,)
+        self.sigma_min, self.sigma_max = 0.002, 80.0
+        self.conditioner, self.scaling = Labels(len(names)), Scaling("none")
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return (condition + 1.0)[:, None].expand_as(x)
+
+
+def pairs(names: list[str], labels: np.ndarray):
+    """Items at the places that `Points(["ant", "bee"])` gives their classes."""
+    places = {"ant": 1.0, "bee": 2.0}
+    x = np.array([[places.get(names[label], 9.0)] * 2 for label in labels], dtype=np.float32)
+    return scaled_values(x, None, name="d.npz", labels=labels, class_names=names)
+
+
+def of_points() -> list:
+    return make_plans(subject_of("model", "m", Points(["ant", "bee"])), steps=[2], sampler="euler")
+
+
+def test_classes_are_those_of_the_same_name(tmp_path, caplog):
+    """The data number their classes the other way round, and an unused one stands between."""
+    data = pairs(["bee", "cow", "ant"], np.array([0] * 30 + [2] * 10))
+    judge, [plan] = ValueJudge(data), of_points()
+    made = sample_values(judge, plan, 40, torch.device("cpu"))
+    assert sorted(made[:, 0].round().tolist()) == [1.0] * 10 + [2.0] * 30
+    result = evaluate_values(judge, [plan], tmp_path, num=40, device=torch.device("cpu"))
+    assert result["rows"][0]["frechet"]["value"] < 1e-3
+    assert result["labels"] == "data"
+    assert "classes are matched with those of the model by name: bee 0 → 1, ant 2 → 0" in caplog.text
+
+
+def test_classes_that_the_model_does_not_know_are_refused_or_drawn_uniformly(tmp_path):
+    judge = ValueJudge(pairs(["bee", "zebra"], np.array([0, 1] * 20)))
+    given = {"num": 400, "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match=r"the class zebra, which the model does not know: .*--labels uniform"):
+        evaluate_values(judge, of_points(), tmp_path, **given)
+    evaluate_values(judge, of_points(), tmp_path, labels="uniform", **given)
+    few = ValueJudge(pairs(["ant", "bee"], np.array([0] * 39 + [1])))
+    made = sample_values(few, of_points()[0], 400, torch.device("cpu"), labels="uniform")
+    assert 140 < int((made[:, 0] > 1.5).sum()) < 260  # six deviations of 400 fair draws
+
+
+def test_options_of_pictures_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "d.npz", data=np.arange(8, dtype=np.float32).reshape(4, 2))
+    given = ["evaluate", "--data", str(tmp_path / "d.npz"), "--samples", str(tmp_path / "d.npz"), "--num", "4"]
+    given += ["--out", str(tmp_path / "o")]
+    for option, value in (("features", "efficientnet"), ("rows", "5"), ("side", "3"), ("split", "test")):
+        assert main([*given, f"--{option}", value]) == 2
+        assert f"--{option} {value}" in capsys.readouterr().err
+    for option, value in (("caption", "text"), ("labels", "nonsense")):
+        assert main([*given, f"--{option}", value]) == 2
+        assert value in capsys.readouterr().err

@@ -20,7 +20,7 @@ from ctm.data import Images, load_images
 from ctm.data.captions import load_captions
 from ctm.data.dataset import holds_values
 from ctm.data.latents import text_fields
-from ctm.evaluation.classes import shared_classes
+from ctm.evaluation.classes import UNIFORM, shared_classes
 from ctm.evaluation.conditions import FieldsFrom, check_fields, fields_from
 from ctm.evaluation.extractors import NAMES
 from ctm.evaluation.likelihood import likelihood_number
@@ -31,7 +31,7 @@ from ctm.evaluation.plans import Plan, Subject, make_plans, subject_of
 from ctm.evaluation.protocol import environment
 from ctm.evaluation.report import notes_on, write_result
 from ctm.evaluation.rows import Row
-from ctm.evaluation.run import UNIFORM, Judge, evaluate_images, evaluate_plans, make_judge
+from ctm.evaluation.run import Judge, evaluate_images, evaluate_plans, make_judge
 from ctm.evaluation.table import rows_table
 from ctm.foreign.objects import is_object_path
 from ctm.models import AnyModel
@@ -52,6 +52,8 @@ from ctm.terminal.paths import check_place
 from ctm.training.processes import check_launch
 
 __all__ = ["parser", "run"]
+
+_FEATURES, _ROWS = "efficientnet", 2000
 
 
 def parser() -> Parser:
@@ -88,14 +90,18 @@ def parser() -> Parser:
     )
     result.add_argument("--cfg", type=float, default=None, help="classifier-free guidance of the model and the teacher")
     result.add_argument("--teacher_steps", type=int, default=18, help="noise levels of the teacher's Heun sampler")
-    result.add_argument("--features", type=str, default="efficientnet", help=f"feature network: {', '.join(NAMES)}")
+    result.add_argument(
+        "--features", type=str, default=None, help=f"feature network: {', '.join(NAMES)} (default: {_FEATURES})"
+    )
     result.add_argument(
         "--side",
         type=int,
         default=None,
         help="size in pixels of its input (default: 64 for images up to 64, else its own)",
     )
-    result.add_argument("--rows", type=int, default=2000, help="features kept for KID, CMMD, precision, recall …")
+    result.add_argument(
+        "--rows", type=int, default=None, help=f"features kept for KID, CMMD, precision … (default: {_ROWS})"
+    )
     result.add_argument(
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
@@ -147,10 +153,10 @@ def run(settings: Namespace) -> None:
         size=size,
         channels=channels,
         split=settings.split,
-        features=settings.features,
+        features=_FEATURES if settings.features is None else settings.features,
         side=settings.side,
         images=settings.num,
-        rows=settings.rows,
+        rows=_ROWS if settings.rows is None else settings.rows,
         labels=settings.labels,
         processes=processes,
         progress=progress,

@@ -31,6 +31,14 @@ def evaluate_on_values(
         raise ValueError(
             "--likelihood is bits per dimension of pictures, and the data are arrays of numbers: leave it out"
         )
+    for name, given in (("features", settings.features), ("rows", settings.rows), ("side", settings.side)):
+        if given is not None:
+            raise ValueError(
+                f"--{name} {given} is of feature networks, which look at pictures, and the data are arrays of numbers, measured as "
+                "they are: leave it out"
+            )
+    if settings.caption is not None:
+        raise ValueError(f"--caption {settings.caption}: no model here takes prompts, leave it out")
     if settings.num < 2:
         raise ValueError(f"--num must be at least 2, got {settings.num}")
     if processes.index == 0:
@@ -41,12 +49,13 @@ def evaluate_on_values(
 def _evaluate(
     settings: Namespace, plans: Sequence[Plan], fields: FieldsFrom, reading: dict[str, Any], device: torch.device
 ) -> None:
-    data = _values(settings.data, plans, reading)
+    data = _values(settings.data, plans, reading, settings.split)
     samples = None if settings.samples is None else _samples(settings.samples, data)
     for plan in plans:
         check_fields(fields, data, plan.subject.model, f"the {plan.record['role']}", settings.labels)
     judge = ValueJudge(data)
     options: dict[str, Any] = {"num": settings.num, "device": device, "fields": fields, "samples": samples}
+    options["labels"] = settings.labels
     result = evaluate_values(
         judge,
         plans,
@@ -65,13 +74,15 @@ def _evaluate(
     console.print(f"result: {Path(settings.out) / 'result.json'}")
 
 
-def _values(name: str, plans: Sequence[Plan], reading: dict[str, Any]) -> Values:
+def _values(name: str, plans: Sequence[Plan], reading: dict[str, Any], split: str | None) -> Values:
     """The data, pictures of many channels as fields of their 0 … 255."""
     if holds_values(name, reading.get("image")):
+        if split is not None:
+            raise ValueError(f"--split {split}: {name} is a file of arrays, which has no splits: leave it out")
         found = load_dataset(name, **reading)
         assert isinstance(found, Values)
         return found
-    pictures = load_images(name, list(plans[0].subject.model.shape[1:]), **reading)
+    pictures = load_images(name, list(plans[0].subject.model.shape[1:]), None, split, **reading)
     about: dict[str, Any] = {"name": pictures.name, "labels": pictures.labels, "class_names": pictures.class_names}
     about["fields"] = pictures.fields
     return scaled_values(np.moveaxis(pictures.pixels, -1, 1), "bytes", source=pictures.source, **about)

@@ -15,7 +15,7 @@ from ctm.data.limits import check_size
 from ctm.data.notes import printable
 from ctm.foreign.text import plain
 
-__all__ = ["DAMAGE", "Archive", "Header", "read_header"]
+__all__ = ["DAMAGE", "Archive", "Header", "check_places", "read_header"]
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those numpy writes
 _HEADER = 10_000  # bytes of an array's header, numpy's own limit
@@ -59,7 +59,7 @@ class Archive:
             self._bytes = path.stat().st_size
             with zipfile.ZipFile(path) as archive:
                 members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-                _check_places(archive)
+                check_places(archive)
                 for member in members:
                     self._add(archive, member)
         except FileNotFoundError as error:
@@ -108,7 +108,7 @@ class Archive:
         return self.read(name)
 
 
-def _check_places(archive: zipfile.ZipFile) -> None:
+def check_places(archive: zipfile.ZipFile) -> None:
     """Raises ValueError where parts of the zip overlap. One part could be inflated again and again under many names."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
     starts = [member.header_offset for member in members]

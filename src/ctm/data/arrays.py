@@ -22,7 +22,7 @@ from ctm.data.stack import Frame, Size, sides_of
 from ctm.data.stored import ArrayFile, ArrayHeader, chosen_array, open_arrays
 from ctm.files import suffix_of
 
-__all__ = ["fit_arrays", "load_npz", "without_labels"]
+__all__ = ["fit_arrays", "load_npz", "read_class_names", "without_labels"]
 
 _CHANNELS = 16  # more are taken for a width: channels stand last
 _IMAGES, _LABELS, _NAMES = ("images", "arr_0"), ("labels", "arr_1"), "class_names"
@@ -64,7 +64,7 @@ def load_npz(
     notes += absences
     used = {image_name, label_name, *fields}
     if labels is not None and not names and _NAMES in archive.headers:
-        names, used = _class_names(archive, int(labels.max())), used | {_NAMES}
+        names, used = read_class_names(archive, int(labels.max())), used | {_NAMES}
     notes += [] if alone else _others(archive, used, count, label_name is None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return Images(pixels, labels, names, str(path), f"{len(pixels)} images in {path}", tuple(notes), fields)
@@ -92,8 +92,8 @@ def _read_small(archive: ArrayFile, name: str, count: int) -> np.ndarray:
     return archive.read(name)
 
 
-def _class_names(archive: ArrayFile, largest: int) -> list[str]:
-    """The texts of the array `class_names`."""
+def read_class_names(archive: ArrayFile, largest: int) -> list[str]:
+    """The texts of the array `class_names`. Raises ValueError for anything but one text for each class 0 … largest."""
     header = archive.headers[_NAMES]
     if header.dtype.kind not in "US" or len(header.shape) != 1 or header.shape[0] <= largest:
         raise ValueError(

@@ -23,6 +23,7 @@ __all__ = ["load_captions", "unique"]
 
 _KNOWN = ("text", "caption", "captions", "texts")
 _LISTS = ("metadata.csv", "metadata.jsonl")
+_WITHOUT = (".zip", ".npy", ".safetensors")
 _MOST_BYTES = 1 << 30
 _PLACE = "{}"
 
@@ -43,6 +44,11 @@ def load_captions(name: str, images: Images, column: str | None = None, split: s
         )
     elif path.is_dir() and not is_saved_set(path):
         found = _of_folder(path, column)
+    elif path.is_file() and suffix_of(path) in _WITHOUT:
+        raise ValueError(
+            f"captions are not read from a file of that kind, {plain(name)}: unpack the pictures to a folder with {_LISTS[0]} beside "
+            f"them, or give --caption 'a {_PLACE}', in which the name of the class stands for {_PLACE}"
+        )
     elif suffix_of(path) == ".npz":
         found = _of_npz(path, column)
     else:
@@ -70,7 +76,7 @@ def _of_folder(root: Path, column: str | None) -> list[str]:
     if len(files) != 1:
         held = f"both {' and '.join(_LISTS)}" if files else f"neither {' nor '.join(_LISTS)}"
         raise ValueError(f"{root} has {held}: its captions stand in one of them, with the columns file_name and text")
-    text = read_text(files[0], _MOST_BYTES)
+    text = read_text(files[0], _MOST_BYTES).removeprefix("\ufeff")  # which spreadsheets write
     rows = _csv(text, files[0]) if suffix_of(files[0]) == ".csv" else _json_lines(text, files[0])
     captions: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
@@ -90,13 +96,24 @@ def _of_folder(root: Path, column: str | None) -> list[str]:
 
 def _csv(text: str, file: Path) -> Iterable[Mapping[str, object]]:
     try:
-        yield from csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = list(reader.fieldnames or ())
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{file} has two columns {plain(twice)}: keep one of them")
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                raise ValueError(
+                    f"{file}: row {number} has more than the {len(columns)} columns {plain(', '.join(columns))}: a text with a comma in "
+                    'it stands in quotes, "like this, one"'
+                )
+            yield row
     except csv.Error as error:
         raise ValueError(f"{file} is not readable as CSV: {plain(str(error))}") from error
 
 
 def _json_lines(text: str, file: Path) -> Iterable[Mapping[str, object]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines parts at characters that JSON may hold, too
         if line.strip():
             row = parse_json(line, f"{file}, line {number}")
             if not isinstance(row, dict):

@@ -107,7 +107,7 @@ def _field(
         row = int(np.argmin(fine))
         beyond = "beyond float32's range" if np.isfinite(values[row]).all() else "not finite"
         raise ValueError(
-            f"{archive.path}: {name} of item {row} is {beyond}: leave such items out, scale them, or "
+            f"{archive.path}: {name} of item {row}, counted from 0, is {beyond}: leave such items out, scale them, or "
             f"say False for them in an array {name}{PRESENT}"
         )
     return narrowed

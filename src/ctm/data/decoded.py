@@ -17,9 +17,10 @@ from typing import Protocol
 import numpy as np
 
 from ctm.data.files import UnreadablePicture, open_picture, stores_colour
+from ctm.data.kept import read_kept, write_traits
 from ctm.data.notes import main_process, printable
 from ctm.data.stack import Frame, Size, sides_of, what_was_done
-from ctm.files import mapped_array
+from ctm.files import mapped_array, sync
 from ctm.progress import JobBar
 
 __all__ = ["CacheFile", "Decoded", "PictureFiles", "cache_directory", "decoded"]
@@ -80,11 +81,6 @@ class CacheFile:
         """name: a digest of all that decides the pixels."""
         return cls(cache_directory() / f"{name}.npy", cache_directory() / f"{name}.json")
 
-    @property
-    def there(self) -> bool:
-        """Whether the pictures were decoded before."""
-        return self.pixels.is_file() and self.traits.is_file()
-
     def write(self, shape: tuple[int, ...], fill: Callable[[np.ndarray], Counter[str]]) -> None:
         """Have `fill` write all pixels to an array of that shape, and say how many were treated how. Both files appear only when
         they are whole; what a killed process left of the same build is removed. Raises ValueError where the disk has no room."""
@@ -97,21 +93,34 @@ class CacheFile:
             pixels = mapped_array(temporary, np.uint8, shape)
             traits = fill(pixels)
             pixels.flush()
-            written.write_text(json.dumps(traits), encoding="utf-8")
+            write_traits(written, traits)
             os.replace(written, self.traits)
             os.replace(temporary, self.pixels)
+            sync(self.pixels.parent)
         finally:
             for left in (temporary, written):
                 left.unlink(missing_ok=True)
 
-    def read(self, *, converted: bool) -> Decoded:
-        """The pixels, memory-mapped, and lines on what was done. converted: the user gave the channels."""
-        pixels = np.load(self.pixels, mmap_mode="r")
-        counts = Counter[str](json.loads(self.traits.read_text(encoding="utf-8")))
-        notes = what_was_done(counts, len(pixels), converted=converted)
+    def read(self, count: int, *, converted: bool) -> Decoded | None:
+        """The pixels of `count` pictures, memory-mapped, and lines on what was done; None where they were not decoded before or are
+        damaged. converted: the user gave the channels."""
+        found = read_kept(self.pixels, self.traits, count)
+        if found is None:
+            return None
+        pixels, counts = found
+        notes = what_was_done(counts, count, converted=converted)
         if pixels.nbytes > _SAID_FROM:
             notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {self.pixels}",)
         return Decoded(pixels, notes)
+
+    def made(self, count: int, *, converted: bool) -> Decoded:
+        """What was just written, as `read` gives it. Raises ValueError where the disk does not give it back."""
+        found = self.read(count, converted=converted)
+        if found is None:
+            raise ValueError(
+                f"{self.pixels} was written and cannot be read back: look at the disk, or set CTM_CACHE to another"
+            )
+        return found
 
 
 def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Decoded:
@@ -122,12 +131,14 @@ def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Dec
     file, which the next build removes. Raises ValueError naming the files for unreadable pictures and for mixed sizes, and where
     the cache's disk has no room; OSError, naming the cache, where it cannot be written."""
     cached = CacheFile.named(f"folder-{_key(files, size, channels)}")
-    if not cached.there:
-        try:
-            _decode(files, size, channels, cached)
-        except UnreadablePicture as error:
-            raise ValueError(f"{error}{_other_unreadable(files, str(error))}") from error
-    return cached.read(converted=channels is not None)
+    found = cached.read(len(files), converted=channels is not None)
+    if found is not None:
+        return found
+    try:
+        _decode(files, size, channels, cached)
+    except UnreadablePicture as error:
+        raise ValueError(f"{error}{_other_unreadable(files, str(error))}") from error
+    return cached.made(len(files), converted=channels is not None)
 
 
 def _key(files: PictureFiles, size: Size | None, channels: int | None) -> str:

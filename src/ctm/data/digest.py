@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctm.data.base import Dataset
+from ctm.data.mapped import check_unchanged
 
 __all__ = ["LIMIT", "DataDigest", "digest_of"]
 
@@ -47,6 +48,7 @@ def digest_of(images: Dataset, limit: int = LIMIT) -> DataDigest:
     if whole:
         rows = max(1, _BLOCK // max(images.stored[0].nbytes, 1))
         for start in range(0, len(images), rows):
+            check_unchanged(images.stored)
             digest.update(np.ascontiguousarray(images.stored[start : start + rows]).data)
     else:
         digest.update(_of_files(source))

@@ -16,7 +16,7 @@ from ctm.data.notes import printable
 from ctm.data.resize import is_colour
 from ctm.foreign.text import plain
 
-__all__ = ["EXTENSIONS", "TRAITS", "Picture", "open_picture", "stores_colour"]
+__all__ = ["EXTENSIONS", "TRAITS", "Picture", "needed_bytes", "open_picture", "stores_colour"]
 
 _AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None and bool(features.check("avif"))
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}) | (
@@ -26,6 +26,7 @@ _FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _A
 """What a file's content may be, whatever its name: formats that Pillow decodes itself (it gives EPS to another program)."""
 _LARGE = 2**24  # pixels of a picture that is decoded alone, so that several threads do not hold such pictures at once
 _ALONE = Lock()
+_BESIDE, _OF_PIXEL = 1 << 20, 16  # bytes of a picture file beside its pixels, and of a pixel: four channels of 32 bits
 _ORIENTATION = 0x0112
 _INT_RANGE = 65535
 _SIXTEEN = (";16B", ";16L", ";16N")  # how Pillow calls channels of 16 bits, which it reads as 8 but for grey
@@ -85,6 +86,18 @@ def stores_colour(source: Path | bytes, name: str | None = None) -> bool:
     except Exception:  # it has a sentence when it is decoded
         return is_colour(open_picture(source, name).image)
     return is_colour(open_picture(source, name).image)
+
+
+def needed_bytes(head: bytes, name: str) -> int:
+    """The most bytes that a picture file needs, by the size of the picture that its head tells: 16 a pixel, and 1 MB. Raises
+    UnreadablePicture where the head does not tell."""
+    try:
+        with _opened(head, name) as image:
+            return _BESIDE + _OF_PIXEL * image.width * image.height
+    except _Refused:
+        raise
+    except Exception as error:
+        raise UnreadablePicture(f"{printable(name)} begins as no picture that is read here: remove it") from error
 
 
 class UnreadablePicture(ValueError):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm.data.base import Dataset
+from ctm.data.mapped import check_unchanged
 
 __all__ = ["Images", "epoch_order", "random_flips", "to_model_range"]
 
@@ -53,6 +54,7 @@ class Images(Dataset):
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Images `indices` as float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None."""
+        check_unchanged(self.pixels)
         return to_model_range(torch.from_numpy(np.ascontiguousarray(self.pixels[indices]))), self.labels_at(indices)
 
 

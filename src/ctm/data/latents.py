@@ -18,6 +18,7 @@ from torch import Tensor
 from ctm.conditions import MASK, PRESENT
 from ctm.data.images import Images
 from ctm.data.latent_files import FIELD
+from ctm.data.mapped import check_unchanged, watched
 from ctm.data.notes import option, tell
 from ctm.files import suffix_of
 from ctm.foreign.text import parse_json, plain
@@ -112,6 +113,7 @@ class Latents(Images):
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Latents `indices` as float32 (B, c, h, w), and their labels int64 (B,) or None."""
+        check_unchanged(self.pixels)
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices])), labels
 
@@ -162,6 +164,7 @@ def load_latents(path: Path, asked: Mapping[str, object] | None = None) -> Laten
             f"{file} holds {', '.join(sorted(map(plain, shapes)))}: a file of latents has latents, labels, texts and text_rows"
         )
     arrays = {name: tensor.numpy() for name, tensor in load_file(file).items() if _checked(name, tensor, file)}
+    arrays["latents"] = watched(arrays["latents"], file)
     count = len(arrays["latents"])
     if any(len(arrays[name]) != count for name in ("text_rows", "labels") if name in arrays):
         raise ValueError(f"{file}: latents, labels and text_rows differ in number")

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ctm.data.archive import DAMAGE, Archive, read_header
+from ctm.data.mapped import watched
 from ctm.data.notes import option, printable
 from ctm.files import suffix_of
 from ctm.foreign.text import plain
@@ -82,7 +83,8 @@ class _Place:
         if self.dtype.itemsize == 0 or 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         order = "F" if self.fortran else "C"
-        return np.memmap(path, self.dtype, "r", self.start, self.shape, order)  # type: ignore[call-overload]
+        mapped = np.memmap(path, self.dtype, "r", self.start, self.shape, order)  # type: ignore[call-overload]
+        return watched(mapped, path)
 
 
 class _MappedArchive(Archive):
@@ -121,7 +123,9 @@ class _NpyFiles:
         self.path = path
         self.objects: list[str] = []
         self.headers: dict[str, _Place] = {}
-        for file in [path, *sorted(path.parent.glob("*.npy"))[:_MOST]]:
+        self._files: dict[str, Path] = {}  # data.npy and data.NPY are one name: the file that was given, or the first
+        beside = sorted(file for file in path.parent.iterdir() if suffix_of(file) == ".npy")
+        for file in [path, *beside[:_MOST]]:
             if file.is_file() and file.stem not in self.headers and file.stem not in self.objects:
                 self._add(file, needed=file == path)
 
@@ -143,13 +147,13 @@ class _NpyFiles:
         if dtype.hasobject:
             self.objects.append(file.stem)
         else:
-            self.headers[file.stem] = place
+            self.headers[file.stem], self._files[file.stem] = place, file
 
     def read(self, name: str) -> np.ndarray:
         return np.array(self.map(name))
 
     def map(self, name: str) -> np.ndarray:
-        return self.headers[name].mapped(self.path.with_name(f"{name}{self.path.suffix}"))
+        return self.headers[name].mapped(self._files[name])
 
 
 class _Tensors:

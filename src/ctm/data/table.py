@@ -244,16 +244,16 @@ def _pixels(
         table, Frame.like(first, f"{table.name}: image 0", size, False), max_gb
     )  # before all rows are looked at
     cached = CacheFile.named(f"table-{_key(table, column, size, channels)}")
-    if cached.there:
-        found = cached.read(converted=channels is not None)
+    found = cached.read(table.rows, converted=channels is not None)
+    if found is not None:
         return found.pixels, found.notes
     colour = channels == 3 or (channels is None and any(map(_in_colour, table.read(column))))
     frame = Frame.like(first, f"{table.name}: image 0", size, colour)
     shape = _check_rows(table, frame, max_gb)
     if math.prod(shape) > _IN_MEMORY:
         cached.write(shape, lambda pixels: _fill(pixels, table, column, frame))
-        found = cached.read(converted=channels is not None)
-        return found.pixels, found.notes
+        made = cached.made(table.rows, converted=channels is not None)
+        return made.pixels, made.notes
     pixels = np.empty(shape, dtype=np.uint8)
     traits = _fill(pixels, table, column, frame)
     return pixels, what_was_done(traits, table.rows, converted=channels is not None)

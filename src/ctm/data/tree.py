@@ -6,15 +6,16 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from ctm.data.files import EXTENSIONS
 
-__all__ = ["PictureTree", "find_pictures", "natural"]
+__all__ = ["PictureTree", "find_pictures", "hidden_part", "left_out_hidden", "natural"]
 
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
@@ -22,9 +23,31 @@ _SHOWN = 5
 _DIGITS = re.compile(r"([0-9]+)")
 
 
-def natural(name: str) -> list[str | int]:
-    """A sort key for names in the order in which people count: 1, 2, 10."""
-    return [int(part) if index % 2 else part for index, part in enumerate(_DIGITS.split(name))]
+NaturalKey: TypeAlias = list[str | tuple[int, str]]
+
+
+def natural(name: str) -> NaturalKey:
+    """A sort key for names in the order in which people count: 1, 2, 10. A number stands as its count of digits and its digits,
+    which compare as the number does, however long it is."""
+    return [_number(part) if index % 2 else part for index, part in enumerate(_DIGITS.split(name))]
+
+
+def _number(digits: str) -> tuple[int, str]:
+    kept = digits.lstrip("0")
+    return len(kept), kept
+
+
+def hidden_part(name: str) -> str | None:
+    """The part of a path with slashes up to its first hidden or system folder or file (`__MACOSX`); None where there is none."""
+    parts = name.split("/")
+    first = next((number for number, part in enumerate(parts, 1) if _hidden(part)), None)
+    return None if first is None else "/".join(parts[:first])
+
+
+def left_out_hidden(names: Iterable[str]) -> list[str]:
+    """The line that names hidden files and folders with pictures in them; empty where there are none."""
+    hidden = sorted(set(names))
+    return [f"hidden, so left out with the pictures in them: {_some(hidden)}"] if hidden else []
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,7 @@ class _Seen:
     """What one walk found. files: with their sort keys. deep: how many lie below the folder itself, and in which
     sub-folders."""
 
-    files: list[tuple[list[list[str | int]], Path]] = field(default_factory=list)
+    files: list[tuple[list[NaturalKey], Path]] = field(default_factory=list)
     deep: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     hidden: list[str] = field(default_factory=list)
@@ -88,7 +111,7 @@ def find_pictures(root: Path) -> PictureTree:
 def _walk(folder: Path, root: Path, *, deep: bool) -> _Seen:
     """The contents of a folder, and of the folders below it if `deep`."""
     seen, visited = _Seen(), set[tuple[int, int]]()
-    start: list[list[str | int]] = []
+    start: list[NaturalKey] = []
     waiting = [(folder, start, frozenset({_identity(folder)}))]
     while waiting:
         place, keys, above = waiting.pop()
@@ -163,14 +186,12 @@ def _some(names: list[Path] | list[str]) -> str:
 def _left_out(walks: list[_Seen]) -> list[str]:
     """Lines that name the files and folders that are not read."""
     others = sum((seen.others for seen in walks), Counter[str]())
-    hidden = sorted({name for seen in walks for name in seen.hidden})
     loops = [name for seen in walks for name in seen.loops]
     lines = []
     if others:
         kinds = ", ".join(f"{kind} {count}" for kind, count in others.most_common())
         lines.append(f"{others.total()} file{'s' * (others.total() > 1)} left out: {kinds}")
-    if hidden:
-        lines.append(f"hidden, so left out with the pictures in them: {_some(hidden)}")
+    lines += left_out_hidden(name for seen in walks for name in seen.hidden)
     if loops:
         lines.append(f"links that lead back to a folder above them are left out: {_some(loops)}")
     return lines

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctm.data.arrays import without_labels
-from ctm.data.classes import could_be_labels, read_labels, text_of
+from ctm.data.arrays import read_class_names, without_labels
+from ctm.data.classes import could_be_labels, read_labels
 from ctm.data.conditions import read_fields
 from ctm.data.notes import option, printable, tell
 from ctm.data.stored import ArrayFile, chosen_array, open_arrays
@@ -78,10 +78,11 @@ def load_values(
             "channels in front, (N, C, H, W): move the last axis there and call the array data"
         )
     count = header.shape[0]
-    labels, names, notes = _labels(file, label, count)
+    used = {name}
+    labels, names, notes = _labels(file, label, count, used)
     asked = [str(chosen_array(file, "condition", each, ())) for each in condition or ()]
     fields, absences = read_fields(file, asked, count)
-    notes += absences + _others(file, {name, *fields}, label, count)
+    notes += absences + _others(file, used | set(fields), label, count)
     found = scaled_values(
         file.map(name),
         rule,
@@ -100,8 +101,10 @@ def _label_name(file: ArrayFile, asked: str | None) -> str | None:
     return chosen_array(file, "label", asked, () if suffix_of(file.path) == ".npy" else _LABELS)
 
 
-def _labels(file: ArrayFile, asked: str | None, count: int) -> tuple[np.ndarray | None, list[str], list[str]]:
-    """(labels int64 (count,) or None, class names, notes)."""
+def _labels(
+    file: ArrayFile, asked: str | None, count: int, used: set[str]
+) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """(labels int64 (count,) or None, class names, notes). used: the names of the arrays that are read, to which it adds."""
     name = _label_name(file, asked)
     if name is None:
         return None, [], []
@@ -111,8 +114,9 @@ def _labels(file: ArrayFile, asked: str | None, count: int) -> tuple[np.ndarray 
             f"{file.path}: labels must be {count} whole numbers, got {header.dtype} {header.shape} ({name})"
         )
     labels, names, notes = read_labels(file.read(name), count, f"{file.path} ({name})")
-    if labels is not None and not names and _NAMES in file.headers and file.headers[_NAMES].dtype.kind in "US":
-        names = [text_of(text, f"{file.path}: class_names") for text in file.read(_NAMES)]
+    if labels is not None and not names and _NAMES in file.headers and suffix_of(file.path) != ".npy":
+        names = read_class_names(file, int(labels.max()))
+        used.add(_NAMES)
     return labels, names, notes
 
 
@@ -121,7 +125,7 @@ def _others(file: ArrayFile, used: set[str], label: str | None, count: int) -> l
     if suffix_of(file.path) == ".npy":
         return []
     name = _label_name(file, label)
-    left = {each: header for each, header in file.headers.items() if each not in (*used, name, _NAMES)}
+    left = {each: header for each, header in file.headers.items() if each not in (*used, name)}
     able = [each for each, header in left.items() if could_be_labels(header.shape, header.dtype.kind, count)]
     lines = [without_labels(able)] if name is None and able else []
     shown = [f"{each} ({header})" for each, header in left.items() if name is not None or each not in able]

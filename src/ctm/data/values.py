@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm.data.base import Dataset
+from ctm.data.mapped import check_unchanged
 from ctm.data.notes import option, printable
 from ctm.scaling import DEVIATION, Rule, Scaling
 
@@ -18,6 +19,8 @@ __all__ = ["ChannelMoments", "Values", "channel_moments", "scaled_values"]
 _BLOCK = 1 << 24  # bytes that are looked at together
 _DIGITS = 10  # of a scaling's numbers: more than float32 has, fewer than in which machines differ
 _SHOWN = 8
+_WIDEST = 8  # bytes of a float that torch has
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,14 @@ class Values(Dataset):
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Items `indices`, scaled, as float32 (B, *shape), and their labels int64 (B,) or None."""
-        taken = torch.from_numpy(np.array(self.values[indices]))
-        return self.scaled.apply(taken), self.labels_at(indices)
+        return self.scaled.apply(self.taken(indices)), self.labels_at(indices)
+
+    def taken(self, indices: np.ndarray) -> Tensor:
+        """The numbers of the items `indices` as they are stored, (B, *shape), in the machine's own order of bytes. Raises ValueError
+        where the file was changed since it was opened (`ctm.data.mapped`)."""
+        check_unchanged(self.values)
+        rows = np.array(self.values[indices])
+        return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
 
     def with_scaling(self, scaling: Scaling) -> Values:
         """The same numbers under another scaling. Raises ValueError for one of another number of channels."""
@@ -86,10 +95,14 @@ class Values(Dataset):
 
 def check_values(dtype: np.dtype, shape: Sequence[int], name: str) -> None:
     """Raises ValueError for an array that is no data set of vectors, sequences or fields."""
-    if len(shape) not in (2, 3, 4) or min(shape) < 1 or not (dtype == np.uint8 or dtype.kind == "f"):
+    known = dtype == np.uint8 or (dtype.kind == "f" and dtype.itemsize <= _WIDEST)
+    if len(shape) not in (2, 3, 4) or min(shape) < 1 or not known:
+        remedy = (
+            "" if known else ". Save numbers as float32, array.astype('float32'); labels stand in an array of their own"
+        )
         raise ValueError(
-            f"{printable(name)}: data must be floats or uint8 (N, D), (N, C, L) or (N, C, H, W) with at least one item, got "
-            f"{dtype} {tuple(shape)}"
+            f"{printable(name)}: data must be floats of 16, 32 or 64 bits or uint8, (N, D), (N, C, L) or (N, C, H, W) with at least "
+            f"one item, got {dtype} {tuple(shape)}{remedy}"
         )
 
 
@@ -102,6 +115,7 @@ def channel_moments(values: np.ndarray, name: str) -> ChannelMoments:
     low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
     total, square, pivot = np.zeros(channels), np.zeros(channels), None
     for start in range(0, len(values), rows):
+        check_unchanged(values)
         block = np.asarray(values[start : start + rows]).reshape(-1, channels, int(np.prod(values.shape[2:])))
         if values.dtype != np.uint8:
             _check_finite(block, start, name)
@@ -124,7 +138,9 @@ def _check_finite(block: np.ndarray, start: int, name: str) -> None:
     if not fine.all():
         row = int(np.argmin(fine))
         beyond = "beyond float32's range" if np.isfinite(block[row]).all() else "not finite (NaN or infinity)"
-        raise ValueError(f"{printable(name)}: item {start + row} is {beyond}: leave such items out, or mend them")
+        raise ValueError(
+            f"{printable(name)}: item {start + row}, counted from 0, is {beyond}: leave such items out, or mend them"
+        )
 
 
 def scaled_values(
@@ -147,10 +163,23 @@ def scaled_values(
     if rule == "bytes" and values.dtype != np.uint8:
         raise ValueError(f"{option('scaling', 'bytes')} is for uint8, and {printable(who)} is {values.dtype}")
     moments = channel_moments(values, who)
+    _check_spread(moments, who)
     scaling, lines = _by_rule(rule, moments, who)
     told = [] if values.dtype in (np.uint8, np.float32) else [f"the numbers are {values.dtype}: read as float32"]
     parts = {"name": name, "labels": labels, "class_names": list(class_names), "source": source}
     return Values(values, scaling, moments, **parts, notes=(*notes, *told, *lines), fields=dict(fields or {}))  # type: ignore[arg-type]
+
+
+def _check_spread(moments: ChannelMoments, name: str) -> None:
+    """Raises ValueError for a channel whose numbers differ by less than float32, in which samples are given, can hold."""
+    spread = moments.high - moments.low
+    small = (spread > 0) & (spread < _SMALLEST)
+    if small.any():
+        channel = int(np.argmax(small))
+        raise ValueError(
+            f"{printable(name)}: the numbers of channel {channel}, counted from 0, differ by {spread[channel]:.3g} at most, which "
+            f"float32 does not hold (down to {_SMALLEST:.2g}): give them in a larger unit, multiplied by a constant"
+        )
 
 
 def _by_rule(rule: Rule, moments: ChannelMoments, name: str) -> tuple[Scaling, list[str]]:

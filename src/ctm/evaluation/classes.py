@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.data import Images, tell
+from ctm.data import Dataset, tell
 from ctm.data.classes import compare_classes
 from ctm.evaluation.sources import Source
 
-__all__ = ["Renumbered", "SharedClasses", "Unlabelled", "shared_classes"]
+__all__ = ["UNIFORM", "Renumbered", "SharedClasses", "Unlabelled", "shared_classes"]
+
+UNIFORM = "; --labels uniform draws the classes equally often and compares no labels"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SharedClasses:
 
 
 def shared_classes(
-    data: Images | None,
+    data: Dataset | None,
     other: Any,
     *,
     who: str = "the model",

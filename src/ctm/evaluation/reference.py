@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from ctm.evaluation.passes import Processes, run_pass
 from ctm.evaluation.scores import ClassSums
 from ctm.evaluation.sources import ImageSource
 from ctm.evaluation.statistics import Layout, Statistics
-from ctm.files import mapped_array, suffix_of, whole_file
+from ctm.files import mapped_array, suffix_of, sync, whole_file
 from ctm.progress import Progress, silent
 
 __all__ = [
@@ -124,7 +125,7 @@ def classifier_of(
     if images.labels is None:
         return None
     path = cache_directory() / f"classifier-{_key('classifier', checksum, images.num_classes)}.safetensors"
-    if not path.is_file() and processes.index == 0:
+    if processes.index == 0 and _whole_weights(path) is None:
         chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None
@@ -132,11 +133,32 @@ def classifier_of(
         trained = train_classifier(x[known], labels[known], classes=images.num_classes, progress=progress)
         with whole_file(path) as temporary:
             save_file(trained.state_dict(), temporary)
+            sync(temporary)
     processes.wait()
-    weights = load_file(path)
+    weights = _whole_weights(path)
+    if weights is None:
+        raise ValueError(f"{path} was written and cannot be read back: look at the disk, or set CTM_CACHE to another")
     classifier = Classifier(images.shape[0], images.shape[1:], len(weights["head.bias"]))
     classifier.load_state_dict(weights)
     return classifier.eval().requires_grad_(False).to(processes.device)
+
+
+def _whole_weights(path: Path) -> dict[str, Tensor] | None:
+    """The classifier's weights in the cache; None where they are not there, or damaged."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return weights if "head.bias" in weights else None
+
+
+def _is_table(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file is a table of features of that shape, and whole."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == np.float32
 
 
 def reference_of(
@@ -156,7 +178,7 @@ def reference_of(
     path = cache_directory() / f"reference-{key}.safetensors"
     table_path = path.with_suffix(".npy")
     shape = (min(len(images), _TABLE_ROWS), extractor.features)
-    if not table_path.is_file() and processes.index == 0:
+    if processes.index == 0 and not _is_table(table_path, shape):
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in path.parent.glob(f"{path.stem}*.safetensors"):  # seen without the table
             file.unlink()

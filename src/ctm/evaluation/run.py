@@ -19,7 +19,7 @@ from ctm.data.conditions import fields_digest, names_of
 from ctm.data.latents import Latents
 from ctm.data.notes import tell
 from ctm.data.stack import Size, sides_of
-from ctm.evaluation.classes import Renumbered, SharedClasses, Unlabelled, shared_classes
+from ctm.evaluation.classes import UNIFORM, Renumbered, SharedClasses, Unlabelled, shared_classes
 from ctm.evaluation.classifier import Classifier
 from ctm.evaluation.conditions import FieldsFrom, check_fields, rule_of, sample_fields, with_labels
 from ctm.evaluation.extractors import Extractor, checksum_of, data_extractor, make_extractor
@@ -56,7 +56,6 @@ __all__ = [
     "shared_with",
 ]
 
-UNIFORM = "; --labels uniform draws the classes equally often and compares no labels"
 _SHOWN_COPIES = 10
 _KEPT_PIXELS = 1024
 

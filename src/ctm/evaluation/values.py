@@ -16,6 +16,7 @@ from ctm.data import Values
 from ctm.data.conditions import fields_for
 from ctm.data.digest import digest_of
 from ctm.data.notes import tell
+from ctm.evaluation.classes import UNIFORM, shared_classes
 from ctm.evaluation.conditions import FieldsFrom, sample_fields, with_labels
 from ctm.evaluation.frechet import frechet, frechet_number
 from ctm.evaluation.moments import BLOCKS, BlockMoments
@@ -62,7 +63,7 @@ class ValueJudge:
         sums = BlockMoments(self.features)
         for start in range(0, len(data), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(data)))
-            sums.add(self.rows(torch.from_numpy(np.array(data.values[indices]))), torch.from_numpy(indices))
+            sums.add(self.rows(data.taken(indices)), torch.from_numpy(indices))
         _ = sums.outer
         self.gaussian = sums.gaussian()
         halves = [sums.gaussian(range(start, BLOCKS, 2)) for start in (0, 1)] if len(data) >= 2 * BLOCKS else []
@@ -97,12 +98,19 @@ def few_values(judge: ValueJudge, num: int) -> list[str]:
 
 
 def sample_values(
-    judge: ValueJudge, plan: Plan, num: int, device: torch.device, fields: FieldsFrom = "data", batch_size: int = 250
+    judge: ValueJudge,
+    plan: Plan,
+    num: int,
+    device: torch.device,
+    fields: FieldsFrom = "data",
+    labels: str = "data",
+    batch_size: int = 250,
 ) -> Tensor:
     """num samples of a plan's model, in the numbers of the data, (num, *shape) on the CPU; their conditions are those of rows of
-    the data, or of a file."""
+    the data, or of a file. labels: "data" draws classes as often as the data have them, matched with the model's by name, "uniform"
+    equally often. Raises ValueError for data of a class that the model does not know by name."""
     model, seed = copy_on(plan.subject.model, device), plan.record["seed"]
-    condition = _condition(judge.data, model, num, seed, fields)
+    condition = _condition(judge.data, model, num, seed, fields, labels)
     source = plan.source(model, num, condition, device)
     batches = range(0, num, batch_size)
     made = [source.batch(np.arange(start, min(start + batch_size, num)))[0].cpu() for start in batches]
@@ -113,10 +121,16 @@ def sample_values(
     return restored(plan.subject.model, torch.cat(made))
 
 
-def _condition(data: Values, model: Denoiser, num: int, seed: int, given: FieldsFrom) -> Condition:
-    drawn = data_labels(data, num, seed) if getattr(model, "num_classes", 0) else None
-    labels = class_labels(model, num, drawn, seed)
-    return with_labels(sample_fields(given, data, model, num, seed), labels)
+def _condition(data: Values, model: Denoiser, num: int, seed: int, given: FieldsFrom, rule: str) -> Condition:
+    """The fields and labels of `num` samples, labels in the model's numbers. Where the fields are those of the data's rows and the
+    rows' classes are not known to the model, it gets no class."""
+    shared = shared_classes(data, model, strict=rule == "data", quiet=True, remedy=UNIFORM)
+    drawn = data_labels(data, num, seed) if rule == "data" and shared is not None else None
+    labels = class_labels(model, num, None if drawn is None or shared is None else shared.of_model(drawn), seed)
+    fields = sample_fields(given, data, model, num, seed)
+    if fields and given == "data" and labels is not None and shared is None:
+        labels = torch.full_like(labels, -1)
+    return with_labels(fields, labels)
 
 
 def evaluate_values(
@@ -127,12 +141,19 @@ def evaluate_values(
     num: int,
     device: torch.device,
     fields: FieldsFrom = "data",
+    labels: str = "data",
     samples: Tensor | None = None,
     batch_size: int = 250,
     progress: Progress = silent,
 ) -> JSONObject:
     """The distance of every plan's samples, and of given ones, (N, *shape); result.json in `out` holds it with the protocol.
-    Raises ValueError for samples that are no numbers and for a model of another shape."""
+    labels: as of `sample_values`; a line says which classes were matched. Raises ValueError for samples that are no numbers, and for
+    a model of another shape or of other classes."""
+    if labels not in ("data", "uniform"):
+        raise ValueError(f"--labels must be data or uniform, got {labels!r}")
+    for plan in plans:  # all of them, before anything is sampled
+        who = f"the {plan.record['role']}"
+        shared_classes(judge.data, plan.subject.model, who=who, strict=labels == "data", remedy=UNIFORM)
     rows: list[JSONObject] = []
     for index in progress(range(len(plans)), "evaluating"):
         plan = plans[index]
@@ -140,13 +161,13 @@ def evaluate_values(
             raise ValueError(f"the model's samples are {plan.subject.model.shape}, the data {judge.data.shape}")
         kept = fields_for(plan.subject.model.conditioner, judge.data.fields, data=judge.data.name)[1]
         tell(kept if fields == "data" else [], plan.subject.name)
-        made = sample_values(judge, plan, num, device, fields, batch_size)
+        made = sample_values(judge, plan, num, device, fields, labels, batch_size)
         rows.append({**plan.record, "title": plan.title, **_measured(judge, made)})
     if samples is not None:
         rows.append({"role": "samples", "title": "samples", **_measured(judge, samples)})
     about = {"name": judge.data.name, "items": len(judge.data), "digest": digest_of(judge.data).value}
     result: JSONObject = {"measure": _WHAT, "numbers_of_an_item": judge.features, "data": about, "halves": judge.halves}
-    result |= {"num": num, "environment": environment(device, 1), "rows": rows}
+    result |= {"num": num, "labels": labels, "environment": environment(device, 1), "rows": rows}
     write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
 
