@@ -14,7 +14,7 @@ from ctm.evaluation.compare import compare
 from ctm.evaluation.frechet import frechet_distance
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.peers import ObjectModel, peer_plans
-from ctm.evaluation.pipelines import PipelineSource
+from ctm.evaluation.pipelines import PipelineSource, open_pipeline
 from ctm.evaluation.reference import classifier_of, images_checksum
 from ctm.evaluation.report import read_result
 from ctm.foreign.allowed import allowing
@@ -281,7 +281,7 @@ def test_a_pipeline_of_texts_has_a_prompt_for_each_class(texts, tmp_path):
     """The pictures are the pipeline's own for the class's prompt; guidance asks the network twice in each step."""
     pipeline, place = texts
     file = tmp_path / "prompts.txt"
-    file.write_text("seven\n\n  three \n")
+    file.write_bytes("\ufeffseven\r\n  three \n".encode())
     plan = peer_plans([f"{place}@2"], steps=None, seed=1, prompts=str(file))[0]
     assert (plan.record["evaluations"], plan.record["guidance"], plan.record["prompts"]) == (4, 7.5, ["seven", "three"])
     assert plan.subject.model.num_classes == 2
@@ -294,8 +294,18 @@ def test_a_pipeline_of_texts_has_a_prompt_for_each_class(texts, tmp_path):
         ValueError, match="makes pictures of text: give --prompts FILE, with one prompt, or a line for each"
     ):
         peer_plans([f"{place}@2"], steps=None)
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         peer_plans([f"{place}@2"], steps=None, prompts=str(tmp_path / "absent.txt"))
+
+
+def test_a_pipelines_prompts_are_read_as_all_prompts_are(texts, tmp_path):
+    """A blank line is the empty prompt of its class: the classes after it keep their numbers."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("seven\n\nthree\n")
+    assert open_pipeline(str(texts[1]), str(file)).prompts == ["seven", "", "three"]
+    file.write_bytes(b"se\xffven\n")
+    with pytest.raises(ValueError, match=r"is no text in UTF-8 .invalid start byte at byte 2"):
+        open_pipeline(str(texts[1]), str(file))
 
 
 def test_an_objects_checksum_follows_its_weights_its_numbers_and_its_code(program):

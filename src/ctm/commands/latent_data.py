@@ -14,7 +14,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ctm.commands.prompts import embedded_captions, read_prompts
+from ctm.commands.prompts import embedded_captions
 from ctm.conditions import Condition
 from ctm.data import Images, load_images
 from ctm.data.arrays import load_npz
@@ -24,6 +24,7 @@ from ctm.data.latent_files import latents_file
 from ctm.data.latents import Latents, Texts, load_latents, text_arrays, text_fields
 from ctm.distill.record import Record, file_digest
 from ctm.files import suffix_of, whole_file
+from ctm.foreign.prompts import read_prompts
 from ctm.models import AnyModel
 from ctm.noise import karras_grid, to_zero
 from ctm.pictures import check_numbers, to_uint8

@@ -11,15 +11,13 @@ from jsonargparse import Namespace
 from ctm.conditions import PRESENT
 from ctm.data.captions import unique
 from ctm.data.latents import Texts
-from ctm.foreign.text import read_text
+from ctm.foreign.prompts import checked_prompt, read_prompts
 from ctm.models import AnyModel
 from ctm.networks.diffusers import TEXT
 from ctm.teachers.pipelines import embed, takes_text
 from ctm.terminal.parser import Parser
 
-__all__ = ["add_prompt_options", "embedded_captions", "given_prompts", "prompt_fields", "read_prompts"]
-
-_MOST_BYTES, _LONGEST = 16 << 20, 2000
+__all__ = ["add_prompt_options", "embedded_captions", "given_prompts", "prompt_fields"]
 
 
 def add_prompt_options(parser: Parser) -> None:
@@ -48,30 +46,8 @@ def given_prompts(settings: Namespace, model: AnyModel) -> list[str]:
         raise ValueError("--prompt and --prompts both give the texts: leave one out")
     if settings.get("condition") is not None:
         raise ValueError(f"{option} and --condition both give the text of the samples: leave one out")
-    prompts = read_prompts(Path(file)) if file is not None else [_checked(text, "--prompt") for text in one]
+    prompts = read_prompts(Path(file)) if file is not None else [checked_prompt(text, "--prompt") for text in one]
     return prompts
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a file, without spaces around them; an empty line in between is the empty prompt. Raises ValueError for a file
-    without any, and for one of more than 16 MB or a line of more than 2,000 characters."""
-    lines = [_checked(line, f"{file}, line {number}") for number, line in enumerate(_lines(file), 1)]
-    if not any(lines):
-        raise ValueError(f"{file} holds no prompts: one stands in each line")
-    return lines
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return read_text(file, _MOST_BYTES).rstrip().splitlines()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no file {file}") from error
-
-
-def _checked(text: str, where: str) -> str:
-    if len(text) > _LONGEST or not text.isprintable():
-        raise ValueError(f"{where}: a prompt is one line of at most {_LONGEST} printable characters")
-    return text.strip()
 
 
 def prompt_fields(model: AnyModel, prompts: Sequence[str]) -> dict[str, np.ndarray]:

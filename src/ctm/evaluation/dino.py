@@ -45,17 +45,21 @@ class Dino(nn.Module):
 
 def load_dino(side: int | None = None, name: str = MODEL) -> Dino:
     """The network from the hub, its cache or a directory. Raises ImportError without transformers, and FileNotFoundError
-    where the weights are not available. Each error says what to do."""
+    where the weights are not available, ValueError where some are missing. Each error says what to do."""
     try:
         from transformers import Dinov2Model
     except ImportError as error:
         raise ImportError("--features dinov2 needs transformers: pip install 'ctm-torch[dinov2]'") from error
     try:
         with asking_hub():
-            model = Dinov2Model.from_pretrained(name)
+            model, told = Dinov2Model.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {name} are neither in the hub's cache nor to be fetched ({str(error).splitlines()[0]}): fetch "
             f"them with `hf download {name}` where there is a network, or use --features efficientnet"
         ) from error
+    if told["missing_keys"]:
+        raise ValueError(
+            f"{len(told['missing_keys'])} tensors of DINOv2 are not in the weights {name}: fetch them again"
+        )
     return Dino(model, side or _SIDE)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,17 @@ from ctm.conditioner import Conditioner
 from ctm.conditions import Condition, labels_of, rows
 from ctm.data.notes import tell
 from ctm.evaluation.extractors import checksum_of
+from ctm.evaluation.pipeline_files import checked_parts, opened_modules
 from ctm.evaluation.plans import Plan, Subject
-from ctm.foreign.text import JSONObject, plain, read_json
+from ctm.foreign.prompts import read_prompts
+from ctm.foreign.text import JSONObject, plain
 from ctm.hub import asking_hub
 from ctm.models.protocol import Denoiser
 from ctm.sampling.image_noise import NOISE, image_generator
-from ctm.teachers.diffusers_files import INDEX, Parts
 
 __all__ = ["PipelineModel", "PipelinePlan", "PipelineSource", "open_pipeline", "pipeline_plans"]
 
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: its safety checker, in diffusers itself
-_WORD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _NETWORKS = ("unet", "transformer", "prior")
-_MOST_PROMPTS = 1 << 20  # bytes of the file
 
 
 class PipelineModel(nn.Module):
@@ -196,11 +193,11 @@ def _kind(pipeline: Any) -> str:
 def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
     """A pipeline of diffusers in a directory or at the hub, with its own scheduler, in eval mode and float32.
 
-    Only classes of diffusers and transformers are taken, weights only from safetensors, and no code of the pipeline's own is
-    run. prompts: a text file with one prompt, or one for each class, a line each.
+    Only classes of diffusers and transformers are taken, weights only from safetensors and whole, and no code of the pipeline's
+    own is run. prompts: a text file with one prompt, or one for each class, as `read_prompts` takes it.
     Raises FileNotFoundError where there is no pipeline, ValueError in a sentence for one that is not taken, for a pipeline that
     needs prompts and has none, and for prompts that it does not take."""
-    kind = _checked_kind(source)
+    kind, parts = checked_parts(source)
     try:
         import diffusers
     except ImportError as error:
@@ -216,7 +213,8 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
     diffusers_logging.disable_progress_bar()
     try:
         with asking_hub():
-            pipeline = opener.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            modules = opened_modules(source, parts)
+            pipeline = opener.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **modules)
     except Exception as error:  # of diffusers, transformers, safetensors and the hub
         reason = plain(f"{type(error).__name__}: {error}", 300)
         raise ValueError(f"--peer {source} cannot be opened by diffusers ({reason})") from error
@@ -229,42 +227,4 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
         raise ValueError(
             f"--peer {source} makes pictures of text: give --prompts FILE, with one prompt, or a line for each class"
         )
-    return PipelineModel(pipeline, source, _read_prompts(prompts) if takes_text and prompts else ()).eval()
-
-
-def _checked_kind(source: str) -> str:
-    """The class of the pipeline, which is one of diffusers', and so are its parts. Raises FileNotFoundError and ValueError."""
-    with asking_hub():
-        file = Parts(source).file(INDEX)
-    if file is None:
-        raise FileNotFoundError(
-            f"--peer {source} is no pipeline of diffusers: it has no {INDEX}. Give the directory or hub id of one, or "
-            "MODULE:OBJECT"
-        )
-    index = read_json(file)
-    kind = index.get("_class_name") if isinstance(index, Mapping) else None
-    if not isinstance(kind, str) or not _WORD.fullmatch(kind):
-        raise ValueError(f"--peer {source}: its {INDEX} asks for code of its own, which is not run")
-    for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        words = [word for word in value if isinstance(word, str) and _WORD.fullmatch(word)]
-        if len(value) != 2 or len(words) != 2 or words[0] not in _LIBRARIES:
-            raise ValueError(
-                f"--peer {source}: its {plain(name, 40)} is {plain(str(value), 80)}, and parts are of diffusers or transformers: "
-                "nothing was imported"
-            )
-    return kind
-
-
-def _read_prompts(file: str) -> list[str]:
-    """The lines of a text file. Raises FileNotFoundError, and ValueError for one without any or too large."""
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"--prompts {file}: there is no such file")
-    if path.stat().st_size > _MOST_PROMPTS:
-        raise ValueError(f"--prompts {file} has more than {_MOST_PROMPTS:,} bytes")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"--prompts {file} has no line with text")
-    return lines
+    return PipelineModel(pipeline, source, read_prompts(Path(prompts)) if takes_text and prompts else ()).eval()

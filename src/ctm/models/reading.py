@@ -32,6 +32,7 @@ __all__ = [
     "bounded_building",
     "check_config",
     "check_fit",
+    "check_names",
     "check_numbers",
     "check_weights",
     "read_config",
@@ -207,10 +208,11 @@ def check_fit(
         ) from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    _compare(described, shapes, place)
+    check_names(described, shapes, place)
 
 
-def _compare(described: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+def check_names(described: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Raises ValueError, naming the first of them, where weights have not the names and shapes of the network described."""
     missing, unexpected = sorted(described.keys() - shapes.keys()), sorted(shapes.keys() - described.keys())
     unlike = sorted(name for name in described.keys() & shapes.keys() if described[name] != shapes[name])
     complaints = [

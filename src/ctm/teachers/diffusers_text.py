@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm.foreign.text import plain, read_json
-from ctm.foreign.weights import tensor_shapes
-from ctm.models.pipeline import TOKENIZER_FILES
-from ctm.models.reading import TooLarge, bounded_building
 from ctm.teachers.diffusers_files import Parts, find_diffusers
+from ctm.teachers.text_encoder import read_text_encoder
+from ctm.teachers.text_tokenizer import TOKENIZER_CONFIG, read_tokenizer, token_ids
 
 __all__ = ["embed_prompts", "embedded", "text_shape"]
 
+_LOG = logging.getLogger(__name__)
 _ENCODERS = ("CLIPTextModel",)
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _MOST_TOKENS = 4096
-_WEIGHTS = "model.safetensors"
 _AT_ONCE = 64
 
 
@@ -47,7 +46,7 @@ def text_shape(parts: Parts, tokens: int | None) -> tuple[int, list[str]]:
             )
     if tokens is not None:
         return tokens, []
-    found = parts.file("tokenizer", "tokenizer_config.json")
+    found = parts.file("tokenizer", TOKENIZER_CONFIG)
     settings = read_json(found, infinite=True) if found is not None else {}
     length = settings.get("model_max_length") if isinstance(settings, dict) else None
     if type(length) is not int or not 1 <= length <= _MOST_TOKENS:
@@ -57,53 +56,36 @@ def text_shape(parts: Parts, tokens: int | None) -> tuple[int, list[str]]:
 
 @torch.no_grad()
 def embedded(parts: Parts, prompts: Sequence[str], tokens: int) -> Tensor:
-    """Prompts (n, tokens, dim) as the pipeline's text encoder embeds them; padded to its length, as Stable Diffusion does."""
-    tokenizer, encoder = _read(parts)
-    found = []
+    """Prompts (n, tokens, dim) as the text encoder of the pipeline embeds them; padded and cut to its length, as Stable Diffusion
+    does. A line says which are cut. Raises ValueError as `read_text_encoder` and `read_tokenizer`, and where they do not fit."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("a pipeline with a text needs transformers: pip install transformers") from error
+    tokenizer, encoder = read_tokenizer(parts), read_text_encoder(parts)
+    most, longest = encoder.config.vocab_size, encoder.config.max_position_embeddings
+    if tokens > longest:
+        raise ValueError(f"{parts.source}: a text has {tokens} tokens, and its text encoder takes {longest} at most")
+    found, lengths = [], list[int]()
     for start in range(0, len(prompts), _AT_ONCE):
-        some = list(prompts[start : start + _AT_ONCE])
-        ids = tokenizer(some, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
-        found.append(encoder(ids.input_ids)[0].float())
+        ids, of_these = token_ids(tokenizer, prompts[start : start + _AT_ONCE], tokens, most, parts.source)
+        found.append(encoder(ids)[0].float())
+        lengths += of_these
+    line = _cut(prompts, lengths, tokens)
+    if line:
+        _LOG.warning("%s", line)
     return torch.cat(found)
 
 
-def _read(parts: Parts) -> tuple[Any, Any]:
-    """The tokenizer and the text encoder, the weights looked at before anything is built."""
-    try:
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as error:
-        raise ImportError("a pipeline with a text needs transformers: pip install transformers") from error
-    place = f"{parts.source}/text_encoder"
-    config, weights = parts.file("text_encoder", "config.json"), parts.file("text_encoder", _WEIGHTS)
-    if config is None or weights is None:
-        raise ValueError(f"{place} needs config.json and {_WEIGHTS}, weights that are no pickle")
-    settings = read_json(config)
-    numbers = [value for value in settings.values() if type(value) is int] if isinstance(settings, dict) else []
-    if not numbers or "auto_map" in settings or any(abs(number) > 1 << 20 for number in numbers):
-        raise ValueError(
-            f"{place}: its config is none of a CLIPTextModel, asks for code of its own, or for sizes above 2^20"
-        )
-    disable_progress_bar()
-    try:
-        with bounded_building(tensor_shapes(weights)), torch.device("meta"):
-            CLIPTextModel(
-                CLIPTextConfig(**{name: value for name, value in settings.items() if not name.startswith("_")})
-            )
-        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_folder(parts))
-        encoder = CLIPTextModel.from_pretrained(config.parent, use_safetensors=True)
-    except TooLarge as error:
-        raise ValueError(f"{place}: its config asks for more than its weights hold") from error
-    except Exception as error:  # a tokenizer's own library raises that, and no kind of it
-        reason = plain(f"{type(error).__name__}: {error}", 200)
-        raise ValueError(f"{place} or the tokenizer beside it cannot be read: {reason}") from error
-    return tokenizer, encoder.float().eval()
-
-
-def _tokenizer_folder(parts: Parts) -> Path:
-    """The folder of the tokenizer's files, all of them there. Raises ValueError where there are none."""
-    found = [parts.file("tokenizer", name) for name in TOKENIZER_FILES]
-    first = next((file for file in found if file is not None), None)
-    if first is None:
-        raise ValueError("its tokenizer has no files")
-    return first.parent
+def _cut(prompts: Sequence[str], lengths: Sequence[int], tokens: int) -> str:
+    """A line on the texts that are longer than a text can be; "" where there are none."""
+    beyond = [(length - tokens, prompt) for prompt, length in zip(prompts, lengths, strict=True) if length > tokens]
+    if not beyond:
+        return ""
+    first = f"{plain(beyond[0][1], 40)!r}"
+    if len(beyond) == 1:
+        return f"the text {first} is too long for the text encoder: the last {beyond[0][0]} of its tokens are left out"
+    return (
+        f"{len(beyond)} of {len(prompts)} texts are too long for the text encoder: the last {min(beyond)[0]} to "
+        f"{max(beyond)[0]} of their tokens are left out; the first is {first}"
+    )

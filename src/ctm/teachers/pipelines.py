@@ -86,6 +86,7 @@ def find_autoencoder(source: str) -> Pipeline:
     settings = {} if index is None and config is None else read_json(index or config)  # type: ignore[arg-type]
     if not isinstance(settings, dict):
         settings = {}
+    found: Pipeline | None
     if index is not None:
         found = Pipeline(source, Parts(source, settings).travelling)
     elif settings.get("_class_name") == "AutoencoderKL":
