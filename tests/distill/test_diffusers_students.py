@@ -138,7 +138,7 @@ def test_a_ddpm_of_diffusers_is_distilled_to_one_step(tmp_path):
     at 35 evaluations, by the features of the digits' classifier from 5,000 samples."""
     small = DIGITS | {"block_out_channels": [16, 32], "norm_num_groups": 4}
     teacher, out = train_ddpm(tmp_path / "ddpm", 1500, rate=2e-3, config=small), tmp_path / "fast"
-    length = ("--steps", "4000", "--batch_size", "64", "--num", "5000")  # about 7 minutes of one idle core
+    length = ("--steps", "4000", "--batch_size", "64", "--num", "5000")  # 20 to 60 busy minutes of a core
     assert main(["distill", str(teacher), "--data", "digits", "--out", str(out), *length]) == 0
     rows = {(row["role"], row["evaluations"]): row for row in json.loads((out / "result.json").read_text())["rows"]}
     distances = {key: row["numbers"]["frechet"]["value"] for key, row in rows.items()}

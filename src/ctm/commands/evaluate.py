@@ -138,12 +138,8 @@ def run(settings: Namespace) -> None:
         evaluate_on_values(settings, plans, fields, reading, processes)
         return
     samples = None if settings.samples is None else load_images(settings.samples, None, None, settings.split)
-    if (
-        samples is None
-        and plans
-        and plans[0].subject.model.shape[0] not in (1, 3)
-        and len(plans[0].subject.model.shape) == 3
-    ):
+    shown = picture_shape(plans[0].subject.model) if samples is None and plans else ()
+    if len(shown) == 3 and shown[0] not in (1, 3):
         evaluate_on_values(settings, plans, fields, reading, processes)
         return
     size, channels = _shape(plans, samples)
