@@ -293,6 +293,57 @@ def parquet(folder: Path, groups: int, rows: int) -> list[str]:
     return [*recipe(folder, RADAM), "--data.name", str(folder / "x.parquet")]
 
 
+def data(folder: Path, name: str, content: bytes) -> list[str]:
+    """Training on a file."""
+    (folder / name).write_bytes(content)
+    return [*recipe(folder, RADAM), "--data.name", str(folder / name)]
+
+
+def npy(header: dict, content: bytes = b"") -> bytes:
+    """An .npy with this header."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + content
+
+
+def npz_claims(folder: Path) -> list[str]:
+    """A part that is stored as it is, and says more numbers than the zip has bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data.npy", npy({"descr": "<f4", "fortran_order": False, "shape": (10**12, 4)}, bytes(64)))
+    return data(folder, "x.npz", file.getvalue())
+
+
+def tensors(metadata: dict) -> bytes:
+    """A file of latents of zeros with this metadata."""
+    from safetensors.torch import save
+
+    return save({"latents": torch.zeros(4, 1, 8, 8)}, metadata=metadata)
+
+
+def arrow(folder: Path) -> list[str]:
+    """A compressed part, whose first number says that it is 2^40 bytes long."""
+    import pyarrow
+
+    batch = pyarrow.RecordBatch.from_pydict({"image": pyarrow.array([bytes(100_000)], pyarrow.binary())})
+    file = io.BytesIO()
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with pyarrow.ipc.new_stream(file, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    content = file.getvalue()
+    length = (100_000).to_bytes(8, "little")
+    assert content.count(length) >= 1
+    return data(folder, "x.arrow", content.replace(length, (1 << 40).to_bytes(8, "little")))
+
+
+def arrow_list(folder: Path) -> list[str]:
+    """The directory of save_to_disk whose list names a file elsewhere."""
+    (folder / "set").mkdir()
+    (folder / "set" / "x.arrow").write_bytes(b"")
+    (folder / "set" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../../../dev/zero"}]}))
+    return [*recipe(folder, RADAM), "--data.name", str(folder / "set")]
+
+
 def marked_picture(folder: Path) -> list[str]:
     """A PNG of ctm whose text inflates to 64 MB, from 65 kB."""
     import zlib
@@ -535,6 +586,38 @@ INPUTS: dict[str, Input] = {
     "run-laughs": Input("config.yaml of a run directory with the same", "20,000 values", run_directory),
     "picture": Input("PNG of 1.6 MB with 1.6·10^9 pixels", "Pillow's limit of pixels", picture),
     "arrays": Input(".npz of 2 MB that inflates to 2 GB", MEMORY, arrays),
+    "npy-claims": Input(
+        ".npy of 192 bytes that claims 4·10^12 numbers",
+        "the file's size",
+        lambda f: data(f, "x.npy", npy({"descr": "<f4", "fortran_order": False, "shape": (10**12, 4)}, bytes(64))),
+    ),
+    "npy-objects": Input(
+        ".npy of a pickle that calls os.system",
+        NAMES,
+        lambda f: data(
+            f, "x.npy", npy({"descr": "|O", "fortran_order": False, "shape": (1, 1)}, b"cos\nsystem\n(Vtouch ran\ntR.")
+        ),
+    ),
+    "npz-claims": Input(".npz whose part, not packed, claims 4·10^12 numbers", "the file's size", npz_claims),
+    "tensors-header": Input(
+        "data.safetensors whose header claims 2^60 bytes",
+        "16 MB, and the file's size",
+        lambda f: data(f, "data.safetensors", struct.pack("<Q", 1 << 60) + b"{" + bytes(100)),
+    ),
+    "latents-class": Input(
+        "latents.safetensors whose autoencoder is evilmod.Net in another folder",
+        NAMES,
+        lambda f: data(f, "latents.safetensors", tensors({"pipeline": '{"../vae": ["evilmod", "Net"]}'})),
+    ),
+    "latents-deep": Input(
+        "latents.safetensors whose record is 100,000 brackets",
+        "50 levels",
+        lambda f: data(f, "latents.safetensors", tensors({"pipeline": "[" * 100_000})),
+    ),
+    "arrow-inflates": Input(
+        ".arrow of 1 kB with a part that inflates to 2^40 bytes", "no part may be compressed", arrow
+    ),
+    "arrow-list": Input("set of datasets whose list leads out of its directory", "files of its directory", arrow_list),
     "parquet-inflates": Input(
         "parquet of 51 kB whose pictures inflate to 1.2 GB", MEMORY, lambda f: parquet(f, groups=60, rows=1)
     ),
