@@ -140,7 +140,9 @@ def test_a_build_that_was_killed_is_removed_and_one_that_runs_stays(tmp_path):
     assert sorted(file.name for file in cache.iterdir()) == sorted([f"{stem}.json", f"{stem}.npy", names[1]])
 
 
-@pytest.mark.parametrize("kept", ["", "{}x", "[]", '{"cropped": "x"}', None], ids=["empty", "rest", "list", "text", "cut"])
+@pytest.mark.parametrize(
+    "kept", ["", "{}x", "[]", '{"cropped": "x"}', None], ids=["empty", "rest", "list", "text", "cut"]
+)
 def test_a_damaged_cache_is_decoded_again_and_said(tmp_path, caplog, kept):
     """As a power cut leaves it."""
     pixels = RANDOM.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)

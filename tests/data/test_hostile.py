@@ -97,7 +97,10 @@ def peak_of(raises: str, read) -> int:
 
 @pytest.mark.parametrize(
     ("method", "said"),
-    [(zipfile.ZIP_BZIP2, "by another method than deflate"), (zipfile.ZIP_DEFLATED, "more than a picture of its size needs")],
+    [
+        (zipfile.ZIP_BZIP2, "by another method than deflate"),
+        (zipfile.ZIP_DEFLATED, "more than a picture of its size needs"),
+    ],
 )
 def test_a_picture_of_a_zip_has_the_bytes_of_its_size(tmp_path, monkeypatch, method, said):
     monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))

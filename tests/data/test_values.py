@@ -127,7 +127,9 @@ def test_what_is_not_finite_is_refused_by_its_number(tmp_path, kind, wrong):
     values = RANDOM.normal(size=(9, 3)).astype(np.float32)
     values[6, 1] = wrong
     path = stored(tmp_path, kind, data=values)
-    with pytest.raises(ValueError, match=r"item 6, counted from 0, is not finite \(NaN or infinity\): leave such items out"):
+    with pytest.raises(
+        ValueError, match=r"item 6, counted from 0, is not finite \(NaN or infinity\): leave such items out"
+    ):
         load_dataset(str(path))
 
 
@@ -208,7 +210,9 @@ def test_the_other_order_of_bytes_gives_the_same_numbers(tmp_path, kind, dtype):
     values = RANDOM.normal(3, 2, (9, 3)).astype(dtype)
     found = load_dataset(str(stored(tmp_path, kind, data=values)), scaling="none")
     np.testing.assert_array_equal(found.all()[0], values.astype("f4"))
-    np.testing.assert_array_equal(ValueJudge(found).gaussian.mean, ValueJudge(scaled_values(values.astype("f8"), "none")).gaussian.mean)
+    np.testing.assert_array_equal(
+        ValueJudge(found).gaussian.mean, ValueJudge(scaled_values(values.astype("f8"), "none")).gaussian.mean
+    )
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
@@ -221,7 +225,9 @@ def test_floats_that_torch_has_not_are_refused(tmp_path, kind):
 def test_numbers_too_small_for_float32_are_named_by_their_channel(tmp_path):
     values = RANDOM.normal(size=(64, 3)) * [1, 1e-200, 1]
     for rule in (None, "none", "range"):
-        with pytest.raises(ValueError, match=r"data\.npy: the numbers of channel 1, counted from 0, differ by .*e-200 at most"):
+        with pytest.raises(
+            ValueError, match=r"data\.npy: the numbers of channel 1, counted from 0, differ by .*e-200 at most"
+        ):
             load_dataset(str(stored(tmp_path, "npy", data=values)), scaling=rule)
     small = load_dataset(str(stored(tmp_path, "npy", data=values * [1, 1e165, 1]))).all()[0]
     assert float(small[:, 1].std(correction=0)) == pytest.approx(0.5, rel=1e-5)

@@ -86,7 +86,7 @@ def decoded(files: PictureFiles, size: Size | None, channels: int | None) -> Dec
     if found is None:
         raise ValueError(f"{cached} was written and cannot be read back: look at the disk, or set CTM_CACHE to another")
     pixels, counts = found
-    notes = what_was_done(counts, len(files), converted=channels is not None)
+    notes = what_was_done(counts, len(files), converted=channels is not None, sides=pixels.shape[1:3])
     if pixels.nbytes > _SAID_FROM:
         notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {cached}",)
     return Decoded(pixels, notes)

@@ -17,8 +17,8 @@ __all__ = ["read_kept", "write_traits"]
 
 
 def read_kept(pixels: Path, traits: Path, count: int) -> tuple[np.ndarray, Counter[str]] | None:
-    """(pixels uint8 (count, H, W, C), memory-mapped; how many pictures were treated how, by the keys of TRAITS), or None where the
-    files are not there, or are damaged. A line says so then: the pictures are decoded again."""
+    """(pixels uint8 (count, H, W, C), memory-mapped; how many pictures were treated how, by the keys of TRAITS), or None where
+    the files are not there, or are damaged. A line says so then: the pictures are decoded again."""
     if not (pixels.is_file() and traits.is_file()):
         return None
     try:
@@ -26,9 +26,7 @@ def read_kept(pixels: Path, traits: Path, count: int) -> tuple[np.ndarray, Count
         counts = json.loads(traits.read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError, RecursionError):
         found, counts = np.empty(0), None
-    known = isinstance(counts, dict) and all(
-        name in TRAITS and type(number) is int for name, number in counts.items()
-    )
+    known = isinstance(counts, dict) and all(name in TRAITS and type(number) is int for name, number in counts.items())
     if not known or found.dtype != np.uint8 or found.ndim != 4 or len(found) != count:
         tell([f"the decoded pictures in {pixels} are damaged: decoded again"])
         return None

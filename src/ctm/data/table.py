@@ -232,7 +232,7 @@ def _pixels(
         name = f"{table.name}: image {row}"
         pixels[row], treated = frame.pixels(_picture(cell, name), name)
         traits.update(treated)
-    return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+    return pixels, what_was_done(traits, table.rows, converted=channels is not None, sides=shape[1:3])
 
 
 def _check_rows(table: _Table, frame: Frame, max_gb: float | None) -> tuple[int, ...]:
