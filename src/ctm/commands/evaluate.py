@@ -90,6 +90,27 @@ def parser() -> Parser:
     )
     result.add_argument("--cfg", type=float, default=None, help="classifier-free guidance of the model and the teacher")
     result.add_argument("--teacher_steps", type=int, default=18, help="noise levels of the teacher's Heun sampler")
+    _add_network_options(result)
+    result.add_argument(
+        "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
+    )
+    result.add_argument(
+        "--condition",
+        type=str,
+        default="data",
+        help="fields of the samples' conditions: data, its rows' own by number; none; or an .npz, whose rows are repeated",
+    )
+    result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
+    result.add_argument("--split", type=str, default=None, help="train or test, where data have both (default: train)")
+    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
+    result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
+    add_device_option(result)
+    result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
+    return result
+
+
+def _add_network_options(result: Parser) -> None:
+    """What looks at the pictures: the feature network and the classifier."""
     result.add_argument(
         "--features", type=str, default=None, help=f"feature network: {', '.join(NAMES)} (default: {_FEATURES})"
     )
@@ -108,22 +129,6 @@ def parser() -> Parser:
         default=None,
         help="data: train one on the labels of --data, once (the default); none: without label accuracy and the like",
     )
-    result.add_argument(
-        "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
-    )
-    result.add_argument(
-        "--condition",
-        type=str,
-        default="data",
-        help="fields of the samples' conditions: data, its rows' own by number; none; or an .npz, whose rows are repeated",
-    )
-    result.add_argument("--likelihood", type=int, default=0, help="number of data images for bits/dim of the models")
-    result.add_argument("--split", type=str, default=None, help="train or test, where data have both (default: train)")
-    result.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) only")
-    result.add_argument("--batch_size", type=int, default=250, help="samples computed together")
-    add_device_option(result)
-    result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
-    return result
 
 
 def run(settings: Namespace) -> None:

@@ -20,7 +20,7 @@ class _Watched(np.memmap):
 
 def watched(array: np.ndarray, file: Path) -> np.ndarray:
     """The same numbers, of which `check_unchanged` knows that they are mapped from `file`."""
-    found: _Watched = array.view(_Watched)  # type: ignore[type-var]
+    found: _Watched = array.view(_Watched)
     found.file, found.state = file.absolute(), _state(file)
     return found
 

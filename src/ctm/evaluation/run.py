@@ -111,9 +111,7 @@ def make_judge(
     image, label, condition and max_gb of ctm.data.load_images. fields: where the fields of the samples' conditions come from: the
     rows of the data, nowhere, or a file. classifier: whether to train one on the data's labels, for the metrics of
     classes. with_texts: adds the fields of captions to the images. check: called with the images before anything is computed; it
-    raises for images that do not fit a model.
-
-    Raises ValueError for data, a feature network or a choice that does not fit."""
+    raises for images that do not fit a model. Raises ValueError for what does not fit."""
     if images < 2 or rows < 2:
         raise ValueError(f"--num and --rows must be at least 2, got {images} and {rows}")
     if labels not in ("data", "uniform"):
