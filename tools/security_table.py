@@ -264,6 +264,18 @@ def arrays(folder: Path) -> list[str]:
     return [*recipe(folder, RADAM), "--data.name", str(folder / "x.npz")]
 
 
+def zipped(folder: Path, labels: bytes = b"", behind: int = 0) -> list[str]:
+    """20 pictures of 8 × 8 in a .zip, each with zeros behind it, and their dataset.json."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "png")
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(20):
+            archive.writestr(f"{index}.png", file.getvalue() + bytes(behind))
+        if labels:
+            archive.writestr("dataset.json", labels)
+    return [*recipe(folder, RADAM), "--data.name", str(folder / "x.zip")]
+
+
 def samples(folder: Path, blocks: list[bytes]) -> list[str]:
     """Pictures in an .npz whose sample.json is these blocks, one after another."""
     np.savez(folder / "x.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
@@ -530,7 +542,9 @@ INPUTS: dict[str, Input] = {
     "latents-header": Input(
         "latents.safetensors whose header claims 2^60 bytes", "16 MB, and the file's size", latents_header
     ),
-    "diffusers": Input("a diffusers directory", "said what it is", diffusers),
+    "diffusers": Input(
+        "a network of diffusers without its scheduler, in place of a model", "said what it is", diffusers
+    ),
     "diffusers-class": Input(
         "pipeline of diffusers whose network is evilmod.Net", NAMES, lambda f: pipeline(f, named=["evilmod", "Net"])
     ),
@@ -618,6 +632,17 @@ INPUTS: dict[str, Input] = {
         ".arrow of 1 kB with a part that inflates to 2^40 bytes", "no part may be compressed", arrow
     ),
     "arrow-list": Input("set of datasets whose list leads out of its directory", "files of its directory", arrow_list),
+    "zip-labels": Input(
+        "zip of 33 kB whose dataset.json inflates to 31 MB of labels",
+        "as many labels as pictures",
+        lambda f: zipped(f, b'{"labels":[' + b"[]," * (10 << 20) + b"[]]}"),
+    ),
+    "zip-deep": Input("zip whose dataset.json is 60,000 brackets", "50 levels", lambda f: zipped(f, b"[" * 60_000)),
+    "zip-pictures": Input(
+        "zip of 200 kB whose 20 pictures of 8×8 inflate to 200 MB",
+        "the bytes that a picture's pixels ask for",
+        lambda f: zipped(f, behind=10 << 20),
+    ),
     "parquet-inflates": Input(
         "parquet of 51 kB whose pictures inflate to 1.2 GB", MEMORY, lambda f: parquet(f, groups=60, rows=1)
     ),

@@ -36,7 +36,9 @@ def test_the_centre_of_a_long_picture_is_that_of_its_whole(size):
 
 
 def test_a_size_that_needs_more_memory_than_allowed_is_refused():
-    with pytest.raises(ValueError, match=r"digits as 1797 images of 10000×10000 takes 179\.7 GB .* --data\.max_gb"):
+    with pytest.raises(
+        ValueError, match=r"digits as 1797 images 10000 high and 10000 wide takes 179\.7 GB .* --data\.max_gb"
+    ):
         load_images("digits", 10_000)
     assert load_images("digits", 16).shape == (1, 16, 16)
 

@@ -116,10 +116,12 @@ def test_mixed_channels_are_colour_and_can_be_converted(tmp_path):
 def test_sizes_must_agree_unless_one_is_given(tmp_path):
     save(tmp_path / "a.png", grey(7, 10, 10))
     save(tmp_path / "b.png", grey(7, 12, 12))
-    with pytest.raises(ValueError, match=r"b\.png is 12×12 but .*a\.png is 10×10: give --data.size"):
+    with pytest.raises(
+        ValueError, match=r"b\.png is 12 high and 12 wide but .*a\.png is 10 high and 10 wide: give --data"
+    ):
         load_images(str(tmp_path))
     save(tmp_path / "a.png", grey(7, 10, 14))
-    with pytest.raises(ValueError, match=r"a\.png is 14×10, not square"):
+    with pytest.raises(ValueError, match=r"a\.png is 10 high and 14 wide, not square: give --data.size '\[10, 14\]'"):
         load_images(str(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """Pictures of any height and width, of one to many channels, from arrays, folders and tables; through training and evaluation."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from ctm import load_model
 from ctm.cli import main
 from ctm.data import load_images
 from ctm.data.resize import fit
+from ctm.evaluation import reference
+from ctm.evaluation.classifier import train_classifier
 
 from ..training.runs import RECIPES
 
@@ -48,7 +51,9 @@ def test_arrays_of_any_size_and_channels(tmp_path, channels):
     assert halves.shape == (channels, 6, 10)
     mean = pixels.reshape(5, 6, 2, 10, 2, channels).mean((2, 4))
     assert np.abs(halves.pixels - mean).max() <= 1  # Pillow rounds along each axis
-    with pytest.raises(ValueError, match=r"not square: give --data.size .* or \[12, 20\] to take them as they are"):
+    with pytest.raises(
+        ValueError, match=r"12 high and 20 wide, not square: give --data.size '\[12, 20\]' to take them"
+    ):
         load_images(str(tmp_path / "a.npz"))
     if channels not in (1, 3):
         with pytest.raises(ValueError, match=rf"images have {channels} channels, which are taken as they are"):
@@ -65,9 +70,23 @@ def test_a_folder_at_two_sizes_has_two_caches(tmp_path, monkeypatch):
     assert load_images(str(tmp_path / "p"), 12).shape == (3, 12, 12)
     assert len(list((tmp_path / "cache").glob("folder-*.npy"))) == 3
     with pytest.raises(
-        ValueError, match=r"not square: give --data.size, .*: one number for squares, or \[height, width\]"
+        ValueError,
+        match=r"is 24 high and 40 wide, not square: give --data.size '\[24, 40\]', or one number for squares",
     ):
         load_images(str(tmp_path / "p"))
+
+
+def test_what_is_cropped_is_said_with_the_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "p").mkdir()
+    Image.new("L", (40, 24), 5).save(tmp_path / "p" / "0.png")
+    Image.new("L", (40, 30), 5).save(tmp_path / "p" / "1.png")
+    line = "1 of 2 pictures has another form than 24 high and 40 wide: cropped to their centre"
+    assert line in load_images(str(tmp_path / "p"), [24, 40]).notes
+    assert "2 of 2 pictures are not square: cropped to their centre" in load_images(str(tmp_path / "p"), 12).notes
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 24, 40), np.uint8))
+    line = "all images are 24 high and 40 wide: cropped to the form of 12 high and 12 wide"
+    assert line in load_images(str(tmp_path / "a.npz"), 12).notes
 
 
 @pytest.mark.parametrize("size", [[3], [1, 2, 3], [0, 4], [2.0, 4], 0], ids=str)
@@ -99,6 +118,7 @@ def test_a_run_on_wide_pictures_samples_and_is_evaluated(tmp_path, channels, mon
     with np.load(out) as made:
         assert (made["arr_0"].shape, made["arr_0"].dtype) == ((3, 8, 16, channels), np.uint8)
     features = ["--features", "classifier"] if channels == 3 else []
+    monkeypatch.setattr(reference, "train_classifier", partial(train_classifier, steps=5))
     given = ["evaluate", str(tmp_path / "run"), "--data", str(data), "--num", "20", "--steps", "2", *features]
     assert main([*given, "--out", str(tmp_path / "e")]) == 0
     assert "frechet" in (tmp_path / "e" / "result.json").read_text()

@@ -235,7 +235,11 @@ def test_evaluate_takes_the_rows_of_a_file_in_turn(capsys, model, fields_ctm, da
             ["--condition", "none", "--data_condition", "ink"],
             "names fields of the data, --condition none others: give one",
         ),
-        (["--condition", "nowhere.npz"], "there is no file nowhere.npz: a condition is an .npz with ink, half"),
+        (["--condition", "[ink]"], "Which arrays of --data are read, --data_condition ink,half says"),
+        (
+            ["--condition", "nowhere.npz"],
+            "--condition nowhere.npz: there is no such file. It is data, none, or an .npz with ink, half",
+        ),
         (
             ["--condition", "FILE", "--likelihood", "2"],
             "is of the data's images under their own fields, and --condition",

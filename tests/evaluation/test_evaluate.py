@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ctm import DiffusionModel, __version__, generate, karras_grid
 from ctm.data import Images, load_images
+from ctm.evaluation import reference
 from ctm.evaluation.classifier import train_classifier
 from ctm.evaluation.extractors import spatial_features
 from ctm.evaluation.frechet import frechet, frechet_distance
@@ -17,6 +19,7 @@ from ctm.evaluation.moments import Gaussian
 from ctm.evaluation.neighbours import precision_recall
 from ctm.evaluation.passes import Processes
 from ctm.evaluation.reference import classifier_of, images_checksum, statistics_file
+from ctm.evaluation.run import evaluate_images, judge_of
 from ctm.networks import MLP
 from ctm.pictures import to_uint8
 from ctm.sampling import class_labels
@@ -260,6 +263,8 @@ def test_compare_says_what_is_significant_and_refuses_other_protocols(capsys, mo
         (["--gamma", "2"], "gamma must be in [0, 1], got 2.0"),
         (["--sampler", "magic"], "--sampler must be one of"),
         (["--sampler", "heun", "--gamma", "0.5"], "--gamma belongs to jumps"),
+        (["--classifier", "none"], "--features classifier are those of the classifier that --classifier none leaves"),
+        (["--classifier", "own"], "--classifier must be data or none, got 'own'"),
         (["--features", "magic"], "--features must be one of classifier, efficientnet"),
         (["--labels", "mine"], "--labels must be data or uniform, got 'mine'"),
         (["--num", "1"], "--num and --rows must be at least 2, got 1"),
@@ -273,6 +278,38 @@ def test_mistakes_are_one_sentence(capsys, model, data, tmp_path, arguments, mes
     given = ["--data", data] if "--data" not in arguments else []
     assert message in sentence(capsys, "evaluate", model, *given, *arguments, "--out", out)
     assert not out.exists()
+
+
+def test_a_damaged_classifier_in_the_cache_is_trained_again(monkeypatch, tmp_path, caplog):
+    """And the first training is said, with how to go without."""
+    monkeypatch.setenv("CTM_CACHE", str(tmp_path))
+    monkeypatch.setattr(reference, "train_classifier", partial(train_classifier, steps=2))
+    images = load_images("digits")
+    images = Images(images.pixels[:20], images.labels[:20], images.class_names, "few")
+    first = classifier_of(images, images_checksum(images), Processes())
+    assert "few: a classifier of its 10 classes is trained once" in caplog.text
+    assert "ctm evaluate --classifier none does without them and it" in caplog.text
+    [path] = tmp_path.glob("classifier-*")
+    for damage in (b"", path.read_bytes()[:100]):
+        path.write_bytes(damage)
+        again = classifier_of(images, images_checksum(images), Processes())
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_an_evaluation_goes_without_a_classifier(monkeypatch, tmp_path):
+    monkeypatch.setenv("CTM_CACHE", str(tmp_path))
+    images = load_images("digits")
+    images = Images(images.pixels[:20], images.labels[:20], images.class_names, "few")
+    judge = judge_of(images, images=8, rows=8, side=32, classifier=False)
+    row = evaluate_images(judge, images, "few", tmp_path / "out")
+    assert judge.classifier is None
+    assert judge.protocol["classifier"] is None
+    assert not list(tmp_path.glob("classifier-*"))
+    assert "frechet" in row.numbers
+    assert not {"label_accuracy", "inception_score", "diversity"} & row.numbers.keys()
+    [table] = tmp_path.glob("reference-*.npy")
+    table.write_bytes(b"cut")
+    assert judge_of(images, images=8, rows=8, side=32, classifier=False).reference.table.shape == (20, 1280)
 
 
 def test_nothing_to_evaluate_or_compare(capsys, data, tmp_path):

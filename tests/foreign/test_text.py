@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from ctm.foreign.text import check_yaml, plain, read_json, read_yaml
+from ctm.foreign.text import check_yaml, plain, read_json, read_yaml, with_article
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,19 @@ def test_names_come_into_messages_as_one_printable_line():
     assert plain("a\n\x1b[31mb\tc") == "a [31mb c"
     assert plain("x" * 1000) == "x" * 80 + "…"
     assert plain([[]]) == "a list"
+    assert plain(3) == "an int"
+
+
+@pytest.mark.parametrize("name", ["MLP", "ADM", "NCSNpp", "EDM2", "Adam", "int", "HTTPError", "RAdam"])
+def test_names_that_begin_with_a_vowel_as_they_are_said_have_an(name):
+    assert with_article(name) == f"an {name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["UNet1d", "DDPMpp", "DiT", "TrajectoryModel", "Linear", "Sequential", "UserDict", "list"]
+)
+def test_the_others_have_a(name):
+    assert with_article(name) == f"a {name}"
 
 
 def test_a_key_may_stand_in_many_mappings_and_as_a_value(tmp_path):

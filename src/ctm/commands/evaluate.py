@@ -90,18 +90,7 @@ def parser() -> Parser:
     )
     result.add_argument("--cfg", type=float, default=None, help="classifier-free guidance of the model and the teacher")
     result.add_argument("--teacher_steps", type=int, default=18, help="noise levels of the teacher's Heun sampler")
-    result.add_argument(
-        "--features", type=str, default=None, help=f"feature network: {', '.join(NAMES)} (default: {_FEATURES})"
-    )
-    result.add_argument(
-        "--side",
-        type=int,
-        default=None,
-        help="size in pixels of its input (default: 64 for images up to 64, else its own)",
-    )
-    result.add_argument(
-        "--rows", type=int, default=None, help=f"features kept for KID, CMMD, precision … (default: {_ROWS})"
-    )
+    _add_network_options(result)
     result.add_argument(
         "--labels", type=str, default="data", help="classes of the samples: as often as in data, or uniform"
     )
@@ -118,6 +107,28 @@ def parser() -> Parser:
     add_device_option(result)
     result.add_argument("--out", type=str, default="runs/evaluation", help="where the files go")
     return result
+
+
+def _add_network_options(result: Parser) -> None:
+    """What looks at the pictures: the feature network and the classifier."""
+    result.add_argument(
+        "--features", type=str, default=None, help=f"feature network: {', '.join(NAMES)} (default: {_FEATURES})"
+    )
+    result.add_argument(
+        "--side",
+        type=int,
+        default=None,
+        help="size in pixels of its input (default: 64 for images up to 64, else its own)",
+    )
+    result.add_argument(
+        "--rows", type=int, default=None, help=f"features kept for KID, CMMD, precision … (default: {_ROWS})"
+    )
+    result.add_argument(
+        "--classifier",
+        type=str,
+        default=None,
+        help="data: train one on the labels of --data, once (the default); none: without label accuracy and the like",
+    )
 
 
 def run(settings: Namespace) -> None:
@@ -158,6 +169,7 @@ def run(settings: Namespace) -> None:
         progress=progress,
         reading=reading,
         fields=fields,
+        classifier=_with_classifier(settings),
         check=lambda images: _check(images, plans, settings, fields),
         with_texts=_captioned(settings, plans, fields),
     )
@@ -168,6 +180,17 @@ def run(settings: Namespace) -> None:
         rows.append(evaluate_images(judge, samples, settings.samples, out, **options))
     if processes.index == 0:
         _finish(judge, _with_likelihood(judge, plans, rows, settings, progress), out)
+
+
+def _with_classifier(settings: Namespace) -> bool:
+    """Whether a classifier of the data's labels is wanted. Raises ValueError for another word, and where its features are."""
+    if settings.classifier not in (None, "data", "none"):
+        raise ValueError(f"--classifier must be data or none, got {settings.classifier!r}")
+    if settings.classifier == "none" and settings.features == "classifier":
+        raise ValueError(
+            "--features classifier are those of the classifier that --classifier none leaves out: give one"
+        )
+    return settings.classifier != "none"
 
 
 def _plans(settings: Namespace) -> list[Plan]:

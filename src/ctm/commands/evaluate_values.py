@@ -31,11 +31,11 @@ def evaluate_on_values(
         raise ValueError(
             "--likelihood is bits per dimension of pictures, and the data are arrays of numbers: leave it out"
         )
-    for name, given in (("features", settings.features), ("rows", settings.rows), ("side", settings.side)):
-        if given is not None:
+    for name in ("features", "rows", "side", "classifier"):
+        if settings[name] is not None:
             raise ValueError(
-                f"--{name} {given} is of feature networks, which look at pictures, and the data are arrays of numbers, measured as "
-                "they are: leave it out"
+                f"--{name} {settings[name]} is of networks that look at pictures, and the data are arrays of numbers, measured "
+                "as they are: leave it out"
             )
     if settings.caption is not None:
         raise ValueError(f"--caption {settings.caption}: no model here takes prompts, leave it out")

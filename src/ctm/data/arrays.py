@@ -18,7 +18,7 @@ from ctm.data.images import Images
 from ctm.data.limits import check_size
 from ctm.data.notes import option
 from ctm.data.resize import fit
-from ctm.data.stack import Frame, Size, sides_of
+from ctm.data.stack import Frame, Size, in_words, sides_of
 from ctm.data.stored import ArrayFile, ArrayHeader, chosen_array, open_arrays
 from ctm.files import suffix_of
 
@@ -130,8 +130,8 @@ def fit_arrays(images: Images, size: Size | None, channels: int | None, max_gb: 
     own, height, width = images.shape
     if size is None and height != width:
         raise ValueError(
-            f"{images.name}: images are {width}×{height}, not square: give --data.size to resize and crop them, one number for "
-            f"squares or [{height}, {width}] to take them as they are"
+            f"{images.name}: images are {height} high and {width} wide, not square: give --data.size '[{height}, {width}]' to "
+            "take them as they are, or one number for squares, to which they are resized and cropped"
         )
     wanted, sides = own if channels is None else channels, (height, width) if size is None else sides_of(size)
     if sides == (height, width) and wanted == own:
@@ -142,7 +142,7 @@ def fit_arrays(images: Images, size: Size | None, channels: int | None, max_gb: 
         )
     frame = Frame(*sides, wanted == 3)
     shape = (len(images), *sides, wanted)
-    what = f"{images.name} as {shape[0]} images of {sides[1]}×{sides[0]}"
+    what = f"{images.name} as {shape[0]} images {sides[0]} high and {sides[1]} wide"
     check_size(what, math.prod(shape), images.pixels.nbytes, max_gb)
     pixels = np.empty(shape, dtype=np.uint8)
     for index, picture in enumerate(images.pixels):
@@ -153,5 +153,7 @@ def fit_arrays(images: Images, size: Size | None, channels: int | None, max_gb: 
             planes = [np.asarray(fit(Image.fromarray(picture[..., channel]), sides)) for channel in range(own)]
             pixels[index] = np.stack(planes, axis=-1)
     cropped = width * sides[0] != height * sides[1]
-    notes = [f"all images are {width}×{height}: cropped to their centre"] if cropped else []
+    notes = (
+        [f"all images are {height} high and {width} wide: cropped to the form of {in_words(sides)}"] if cropped else []
+    )
     return replace(images, pixels=pixels, notes=(*images.notes, *notes))

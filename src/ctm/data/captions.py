@@ -46,8 +46,8 @@ def load_captions(name: str, images: Images, column: str | None = None, split: s
         found = _of_folder(path, column)
     elif path.is_file() and suffix_of(path) in _WITHOUT:
         raise ValueError(
-            f"captions are not read from a file of that kind, {plain(name)}: unpack the pictures to a folder with {_LISTS[0]} beside "
-            f"them, or give --caption 'a {_PLACE}', in which the name of the class stands for {_PLACE}"
+            f"captions are not read from a file of that kind, {plain(name)}: unpack the pictures to a folder with {_LISTS[0]} "
+            f"beside them, or give --caption 'a {_PLACE}', in which the name of the class stands for {_PLACE}"
         )
     elif suffix_of(path) == ".npz":
         found = _of_npz(path, column)
@@ -104,8 +104,8 @@ def _csv(text: str, file: Path) -> Iterable[Mapping[str, object]]:
         for number, row in enumerate(reader, 1):
             if None in row:
                 raise ValueError(
-                    f"{file}: row {number} has more than the {len(columns)} columns {plain(', '.join(columns))}: a text with a comma in "
-                    'it stands in quotes, "like this, one"'
+                    f"{file}: row {number} has more than the {len(columns)} columns {plain(', '.join(columns))}: a text with "
+                    'a comma in it stands in quotes, "like this, one"'
                 )
             yield row
     except csv.Error as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ctm.data.notes import printable, tell
 from ctm.data.tree import natural
+from ctm.foreign.text import with_article
 
 __all__ = ["compare_classes", "could_be_labels", "listed_classes", "match_classes", "read_labels", "text_of"]
 
@@ -77,8 +78,8 @@ def _check_single(values: np.ndarray, name: str) -> None:
     for row, value in enumerate(values):
         if hasattr(value, "__len__") and not isinstance(value, str | bytes):
             raise ValueError(
-                f"{name}: the label of image {row} is a {type(value).__name__}: labels are one whole number or text for each "
-                "image"
+                f"{name}: the label of image {row} is {with_article(type(value).__name__)}: labels are one whole number or "
+                "text for each image"
             )
 
 

@@ -102,13 +102,13 @@ class CacheFile:
                 left.unlink(missing_ok=True)
 
     def read(self, count: int, *, converted: bool) -> Decoded | None:
-        """The pixels of `count` pictures, memory-mapped, and lines on what was done; None where they were not decoded before or are
-        damaged. converted: the user gave the channels."""
+        """The pixels of `count` pictures, memory-mapped, and lines on what was done; None where they were not decoded before or
+        are damaged. converted: the user gave the channels."""
         found = read_kept(self.pixels, self.traits, count)
         if found is None:
             return None
         pixels, counts = found
-        notes = what_was_done(counts, count, converted=converted)
+        notes = what_was_done(counts, count, converted=converted, sides=pixels.shape[1:3])
         if pixels.nbytes > _SAID_FROM:
             notes += (f"the decoded pictures take {pixels.nbytes / 1e9:.1f} GB on the disk, in {self.pixels}",)
         return Decoded(pixels, notes)

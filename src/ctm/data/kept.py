@@ -17,8 +17,8 @@ __all__ = ["read_kept", "write_traits"]
 
 
 def read_kept(pixels: Path, traits: Path, count: int) -> tuple[np.ndarray, Counter[str]] | None:
-    """(pixels uint8 (count, H, W, C), memory-mapped; how many pictures were treated how, by the keys of TRAITS), or None where the
-    files are not there, or are damaged. A line says so then: the pictures are decoded again."""
+    """(pixels uint8 (count, H, W, C), memory-mapped; how many pictures were treated how, by the keys of TRAITS), or None where
+    the files are not there, or are damaged. A line says so then: the pictures are decoded again."""
     if not (pixels.is_file() and traits.is_file()):
         return None
     try:

@@ -20,15 +20,15 @@ class _Watched(np.memmap):
 
 def watched(array: np.ndarray, file: Path) -> np.ndarray:
     """The same numbers, of which `check_unchanged` knows that they are mapped from `file`."""
-    found: _Watched = array.view(_Watched)  # type: ignore[type-var]
+    found: _Watched = array.view(_Watched)
     found.file, found.state = file.absolute(), _state(file)
     return found
 
 
 def check_unchanged(array: np.ndarray) -> None:
-    """Raises ValueError, naming the file, where a mapped file was changed or cut since it was opened: other numbers would be read
-    from it, and reading behind its end kills the process. A file of that name that took its place does no harm: what is mapped is
-    the old one. Costs one look at the directory, and nothing for an array that is in memory; a view of an array is as the array."""
+    """Raises ValueError, naming the file, where a mapped file was changed or cut since it was opened: other numbers would be
+    read from it, and reading behind its end kills the process. A file of that name that took its place does no harm: what is
+    mapped is the old one. Costs one look at the directory, and nothing for an array in memory. A view is as its array."""
     found: object = array
     while isinstance(found, np.ndarray):
         if isinstance(found, _Watched) and found.file is not None:

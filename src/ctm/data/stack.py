@@ -13,7 +13,7 @@ from ctm.data.files import TRAITS, Picture
 from ctm.data.notes import printable
 from ctm.data.resize import fit, is_colour, normal_mode
 
-__all__ = ["Frame", "Size", "sides_of", "what_was_done"]
+__all__ = ["Frame", "Size", "in_words", "sides_of", "what_was_done"]
 
 
 Size: TypeAlias = int | Sequence[int]
@@ -47,8 +47,8 @@ class Frame:
         width, height = first.image.size
         if size is None and width != height:
             raise ValueError(
-                f"{printable(name)} is {width}×{height}, not square: give --data.size, to which pictures are "
-                "resized and centre-cropped: one number for squares, or [height, width]"
+                f"{printable(name)} is {height} high and {width} wide, not square: give --data.size '[{height}, {width}]', or "
+                "one number for squares. Pictures are resized and centre-cropped to it"
             )
         rows, columns = (height, width) if size is None else sides_of(size)
         return cls(rows, columns, colour, name if size is None else None)
@@ -63,7 +63,7 @@ class Frame:
         image, sides = picture.image, (self.width, self.height)
         if self.example is not None and image.size != sides:
             raise ValueError(
-                f"{printable(name)} is {image.width}×{image.height} but {printable(self.example)} is {self.width}×{self.height}: "
+                f"{printable(name)} is {in_words(image.size[::-1])} but {printable(self.example)} is {in_words(sides[::-1])}: "
                 "give --data.size, to which pictures are resized and centre-cropped"
             )
         traits = set(picture.traits)
@@ -74,11 +74,22 @@ class Frame:
         return np.asarray(fitted).reshape(self.height, self.width, self.channels), frozenset(traits)
 
 
-def what_was_done(traits: Counter[str], total: int, *, converted: bool) -> tuple[str, ...]:
+def in_words(sides: Sequence[int]) -> str:
+    """(height, width) for a sentence: "24 high and 40 wide"."""
+    return f"{sides[0]} high and {sides[1]} wide"
+
+
+def what_was_done(
+    traits: Counter[str], total: int, *, converted: bool, sides: Sequence[int] | None = None
+) -> tuple[str, ...]:
     """One line for each trait, such as "13 of 729 pictures are grey: read as colour". converted: the user gave the channels,
-    so that grey pictures read as colour need no line."""
+    so that grey pictures read as colour need no line. sides: (height, width) of what they became; None: squares."""
+    told = dict(TRAITS)
+    if sides is not None and sides[0] != sides[1]:
+        form = f"{in_words(sides)}: cropped to their centre"
+        told["cropped"] = (f"has another form than {form}", f"have another form than {form}")
     return tuple(
         f"{traits[trait]} of {total} pictures {words[traits[trait] > 1]}"
-        for trait, words in TRAITS.items()
+        for trait, words in told.items()
         if traits[trait] and not (trait == "grey" and converted)
     )

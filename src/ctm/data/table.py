@@ -256,7 +256,7 @@ def _pixels(
         return made.pixels, made.notes
     pixels = np.empty(shape, dtype=np.uint8)
     traits = _fill(pixels, table, column, frame)
-    return pixels, what_was_done(traits, table.rows, converted=channels is not None)
+    return pixels, what_was_done(traits, table.rows, converted=channels is not None, sides=shape[1:3])
 
 
 def _key(table: _Table, column: str, size: Size | None, channels: int | None) -> str:

@@ -82,8 +82,8 @@ class Values(Dataset):
         return self.scaled.apply(self.taken(indices)), self.labels_at(indices)
 
     def taken(self, indices: np.ndarray) -> Tensor:
-        """The numbers of the items `indices` as they are stored, (B, *shape), in the machine's own order of bytes. Raises ValueError
-        where the file was changed since it was opened (`ctm.data.mapped`)."""
+        """The numbers of the items `indices` as they are stored, (B, *shape), in the machine's own order of bytes. Raises
+        ValueError where the file was changed since it was opened (`ctm.data.mapped`)."""
         check_unchanged(self.values)
         rows = np.array(self.values[indices])
         return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
@@ -101,8 +101,8 @@ def check_values(dtype: np.dtype, shape: Sequence[int], name: str) -> None:
             "" if known else ". Save numbers as float32, array.astype('float32'); labels stand in an array of their own"
         )
         raise ValueError(
-            f"{printable(name)}: data must be floats of 16, 32 or 64 bits or uint8, (N, D), (N, C, L) or (N, C, H, W) with at least "
-            f"one item, got {dtype} {tuple(shape)}{remedy}"
+            f"{printable(name)}: data must be floats of 16, 32 or 64 bits or uint8, (N, D), (N, C, L) or (N, C, H, W) with at "
+            f"least one item, got {dtype} {tuple(shape)}{remedy}"
         )
 
 
@@ -177,8 +177,8 @@ def _check_spread(moments: ChannelMoments, name: str) -> None:
     if small.any():
         channel = int(np.argmax(small))
         raise ValueError(
-            f"{printable(name)}: the numbers of channel {channel}, counted from 0, differ by {spread[channel]:.3g} at most, which "
-            f"float32 does not hold (down to {_SMALLEST:.2g}): give them in a larger unit, multiplied by a constant"
+            f"{printable(name)}: the numbers of channel {channel}, counted from 0, differ by {spread[channel]:.3g} at most, "
+            f"which float32 does not hold (down to {_SMALLEST:.2g}): give them in a larger unit, multiplied by a constant"
         )
 
 

@@ -69,14 +69,14 @@ class _Members:
         for member in self.members:
             if member.compress_type not in _METHODS:
                 raise ValueError(
-                    f"{printable(f'{self.place}: {member.filename}')} is packed by another method than deflate: store the pictures "
-                    "as they are (zip -0)"
+                    f"{printable(f'{self.place}: {member.filename}')} is packed by another method than deflate: store the "
+                    "pictures as they are (zip -0)"
                 )
         total, size = sum(member.file_size for member in self.members), self.place.stat().st_size
         if total > max(_TOGETHER, _TIMES * size):
             raise ValueError(
-                f"{printable(str(self.place))} would inflate to {total / 1e9:.1f} GB of picture files from {size / 1e6:.1f} MB, more "
-                f"than {_TIMES} times its size: it was not read. If you trust it, store the pictures as they are (zip -0)"
+                f"{printable(str(self.place))} would inflate to {total / 1e9:.1f} GB of picture files from {size / 1e6:.1f} MB, "
+                f"more than {_TIMES} times its size: it was not read. If you trust it, store the pictures as they are (zip -0)"
             )
 
     def damaged(self, error: Exception) -> ValueError:
@@ -122,8 +122,8 @@ class _Members:
         most = max(most, _TIMES * found.compress_size)
         if found.file_size > most or found.compress_type not in _METHODS:
             raise ValueError(
-                f"{name} has {found.file_size} bytes, more than the {most} that labels of {len(self)} pictures take, or is packed by "
-                "another method than deflate: it was not read"
+                f"{name} has {found.file_size} bytes, more than the {most} that labels of {len(self)} pictures take, or is "
+                "packed by another method than deflate: it was not read"
             )
         try:
             with self.archive.open(_LABELS) as file:

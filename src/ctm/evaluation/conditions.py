@@ -58,6 +58,11 @@ def fields_from(text: str | None, takes: Mapping[str, tuple[int, ...]]) -> Field
         raise ValueError(f"--condition {text}: there is no model with fields here, leave it out")
     if text == "none":
         return "none"
+    if not Path(str(text)).is_file():
+        raise FileNotFoundError(
+            f"--condition {text}: there is no such file. It is data, none, or an .npz with {', '.join(takes)}. Which arrays of "
+            f"--data are read, --data_condition {','.join(takes)} says; without it all of these names are"
+        )
     values, lines = load_fields(str(text), takes)
     tell(lines, str(text))
     return FileFields(values, Path(str(text)).name)

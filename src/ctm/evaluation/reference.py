@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctm.data import Images
+from ctm.data import Images, tell
 from ctm.data.archive import Archive
 from ctm.data.folder import cache_directory
 from ctm.evaluation.classifier import Classifier, train_classifier
@@ -46,6 +46,9 @@ _TABLE_ROWS = 50_000  # of features kept on the disk for the memorisation check
 _CLASSIFIER_IMAGES = 50_000
 _STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "activations")
 _INFLATES_TO, _INFLATES_BY = 64 << 20, 20  # bytes; times the size of the file
+CLASSIFIER_HINT = (
+    "label_accuracy, inception_score and diversity need it; ctm evaluate --classifier none does without them and it"
+)
 QUERIES = 500  # samples of the memorisation check
 
 
@@ -126,6 +129,10 @@ def classifier_of(
         return None
     path = cache_directory() / f"classifier-{_key('classifier', checksum, images.num_classes)}.safetensors"
     if processes.index == 0 and _whole_weights(path) is None:
+        tell(
+            [f"a classifier of its {images.num_classes} classes is trained once, in 600 steps. {CLASSIFIER_HINT}"],
+            images.name,
+        )
         chosen = ImageSource(images, min(len(images), _CLASSIFIER_IMAGES))
         x, labels = chosen.batch(np.arange(chosen.count))
         assert labels is not None

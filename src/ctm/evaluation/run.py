@@ -100,6 +100,7 @@ def make_judge(
     progress: Progress = silent,
     reading: Mapping[str, Any] | None = None,
     fields: FieldsFrom = "data",
+    classifier: bool = True,
     check: Callable[[Images], object] | None = None,
     with_texts: Callable[[Images], Images] | None = None,
 ) -> Judge:
@@ -108,10 +109,9 @@ def make_judge(
     size, channels: of the samples; the data are brought to them. rows: features kept on both sides for KID, CMMD and
     neighbours. labels: "data" draws the samples' classes as often as the data have them, "uniform" equally often. reading:
     image, label, condition and max_gb of ctm.data.load_images. fields: where the fields of the samples' conditions come from: the
-    rows of the data, nowhere, or a file. with_texts: adds the fields of captions to the images. check: called with the images
-    before anything is computed; it raises for images that do not fit a model.
-
-    Raises ValueError for data, a feature network or a choice that does not fit."""
+    rows of the data, nowhere, or a file. classifier: whether to train one on the data's labels, for the metrics of
+    classes. with_texts: adds the fields of captions to the images. check: called with the images before anything is computed; it
+    raises for images that do not fit a model. Raises ValueError for what does not fit."""
     if images < 2 or rows < 2:
         raise ValueError(f"--num and --rows must be at least 2, got {images} and {rows}")
     if labels not in ("data", "uniform"):
@@ -140,6 +140,7 @@ def make_judge(
         rows=rows,
         labels=labels,
         fields=fields,
+        classifier=classifier,
         processes=processes,
         progress=progress,
     )
@@ -154,6 +155,7 @@ def judge_of(
     rows: int = 2000,
     labels: str = "data",
     fields: FieldsFrom = "data",
+    classifier: bool = True,
     processes: Processes | None = None,
     progress: Progress = silent,
 ) -> Judge:
@@ -163,14 +165,14 @@ def judge_of(
             f"{data.name} holds latents, and an evaluation compares pictures: give those they were made of"
         )
     processes, rows, checksum = processes or Processes(), min(rows, images), images_checksum(data)
-    classifier = classifier_of(data, checksum, processes, progress)
-    extractor = data_extractor(features, data, classifier, side)
-    reference = reference_of(data, checksum, extractor, classifier, rows=rows, processes=processes, progress=progress)
+    trained = classifier_of(data, checksum, processes, progress) if classifier else None
+    extractor = data_extractor(features, data, trained, side)
+    reference = reference_of(data, checksum, extractor, trained, rows=rows, processes=processes, progress=progress)
     reference.prepare(rows)
-    weights = None if classifier is None else checksum_of(classifier)
+    weights = None if trained is None else checksum_of(trained)
     rule = rule_of(fields, data)
     about = protocol(extractor, weights, reference, images=images, rows=rows, labels=labels, condition=rule)
-    return Judge(extractor, classifier, reference, about, images, rows, labels, processes, fields)
+    return Judge(extractor, trained, reference, about, images, rows, labels, processes, fields)
 
 
 def evaluate_plans(

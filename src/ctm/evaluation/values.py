@@ -106,9 +106,9 @@ def sample_values(
     labels: str = "data",
     batch_size: int = 250,
 ) -> Tensor:
-    """num samples of a plan's model, in the numbers of the data, (num, *shape) on the CPU; their conditions are those of rows of
-    the data, or of a file. labels: "data" draws classes as often as the data have them, matched with the model's by name, "uniform"
-    equally often. Raises ValueError for data of a class that the model does not know by name."""
+    """num samples of a plan's model, in the numbers of the data, (num, *shape) on the CPU; their conditions are those of rows
+    of the data, or of a file. labels: "data" draws classes as often as the data have them, matched with the model's by name,
+    "uniform" equally often. Raises ValueError for data of a class that the model does not know by name."""
     model, seed = copy_on(plan.subject.model, device), plan.record["seed"]
     condition = _condition(judge.data, model, num, seed, fields, labels)
     source = plan.source(model, num, condition, device)
@@ -122,8 +122,8 @@ def sample_values(
 
 
 def _condition(data: Values, model: Denoiser, num: int, seed: int, given: FieldsFrom, rule: str) -> Condition:
-    """The fields and labels of `num` samples, labels in the model's numbers. Where the fields are those of the data's rows and the
-    rows' classes are not known to the model, it gets no class."""
+    """The fields and labels of `num` samples, labels in the model's numbers. Where the fields are those of the data's rows and
+    the rows' classes are not known to the model, it gets no class."""
     shared = shared_classes(data, model, strict=rule == "data", quiet=True, remedy=UNIFORM)
     drawn = data_labels(data, num, seed) if rule == "data" and shared is not None else None
     labels = class_labels(model, num, None if drawn is None or shared is None else shared.of_model(drawn), seed)
@@ -147,8 +147,8 @@ def evaluate_values(
     progress: Progress = silent,
 ) -> JSONObject:
     """The distance of every plan's samples, and of given ones, (N, *shape); result.json in `out` holds it with the protocol.
-    labels: as of `sample_values`; a line says which classes were matched. Raises ValueError for samples that are no numbers, and for
-    a model of another shape or of other classes."""
+    labels: as of `sample_values`; a line says which classes were matched. Raises ValueError for samples that are no numbers, and
+    for a model of another shape or of other classes."""
     if labels not in ("data", "uniform"):
         raise ValueError(f"--labels must be data or uniform, got {labels!r}")
     for plan in plans:  # all of them, before anything is sampled

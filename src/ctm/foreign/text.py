@@ -19,6 +19,7 @@ __all__ = [
     "read_text",
     "read_yaml",
     "text_in",
+    "with_article",
 ]
 
 # An object of a JSON file, as it was read: whoever reads one looks at what it holds before using it.
@@ -32,10 +33,16 @@ MOST_NODES = 20_000  # values of a YAML file, those behind an alias counted at e
 
 def plain(text: object, limit: int = 80) -> str:
     """A stranger's text for a message: one line of printable characters, at most `limit`."""
-    given = text if isinstance(text, str) else f"a {type(text).__name__}"
+    given = text if isinstance(text, str) else with_article(type(text).__name__)
     shown = "".join(letter if letter.isprintable() else " " for letter in given[: 4 * limit])
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def with_article(name: str) -> str:
+    """The name of a class after a or an, as it is said: an MLP, an int, a UNet1d, a dict."""
+    spelled = name[:2].isupper()  # letter by letter
+    return f"an {name}" if name[:1] in ("AEFHILMNORSX" if spelled else "AEIOaeio") else f"a {name}"
 
 
 def raised(error: BaseException, limit: int = 200) -> str:

@@ -17,6 +17,7 @@ from ctm.arguments import as_levels, as_state, checked
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, Condition, takes_labels, without_augment
 from ctm.files import as_source, whole_file
+from ctm.foreign.text import with_article
 from ctm.hub import asking_hub, not_given, pushing
 from ctm.models.card import card
 from ctm.models.conditions import conditioner_for
@@ -196,8 +197,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="ctm-torch"):
         described = describe(self.network)
         if described is None:
             raise ValueError(
-                f"cannot save this model: its network is a {type(self.network).__name__} object, which config.json cannot "
-                "describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
+                f"cannot save this model: its network is {with_article(type(self.network).__name__)} object, which config.json "
+                "cannot describe. Give the network as {'class_path': 'package.Class', 'init_args': {…}} instead"
             )
         return described
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ctm.foreign.text import with_article
 from ctm.networks.description import build, describe
 
 __all__ = [
@@ -116,7 +117,7 @@ def merged_network(network: nn.Module) -> nn.Module:
     description = describe(network)
     if description is None:
         raise ValueError(
-            f"a {type(network).__name__} is not described by a class and arguments, so that it is not merged"
+            f"{with_article(type(network).__name__)} is not described by a class and arguments, so that it is not merged"
         )
     with torch.random.fork_rng(devices=[]):
         plain = build(description)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ctm.arguments import whole_number
 from ctm.conditioner import Arrays
-from ctm.foreign.text import plain
+from ctm.foreign.text import plain, with_article
 
 __all__ = ["MOST_NUMBERS", "check_arguments", "check_shape", "fits_settings"]
 
@@ -133,7 +133,7 @@ def _shown(value: object) -> str:
     """A value of a file in a message: its beginning."""
     entries = list(value[:8]) if isinstance(value, list | tuple) else [value]
     texts = [
-        plain(str(entry), 20) if isinstance(entry, str | int | float) else f"a {type(entry).__name__}"
+        plain(str(entry), 20) if isinstance(entry, str | int | float) else with_article(type(entry).__name__)
         for entry in entries
     ]
     return f"[{', '.join(texts)}{', …' if len(value) > 8 else ''}]" if isinstance(value, list | tuple) else texts[0]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ctm.foreign.kinds import what_file
-from ctm.foreign.text import plain
+from ctm.foreign.text import plain, with_article
 from ctm.teachers.official_edm2 import edm2_arguments
 from ctm.teachers.safe_pickle import Stored, read_pickle
 from ctm.teachers.torch_files import read_torch
@@ -56,7 +56,7 @@ def read_state(path: str | Path, part: str | None = None) -> StateFile:
 def _choose(path: Path, contents: Any, part: str | None) -> StateFile:
     """The state of the file: the state dict itself, or one of several under names such as ema_0.999, target, model."""
     if not isinstance(contents, Mapping) or not contents:
-        raise ValueError(f"{path} holds a {type(contents).__name__}, not a state dict: names with tensors")
+        raise ValueError(f"{path} holds {with_article(type(contents).__name__)}, not a state dict: names with tensors")
     notes: list[str] = []
     if "pytorch-lightning_version" in contents:
         raise ValueError(

@@ -99,9 +99,9 @@ def _filled(settings: Mapping[str, Any], weights: Path, place: str) -> Any:
 def _build(settings: Mapping[str, Any], place: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    marks = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
+    marks: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
     try:
-        config = CLIPTextConfig(**settings, **marks, attn_implementation="sdpa")
+        config = CLIPTextConfig(**settings, **marks, **{"attn_implementation": "sdpa"})
         return CLIPTextModel(config)
     except TooLarge:
         raise

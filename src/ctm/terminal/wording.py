@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
 
-from ctm.foreign.text import plain
+from ctm.foreign.text import plain, with_article
 from ctm.terminal.known_classes import fitting_classes, settings_of
 
 __all__ = ["LISTS", "mistake", "value_mistake"]
@@ -121,7 +121,7 @@ def _allowed(message: str) -> list[str]:
         elif base:
             words.append("a class with its settings")
         else:
-            words.append(_TYPES.get(kind.rpartition(".")[2], f"a {kind.rpartition('.')[2]}"))
+            words.append(_TYPES.get(kind.rpartition(".")[2], with_article(kind.rpartition(".")[2])))
     return list(dict.fromkeys(words))
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctm.conditioner import Conditioner
 from ctm.conditions import GUIDANCE, LABELS, PRESENT, Condition, dropped, rows
-from ctm.foreign.text import raised
+from ctm.foreign.text import raised, with_article
 from ctm.objectives.derivatives import directional_derivative
 from ctm.training.step import last_layer
 
@@ -199,7 +199,7 @@ def _derivatives(subject: _Subject) -> str:
     last = last_layer(subject.moved)
     if not isinstance(getattr(last, "weight", None), nn.Parameter):
         raise _Failed(
-            f"its last_layer is a {type(last).__name__} without a weight, by whose gradient losses are balanced"
+            f"its last_layer is {with_article(type(last).__name__)} without a weight, by whose gradient losses are balanced"
         )
     subject.moved(subject.x, subject.t, subject.s, subject.condition).square().sum().backward()
     idle = [name for name, p in subject.moved.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
