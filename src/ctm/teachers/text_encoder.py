@@ -99,9 +99,10 @@ def _filled(settings: Mapping[str, Any], weights: Path, place: str) -> Any:
 def _build(settings: Mapping[str, Any], place: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    marks: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
+    made: Any = CLIPTextConfig  # its stubs know fewer settings than it takes
+    marks = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
     try:
-        config = CLIPTextConfig(**settings, **marks, **{"attn_implementation": "sdpa"})
+        config = made(**settings, **marks, attn_implementation="sdpa")
         return CLIPTextModel(config)
     except TooLarge:
         raise
