@@ -100,8 +100,9 @@ def _build(settings: Mapping[str, Any], place: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     marks = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
+    arguments: dict[str, Any] = {**settings, **marks, "attn_implementation": "sdpa"}
     try:
-        config = CLIPTextConfig(**settings, **marks, attn_implementation="sdpa")
+        config = CLIPTextConfig(**arguments)
         return CLIPTextModel(config)
     except TooLarge:
         raise
