@@ -52,8 +52,8 @@ def load_dino(side: int | None = None, name: str = MODEL) -> Dino:
         raise ImportError("--features dinov2 needs transformers: pip install 'ctm-torch[dinov2]'") from error
     try:
         with asking_hub():
-            loaded: Any = Dinov2Model.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
-            model, told = loaded
+            kind: Any = Dinov2Model
+            model, told = kind.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {name} are neither in the hub's cache nor to be fetched ({str(error).splitlines()[0]}): fetch "

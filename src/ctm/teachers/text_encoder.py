@@ -99,10 +99,10 @@ def _filled(settings: Mapping[str, Any], weights: Path, place: str) -> Any:
 def _build(settings: Mapping[str, Any], place: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    made: Any = CLIPTextConfig  # its stubs know fewer settings than it takes
     marks = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # for the pooled text, which is not used
+    arguments: dict[str, Any] = {**settings, **marks, "attn_implementation": "sdpa"}
     try:
-        config = made(**settings, **marks, attn_implementation="sdpa")
+        config = CLIPTextConfig(**arguments)
         return CLIPTextModel(config)
     except TooLarge:
         raise
