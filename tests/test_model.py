@@ -161,7 +161,7 @@ def test_saving_a_network_that_config_json_cannot_describe_says_so(tmp_path):
         def forward(self, x, t, s, labels):
             return x
 
-    with pytest.raises(ValueError, match=r"its network is a Own object, which config\.json cannot describe"):
+    with pytest.raises(ValueError, match=r"its network is an Own object, which config\.json cannot describe"):
         TrajectoryModel(Own(), shape=(2,)).save_pretrained(tmp_path)
 
 

@@ -223,7 +223,8 @@ def test_rows_without_a_field_are_trained_on_without_it(data, tmp_path, caplog):
     assert 60 < found["map_present"].sum() < 180
     write_set(data, observation=observation, observation_present=~present)
     with pytest.raises(
-        ValueError, match=r"observation of item 1 is not finite: leave such items out, scale them, or say False"
+        ValueError,
+        match=r"observation of item 1, counted from 0, is not finite: leave such items out, scale them, or say False",
     ):
         load_data(recipe)
     write_set(data, observation_present=present[:5])

@@ -223,7 +223,8 @@ def _other_unreadable(files: PictureFiles, said: str) -> str:
 
     with ThreadPoolExecutor() as pool:
         found = list(enumerate(pool.map(problem, range(len(files)))))
-    others = [printable(files.name(index)) for index, told in found if told not in (None, said)]
+    place = f"{files.place}: "  # of a zip, which the first sentence names
+    others = [printable(files.name(index).removeprefix(place)) for index, told in found if told not in (None, said)]
     if not others:
         return ""
     more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
