@@ -47,8 +47,10 @@ def card(
         head.append(f"license: {json.dumps(license)}")
     kind = type(model).__name__
     shape = "×".join(str(side) for side in model.shape)
-    rows = {"samples": f"{shape} numbers in [-1, 1]" if len(model.shape) != 3 else f"images {shape} (C×H×W) in [-1, 1]"}
-    rows["classes"] = str(model.num_classes) if model.num_classes else "none (unconditional)"
+    fields = _fields(model)
+    rows = {"samples": _samples(model, shape)}
+    rows["classes"] = str(model.num_classes) if model.num_classes else "none" if fields else "none (unconditional)"
+    rows |= {"condition": fields} if fields else {}
     rows["noise levels"] = f"{model.sigma_min:g} to {model.sigma_max:g}, sigma_data {model.sigma_data:g}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows["parameters"] = f"{parameters:,} ({type(model.network).__name__})"
@@ -72,6 +74,18 @@ def card(
         ]
     use = _USE.format(draw=_SOLVES if kind == "DiffusionModel" else _JUMPS)
     return "\n\n".join([*parts, "## Use", use]) + "\n"
+
+
+def _samples(model: Model, shape: str) -> str:
+    if getattr(model, "scaling", None) is not None:
+        return f"{shape} numbers in the units of the data, by the scaling in config.json"
+    return f"{shape} numbers in [-1, 1]" if len(model.shape) != 3 else f"images {shape} (C×H×W) in [-1, 1]"
+
+
+def _fields(model: Model) -> str:
+    """The fields of the condition that a user gives, with their shapes; empty without any."""
+    given: Mapping[str, Sequence[int]] = getattr(getattr(model, "conditioner", None), "given_fields", {})
+    return ", ".join(f"{_plain(name)} ({'×'.join(map(str, shape)) or 'a number'})" for name, shape in given.items())
 
 
 def use_and_limits(model: Model) -> str:
