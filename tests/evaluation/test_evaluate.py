@@ -262,7 +262,10 @@ def test_compare_says_what_is_significant_and_refuses_other_protocols(capsys, mo
         (["--gamma", "2"], "gamma must be in [0, 1], got 2.0"),
         (["--sampler", "magic"], "--sampler must be one of"),
         (["--sampler", "heun", "--gamma", "0.5"], "--gamma belongs to jumps"),
-        (["--classifier", "none"], "--features classifier are those of the classifier that --classifier none leaves"),
+        (
+            ["--features", "classifier", "--classifier", "none"],
+            "--features classifier are those of the classifier that --classifier none leaves",
+        ),
         (["--classifier", "own"], "--classifier must be data or none, got 'own'"),
         (["--features", "magic"], "--features must be one of classifier, efficientnet"),
         (["--labels", "mine"], "--labels must be data or uniform, got 'mine'"),
