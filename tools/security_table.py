@@ -264,12 +264,12 @@ def arrays(folder: Path) -> list[str]:
     return [*recipe(folder, RADAM), "--data.name", str(folder / "x.npz")]
 
 
-def zipped(folder: Path, labels: bytes = b"", behind: int = 0) -> list[str]:
-    """20 pictures of 8 × 8 in a .zip, each with zeros behind it, and their dataset.json."""
+def zipped(folder: Path, labels: bytes = b"", count: int = 20, behind: int = 0) -> list[str]:
+    """Pictures of 8 × 8 in a .zip, each with zeros behind it, and their dataset.json."""
     file = io.BytesIO()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "png")
     with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for index in range(20):
+        for index in range(count):
             archive.writestr(f"{index}.png", file.getvalue() + bytes(behind))
         if labels:
             archive.writestr("dataset.json", labels)
@@ -639,9 +639,9 @@ INPUTS: dict[str, Input] = {
     ),
     "zip-deep": Input("zip whose dataset.json is 60,000 brackets", "50 levels", lambda f: zipped(f, b"[" * 60_000)),
     "zip-pictures": Input(
-        "zip of 200 kB whose 20 pictures of 8×8 inflate to 200 MB",
+        "zip of 200 kB whose 5 pictures of 8×8 inflate to 200 MB",
         "the bytes that a picture's pixels ask for",
-        lambda f: zipped(f, behind=10 << 20),
+        lambda f: zipped(f, count=5, behind=40 << 20),
     ),
     "parquet-inflates": Input(
         "parquet of 51 kB whose pictures inflate to 1.2 GB", MEMORY, lambda f: parquet(f, groups=60, rows=1)
