@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from ctm import DiffusionModel, TrajectoryModel
 from ctm.models import ConsistencyModel
 from ctm.models.card import card
-from ctm.networks import MLP
+from ctm.networks import MLP, UNet1d
+from ctm.scaling import Scaling
 
 from .runs import student_arguments, teacher_arguments, trained
 
@@ -145,3 +146,15 @@ def test_the_cards_of_the_shipped_models_say_what_their_files_say(tool):
             "## Numbers",
         ):
             assert line in text
+
+
+def test_the_card_of_a_model_of_numbers_says_their_units_and_its_condition(tmp_path):
+    model = TrajectoryModel(
+        UNet1d((2, 8), arrays={"observation": (10,), "speed": ()}, channels=8, channel_mult=[1], blocks=1)
+    )
+    model.scaling = Scaling("standard", (7.0, 7.0), (6.0, 0.2))
+    text = card(model)
+    assert "| samples | 2×8 numbers in the units of the data, by the scaling in config.json |" in text
+    assert "| classes | none |" in text
+    assert "| condition | observation (10), speed (a number) |" in text
+    assert "unconditional" not in text
