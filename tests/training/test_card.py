@@ -148,10 +148,9 @@ def test_the_cards_of_the_shipped_models_say_what_their_files_say(tool):
             assert line in text
 
 
-def test_the_card_of_a_model_of_numbers_says_their_units_and_its_condition(tmp_path):
-    model = TrajectoryModel(
-        UNet1d((2, 8), arrays={"observation": (10,), "speed": ()}, channels=8, channel_mult=[1], blocks=1)
-    )
+def test_the_card_of_a_model_of_numbers_says_their_units_and_its_condition():
+    network = UNet1d((2, 8), arrays={"observation": (10,), "speed": ()}, channels=8, channel_mult=[1], blocks=1)
+    model = TrajectoryModel(network, shape=(2, 8))
     model.scaling = Scaling("standard", (7.0, 7.0), (6.0, 0.2))
     text = card(model)
     assert "| samples | 2×8 numbers in the units of the data, by the scaling in config.json |" in text
