@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --dura
 
 help:
 	@echo "make demo      train a teacher and a CTM on real digits, compare them, write runs/demo/report.html"
-	@echo "make test      the tests (at most six minutes on two cores), with the ten slowest at the end"
+	@echo "make test      the tests (six minutes on two fast cores), with the ten slowest at the end"
 	@echo "make test-all  the tests and the slow ones: soaks, long trainings, the page in Chromium, replicas"
 	@echo "make gpu       on one GPU: parity, precision, waiting, compilation and speed, in under eight minutes"
 	@echo "make lint      ruff, format check, mypy"

@@ -334,3 +334,10 @@ def test_a_function_and_an_object_that_only_jumps_are_models_too():
 
     denoised.shape = (2,)
     assert float(ObjectModel(denoised, "mine:denoised").denoise(torch.ones(1, 2), torch.ones(1)).sum()) == 0
+
+
+def test_prompts_for_a_pipeline_without_a_text_are_said_to_be_left(tmp_path, caplog):
+    network = made_random(diffusers.UNet2DModel(**UNET))
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**LEVELS)).save_pretrained(tmp_path / "ddpm")
+    assert open_pipeline(str(tmp_path / "ddpm"), "prompts.txt").prompts == []
+    assert "its pipeline takes no text: the prompts of prompts.txt are not read for it" in caplog.text

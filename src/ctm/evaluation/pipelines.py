@@ -227,4 +227,6 @@ def open_pipeline(source: str, prompts: str | None = None) -> PipelineModel:
         raise ValueError(
             f"--peer {source} makes pictures of text: give --prompts FILE, with one prompt, or a line for each class"
         )
+    if prompts is not None and not takes_text:
+        tell([f"its pipeline takes no text: the prompts of {prompts} are not read for it"], source)
     return PipelineModel(pipeline, source, read_prompts(Path(prompts)) if takes_text and prompts else ()).eval()
